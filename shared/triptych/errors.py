@@ -1,0 +1,166 @@
+"""Errors: a gRPC code, a sentence for people and google.rpc details for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+DETAILS_KEY = "grpc-status-details-bin"
+DOMAIN = "triptych"
+MISSING_CONDITIONING = "MISSING_CONDITIONING"
+
+# gRPC refuses a status whose metadata comes near 8 KB, and metadata grows when it is encoded.
+_MAX_MESSAGE_BYTES = 1000
+_MAX_DETAIL_BYTES = 3600
+_MAX_VIOLATIONS = 8
+_MAX_FIELD_BYTES = 100
+_MAX_DESCRIPTION_BYTES = 250
+_MAX_DIGESTS = 48
+
+_DETAIL_TYPES: tuple[type[Message], ...] = (
+    error_details_pb2.BadRequest,
+    error_details_pb2.ErrorInfo,
+    error_details_pb2.RetryInfo,
+)
+
+
+class StartError(Exception):
+    """Why a service cannot start, in one sentence for its operator."""
+
+
+class TriptychError(Exception):
+    """A failed call: what a servicer raises and what a client gets."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, details: Iterable[Message] = ()) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = tuple(details)
+
+
+def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
+    """INVALID_ARGUMENT with a BadRequest; each violation is a field's path and what is wrong with it.
+
+    The message names all of them too, for clients that do not read details. Past eight, they are only counted.
+    """
+    named = [
+        (_clipped(field, _MAX_FIELD_BYTES), _clipped(description, _MAX_DESCRIPTION_BYTES))
+        for field, description in violations[:_MAX_VIOLATIONS]
+    ]
+    sentences = [f"{field}: {description}" for field, description in named]
+    if len(violations) > len(named):
+        sentences.append(f"and {len(violations) - len(named)} more")
+    detail = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+            for field, description in named
+        ]
+    )
+    return TriptychError(grpc.StatusCode.INVALID_ARGUMENT, "; ".join(sentences), [detail])
+
+
+def not_found(message: str) -> TriptychError:
+    """NOT_FOUND."""
+    return TriptychError(grpc.StatusCode.NOT_FOUND, message)
+
+
+def failed_precondition(message: str) -> TriptychError:
+    """FAILED_PRECONDITION."""
+    return TriptychError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def missing_conditioning(digests: Iterable[bytes]) -> TriptychError:
+    """FAILED_PRECONDITION that names conditioning to send before the call is repeated.
+
+    It names at most 48 digests, as many as surely fit in a status; the repeated call names the next ones.
+    """
+    missing = [digest.hex() for digest in dict.fromkeys(digests)]
+    detail = error_details_pb2.ErrorInfo(
+        reason=MISSING_CONDITIONING, domain=DOMAIN, metadata={"digests": ",".join(missing[:_MAX_DIGESTS])}
+    )
+    message = f"{len(missing)} conditionings are not here: send them with PutConditioning and repeat the call"
+    return TriptychError(grpc.StatusCode.FAILED_PRECONDITION, message, [detail])
+
+
+def resource_exhausted(message: str, retry_after_seconds: float) -> TriptychError:
+    """RESOURCE_EXHAUSTED with a RetryInfo."""
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(retry_after_seconds * 1000))
+    return TriptychError(
+        grpc.StatusCode.RESOURCE_EXHAUSTED, message, [error_details_pb2.RetryInfo(retry_delay=delay)]
+    )
+
+
+def unavailable(message: str) -> TriptychError:
+    """UNAVAILABLE."""
+    return TriptychError(grpc.StatusCode.UNAVAILABLE, message)
+
+
+def deadline_exceeded(message: str) -> TriptychError:
+    """DEADLINE_EXCEEDED."""
+    return TriptychError(grpc.StatusCode.DEADLINE_EXCEEDED, message)
+
+
+def missing_digests(error: TriptychError) -> list[bytes] | None:
+    """The digests that a missing_conditioning error names; None for any other error."""
+    for detail in error.details:
+        if isinstance(detail, error_details_pb2.ErrorInfo) and detail.reason == MISSING_CONDITIONING:
+            return [bytes.fromhex(digest) for digest in detail.metadata["digests"].split(",")]
+    return None
+
+
+def retry_after_seconds(error: TriptychError) -> float | None:
+    """How long to wait before the call is repeated, if the error says so."""
+    for detail in error.details:
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            return detail.retry_delay.ToMilliseconds() / 1000
+    return None
+
+
+def to_status(error: TriptychError) -> status_pb2.Status:
+    """The error as a google.rpc.Status that fits in a gRPC status: long messages are cut, details that no longer
+    fit are left out."""
+    status = status_pb2.Status(code=error.code.value[0], message=_clipped(error.message, _MAX_MESSAGE_BYTES))
+    for detail in error.details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        if status.ByteSize() + packed.ByteSize() <= _MAX_MESSAGE_BYTES + _MAX_DETAIL_BYTES:
+            status.details.append(packed)
+    return status
+
+
+def from_rpc_error(error: grpc.RpcError) -> TriptychError:
+    """The error that a call failed with, of a sync or an aio stub, with its code, message and details."""
+    details: list[Message] = []
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            details = _details(value)
+    return TriptychError(error.code(), error.details() or "", details)
+
+
+def _details(value: bytes) -> list[Message]:
+    try:
+        status = status_pb2.Status.FromString(value)
+        return [_unpacked(packed) for packed in status.details]
+    except DecodeError:  # a proxy's idea of details; the code and the message are still good
+        return []
+
+
+def _unpacked(packed: any_pb2.Any) -> Message:
+    for kind in _DETAIL_TYPES:
+        if packed.Is(kind.DESCRIPTOR):
+            detail = kind()
+            packed.Unpack(detail)
+            return detail
+    return packed
+
+
+def _clipped(text: str, max_bytes: int) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= max_bytes:
+        return text
+    return encoded[: max_bytes - 3].decode(errors="ignore") + "..."
