@@ -1,0 +1,123 @@
+# Every chore has one target. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+BUF_AGAINST ?= .git\#branch=main,subdir=protos
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-local
+INSTALLED_DEV := $(VENV)/.installed-dev
+PROTOS_VENV := .venv-protos
+PROTOS_TOOLS := $(PROTOS_VENV)/.installed-grpcio-tools-1.71.2-mypy-protobuf-3.6.0
+BUF := node_modules/.bin/buf
+PROTOS := $(sort $(wildcard protos/triptych/v1/*.proto))
+CODE := shared services tests benchmarks training
+
+OUT ?= image.png
+
+# The user's words reach the shell as environment variables, never as shell text, and $(value) keeps make from
+# expanding a $ in them.
+unexport PROMPT OUT SEED SIZE STEPS GUIDANCE NEGATIVE
+export IMAGE_PROMPT := $(value PROMPT)
+export IMAGE_OUT := $(value OUT)
+export IMAGE_SEED := $(value SEED)
+export IMAGE_SIZE := $(value SIZE)
+export IMAGE_STEPS := $(value STEPS)
+export IMAGE_GUIDANCE := $(value GUIDANCE)
+export IMAGE_NEGATIVE := $(value NEGATIVE)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@echo
+	@echo '  make image PROMPT="a zebra to the left of a red fire truck" OUT=zebra.png'
+	@echo '    optional: SEED=7 SIZE=256x192 (width x height) STEPS=28 GUIDANCE=4.5 NEGATIVE="blurry"'
+
+.PHONY: image
+image: $(INSTALLED) ## Make a picture: PROMPT="..." OUT=image.png [SEED SIZE STEPS GUIDANCE NEGATIVE]
+	@test -n "$$IMAGE_PROMPT" || { echo 'make image needs a prompt: make image PROMPT="a red fire truck" OUT=truck.png' >&2; exit 2; }
+	@$(BIN)/triptych generate --output "$$IMAGE_OUT" \
+	  $${IMAGE_SEED:+--seed "$$IMAGE_SEED"} $${IMAGE_SIZE:+--size "$$IMAGE_SIZE"} $${IMAGE_STEPS:+--steps "$$IMAGE_STEPS"} \
+	  $${IMAGE_GUIDANCE:+--guidance "$$IMAGE_GUIDANCE"} $${IMAGE_NEGATIVE:+--negative "$$IMAGE_NEGATIVE"} -- "$$IMAGE_PROMPT"
+
+.PHONY: install
+install: $(INSTALLED) ## Make the environment with everything that generates pictures
+
+.PHONY: test
+test: $(INSTALLED_DEV) $(PROTOS_TOOLS) ## Run all tests, fast ones first
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+.PHONY: check
+check: $(INSTALLED_DEV) protos-check ## Lint, formatting, types, import rules, fresh stubs, the contract
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy shared services
+	$(BIN)/lint-imports
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory buf; else echo 'npm is not here: skipped buf lint and buf breaking'; fi
+
+.PHONY: fmt
+fmt: $(INSTALLED_DEV) ## Format the code and apply safe fixes
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: protos
+protos: $(PROTOS_TOOLS) ## Generate the Python stubs in shared/triptych/v1
+	$(call generate_stubs,shared)
+
+.PHONY: protos-check
+protos-check: $(PROTOS_TOOLS) ## Fail if the committed stubs are not what protos/ gives
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(call generate_stubs,"$$folder") && \
+	diff -r -x __init__.py -x __pycache__ "$$folder/triptych/v1" shared/triptych/v1 \
+	  || { echo 'shared/triptych/v1 is stale: run make protos and commit' >&2; exit 1; }
+
+# protoc and its plugins with exact versions: stubs from the oldest supported grpcio-tools load on every newer runtime.
+define generate_stubs
+PATH="$(PROTOS_VENV)/bin:$$PATH" $(PROTOS_VENV)/bin/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --mypy_out=quiet:$(1) \
+	  --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+endef
+
+.PHONY: buf
+buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
+	$(BUF) lint protos
+	$(BUF) breaking protos --against '$(BUF_AGAINST)'
+
+.PHONY: bench
+bench: $(INSTALLED_DEV) ## Time one picture: fused, over sockets, by diffusers
+	$(BIN)/python -m benchmarks.one_picture
+
+.PHONY: train
+train: $(INSTALLED_DEV) ## Train the default model
+	$(BIN)/python -m training
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) $(PROTOS_VENV) node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# torch comes first and exactly, so that the version is the tested one; TORCH=... chooses another.
+$(INSTALLED): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[local]'
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet 'torch==$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,training]'
+	@touch $@ $(INSTALLED)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	@echo 'Making the environment in $(VENV): a few minutes, once.'
+	$(PYTHON) -m venv $(VENV)
+
+$(PROTOS_TOOLS):
+	rm -rf $(PROTOS_VENV)
+	$(PYTHON) -m venv $(PROTOS_VENV)
+	$(PROTOS_VENV)/bin/python -m pip install --quiet grpcio-tools==1.71.2 mypy-protobuf==3.6.0 setuptools
+	@touch $@
+
+$(BUF):
+	npm install --silent --no-save --no-package-lock --prefix . @bufbuild/buf@1.75.0
