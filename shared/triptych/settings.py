@@ -1,0 +1,58 @@
+"""What every service can be told, by option or by a TRIPTYCH_ environment variable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from triptych.addresses import check_listen
+
+DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
+
+
+class ServerSettings(BaseSettings):
+    """How a service listens and stops."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIPTYCH_", cli_kebab_case=True, cli_hide_none_type=True)
+
+    listen: Annotated[str, AfterValidator(check_listen)] = Field(
+        "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
+    )
+    max_message_bytes: int = Field(
+        DEFAULT_MAX_MESSAGE_BYTES, gt=0, lt=2**31, description="Largest message, each way."
+    )
+    drain_seconds: float = Field(
+        0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
+    )
+    grace_seconds: float = Field(30, ge=0, description="After that, how long running calls may take to end.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
+
+
+class StageSettings(ServerSettings):
+    """A service that computes with a model."""
+
+    model: str = Field("triptych-small", description="A model's name, or a checkpoint's folder.")
+    device: str = Field("cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the weights.")
+
+
+S = TypeVar("S", bound=ServerSettings)
+
+
+def read_settings(kind: type[S], program: str, arguments: Sequence[str] | None = None) -> S:
+    """Returns settings from options, then the environment, then the defaults; --help lists them.
+
+    `arguments` are sys.argv's by default. A wrong value is said in one line per option, and the process exits with 2.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return kind(_cli_parse_args=given, _cli_prog_name=program)
+    except ValidationError as error:
+        for wrong in error.errors():
+            option = ".".join(str(part) for part in wrong["loc"]).replace("_", "-")
+            print(f"{program}: --{option}: {wrong['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
