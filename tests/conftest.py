@@ -1,0 +1,20 @@
+"""Fixtures for every folder of tests, and their order: what starts processes comes last."""
+
+from pathlib import Path
+
+import pytest
+
+SLOW_FOLDERS = ("faults", "local")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a mistake shows before anything slow has started."""
+    items.sort(key=lambda item: item.path.parent.name in SLOW_FOLDERS)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a complete SD3 checkpoint, random weights, 64x64 pixels by default, 0.5 MB."""
+    from tests.tiny_checkpoint import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
