@@ -1,0 +1,1 @@
+"""What every Triptych service and client shares."""

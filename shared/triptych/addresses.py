@@ -18,7 +18,7 @@ class ListenError(StartError):
 
 
 def check_listen(address: str) -> str:
-    """Returns the address if it has a known form: "unix:/path", "host:port" or "[::1]:port"; 0 is any free port.
+    """Returns the address if it is "unix:/path", "host:port" or "[::1]:port", where port 0 is any free one.
 
     Raises ValueError.
     """
@@ -42,9 +42,10 @@ def unix_path(address: str) -> str:
 
 
 def claim(address: str) -> None:
-    """Makes sure that nobody listens on the address; a Unix socket that a dead server left behind is removed.
+    """Makes sure that nobody listens on the address; a Unix socket that a dead server left is removed.
 
-    gRPC itself would take a live Unix socket over, and says of a port only that it failed. Raises ListenError.
+    gRPC itself would take a live Unix socket over, and says of a port only that it failed.
+    Raises ListenError.
     """
     if address.startswith("unix:"):
         _claim_unix(address)
@@ -80,7 +81,9 @@ def _answers(path: Path) -> bool:
 def _claim_tcp(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
     refusals = [refusal for entry in found if (refusal := _refusal(entry[0], entry[4])) is not None]

@@ -25,7 +25,7 @@ class CheckpointError(StartError):
 
 
 class Checkpoint:
-    """A folder with a model_index.json and one folder per component. Weights are read when they are asked for."""
+    """A folder with a model_index.json and one folder per component. Weights are read when asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +69,9 @@ class Checkpoint:
                 return sorted(set(_read_shards(folder / f"{name}.index.json").values()))
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
         if pickles:
-            raise CheckpointError(f"{folder} has only {', '.join(pickles)}: only safetensors files are loaded")
+            raise CheckpointError(
+                f"{folder} has only {', '.join(pickles)}: only safetensors files are loaded"
+            )
         raise CheckpointError(f"{folder} has no {' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
 
     def tensors(self, component: str) -> Mapping[str, torch.Tensor]:
@@ -98,7 +100,7 @@ class _Weights(Mapping[str, "torch.Tensor"]):
 
 
 def open_checkpoint(name_or_path: str) -> Checkpoint:
-    """Opens a model that the package brings, by its name, or a folder, by its path. Raises CheckpointError."""
+    """Opens a model that the package brings, by name, or a folder, by its path. Raises CheckpointError."""
     brought = bundled_models()
     path = MODELS / name_or_path if name_or_path in brought else Path(name_or_path).expanduser().resolve()
     if not path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -45,7 +46,7 @@ class TriptychError(Exception):
 def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
     """INVALID_ARGUMENT with a BadRequest; each violation is a field's path and what is wrong with it.
 
-    The message names all of them too, for clients that do not read details. Past eight, they are only counted.
+    The message names them too, for clients that do not read details. Past eight, they are only counted.
     """
     named = [
         (_clipped(field, _MAX_FIELD_BYTES), _clipped(description, _MAX_DESCRIPTION_BYTES))
@@ -117,13 +118,16 @@ def retry_after_seconds(error: TriptychError) -> float | None:
     """How long to wait before the call is repeated, if the error says so."""
     for detail in error.details:
         if isinstance(detail, error_details_pb2.RetryInfo):
-            return detail.retry_delay.ToMilliseconds() / 1000
+            milliseconds: int = detail.retry_delay.ToMilliseconds()
+            return milliseconds / 1000
     return None
 
 
 def to_status(error: TriptychError) -> status_pb2.Status:
-    """The error as a google.rpc.Status that fits in a gRPC status: long messages are cut, details that no longer
-    fit are left out."""
+    """The error as a google.rpc.Status that fits in a gRPC status.
+
+    Long messages are cut, details that no longer fit are left out.
+    """
     status = status_pb2.Status(code=error.code.value[0], message=_clipped(error.message, _MAX_MESSAGE_BYTES))
     for detail in error.details:
         packed = any_pb2.Any()
@@ -136,7 +140,8 @@ def to_status(error: TriptychError) -> status_pb2.Status:
 def from_rpc_error(error: grpc.RpcError) -> TriptychError:
     """The error that a call failed with, of a sync or an aio stub, with its code, message and details."""
     details: list[Message] = []
-    for key, value in error.trailing_metadata() or ():
+    metadata: Any = error.trailing_metadata() or ()
+    for key, value in metadata:
         if key == DETAILS_KEY and isinstance(value, bytes):
             details = _details(value)
     return TriptychError(error.code(), error.details() or "", details)
@@ -152,9 +157,8 @@ def _details(value: bytes) -> list[Message]:
 
 def _unpacked(packed: any_pb2.Any) -> Message:
     for kind in _DETAIL_TYPES:
-        if packed.Is(kind.DESCRIPTOR):
-            detail = kind()
-            packed.Unpack(detail)
+        detail = kind()
+        if packed.Unpack(detail):
             return detail
     return packed
 

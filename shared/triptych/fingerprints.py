@@ -24,8 +24,8 @@ def stage_fingerprint(
 ) -> str:
     """The fingerprint of a stage that computes `components` of a checkpoint on a torch device.
 
-    Two replicas with equal fingerprints have the same weights and config, torch version, kind of processor, thread
-    count, dtype and determinism.
+    Two replicas with equal fingerprints have the same weights and config, torch version, kind of processor,
+    thread count, dtype and determinism.
     """
     parts = _runtime(device) | {"dtype": dtype, "determinism": determinism}
     for component in components:
@@ -37,9 +37,9 @@ def stage_fingerprint(
 def weights_identity(files: Iterable[Path]) -> str:
     """A digest of weight files, whatever their names.
 
-    Files up to 1 GiB are hashed whole (under a second each). Of a larger one, hashed are its size, its first MiB
-    (which holds the header: names, shapes and offsets) and 63 more spread evenly over it, because hashing all would
-    take longer than loading: a change of a few weights elsewhere is not seen. The result says which was done.
+    Files up to 1 GiB are hashed whole. Of a larger one, hashed are its size, its first MiB (which holds the
+    header: names, shapes and offsets) and 63 more spread evenly over it, because hashing all would take
+    longer than loading: a change of a few weights elsewhere is not seen. The result says which was done.
     """
     whole, digests = True, []
     for file in files:

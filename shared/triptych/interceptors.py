@@ -26,17 +26,17 @@ class _Malformed:
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers a servicer's TriptychError with its rich status, and any other exception with INTERNAL.
 
-    The log of an INTERNAL has the traceback, but the exception's own words, which may quote the request, only at
-    DEBUG. Servicers' methods are coroutines or async generators.
+    The log of an INTERNAL has the traceback, but the exception's own words, which may quote the request, only
+    at DEBUG. Servicers' methods are coroutines or async generators.
     """
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         """Wraps the method's behaviour and its request deserializer; client streams are left as they are."""
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or handler.request_streaming:
             return handler
@@ -87,7 +87,7 @@ def _check_form(request: Any) -> None:
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:
-    """Ends the call; an AbortError is the mark of a call that was ended already (gRPC's health service does so)."""
+    """Ends the call; an AbortError marks a call that was ended already, as gRPC's health service does."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
     known = error if isinstance(error, TriptychError) else _internal(error, method)

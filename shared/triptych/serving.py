@@ -33,8 +33,10 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Service:
-    """A gRPC service: its full name, e.g. "triptych.v1.DenoiserService", and what adds its servicer to a server,
-    e.g. partial(add_DenoiserServiceServicer_to_server, servicer)."""
+    """A gRPC service: its full name, and what adds its servicer to a server.
+
+    E.g. "triptych.v1.DenoiserService" and partial(add_DenoiserServiceServicer_to_server, servicer).
+    """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
@@ -42,7 +44,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A program that is ready to serve: its services, a few words for the log, and what to await after the last call."""
+    """What is ready to serve: services, a few words for the log, and what to await after the last call."""
 
     services: Sequence[Service]
     description: str
@@ -88,7 +90,7 @@ class Server:
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Channel arguments: message limits, one server per port, and room for clients that ping every ten seconds."""
+    """Channel arguments: message limits, one server per port, and room for clients that ping every 10 s."""
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
 from triptych.addresses import check_listen
 
@@ -46,11 +46,12 @@ S = TypeVar("S", bound=ServerSettings)
 def read_settings(kind: type[S], program: str, arguments: Sequence[str] | None = None) -> S:
     """Returns settings from options, then the environment, then the defaults; --help lists them.
 
-    `arguments` are sys.argv's by default. A wrong value is said in one line per option, and the process exits with 2.
+    `arguments` are sys.argv's by default. Wrong values are said in a line each, and the process exits with 2.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return kind(_cli_parse_args=given, _cli_prog_name=program)
+        source = CliSettingsSource[Any](kind, cli_prog_name=program)
+        return CliApp.run(kind, cli_args=given, cli_settings_source=source)
     except ValidationError as error:
         for wrong in error.errors():
             option = ".".join(str(part) for part in wrong["loc"]).replace("_", "-")

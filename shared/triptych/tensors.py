@@ -1,4 +1,4 @@
-"""Tensors on the wire: numpy arrays and torch tensors to Tensor messages and back, checked, one copy each way."""
+"""Tensors on the wire: numpy arrays and torch tensors to messages and back, checked, one copy each way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DTYPES_BY_NAME: dict[str, tensor_pb2.Dtype.ValueType] = {
 }
 
 Shape = Sequence[int | str]
-"""An expected shape: a number is required as it is, a name stands for any size, e.g. ("samples", 16, "height")."""
+"""An expected shape: a number is required as it is, a name stands for any size: ("samples", 16, "height")."""
 
 
 def array_to_message(array: npt.NDArray[Any]) -> tensor_pb2.Tensor:
@@ -56,8 +56,8 @@ def message_to_array(
 ) -> npt.NDArray[Any]:
     """Returns a read-only array over the message's data. bfloat16 comes as ml_dtypes.bfloat16.
 
-    `field` is the message's path in the request, for errors. `dtypes` (names as numpy gives them) and `shape` are
-    what the caller accepts; without them anything valid is. Raises TriptychError INVALID_ARGUMENT.
+    `field` is the message's path in the request, for errors. `dtypes` (names as numpy gives them) and `shape`
+    are what the caller accepts; without them anything valid is. Raises TriptychError INVALID_ARGUMENT.
     """
     data = _checked_data(message, field, dtypes, shape)
     return np.frombuffer(data, dtype=_NUMPY_DTYPES[message.dtype]).reshape(tuple(message.shape))
@@ -85,11 +85,10 @@ def message_to_torch(
     Do not write to it: its memory is a Python bytes object. Operations that make new tensors are fine.
     """
     data = _checked_data(message, field, dtypes, shape)
-    torch = _torch()
-    dtype: torch.dtype = getattr(torch, _NAMES[message.dtype])
-    if not data:
-        return torch.empty(tuple(message.shape), dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(tuple(message.shape))
+    backend = _torch()
+    dtype = getattr(backend, _NAMES[message.dtype])
+    flat: torch.Tensor = backend.frombuffer(data, dtype=dtype) if data else backend.empty(0, dtype=dtype)
+    return flat.reshape(tuple(message.shape))
 
 
 def _wire_dtype(name: str) -> tensor_pb2.Dtype.ValueType:
@@ -143,7 +142,7 @@ def _written(shape: Shape) -> str:
 
 @functools.cache
 def _torch() -> Any:
-    """torch, which warns once per process that a bytes buffer is read-only: message_to_torch documents that."""
+    """torch, which warns once per process that a buffer is read-only: message_to_torch documents that."""
     import torch
 
     with warnings.catch_warnings():
