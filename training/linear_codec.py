@@ -1,7 +1,8 @@
-"""A linear picture codec, 16 numbers per 8x8 pixels: the latent space that the default model's VAE is trained to have.
+"""A linear picture codec, 16 numbers per 8x8 pixels: the latent space that the default model's VAE learns.
 
-`python -m training.linear_codec --data node_modules` fits and saves it. The principal components of 8x8x3 patches. An autoencoder trained from nothing takes long to find a latent space, and
-the transformer can only be trained once it stands; this one stands within a minute, and the VAE learns it meanwhile.
+The numbers are the first principal components of 8x8x3 patches. An autoencoder trained from nothing takes long to
+find a latent space, and the transformer can only be trained once it stands; this one stands within a minute, and the
+VAE learns it meanwhile. `python -m training.linear_codec --data node_modules` fits and saves it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from training.scenes import Split, load_sprites, render, sample_scene
 
 PATCH = 8
 LATENT_CHANNELS = 16
-# Component k is divided by std_k ** WHITENING: at 1 all would be equally loud, at 0 the patch's mean colour drowns the rest.
+# Component k is divided by std_k ** WHITENING: at 1 all are equally loud, at 0 the mean colour drowns the rest.
 WHITENING = 0.6
 FIT_SCENES = 1500
 DEFAULT_PATH = Path(__file__).parent / "results" / "linear_codec.safetensors"
@@ -30,9 +31,10 @@ Pixels = Tensor | NDArray[np.uint8]
 
 
 def to_patches(pixels: Pixels) -> Tensor:
-    """[B, H, W, 3] uint8 to [B, H/8, W/8, 192] float32 in [-1, 1], each patch in the order channel, row, column."""
+    """[B, H, W, 3] uint8 to [B, H/8, W/8, 192] float32 in [-1, 1], each in the order channel, row, column."""
     batch, height, width, _ = pixels.shape
-    grid = (torch.as_tensor(pixels).float() / 127.5 - 1).view(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
+    scaled = torch.as_tensor(pixels).float() / 127.5 - 1
+    grid = scaled.view(batch, height // PATCH, PATCH, width // PATCH, PATCH, 3)
     return grid.permute(0, 1, 3, 5, 2, 4).flatten(3)
 
 
@@ -45,10 +47,10 @@ def from_patches(patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearCodec:
-    """Latents are (patch - mean) @ analysis, then (z - shift_factor) * scaling_factor: mean 0 and standard deviation 1.
+    """Latents are (patch - mean) @ analysis, then (z - shift_factor) * scaling_factor, which gives mean 0 and std 1.
 
-    mean [192], analysis [192, 16], synthesis [16, 192], float32. `shift_factor` and `scaling_factor` are the ones of
-    the VAE's config.json, so unscaled latents are what an AutoencoderKL's encoder gives.
+    mean [192], analysis [192, 16], synthesis [16, 192], float32. `shift_factor` and `scaling_factor` are the ones
+    of the VAE's config.json, so unscaled latents are what an AutoencoderKL's encoder gives.
     """
 
     mean: Tensor
@@ -72,7 +74,7 @@ class LinearCodec:
             analysis=(basis / gain).float().contiguous(),
             synthesis=(basis * gain).T.float().contiguous(),
             scaling_factor=round(1 / unscaled.std().item(), 4),
-            shift_factor=round(unscaled.mean().item(), 4),
+            shift_factor=round(unscaled.mean().item(), 4) + 0.0,  # no -0.0
         )
 
     def encode(self, pixels: Pixels) -> Tensor:
@@ -100,7 +102,8 @@ class LinearCodec:
         """Reads what `save` wrote."""
         with cast(Any, safe_open(path, framework="pt")) as file:
             factors = {name: float(value) for name, value in file.metadata().items()}
-            return cls(**{name: file.get_tensor(name) for name in file.keys()}, **factors)
+            tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
+            return cls(**tensors, **factors)
 
 
 def psnr(pixels: Tensor, reference: Tensor) -> float:
@@ -118,7 +121,7 @@ def rendered_scenes(data: Path, count: int, split: Split, seed: int) -> Tensor:
 def main() -> None:
     """Fits the codec on training scenes, saves it and prints what it loses on held-out ones."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="node_modules folder with @lobehub/fluent-emoji-3d")
+    parser.add_argument("--data", type=Path, required=True, help="node_modules with @lobehub/fluent-emoji-3d")
     parser.add_argument("--out", type=Path, default=DEFAULT_PATH)
     arguments = parser.parse_args()
     codec = LinearCodec.fit(rendered_scenes(arguments.data, FIT_SCENES, "train", seed=0))
