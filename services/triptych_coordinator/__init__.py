@@ -1,0 +1,1 @@
+"""The coordinator: the sampler loop, and everything around it that needs no torch."""

@@ -1,0 +1,35 @@
+"""Runs the coordinator: python -m triptych_coordinator --text-encoder ... --denoiser ... --vae-codec ..."""
+
+from functools import partial
+
+from triptych.checkpoints import open_checkpoint
+from triptych.serving import Loaded, Service, run
+from triptych.settings import read_settings
+from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
+from triptych_coordinator.servicer import ImageGenerationServicer
+from triptych_coordinator.settings import CoordinatorSettings
+from triptych_coordinator.stubs import Channels
+
+
+async def load(settings: CoordinatorSettings) -> Loaded:
+    """Opens the checkpoint. The stages need not be up yet."""
+    channels = Channels(
+        settings.text_encoder, settings.denoiser, settings.vae_codec, settings.max_message_bytes
+    )
+    checkpoint = open_checkpoint(settings.model)
+    servicer = ImageGenerationServicer(checkpoint, channels.stubs, settings)
+    service = Service(
+        "triptych.v1.ImageGenerationService",
+        partial(add_ImageGenerationServiceServicer_to_server, servicer),
+    )
+    return Loaded([service], checkpoint.name, channels.close)
+
+
+def main() -> None:
+    """The command line."""
+    settings = read_settings(CoordinatorSettings, "triptych_coordinator")
+    run("coordinator", settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""How much time a request has left, and how much it took."""
+
+import time
+
+from triptych import errors
+
+
+class Deadline:
+    """A moment that nothing done for a request may pass."""
+
+    def __init__(self, seconds: float | None) -> None:
+        """`seconds` from now; None for no limit."""
+        self._expires_at = None if seconds is None else time.monotonic() + seconds
+
+    def timeout(self, at_most: float) -> float:
+        """Seconds that a call may take: what is left, but no more than `at_most`.
+
+        Raises:
+            TriptychError: DEADLINE_EXCEEDED when nothing is left.
+        """
+        if self._expires_at is None:
+            return at_most
+        left = self._expires_at - time.monotonic()
+        if left <= 0:
+            raise errors.deadline_exceeded("the request's deadline passed")
+        return min(left, at_most)
+
+
+class Stopwatch:
+    """Milliseconds since it was made, and between laps."""
+
+    def __init__(self) -> None:
+        self._started = self._lap_started = time.monotonic()
+
+    def lap(self) -> float:
+        """Milliseconds since the last lap, or the start."""
+        now = time.monotonic()
+        milliseconds = (now - self._lap_started) * 1000
+        self._lap_started = now
+        return milliseconds
+
+    def total(self) -> float:
+        """Milliseconds since the start."""
+        return (time.monotonic() - self._started) * 1000

@@ -1,0 +1,61 @@
+"""Classifier-free guidance, and how its scale changes over the steps: one pure function each, in a table."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def classifier_free_guidance(
+    negative: NDArray[np.float32], positive: NDArray[np.float32], scale: float
+) -> NDArray[np.float32]:
+    """u + g (c - u) in float32 (Ho and Salimans, 2022, as diffusers writes it)."""
+    return negative + np.float32(scale) * (positive - negative)
+
+
+def constant(step: int, num_steps: int, scale: float) -> float:
+    """`scale` at every step."""
+    return scale
+
+
+def linear(step: int, num_steps: int, scale: float, end_scale: float) -> float:
+    """A straight line from `scale` at the first step to `end_scale` at the last."""
+    return scale + (end_scale - scale) * _progress(step, num_steps)
+
+
+def cosine(step: int, num_steps: int, scale: float, end_scale: float) -> float:
+    """Half a cosine wave from `scale` at the first step to `end_scale` at the last."""
+    return scale + (end_scale - scale) * (1 - math.cos(math.pi * _progress(step, num_steps))) / 2
+
+
+def interval(step: int, num_steps: int, scale: float, start: float, stop: float) -> float:
+    """`scale` where int(start n) <= step < int(stop n), else 1: no guidance (Kynkäänniemi et al., 2024)."""
+    return scale if int(start * num_steps) <= step < int(stop * num_steps) else 1.0
+
+
+SCHEDULES: Mapping[str, Callable[..., float]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "interval": interval,
+}
+
+
+@dataclass(frozen=True)
+class GuidanceSchedule:
+    """A function of SCHEDULES by name, with its own parameters."""
+
+    name: str = "constant"
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def scales(self, num_steps: int, scale: float) -> list[float]:
+        """The guidance scale of each step, when the request's guidance_scale is `scale`."""
+        schedule = SCHEDULES[self.name]
+        return [schedule(step, num_steps, scale, **self.parameters) for step in range(num_steps)]
+
+
+def _progress(step: int, num_steps: int) -> float:
+    """0 at the first step, 1 at the last; 0 if there is only one."""
+    return step / (num_steps - 1) if num_steps > 1 else 0.0

@@ -1,0 +1,242 @@
+"""From the wire's GenerationParameters to checked ones with every default filled in, and back."""
+
+import math
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from triptych import errors
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.guidance import GuidanceSchedule
+
+MAX_NUM_INFERENCE_STEPS = 200
+MAX_GUIDANCE_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the served model and this server allow, and what a request gets that says nothing. Sizes in pixels."""
+
+    model: str
+    default_height: int
+    default_width: int
+    size_multiple: int
+    max_size: int
+    max_image_pixels: int
+    max_request_pixels: int
+    max_images: int
+    max_prompt_bytes: int
+    default_num_inference_steps: int
+    default_guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A valid request. Pictures are numbered prompt by prompt; there is one seed per picture."""
+
+    model: str
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_schedule: GuidanceSchedule
+    num_images_per_prompt: int
+    seeds: tuple[int, ...]
+
+    def guidance_scales(self) -> list[float]:
+        """The guidance scale of each step."""
+        return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
+
+    def prompt(self, image: int) -> str:
+        """The prompt of picture number `image`."""
+        return self.prompts[image // self.num_images_per_prompt]
+
+    def negative_prompt(self, image: int) -> str:
+        """The negative prompt of picture number `image`."""
+        return self.negative_prompts[image // self.num_images_per_prompt]
+
+
+def parameters_from_message(message: pb.GenerationParameters, limits: Limits) -> Parameters:
+    """Checks a request and fills in its defaults.
+
+    Raises:
+        TriptychError: NOT_FOUND for another model; INVALID_ARGUMENT that names every wrong field.
+    """
+    if message.model and message.model != limits.model:
+        raise errors.not_found(
+            f"the model {message.model!r} is not served here; this server has {limits.model!r}"
+        )
+    wrong: dict[str, str] = {}
+    given = _Given(message, limits, wrong)
+    parameters = Parameters(
+        model=limits.model,
+        prompts=given.prompts(),
+        negative_prompts=given.negative_prompts(),
+        height=given.size("height", limits.default_height),
+        width=given.size("width", limits.default_width),
+        num_inference_steps=given.num_inference_steps(),
+        guidance_scale=given.guidance_scale(),
+        guidance_schedule=given.guidance_schedule(),
+        num_images_per_prompt=given.num_images_per_prompt(),
+        seeds=given.seeds(),
+    )
+    if not wrong:
+        given.check_pixels(parameters)
+    if wrong:
+        raise errors.invalid_argument(*wrong.items())
+    return parameters
+
+
+def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
+    """The request with every default filled in: sent again, it gives the same pictures."""
+    schedule = parameters.guidance_schedule
+    message = pb.GenerationParameters(
+        prompts=parameters.prompts,
+        negative_prompts=parameters.negative_prompts,
+        height=parameters.height,
+        width=parameters.width,
+        num_inference_steps=parameters.num_inference_steps,
+        guidance_scale=parameters.guidance_scale,
+        num_images_per_prompt=parameters.num_images_per_prompt,
+        seeds=parameters.seeds,
+        model=parameters.model,
+    )
+    chosen = getattr(message.guidance_schedule, schedule.name)
+    chosen.SetInParent()
+    for name, value in schedule.parameters.items():
+        setattr(chosen, name, value)
+    return message
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The fields of a request one by one; `wrong` gets what is wrong: a field's path, what it must be."""
+
+    message: pb.GenerationParameters
+    limits: Limits
+    wrong: dict[str, str]
+
+    def prompts(self) -> tuple[str, ...]:
+        prompts = tuple(self.message.prompts)
+        if not prompts:
+            self.wrong["prompts"] = "must hold at least one prompt"
+        for i, prompt in enumerate(prompts[: self.limits.max_images]):
+            if not prompt.strip():
+                self.wrong[f"prompts[{i}]"] = "must not be empty"
+            else:
+                self._check_text(f"prompts[{i}]", prompt)
+        return prompts
+
+    def negative_prompts(self) -> tuple[str, ...]:
+        given, count = tuple(self.message.negative_prompts), len(self.message.prompts)
+        if len(given) not in (0, 1, count):
+            self.wrong["negative_prompts"] = (
+                f"must be none, one, or one per prompt ({count}), not {len(given)}"
+            )
+            return given
+        for i, prompt in enumerate(given[: self.limits.max_images]):
+            self._check_text(f"negative_prompts[{i}]", prompt)
+        return given if len(given) == count else (given or ("",)) * count
+
+    def size(self, field: str, default: int) -> int:
+        if not self.message.HasField(field):  # type: ignore[arg-type]
+            return default
+        size: int = getattr(self.message, field)
+        multiple, largest = self.limits.size_multiple, self.limits.max_size
+        below = min(max(size // multiple * multiple, multiple), largest)
+        nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
+        if size != below:
+            allowed = f"must be a multiple of {multiple} from {multiple} to {largest} pixels, not {size}"
+            self.wrong[field] = f"{allowed}; nearest: {' or '.join(map(str, nearest))}"
+        return size
+
+    def num_inference_steps(self) -> int:
+        if not self.message.HasField("num_inference_steps"):
+            return self.limits.default_num_inference_steps
+        steps = self.message.num_inference_steps
+        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
+        return steps
+
+    def guidance_scale(self) -> float:
+        if not self.message.HasField("guidance_scale"):
+            return self.limits.default_guidance_scale
+        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+
+    def guidance_schedule(self) -> GuidanceSchedule:
+        name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
+        fields = _SCHEDULE_PARAMETERS[name](self, getattr(self.message.guidance_schedule, name))
+        return GuidanceSchedule(name, fields)
+
+    def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
+        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+
+    def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
+        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        if stop < start:
+            self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
+        return {"start": start, "stop": stop}
+
+    def num_images_per_prompt(self) -> int:
+        return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
+
+    def seeds(self) -> tuple[int, ...]:
+        given, prompts, most = tuple(self.message.seeds), len(self.message.prompts), self.limits.max_images
+        images = prompts * self.num_images_per_prompt()
+        if self.num_images_per_prompt() < 1:
+            self.wrong["num_images_per_prompt"] = f"must be at least 1, not {self.num_images_per_prompt()}"
+        elif images > most:
+            field = "prompts" if prompts > most else "num_images_per_prompt"
+            self.wrong[field] = f"prompts x num_images_per_prompt must be at most {most}, not {images}"
+        if not 1 <= images <= most:
+            return given
+        if len(given) not in (0, 1, images):
+            self.wrong["seeds"] = f"must be none, one, or one per picture ({images}), not {len(given)}"
+        if len(given) == images:
+            return given
+        first = given[0] if given else secrets.randbelow(1 << 32)
+        return tuple((first + k) % (1 << 64) for k in range(images))
+
+    def check_pixels(self, parameters: Parameters) -> None:
+        image = parameters.height * parameters.width
+        if image > self.limits.max_image_pixels:
+            self.wrong["height"] = (
+                f"height x width must be at most {self.limits.max_image_pixels}, not {image}"
+            )
+        elif image * len(parameters.seeds) > self.limits.max_request_pixels:
+            self.wrong["num_images_per_prompt"] = (
+                f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
+                f" not {image * len(parameters.seeds)}"
+            )
+
+    def _check_text(self, path: str, text: str) -> None:
+        size = len(text.encode())
+        if size > self.limits.max_prompt_bytes:
+            self.wrong[path] = f"must be at most {self.limits.max_prompt_bytes} bytes of UTF-8, not {size}"
+        elif "\0" in text:
+            self.wrong[path] = "must not hold the character U+0000"
+
+    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+        value = shortest_decimal(wire_value)
+        if not (math.isfinite(value) and least <= value <= most):
+            self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"
+        return value
+
+
+_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], dict[str, float]]] = {
+    "constant": lambda given, schedule: {},
+    "linear": lambda given, schedule: given.end_scale("guidance_schedule.linear", schedule),
+    "cosine": lambda given, schedule: given.end_scale("guidance_schedule.cosine", schedule),
+    "interval": lambda given, schedule: given.interval(schedule),
+}
+
+
+def shortest_decimal(wire_value: float) -> float:
+    """The number that the client wrote: 0.7 for the float32 0.699999988, so that int(0.7 x 10) is 7."""
+    return float(str(np.float32(wire_value)))

@@ -1,0 +1,119 @@
+"""The coordinator's gRPC service."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+
+from triptych.checkpoints import Checkpoint
+from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
+from triptych_coordinator.admission import Admission
+from triptych_coordinator.calls import Patience
+from triptych_coordinator.conditioning import ConditioningCache
+from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.generation import generation_events
+from triptych_coordinator.models import Defaults, Models
+from triptych_coordinator.requests import MAX_NUM_INFERENCE_STEPS, Limits, parameters_from_message
+from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.sigmas import FlowSchedule
+from triptych_coordinator.stages import Stages
+from triptych_coordinator.stubs import Stubs
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ImageGenerationServicer(ImageGenerationServiceServicer):
+    """Generates pictures of one checkpoint with the stages that serve it."""
+
+    def __init__(self, checkpoint: Checkpoint, stubs: Stubs, limits: CoordinatorLimits) -> None:
+        """Reads the checkpoint's schedule and defaults; the stages are first called by the first request.
+
+        Raises:
+            StartError: the checkpoint's scheduler is not supported, or its files cannot be read.
+        """
+        self._name = checkpoint.name
+        self._schedule = FlowSchedule.from_config(checkpoint.config("scheduler"))
+        self._defaults = Defaults.from_folder(checkpoint.path)
+        self._settings = limits
+        self._admission = Admission(limits.max_running, limits.max_waiting)
+        self._stages = Stages(
+            stubs,
+            Patience(attempts=5, attempt_timeout=limits.contact_seconds),
+            Patience(attempts=limits.attempts, attempt_timeout=limits.attempt_seconds),
+            ConditioningCache(limits.conditioning_cache_bytes),
+        )
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """See image_generation.proto."""
+        async with aclosing(self.events(request.parameters, context.time_remaining())) as events:
+            async for event in events:
+                yield event
+
+    async def GenerateImages(
+        self, request: pb.GenerateImagesRequest, context: Context
+    ) -> pb.GenerateImagesResponse:
+        """See image_generation.proto."""
+        response = pb.GenerateImagesResponse()
+        async with aclosing(self.events(request.parameters, context.time_remaining())) as events:
+            async for event in events:
+                if event.HasField("accepted"):
+                    response.parameters.CopyFrom(event.accepted.parameters)
+                    response.warnings.extend(event.accepted.warnings)
+                elif event.HasField("image"):
+                    response.images.append(event.image)
+                elif event.HasField("finished"):
+                    response.finished.CopyFrom(event.finished)
+        return response
+
+    async def GetModel(
+        self, request: pb.ImageGenerationServiceGetModelRequest, context: Context
+    ) -> pb.ImageGenerationServiceGetModelResponse:
+        """See image_generation.proto."""
+        models = await self._models(Deadline(context.time_remaining()))
+        limits = self._limits(models)
+        return pb.ImageGenerationServiceGetModelResponse(
+            name=limits.model,
+            stages=[models.text_encoder.model, models.denoiser.model, models.vae_codec.model],
+            default_height=limits.default_height,
+            default_width=limits.default_width,
+            size_multiple=limits.size_multiple,
+            max_size=limits.max_size,
+            default_num_inference_steps=limits.default_num_inference_steps,
+            max_num_inference_steps=MAX_NUM_INFERENCE_STEPS,
+            default_guidance_scale=limits.default_guidance_scale,
+            max_images=limits.max_images,
+            max_prompt_bytes=limits.max_prompt_bytes,
+        )
+
+    async def events(
+        self, message: pb.GenerationParameters, seconds: float | None
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """What Generate streams, for callers in this process too. `seconds` are what it may take; None for no limit.
+
+        Closing the iterator, or cancelling who waits for it, stops the work.
+        """
+        stopwatch, deadline = Stopwatch(), Deadline(seconds)
+        models = await self._models(deadline)
+        parameters = parameters_from_message(message, self._limits(models))
+        async with (
+            self._admission.admit(),
+            aclosing(
+                generation_events(self._stages, models, self._schedule, parameters, deadline, stopwatch)
+            ) as events,
+        ):
+            async for event in events:
+                yield event
+
+    async def _models(self, deadline: Deadline) -> Models:
+        models = await self._stages.models(deadline)
+        models.check_fit(self._name)
+        return models
+
+    def _limits(self, models: Models) -> Limits:
+        return models.limits(
+            self._name, self._defaults, self._settings.max_images, self._settings.max_request_pixels
+        )
