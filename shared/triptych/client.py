@@ -1,0 +1,292 @@
+"""Clients for ImageGeneration: Client, and AsyncClient with the same methods to await.
+
+with Client("127.0.0.1:50051") as client:
+    client.generate("a zebra to the left of a red fire truck", seed=1).images[0].save("zebra.png")
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self, TypedDict, Unpack, cast
+
+import grpc
+import grpc.aio
+
+from triptych.channels import channel_options
+from triptych.errors import TriptychError, from_rpc_error, invalid_argument
+from triptych.settings import DEFAULT_MAX_MESSAGE_BYTES
+from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+
+_MODEL_SECONDS = 10.0
+
+
+class GenerationOptions(TypedDict, total=False):
+    """What a generation can be told, as GenerationParameters describes it, and the seconds it may take.
+
+    What is left out is the server's default; no timeout means any time.
+    """
+
+    negative_prompt: str | Sequence[str]
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_schedule: pb2.GuidanceSchedule
+    num_images_per_prompt: int
+    seed: int
+    seeds: Sequence[int]
+    model: str
+    timeout: float
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture: PNG bytes that carry its parameters, and the seed that gives it alone."""
+
+    index: int
+    png: bytes
+    seed: int
+    prompt: str
+    width: int
+    height: int
+
+    def save(self, path: str | Path) -> None:
+        """Writes the PNG file."""
+        Path(path).write_bytes(self.png)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A request's pictures, the parameters that give them again, warnings, timings and fingerprints."""
+
+    images: list[Image]
+    parameters: pb2.GenerationParameters
+    warnings: list[str]
+    finished: pb2.Finished
+
+
+Progress = Callable[[pb2.StepCompleted], object]
+
+
+class GenerationStub(Protocol):
+    """What is called of a coordinator: methods of an aio stub, or of a servicer in this process."""
+
+    def Generate(
+        self, request: pb2.GenerateRequest, /, *, timeout: float | None = None
+    ) -> AsyncGenerator[pb2.GenerateResponse] | grpc.aio.UnaryStreamCall[Any, pb2.GenerateResponse]:
+        """See image_generation.proto."""
+        ...
+
+    def GetModel(
+        self, request: pb2.ImageGenerationServiceGetModelRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[pb2.ImageGenerationServiceGetModelResponse]:
+        """See image_generation.proto."""
+        ...
+
+
+class AsyncClient:
+    """A coordinator at an address ("host:port", "unix:/path"). Make it where an event loop runs.
+
+    Every method raises TriptychError with the server's code, message and details.
+    """
+
+    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
+        self._channel: grpc.aio.Channel | None = channel
+        self._stub = cast(GenerationStub, ImageGenerationServiceStub(channel))
+
+    @classmethod
+    def from_stub(cls, stub: GenerationStub) -> Self:
+        """A client of a stub that someone else closes."""
+        client = cls.__new__(cls)
+        client._channel = None
+        client._stub = stub
+        return client
+
+    async def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        on_progress: Progress | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation:
+        """Generates the pictures of one or several prompts; `on_progress` hears of every step.
+
+        Cancelling it cancels the work.
+        """
+        folded = _Folded(on_progress)
+        async with contextlib.aclosing(self.stream(prompt, **options)) as events:
+            async for event in events:
+                folded.add(event)
+        return folded.generation()
+
+    async def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncGenerator[pb2.GenerateResponse]:
+        """Yields the events of a generation as they come.
+
+        Leaving it early cancels the work; with `contextlib.aclosing`, at once.
+        """
+        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout"))
+        try:
+            with _errors():
+                async for event in call:
+                    yield event
+        finally:
+            await _end(call)
+
+    async def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
+        """Describes the served model, its defaults and limits."""
+        with _errors():
+            request = pb2.ImageGenerationServiceGetModelRequest()
+            return await self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+
+    async def close(self) -> None:
+        """Closes the connection; running calls are cancelled."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+class Client:
+    """A coordinator at an address ("host:port", "unix:/path"); may be shared by threads.
+
+    Every method raises TriptychError with the server's code, message and details.
+    """
+
+    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+        self._channel = grpc.insecure_channel(address, options=channel_options(max_message_bytes))
+        self._stub = ImageGenerationServiceStub(self._channel)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        on_progress: Progress | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> Generation:
+        """Generates the pictures of one or several prompts; `on_progress` hears of every step.
+
+        An exception in `on_progress`, or Ctrl-C, cancels the work.
+        """
+        folded = _Folded(on_progress)
+        with contextlib.closing(self.stream(prompt, **options)) as events:
+            for event in events:
+                folded.add(event)
+        return folded.generation()
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        **options: Unpack[GenerationOptions],
+    ) -> Generator[pb2.GenerateResponse]:
+        """Yields the events of a generation as they come. Leaving it early cancels the work."""
+        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout"))
+        try:
+            with _errors():
+                yield from call
+        finally:
+            call.cancel()
+
+    def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
+        """Describes the served model, its defaults and limits."""
+        with _errors():
+            request = pb2.ImageGenerationServiceGetModelRequest()
+            return self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+
+    def close(self) -> None:
+        """Closes the connection; running calls are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Folded:
+    """A generation's events, gathered."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._on_progress = on_progress
+        self._accepted = pb2.Accepted()
+        self._images: list[Image] = []
+        self._finished: pb2.Finished | None = None
+
+    def add(self, event: pb2.GenerateResponse) -> None:
+        """Takes the next event. Kinds of a newer server are left out."""
+        match event.WhichOneof("event"):
+            case "accepted":
+                self._accepted = event.accepted
+            case "step_completed" if self._on_progress is not None:
+                self._on_progress(event.step_completed)
+            case "image":
+                self._images.append(_image(event.image))
+            case "finished":
+                self._finished = event.finished
+
+    def generation(self) -> Generation:
+        """The whole; a stream that ended without saying so is an error."""
+        if self._finished is None:
+            raise TriptychError(
+                grpc.StatusCode.INTERNAL, "the server ended the stream before it was finished"
+            )
+        accepted = self._accepted
+        return Generation(self._images, accepted.parameters, list(accepted.warnings), self._finished)
+
+
+def _image(message: pb2.GeneratedImage) -> Image:
+    return Image(message.index, message.png, message.seed, message.prompt, message.width, message.height)
+
+
+def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.GenerateRequest:
+    """The request; a value that its field cannot hold is refused here, by the field's name."""
+    given: dict[str, Any] = {"prompts": _listed(prompt), **options}
+    given.pop("timeout", None)
+    if "seed" in given and "seeds" in given:
+        raise invalid_argument(("seeds", "give either seed or seeds"))
+    if "seed" in given:
+        given["seeds"] = [given.pop("seed")]
+    if "negative_prompt" in given:
+        given["negative_prompts"] = _listed(given.pop("negative_prompt"))
+    parameters = pb2.GenerationParameters()
+    for field, value in given.items():
+        try:
+            parameters.MergeFrom(pb2.GenerationParameters(**{field: value}))
+        except (TypeError, ValueError) as error:
+            raise invalid_argument((field, str(error))) from error
+    return pb2.GenerateRequest(parameters=parameters)
+
+
+def _listed(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -> None:
+    """Cancels a stream; one that has ended stays as it is. gRPC never cancels an abandoned one by itself."""
+    if isinstance(call, AsyncGenerator):
+        await call.aclose()
+    else:
+        call.cancel()
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
