@@ -127,7 +127,6 @@ class AsyncClient:
     async def stream(
         self,
         prompt: str | Sequence[str],
-        *,
         **options: Unpack[GenerationOptions],
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come.
@@ -190,7 +189,6 @@ class Client:
     def stream(
         self,
         prompt: str | Sequence[str],
-        *,
         **options: Unpack[GenerationOptions],
     ) -> Generator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come. Leaving it early cancels the work."""
