@@ -1,0 +1,116 @@
+"""Fused mode: every stage and the coordinator in one process, the same servicers joined by direct calls.
+
+python -m triptych_local.fused --listen unix:/run/triptych.sock
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from triptych.checkpoints import open_checkpoint
+from triptych.client import AsyncClient, GenerationStub
+from triptych.serving import Loaded, Service, run
+from triptych.settings import StageSettings, read_settings
+from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
+from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
+from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server
+from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
+from triptych_coordinator.servicer import ImageGenerationServicer
+from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.stubs import Stubs
+from triptych_local.direct import DirectStub
+from triptych_local.environment import prepare_environment
+from triptych_local.local import ModelChoice
+
+if TYPE_CHECKING:
+    from triptych_denoiser.servicer import DenoiserServicer
+    from triptych_vae_codec.servicer import VaeCodecServicer
+
+    from triptych_text_encoder.servicer import TextEncoderServicer
+
+
+class FusedSettings(CoordinatorLimits, StageSettings):
+    """What the stages and the coordinator can be told together."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The four servicers of one checkpoint."""
+
+    text_encoder: TextEncoderServicer
+    denoiser: DenoiserServicer
+    vae_codec: VaeCodecServicer
+    coordinator: ImageGenerationServicer
+
+    async def close(self) -> None:
+        """Lets the stages' threads end."""
+        for stage in (self.text_encoder, self.denoiser, self.vae_codec):
+            await stage.close()
+
+
+async def load_fused(settings: FusedSettings) -> Fused:
+    """Loads the stages side by side. Raises StartError."""
+    from triptych_denoiser.servicer import create_servicer as create_denoiser
+    from triptych_vae_codec.servicer import create_servicer as create_vae_codec
+
+    from triptych_text_encoder.servicer import create_servicer as create_text_encoder
+
+    checkpoint = open_checkpoint(settings.model)
+    text_encoder, denoiser, vae_codec = await asyncio.gather(
+        asyncio.to_thread(create_text_encoder, settings),
+        asyncio.to_thread(create_denoiser, settings),
+        asyncio.to_thread(create_vae_codec, settings),
+    )
+    stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
+    return Fused(text_encoder, denoiser, vae_codec, ImageGenerationServicer(checkpoint, stubs, settings))
+
+
+@asynccontextmanager
+async def fused_client(
+    model: str | None = None, device: str | None = None, dtype: str | None = None
+) -> AsyncIterator[AsyncClient]:
+    """A client of services in this process; None is the services' own default. Raises StartError."""
+    prepare_environment()
+    options = ModelChoice(model, device, dtype).options()
+    fused = await load_fused(read_settings(FusedSettings, "fused", options))
+    try:
+        yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
+    finally:
+        await fused.close()
+
+
+async def load(settings: FusedSettings) -> Loaded:
+    """All four services for one server."""
+    fused = await load_fused(settings)
+    services = [
+        Service(
+            "triptych.v1.TextEncoderService",
+            partial(add_TextEncoderServiceServicer_to_server, fused.text_encoder),
+        ),
+        Service(
+            "triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, fused.denoiser)
+        ),
+        Service(
+            "triptych.v1.VaeCodecService", partial(add_VaeCodecServiceServicer_to_server, fused.vae_codec)
+        ),
+        Service(
+            "triptych.v1.ImageGenerationService",
+            partial(add_ImageGenerationServiceServicer_to_server, fused.coordinator),
+        ),
+    ]
+    return Loaded(services, f"{settings.model}, {settings.dtype} on {settings.device}", fused.close)
+
+
+def main() -> None:
+    """Reads the options and serves."""
+    settings = read_settings(FusedSettings, "python -m triptych_local.fused")
+    run("triptych", settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    main()

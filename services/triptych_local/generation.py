@@ -1,0 +1,128 @@
+"""`triptych generate`: finds or starts the services, shows how far they are, writes the pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from triptych.addresses import check_listen
+from triptych.client import AsyncClient, GenerationOptions
+from triptych.errors import StartError
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_local.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
+from triptych_local.local import Addresses, ModelChoice, split_programs
+from triptych_local.processes import running, serves
+from triptych_local.progress import Display, display
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to generate: at an address, in this process, or wherever the wanted model is served."""
+
+    target: str | None
+    fused: bool
+    choice: ModelChoice
+
+
+def generation_options(**options: Any) -> GenerationOptions:
+    """The options that were given: those that are None are the server's to choose."""
+    return cast(GenerationOptions, {name: value for name, value in options.items() if value is not None})
+
+
+def output_files(output: Path, count: int) -> list[Path]:
+    """The file of each picture: out.png, or out-0.png, out-1.png, ... Raises ValueError."""
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"'{output}' does not end in .png, and PNG is what is written")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder '{output.parent}'")
+    if output.is_dir():
+        raise ValueError(f"'{output}' is a folder")
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
+
+
+async def generate_files(
+    prompts: Sequence[str], options: GenerationOptions, files: Sequence[Path], place: Place
+) -> None:
+    """Generates, and prints a line for each file on standard output: its name, its seed, the seconds so far.
+
+    Raises StartError or TriptychError.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    started = time.monotonic()
+    with display() as shown:
+        async with _client(place, shown) as client, aclosing(client.stream(prompts, **options)) as events:
+            shown.phase("encoding the prompt")
+            async for event in events:
+                _show(event, shown)
+                if event.HasField("image"):
+                    picture = event.image
+                    await asyncio.to_thread(files[picture.index].write_bytes, picture.png)
+                    seconds = time.monotonic() - started
+                    print(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s", flush=True)
+
+
+def _show(event: pb.GenerateResponse, shown: Display) -> None:
+    match event.WhichOneof("event"):
+        case "accepted":
+            for warning in event.accepted.warnings:
+                shown.note(f"warning: {warning}")
+            shown.phase("denoising")
+        case "step_completed":
+            step = event.step_completed
+            shown.step(step.step, step.num_steps)
+            if step.step == step.num_steps:
+                shown.phase("decoding")
+
+
+@asynccontextmanager
+async def _client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
+    """A client of whoever generates."""
+    if place.fused:
+        from triptych_local.fused import fused_client
+
+        shown.phase("loading the model into this process")
+        choice = place.choice
+        async with fused_client(choice.model, choice.device, choice.dtype) as client:
+            yield client
+    elif place.target is not None:
+        async with AsyncClient(_checked(place.target)) as client:
+            yield client
+    else:
+        async with _address(place.choice, shown) as address, AsyncClient(address) as client:
+            yield client
+
+
+@asynccontextmanager
+async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
+    """The coordinator of `triptych up`, if its model is wanted and it is there, else one for this command."""
+    standing = well_known_folder() / COORDINATOR_SOCKET
+    if choice == ModelChoice() and standing.is_socket() and await serves(f"unix:{standing}"):
+        yield f"unix:{standing}"
+        return
+    shown.note("Starting the services for this command alone; 'triptych up' in another terminal keeps them.")
+    shown.phase("starting the text encoder, the denoiser, the VAE codec and the coordinator")
+    with temporary_folder() as folder:
+        addresses = Addresses.in_folder(folder)
+        async with running(split_programs(addresses, choice), _say_nothing):
+            yield addresses.coordinator
+
+
+def _say_nothing(_line: str) -> None:
+    """A service's log is of no interest to who wants a picture; what stops it from starting is raised."""
+
+
+def _checked(target: str) -> str:
+    try:
+        return check_listen(target)
+    except ValueError as error:
+        raise StartError(f"--target: {error}") from error

@@ -1,0 +1,72 @@
+"""Which programs make a whole on this machine, and where they listen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych_local.folders import COORDINATOR_SOCKET
+from triptych_local.processes import Program
+
+STAGES = ("text-encoder", "denoiser", "vae-codec")
+SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model to serve and how; None is the services' own default (or their environment's)."""
+
+    model: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def options(self) -> list[str]:
+        """As a stage's options."""
+        given = {"--model": self.model, "--device": self.device, "--dtype": self.dtype}
+        return [word for option, value in given.items() if value is not None for word in (option, value)]
+
+    def model_options(self) -> list[str]:
+        """As the options of the coordinator, which computes nothing."""
+        return ModelChoice(self.model).options()
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the four services listen."""
+
+    coordinator: str
+    stages: Sequence[str]
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Addresses:
+        """Unix sockets."""
+        return cls(f"unix:{folder / COORDINATOR_SOCKET}", [f"unix:{folder / stage}.sock" for stage in STAGES])
+
+    @classmethod
+    def on_ports(cls, base_port: int) -> Addresses:
+        """The coordinator on base_port of 127.0.0.1, the stages on the next ones."""
+        first, *others = [f"127.0.0.1:{base_port + offset}" for offset in range(1 + len(STAGES))]
+        return cls(first, others)
+
+
+def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
+    """A process per service."""
+    stages = [
+        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.options())
+        for stage, address in zip(STAGES, addresses.stages, strict=True)
+    ]
+    targets = [
+        word
+        for stage, address in zip(STAGES, addresses.stages, strict=True)
+        for word in (f"--{stage}", address)
+    ]
+    coordinator = Program(
+        "coordinator", "triptych_coordinator", addresses.coordinator, [*choice.model_options(), *targets]
+    )
+    return [*stages, coordinator]
+
+
+def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:
+    """One process for all, on the coordinator's address."""
+    return Program("fused services", "triptych_local.fused", addresses.coordinator, choice.options())

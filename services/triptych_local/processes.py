@@ -1,0 +1,187 @@
+"""The services as processes on this machine: started together, watched, restarted, stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from triptych.addresses import unix_path
+from triptych.errors import StartError
+from triptych_local.environment import service_environment
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+STEADY_SECONDS = 60.0
+STOP_SECONDS = 35.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A service to run as a process: its module, the address it listens on, its other options."""
+
+    name: str
+    module: str
+    address: str
+    options: Sequence[str] = ()
+
+    def command(self) -> list[str]:
+        """The command line, run so that the process ends with this one."""
+        run = [sys.executable, "-m", "triptych_local.supervised", self.module]
+        return [*run, "--listen", self.address, *self.options]
+
+
+@dataclass
+class ServiceProcess:
+    """One service's process, and the next one if it crashes."""
+
+    program: Program
+    say: Say
+    _process: asyncio.subprocess.Process | None = None
+    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=40))
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _stopping: bool = False
+
+    async def start(self) -> None:
+        """Starts it and returns when it serves. Raises StartError with what it said if it ends before."""
+        await self._spawn()
+        await self._until_serving()
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def stop(self) -> None:
+        """Asks it to stop, waits for that, and ends it if it takes too long."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        process = self._process
+        if process is not None and process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The number of the process that runs now, or ran last."""
+        if self._process is None:
+            raise RuntimeError(f"the {self.program.name} was not started")
+        return self._process.pid
+
+    async def _spawn(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *self.program.command(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=service_environment(),
+            umask=0o077,
+            start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
+        )
+        self._tasks.append(asyncio.create_task(self._pass_on_lines(self._process)))
+
+    async def _pass_on_lines(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while line := await process.stderr.readline():
+            text = line.decode(errors="replace").rstrip()
+            self._lines.append(text)
+            self.say(text)
+
+    async def _until_serving(self) -> None:
+        process = self._process
+        assert process is not None
+        ended = asyncio.create_task(process.wait())
+        serving = asyncio.create_task(until_serving(self.program.address))
+        try:
+            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                await asyncio.gather(*self._tasks[-1:])
+                raise StartError(f"the {self.program.name} did not start: {self._last_words()}")
+        finally:
+            ended.cancel()
+            serving.cancel()
+        if self.program.address.startswith("unix:"):
+            Path(unix_path(self.program.address)).chmod(0o600)
+
+    def _last_words(self) -> str:
+        """The last error it logged without its date, or its last line, or how it ended."""
+        marked = [
+            line.partition(" ERROR ")[2].partition(": ")[2] for line in self._lines if " ERROR " in line
+        ]
+        return (marked or list(self._lines) or [self._ending()])[-1]
+
+    def _ending(self) -> str:
+        code = self._process.returncode if self._process else None
+        return (
+            f"ended by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exit status {code}"
+        )
+
+    async def _watch(self) -> None:
+        """Starts it again whenever it ends, after a pause that grows while it keeps ending soon."""
+        pause = FIRST_PAUSE
+        while not self._stopping:
+            started = time.monotonic()
+            assert self._process is not None
+            await self._process.wait()
+            if time.monotonic() - started > STEADY_SECONDS:
+                pause = FIRST_PAUSE
+            self.say(f"the {self.program.name} ended ({self._ending()}); starting it again in {pause:g} s")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            await self._spawn()
+            with suppress(StartError):  # its own lines said why; the loop tries again
+                await self._until_serving()
+                self.say(f"the {self.program.name} serves again")
+
+
+@asynccontextmanager
+async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[ServiceProcess]]:
+    """The programs as processes, all of which serve. They are stopped on the way out, last first.
+
+    Raises StartError when one does not start; the others are stopped then.
+    """
+    processes = [ServiceProcess(program, say) for program in programs]
+    starts = [asyncio.create_task(process.start()) for process in processes]
+    try:
+        await asyncio.gather(*starts)
+        yield processes
+    finally:
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+        for process in reversed(processes):  # the coordinator first, so that it never misses a stage
+            await process.stop()
+
+
+async def until_serving(address: str) -> None:
+    """Returns when the server at the address says that it serves."""
+    while not await serves(address):
+        await asyncio.sleep(0.1)
+
+
+async def serves(address: str) -> bool:
+    """Whether a server answers at the address and says that it serves."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            response = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=2
+            )
+        except grpc.RpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
