@@ -1,0 +1,29 @@
+"""Serves a checkpoint's text encoders: python -m triptych_text_encoder --listen 127.0.0.1:50051."""
+
+import asyncio
+from functools import partial
+
+from triptych.serving import Loaded, Service, run
+from triptych.settings import StageSettings, read_settings
+from triptych.v1 import text_encoder_pb2
+from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server
+from triptych_text_encoder.servicer import create_servicer
+
+SERVICE_NAME = text_encoder_pb2.DESCRIPTOR.services_by_name["TextEncoderService"].full_name
+
+
+async def load(settings: StageSettings) -> Loaded:
+    """Loads the encoders on a thread of their own."""
+    servicer = await asyncio.to_thread(create_servicer, settings)
+    service = Service(SERVICE_NAME, partial(add_TextEncoderServiceServicer_to_server, servicer))
+    return Loaded([service], f"{settings.model}, {settings.dtype} on {settings.device}", servicer.close)
+
+
+def main() -> None:
+    """Reads the options and serves."""
+    settings = read_settings(StageSettings, "python -m triptych_text_encoder")
+    run("text encoder", settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Stable Diffusion 3's text recipe: two CLIP encoders side by side, followed by T5 or, without one, by zeros.
+
+    sequence = pad(CLIP-L hidden[-2] | CLIP-G hidden[-2]) ; T5 or zeros
+    pooled   = CLIP-L projected | CLIP-G projected
+
+where | joins features and ; joins tokens. There is no attention mask: padding and zeros are attended.
+Source: `StableDiffusion3Pipeline.encode_prompt` of diffusers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triptych.checkpoints import CheckpointError
+from triptych_text_encoder.components import load_text_model, load_tokenizer
+from triptych_text_encoder.encoding import Encoding
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.checkpoints import Checkpoint
+
+#: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.
+T5_TOKENS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A text encoder with its tokenizer, reading `max_length` tokens of a prompt."""
+
+    tokenizer: Any
+    model: Any
+    max_length: int
+
+    def token_ids(self, prompt: str) -> torch.Tensor:
+        """The prompt's tokens, cut off or padded: int64 [1, max_length]."""
+        tokens = self.tokenizer(
+            [prompt], padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        )
+        token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
+        return token_ids
+
+    def characters_read(self, prompt: str) -> int:
+        """How many characters of the prompt fit into `max_length` tokens."""
+        tokens = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        kept = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        if len(tokens.offset_mapping) <= kept:
+            return len(prompt)
+        start, _ = tokens.offset_mapping[kept]
+        return int(start)
+
+
+class SD3Recipe:
+    """The text encoders of one SD3 checkpoint."""
+
+    def __init__(self, clips: tuple[Tower, Tower], t5: Tower | None, joint_attention_dim: int) -> None:
+        self.joint_attention_dim = joint_attention_dim
+        self.pooled_projection_dim = sum(clip.model.config.projection_dim for clip in clips)
+        self.tokens = clips[0].max_length + T5_TOKENS
+        self._clips = clips
+        self._t5 = t5
+        self._towers = clips if t5 is None else (*clips, t5)
+        self.encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")[: len(self._towers)]
+        self.tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")[: len(self._towers)]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of all encoders."""
+        return sum(tower.model.num_parameters() for tower in self._towers)
+
+    def encode(self, prompt: str) -> Encoding:
+        """Encode one prompt.
+
+        `truncated` begins where the encoder that reads farthest stopped: with a T5 after 256 tokens,
+        although the CLIP encoders stop after 77.
+        """
+        import torch
+
+        with torch.inference_mode():
+            hidden, projected = zip(*(_clip_features(clip, prompt) for clip in self._clips), strict=True)
+            features = torch.cat(hidden, dim=-1)
+            features = torch.nn.functional.pad(features, (0, self.joint_attention_dim - features.shape[-1]))
+            sequence = torch.cat([features, self._t5_features(prompt, features)])
+            pooled = torch.cat(projected)
+        read = max(tower.characters_read(prompt) for tower in self._towers)
+        return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
+
+    def _t5_features(self, prompt: str, like: torch.Tensor) -> torch.Tensor:
+        """What T5 makes of the prompt, [T5_TOKENS, joint_attention_dim]; zeros like `like` without a T5."""
+        if self._t5 is None:
+            return like.new_zeros(T5_TOKENS, self.joint_attention_dim)
+        features: torch.Tensor = self._t5.model(self._t5.token_ids(prompt))[0][0]
+        return features.to(like.dtype)
+
+
+def _clip_features(clip: Tower, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last hidden state but one, no final norm: [tokens, width]; the projection: [projection_dim]."""
+    output = clip.model(clip.token_ids(prompt), output_hidden_states=True)
+    return output.hidden_states[-2][0], output.text_embeds[0]
+
+
+def load_sd3_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> SD3Recipe:
+    """Load the text encoders of an SD3 checkpoint.
+
+    Raises CheckpointError if a component is missing, broken or of an unsupported class,
+    or does not fit the others.
+    """
+    first, second = load_tokenizer(checkpoint, "tokenizer"), load_tokenizer(checkpoint, "tokenizer_2")
+    # Both CLIP encoders read as many tokens as the first tokenizer says, as in diffusers.
+    max_length = first.model_max_length
+    clips = (
+        Tower(first, load_text_model(checkpoint, "text_encoder", dtype, device), max_length),
+        Tower(second, load_text_model(checkpoint, "text_encoder_2", dtype, device), max_length),
+    )
+    t5 = None
+    if checkpoint.has("text_encoder_3"):
+        third = load_tokenizer(checkpoint, "tokenizer_3")
+        t5 = Tower(third, load_text_model(checkpoint, "text_encoder_3", dtype, device), T5_TOKENS)
+    joint_attention_dim = _joint_attention_dim(checkpoint, t5)
+    _check_fit(checkpoint, clips, t5, joint_attention_dim)
+    return SD3Recipe(clips, t5, joint_attention_dim)
+
+
+def _joint_attention_dim(checkpoint: Checkpoint, t5: Tower | None) -> int:
+    """T5's width; without a T5 the width that the transformer's config asks for."""
+    if t5 is not None:
+        return int(t5.model.config.d_model)
+    try:
+        return int(checkpoint.config("transformer")["joint_attention_dim"])
+    except KeyError:
+        raise CheckpointError(
+            f"transformer/config.json in {checkpoint.path} has no joint_attention_dim"
+        ) from None
+
+
+def _check_fit(
+    checkpoint: Checkpoint, clips: tuple[Tower, Tower], t5: Tower | None, joint_attention_dim: int
+) -> None:
+    """Refuse encoders that would fail, or quietly lose features, at the first prompt."""
+    for number, tower in enumerate(clips if t5 is None else (*clips, t5), start=1):
+        if len(tower.tokenizer) > tower.model.config.vocab_size:
+            raise CheckpointError(
+                f"tokenizer {number} of {checkpoint.path} has {len(tower.tokenizer)} tokens, "
+                f"its encoder {tower.model.config.vocab_size}"
+            )
+    positions = min(clip.model.config.max_position_embeddings for clip in clips)
+    if clips[0].max_length > positions:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.path} has a model_max_length of {clips[0].max_length}, "
+            f"its CLIP encoders {positions} positions"
+        )
+    width = sum(clip.model.config.hidden_size for clip in clips)
+    if width > joint_attention_dim:
+        raise CheckpointError(
+            f"the CLIP encoders of {checkpoint.path} give {width} features, "
+            f"joint_attention_dim is {joint_attention_dim}"
+        )

@@ -1,0 +1,141 @@
+"""The TextEncoderService: checks requests, has prompts encoded, sends tensors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import grpc
+
+from triptych.checkpoints import open_checkpoint
+from triptych.digests import conditioning_digest
+from triptych.errors import StartError, invalid_argument
+from triptych.tensors import torch_to_message
+from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
+from triptych_text_encoder.encoder import TextEncoder
+from triptych_text_encoder.fingerprint import DETERMINISM, text_encoder_fingerprint
+from triptych_text_encoder.recipes import load_recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.settings import StageSettings
+    from triptych_text_encoder.encoding import Encoding
+    from triptych_text_encoder.recipes import Recipe
+
+EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
+EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
+GetModelRequest = text_encoder_pb2.TextEncoderServiceGetModelRequest
+GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
+
+MAX_PROMPTS = 64
+# Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
+MAX_PROMPT_BYTES = 16 * 1024
+
+
+class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
+    """Serves one checkpoint's text encoders."""
+
+    def __init__(
+        self, encoder: TextEncoder, model: model_pb2.ModelInfo, max_prompts: int = MAX_PROMPTS
+    ) -> None:
+        self._encoder = encoder
+        self._model = model
+        self._max_prompts = max_prompts
+
+    async def Encode(
+        self, request: EncodeRequest, context: grpc.aio.ServicerContext[EncodeRequest, EncodeResponse]
+    ) -> EncodeResponse:
+        """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
+        _check_prompts(request.prompts, self._max_prompts)
+        encodings = [await self._encoder.encode(prompt) for prompt in request.prompts]
+        # Copying and hashing some megabytes per prompt would hold up the event loop.
+        return await asyncio.to_thread(_encode_response, encodings)
+
+    async def GetModel(
+        self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
+    ) -> GetModelResponse:
+        """Describe the model and its limits."""
+        recipe = self._encoder.recipe
+        return GetModelResponse(
+            model=self._model,
+            joint_attention_dim=recipe.joint_attention_dim,
+            pooled_projection_dim=recipe.pooled_projection_dim,
+            max_prompts=self._max_prompts,
+            max_prompt_bytes=MAX_PROMPT_BYTES,
+            tokens=recipe.tokens,
+        )
+
+    async def close(self) -> None:
+        """Let the worker thread end."""
+        self._encoder.close()
+
+
+def create_servicer(settings: StageSettings) -> TextEncoderServicer:
+    """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
+    checkpoint = open_checkpoint(settings.model)
+
+    import torch
+
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    recipe = load_recipe(checkpoint, dtype, _usable_device(settings.device))
+    model = model_pb2.ModelInfo(
+        name=checkpoint.name,
+        family=str(checkpoint.index["_class_name"]),
+        device=settings.device,
+        dtype=settings.dtype,
+        determinism=DETERMINISM,
+        fingerprint=text_encoder_fingerprint(checkpoint, recipe, settings.device, settings.dtype),
+        parameters=recipe.parameters,
+    )
+    return TextEncoderServicer(
+        TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)
+    )
+
+
+def _usable_device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise StartError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _max_prompts(recipe: Recipe, dtype: torch.dtype, max_message_bytes: int) -> int:
+    """How many prompts' conditionings surely fit into one message."""
+    numbers = recipe.tokens * recipe.joint_attention_dim + recipe.pooled_projection_dim
+    # With the truncated text and room for field headers.
+    conditioning_bytes = numbers * dtype.itemsize + MAX_PROMPT_BYTES + 256
+    return max(1, min(MAX_PROMPTS, max_message_bytes // conditioning_bytes))
+
+
+def _check_prompts(prompts: Sequence[str], max_prompts: int) -> None:
+    """Refuse no prompts, too many, and each that is too long."""
+    if not 1 <= len(prompts) <= max_prompts:
+        raise invalid_argument(("prompts", f"{len(prompts)} prompts; allowed are 1 to {max_prompts}"))
+    sizes = [len(prompt.encode()) for prompt in prompts]
+    too_long = [
+        (f"prompts[{index}]", f"{size} bytes of UTF-8; allowed are {MAX_PROMPT_BYTES}")
+        for index, size in enumerate(sizes)
+        if size > MAX_PROMPT_BYTES
+    ]
+    if too_long:
+        raise invalid_argument(*too_long)
+
+
+def _encode_response(encodings: Sequence[Encoding]) -> EncodeResponse:
+    return EncodeResponse(
+        conditionings=[_conditioning(encoding) for encoding in encodings],
+        truncated=[encoding.truncated for encoding in encodings],
+    )
+
+
+def _conditioning(encoding: Encoding) -> text_encoder_pb2.Conditioning:
+    sequence, pooled = torch_to_message(encoding.sequence), torch_to_message(encoding.pooled)
+    return text_encoder_pb2.Conditioning(
+        digest=conditioning_digest(sequence, pooled), sequence=sequence, pooled=pooled
+    )

@@ -1,0 +1,111 @@
+"""Small text encoders with random weights, tokenizers of few tokens, and a checkpoint folder of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
+
+MAX_LENGTH = 32
+JOINT_ATTENTION_DIM = 64
+CLIP_MERGES = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>")]
+T5_PIECES = "abcdefghijklmnopqrstuvwxyz0123456789,.!?'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def clip_vocabulary() -> dict[str, int]:
+    """CLIP's kind of vocabulary: every byte, every byte at the end of a word, some merges, the two marks."""
+    bytes_ = sorted(ByteLevel.alphabet())
+    pieces = bytes_ + [byte + "</w>" for byte in bytes_] + [left + right for left, right in CLIP_MERGES]
+    return {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+
+
+def clip_tokenizer(pad_token: str = "<|endoftext|>") -> Any:
+    merges: Any = CLIP_MERGES  # transformers' annotation knows only strings
+    return CLIPTokenizer(clip_vocabulary(), merges, pad_token=pad_token, model_max_length=MAX_LENGTH)
+
+
+def t5_tokenizer() -> Any:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -5.0) for letter in T5_PIECES] + [("▁cat", -3.0), ("▁red", -3.0)]
+    return T5Tokenizer(pieces, extra_ids=0, model_max_length=512)
+
+
+def clip_model(hidden_size: int, projection_dim: int, hidden_act: str) -> Any:
+    vocabulary = clip_vocabulary()
+    return _with_random_weights(
+        CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(vocabulary),
+                hidden_size=hidden_size,
+                projection_dim=projection_dim,
+                hidden_act=hidden_act,
+                intermediate_size=2 * hidden_size,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                max_position_embeddings=MAX_LENGTH,
+                bos_token_id=vocabulary["<|startoftext|>"],
+                eos_token_id=vocabulary["<|endoftext|>"],
+            )
+        )
+    )
+
+
+def t5_model(d_model: int) -> Any:
+    return _with_random_weights(
+        T5EncoderModel(
+            T5Config(
+                vocab_size=len(t5_tokenizer()),
+                d_model=d_model,
+                d_kv=8,
+                d_ff=48,
+                num_layers=2,
+                num_heads=4,
+                feed_forward_proj="gated-gelu",
+            )
+        )
+    )
+
+
+def _with_random_weights(model: Any) -> Any:
+    """Every weight, biases and norms too, moved away from its initial value, so that each one matters."""
+    generator = torch.Generator().manual_seed(model.num_parameters())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    return model.eval()
+
+
+def text_components(with_t5: bool) -> dict[str, Any]:
+    """The text part of an SD3 pipeline, by diffusers' component names."""
+    return {
+        "text_encoder": clip_model(hidden_size=16, projection_dim=16, hidden_act="quick_gelu"),
+        "text_encoder_2": clip_model(hidden_size=24, projection_dim=20, hidden_act="gelu"),
+        "text_encoder_3": t5_model(JOINT_ATTENTION_DIM) if with_t5 else None,
+        "tokenizer": clip_tokenizer(),
+        "tokenizer_2": clip_tokenizer(pad_token="!"),
+        "tokenizer_3": t5_tokenizer() if with_t5 else None,
+    }
+
+
+def write_checkpoint(folder: Path, with_t5: bool) -> Path:
+    """Write the text part of an SD3 checkpoint in diffusers' folder layout."""
+    components = text_components(with_t5)
+    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline"}
+    for name, component in components.items():
+        index[name] = ["transformers", type(component).__name__] if component is not None else [None, None]
+        if component is not None:
+            component.save_pretrained(folder / name)
+    index["transformer"] = ["diffusers", "SD3Transformer2DModel"]
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "config.json").write_text(
+        json.dumps({"joint_attention_dim": JOINT_ATTENTION_DIM})
+    )
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -1,0 +1,185 @@
+"""Which checkpoint folders are loaded, and what is said about the others."""
+
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.text_encoder.small_text_encoders import CLIP_MERGES, clip_vocabulary
+from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych_text_encoder.components import load_text_model
+from triptych_text_encoder.recipes import Recipe, load_recipe
+
+Load = Callable[[Path], Recipe]
+
+
+@pytest.fixture
+def folder(with_t5: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint with a T5, to be changed."""
+    return Path(shutil.copytree(with_t5, tmp_path / "changed"))
+
+
+def change_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def rename_weights(file: Path, rename: Callable[[str], str]) -> None:
+    save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+
+
+def assert_same_encoding(ours: Recipe, theirs: Recipe) -> None:
+    a, b = ours.encode("a red cat"), theirs.encode("a red cat")
+    assert torch.equal(a.sequence, b.sequence)
+    assert torch.equal(a.pooled, b.pooled)
+
+
+def test_clip_weights_may_lack_their_prefix(folder: Path, load: Load, recipe_with_t5: Recipe) -> None:
+    rename_weights(folder / "text_encoder/model.safetensors", lambda name: name.removeprefix("text_model."))
+
+    assert_same_encoding(load(folder), recipe_with_t5)
+
+
+@pytest.mark.parametrize(
+    "names", [{"encoder.embed_tokens.weight"}, {"shared.weight", "encoder.embed_tokens.weight"}]
+)
+def test_the_t5_embedding_may_have_any_of_its_names(
+    names: set[str], folder: Path, load: Load, recipe_with_t5: Recipe
+) -> None:
+    file = folder / "text_encoder_3/model.safetensors"
+    weights = load_file(file)
+    embedding = weights.pop("shared.weight")
+    save_file(weights | {name: embedding.clone() for name in names}, file)
+
+    assert_same_encoding(load(folder), recipe_with_t5)
+
+
+def test_a_clip_tokenizer_may_be_a_vocabulary_and_merges(
+    folder: Path, load: Load, recipe_with_t5: Recipe
+) -> None:
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        (folder / tokenizer / "tokenizer.json").unlink()
+        (folder / tokenizer / "vocab.json").write_text(json.dumps(clip_vocabulary()))
+        merges = ["#version: 0.2", *(f"{left} {right}" for left, right in CLIP_MERGES)]
+        (folder / tokenizer / "merges.txt").write_text("\n".join(merges))
+
+    assert_same_encoding(load(folder), recipe_with_t5)
+
+
+def test_wo_of_t5_stays_float32_in_float16(with_t5: Path) -> None:
+    model = load_text_model(
+        open_checkpoint(str(with_t5)), "text_encoder_3", torch.float16, torch.device("cpu")
+    )
+
+    dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if "wo" in name.split(".")} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if "wo" not in name.split(".")} == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_nearly_the_same(
+    dtype: torch.dtype, with_t5: Path, recipe_with_t5: Recipe
+) -> None:
+    half = load_recipe(open_checkpoint(str(with_t5)), dtype, torch.device("cpu")).encode("a red cat")
+    full = recipe_with_t5.encode("a red cat")
+
+    assert half.sequence.dtype == half.pooled.dtype == dtype
+    assert torch.nn.functional.cosine_similarity(half.sequence.float(), full.sequence).min() > 0.99
+    assert torch.nn.functional.cosine_similarity(half.pooled.float(), full.pooled, dim=0) > 0.99
+
+
+def test_loading_opens_no_connection(with_t5: Path, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+    load(with_t5)
+
+
+def unsupported_family(folder: Path) -> None:
+    change_json(folder / "model_index.json", _class_name="FluxPipeline")
+
+
+def unsupported_encoder(folder: Path) -> None:
+    change_json(folder / "model_index.json", text_encoder=["transformers", "BertModel"])
+
+
+def unsupported_tokenizer(folder: Path) -> None:
+    change_json(folder / "model_index.json", tokenizer_2=["transformers", "BertTokenizer"])
+
+
+def no_encoder(folder: Path) -> None:
+    change_json(folder / "model_index.json", text_encoder=[None, None])
+
+
+def no_tokenizer_files(folder: Path) -> None:
+    (folder / "tokenizer/tokenizer.json").unlink()
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer_3/tokenizer.json").write_text('{"model": 3}')
+
+
+def truncated_weights(folder: Path) -> None:
+    file = folder / "text_encoder_2/model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def lacking_weights(folder: Path) -> None:
+    change_json(folder / "text_encoder/config.json", num_hidden_layers=4)
+
+
+def weights_of_other_shape(folder: Path) -> None:
+    change_json(folder / "text_encoder_3/config.json", d_ff=64)
+
+
+def senseless_config(folder: Path) -> None:
+    change_json(folder / "text_encoder/config.json", hidden_size="wide")
+
+
+def few_positions(folder: Path) -> None:
+    change_json(folder / "tokenizer/tokenizer_config.json", model_max_length=33)
+
+
+def no_joint_attention_dim(folder: Path) -> None:
+    change_json(folder / "model_index.json", text_encoder_3=[None, None])
+    (folder / "transformer/config.json").write_text("{}")
+
+
+def narrow_joint_attention_dim(folder: Path) -> None:
+    change_json(folder / "model_index.json", text_encoder_3=[None, None])
+    change_json(folder / "transformer/config.json", joint_attention_dim=39)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (unsupported_family, "is a FluxPipeline; there are text recipes for StableDiffusion3Pipeline"),
+        (unsupported_encoder, "text_encoder of .* is a BertModel; supported are CLIPTextModelWithProjection"),
+        (unsupported_tokenizer, "tokenizer_2 of .* is a BertTokenizer; supported are CLIPTokenizer"),
+        (no_encoder, "names no component 'text_encoder'"),
+        (no_tokenizer_files, "tokenizer has none of vocab.json, merges.txt, tokenizer.json"),
+        (broken_tokenizer, "tokenizer_3 cannot be loaded"),
+        (truncated_weights, "model.safetensors is truncated"),
+        (lacking_weights, "text_encoder lacks .* the first is text_model.encoder.layers.3"),
+        (weights_of_other_shape, "text_encoder_3 .* another shape; the first is .*DenseReluDense"),
+        (senseless_config, "text_encoder cannot be loaded"),
+        (few_positions, "model_max_length of 33, its CLIP encoders 32 positions"),
+        (no_joint_attention_dim, "has no joint_attention_dim"),
+        (narrow_joint_attention_dim, "give 40 features, joint_attention_dim is 39"),
+    ],
+)
+def test_a_checkpoint_that_cannot_work_is_refused_in_a_sentence(
+    change: Callable[[Path], None], sentence: str, folder: Path, load: Load
+) -> None:
+    change(folder)
+
+    with pytest.raises(CheckpointError, match=sentence):
+        load(folder)

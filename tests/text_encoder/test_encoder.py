@@ -1,0 +1,129 @@
+"""Prompts are encoded once, alone, off the event loop, and forgotten when others were used more lately."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from triptych_text_encoder.encoder import EncodingCache, TextEncoder
+from triptych_text_encoder.encoding import Encoding
+from triptych_text_encoder.recipes import Recipe
+
+
+class CountingRecipe:
+    """Encodes a prompt as four zeros (20 bytes with the pooled number), once it is let."""
+
+    tokens, joint_attention_dim, pooled_projection_dim, parameters = 1, 4, 1, 0
+    encoders: tuple[str, ...] = ()
+    tokenizers: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def encode(self, prompt: str) -> Encoding:
+        self.prompts.append(prompt)
+        self.begun.set()
+        assert self.go_on.wait(10)
+        return Encoding(torch.zeros(1, 4), torch.zeros(1), "")
+
+
+@pytest.fixture
+def recipe() -> CountingRecipe:
+    return CountingRecipe()
+
+
+async def test_a_repeated_prompt_costs_nothing(recipe: CountingRecipe) -> None:
+    encoder = TextEncoder(recipe)
+
+    first, again = await encoder.encode(""), await encoder.encode("")
+
+    assert first is again
+    assert recipe.prompts == [""]
+
+
+async def test_a_concurrent_duplicate_is_computed_once(recipe: CountingRecipe) -> None:
+    encoder = TextEncoder(recipe)
+
+    encodings = await asyncio.gather(*(encoder.encode("a cat") for _ in range(8)))
+
+    assert all(encoding is encodings[0] for encoding in encodings)
+    assert recipe.prompts == ["a cat"]
+
+
+async def test_the_event_loop_runs_while_a_prompt_is_encoded(recipe: CountingRecipe) -> None:
+    recipe.go_on.clear()
+    encoding = asyncio.create_task(TextEncoder(recipe).encode("a cat"))
+
+    await asyncio.to_thread(recipe.begun.wait, 10)
+    assert not encoding.done()
+
+    recipe.go_on.set()
+    await encoding
+
+
+async def test_a_cancelled_prompt_is_not_encoded(recipe: CountingRecipe) -> None:
+    encoder = TextEncoder(recipe)
+    recipe.go_on.clear()
+    first = asyncio.create_task(encoder.encode("first"))
+    await asyncio.to_thread(recipe.begun.wait, 10)
+    cancelled, last = (asyncio.create_task(encoder.encode(prompt)) for prompt in ("cancelled", "last"))
+    await asyncio.sleep(0)
+
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    recipe.go_on.set()
+    await asyncio.gather(first, last)
+
+    assert recipe.prompts == ["first", "last"]
+
+
+async def test_a_failed_prompt_fails_alone(recipe: CountingRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe.go_on, "wait", lambda _: False)
+        with pytest.raises(AssertionError):
+            await encoder.encode("a cat")
+
+    assert (await encoder.encode("a cat")).truncated == ""
+
+
+def test_the_cache_drops_what_was_used_least_lately(recipe: CountingRecipe) -> None:
+    cache = EncodingCache(max_bytes=45)
+    encodings = {prompt: recipe.encode(prompt) for prompt in "abc"}
+
+    cache.put("a", encodings["a"])
+    cache.put("b", encodings["b"])
+    assert cache.get("a") is encodings["a"]
+    cache.put("c", encodings["c"])
+
+    assert cache.get("a") is encodings["a"]
+    assert cache.get("b") is None
+    assert cache.get("c") is encodings["c"]
+
+
+def test_the_cache_does_not_keep_what_is_larger_than_itself(recipe: CountingRecipe) -> None:
+    cache = EncodingCache(max_bytes=19)
+
+    cache.put("a", recipe.encode("a"))
+
+    assert cache.get("a") is None
+
+
+@pytest.mark.parametrize("which", ["recipe_without_t5", "recipe_with_t5"])
+async def test_a_prompt_gives_the_same_bits_alone_and_in_company(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    real: Recipe = request.getfixturevalue(which)
+    prompts = ["", "a red cat", "a cat " * 200, "a"]
+    alone = [real.encode(prompt) for prompt in prompts]
+
+    encoder = TextEncoder(real)
+    together = await asyncio.gather(*(encoder.encode(prompt) for prompt in prompts))
+
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.sequence, other.sequence)
+        assert torch.equal(one.pooled, other.pooled)

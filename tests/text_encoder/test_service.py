@@ -1,0 +1,157 @@
+"""The service over a real socket."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+
+from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
+from triptych.channels import channel_options
+from triptych.digests import conditioning_digest
+from triptych.errors import from_rpc_error
+from triptych.serving import Server
+from triptych.settings import StageSettings, read_settings
+from triptych.tensors import message_to_torch
+from triptych.v1 import text_encoder_pb2_grpc
+from triptych.v1.text_encoder_pb2 import (
+    TextEncoderServiceEncodeRequest,
+    TextEncoderServiceEncodeResponse,
+    TextEncoderServiceGetModelRequest,
+)
+from triptych_text_encoder.__main__ import load
+from triptych_text_encoder.recipes import Recipe
+
+
+@pytest.fixture
+def settings(without_t5: Path, tmp_path: Path) -> StageSettings:
+    options = {
+        "--listen": f"unix:{tmp_path}/text_encoder.sock",
+        "--model": str(without_t5),
+        "--drain-seconds": "0",
+        "--grace-seconds": "1",
+    }
+    return read_settings(StageSettings, "test", [word for option in options.items() for word in option])
+
+
+@pytest.fixture
+async def stub(settings: StageSettings) -> AsyncIterator[Any]:
+    loaded = await load(settings)
+    server = Server(loaded.services, settings)
+    await server.start()
+    async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
+        yield text_encoder_pb2_grpc.TextEncoderServiceStub(channel)
+    await server.stop()
+    await loaded.close()
+
+
+async def encode(stub: Any, *prompts: str) -> TextEncoderServiceEncodeResponse:
+    response: TextEncoderServiceEncodeResponse = await stub.Encode(
+        TextEncoderServiceEncodeRequest(prompts=prompts)
+    )
+    return response
+
+
+async def test_every_prompt_gets_its_conditioning_in_order(stub: Any, recipe_without_t5: Recipe) -> None:
+    prompts = ["a red cat", "", "a cat"]
+
+    response = await encode(stub, *prompts)
+
+    for prompt, conditioning in zip(prompts, response.conditionings, strict=True):
+        expected = recipe_without_t5.encode(prompt)
+        assert torch.equal(message_to_torch(conditioning.sequence, "sequence"), expected.sequence)
+        assert torch.equal(message_to_torch(conditioning.pooled, "pooled"), expected.pooled)
+    assert list(response.truncated) == ["", "", ""]
+
+
+async def test_digests_are_those_of_the_tensors(stub: Any) -> None:
+    response = await encode(stub, "a red cat", "a cat", "a red cat")
+
+    for conditioning in response.conditionings:
+        assert conditioning.digest == conditioning_digest(conditioning.sequence, conditioning.pooled)
+    red, plain, red_again = (conditioning.digest for conditioning in response.conditionings)
+    assert red == red_again != plain
+
+
+async def test_a_prompt_gives_the_same_bits_alone_and_beside_others(stub: Any) -> None:
+    alone = [await encode(stub, prompt) for prompt in ("", "a red cat")]
+    together, meanwhile = await asyncio.gather(
+        encode(stub, "", "a red cat"), encode(stub, "cat", "a red cat", "red", "")
+    )
+
+    assert [response.conditionings[0] for response in alone] == list(together.conditionings)
+    assert meanwhile.conditionings[1] == together.conditionings[1]
+
+
+async def test_what_was_cut_off_is_reported_for_its_prompt(stub: Any) -> None:
+    response = await encode(stub, "a cat", "cat " * 30 + "RED cat")
+
+    assert list(response.truncated) == ["", "RED cat"]
+
+
+async def test_get_model_says_shapes_and_limits(stub: Any, settings: StageSettings) -> None:
+    answer = await stub.GetModel(TextEncoderServiceGetModelRequest())
+
+    assert answer.tokens == MAX_LENGTH + 256
+    assert answer.joint_attention_dim == JOINT_ATTENTION_DIM
+    assert answer.pooled_projection_dim == 16 + 20
+    assert (answer.max_prompts, answer.max_prompt_bytes) == (64, 16384)
+    assert answer.model.name == Path(settings.model).name
+    assert answer.model.family == "StableDiffusion3Pipeline"
+    assert (answer.model.device, answer.model.dtype) == ("cpu", "float32")
+    assert answer.model.determinism == "batch-invariant"
+    assert len(answer.model.fingerprint) == 64
+    assert answer.model.parameters > 10_000
+
+
+@pytest.mark.parametrize(
+    ("prompts", "field", "sentence"),
+    [
+        ([], "prompts", "0 prompts; allowed are 1 to 64"),
+        (["a"] * 65, "prompts", "65 prompts; allowed are 1 to 64"),
+        (["a", "é" * 50_000], "prompts[1]", "100000 bytes of UTF-8; allowed are 16384"),
+    ],
+)
+async def test_requests_over_the_limits_are_refused_and_the_next_is_answered(
+    prompts: list[str], field: str, sentence: str, stub: Any
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await encode(stub, *prompts)
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message == f"{field}: {sentence}"
+    assert len((await encode(stub, "a cat")).conditionings) == 1
+
+
+async def test_the_largest_request_is_answered(stub: Any) -> None:
+    response = await encode(stub, *(chr(0x1F600 + index) * 4096 for index in range(64)))
+
+    assert len(response.conditionings) == 64
+    assert all(response.truncated)
+
+
+async def test_max_prompts_is_what_fits_into_a_message(settings: StageSettings) -> None:
+    """A conditioning has (32 + 256) x 64 + 36 float32 numbers: 74 kB, beside 16 kB of truncated text."""
+    small = settings.model_copy(update={"max_message_bytes": 300_000})
+    loaded = await load(small)
+    server = Server(loaded.services, small)
+    await server.start()
+    async with grpc.aio.insecure_channel(small.listen, options=channel_options(300_000)) as channel:
+        stub: Any = text_encoder_pb2_grpc.TextEncoderServiceStub(channel)
+        model = await stub.GetModel(TextEncoderServiceGetModelRequest())
+        assert model.max_prompts == 3
+        response = await encode(stub, *("a" * 16384 for _ in range(3)))
+        assert len(response.conditionings) == 3
+    await server.stop()
+    await loaded.close()
+
+
+async def test_text_with_nul_and_odd_unicode_is_encoded(stub: Any) -> None:
+    prompts = ["\0", "a\0cat", "\u202e\u0301\ufeff", "\U0010ffff", "<|endoftext|>", "\r\n\t"]
+
+    assert len((await encode(stub, *prompts)).conditionings) == len(prompts)
