@@ -114,7 +114,7 @@ def _log(x: Float32) -> Float32:
 
 
 def _sincos(x: Float32) -> tuple[Float32, Float32]:
-    """sincos256_ps for x >= 0: pi/4 is taken off in three parts, then two polynomials swap roles by octant."""
+    """sincos256_ps for x >= 0: multiples of pi/4 come off in three parts, then two polynomials take turns."""
     octant = ((x * _FOUR_OVER_PI).astype(np.int32) + 1) & ~1
     y = octant.astype(np.float32)
     for part in _MINUS_QUARTER_PI:
@@ -139,9 +139,9 @@ def _polynomial(coefficients: tuple[float, ...], x: Float32) -> Float32:
 def _fma(a: Float32 | np.float32, b: Float32 | np.float32, c: Float32 | np.float32) -> Float32:
     """a * b + c in float32 with a single rounding.
 
-    The product of two float32 is exact in float64, so only the sum is rounded, to 53 bits, before the rounding
-    to 24. The two roundings differ from one where the first lands exactly half-way between two float32: there the
-    sum is moved one float64 towards the part that the first rounding lost.
+    The product of two float32 is exact in float64, so only the sum is rounded, to 53 bits, before the
+    rounding to 24. The two roundings differ from one where the first lands exactly half-way between two
+    float32: there the sum is moved one float64 towards the part that the first rounding lost.
     """
     product = np.multiply(a, b, dtype=np.float64)
     total = product + c

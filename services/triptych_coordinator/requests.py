@@ -18,7 +18,10 @@ MAX_GUIDANCE_SCALE = 100.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What the served model and this server allow, and what a request gets that says nothing. Sizes in pixels."""
+    """What the served model and this server allow, and what a request gets that says nothing.
+
+    Sizes in pixels.
+    """
 
     model: str
     default_height: int

@@ -56,8 +56,8 @@ async def sample(
         solve: one step of the solver.
 
     Yields:
-        After each step its number from 1, the noise level reached, and the latents. The caller stops the work by
-        not asking for the next.
+        After each step its number from 1, the noise level reached, and the latents. The caller stops the
+        work by not asking for the next.
     """
     for i, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         velocity = guided.velocity(i, await denoiser.predict(latents, sigma, guided.branches(i)))

@@ -92,7 +92,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     async def events(
         self, message: pb.GenerationParameters, seconds: float | None
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """What Generate streams, for callers in this process too. `seconds` are what it may take; None for no limit.
+        """What Generate streams, for callers in this process too. `seconds` are what it may take; None for
+        no limit.
 
         Closing the iterator, or cancelling who waits for it, stops the work.
         """

@@ -57,8 +57,8 @@ class FlowSchedule:
         """The levels that the solver visits, from 1 down to 0.
 
         As diffusers' FlowMatchEulerDiscreteScheduler.set_timesteps: evenly spaced between the largest and the
-        smallest level of training, which are already shifted, then shifted again. So the smallest is shifted twice:
-        a quirk that checkpoints are used with, hence kept.
+        smallest level of training, which are already shifted, then shifted again. So the smallest is
+        shifted twice: a quirk that checkpoints are used with, hence kept.
 
         Returns:
             float32, [num_inference_steps + 1].

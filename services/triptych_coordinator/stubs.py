@@ -89,8 +89,8 @@ class Channels:
     """Connections to the three stages."""
 
     def __init__(self, text_encoder: str, denoiser: str, vae_codec: str, max_message_bytes: int) -> None:
-        """Takes gRPC addresses, "unix:/path" or "host:port". Each connects when its stage is first called, and
-        again when the stage comes back."""
+        """Takes gRPC addresses, "unix:/path" or "host:port". Each connects when its stage is first called,
+        and again when the stage comes back."""
         options = channel_options(max_message_bytes) + _RECONNECTION
         self._channels = [
             grpc.aio.insecure_channel(address, options=options)

@@ -1,0 +1,95 @@
+"""A coordinator with three numpy stages, all over Unix sockets."""
+
+import json
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from tests.coordinator.numpy_stages import MODEL, Denoiser, TextEncoder, VaeCodec, serve
+from triptych.checkpoints import Checkpoint
+from triptych.serving import Server, Service
+from triptych.settings import ServerSettings
+from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.image_generation_pb2_grpc import (
+    ImageGenerationServiceStub,
+    add_ImageGenerationServiceServicer_to_server,
+)
+from triptych_coordinator.servicer import ImageGenerationServicer
+from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.stubs import Channels
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    """A checkpoint folder with what the coordinator reads of it."""
+    folder = tmp_path / MODEL
+    (folder / "scheduler").mkdir(parents=True)
+    scheduler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps({"scheduler": scheduler}))
+    config = {"_class_name": scheduler[1], "num_train_timesteps": 1000, "shift": 3.0}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return Checkpoint(folder)
+
+
+class House:
+    """All four services; `limits` are the coordinator's."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, limits: CoordinatorLimits) -> None:
+        self.folder = folder
+        self.text_encoder, self.denoiser, self.vae_codec = TextEncoder(), Denoiser(), VaeCodec()
+        self.channels = Channels(*(self.address(s) for s in ("text", "denoiser", "vae")), 64 << 20)
+        self.servicer = ImageGenerationServicer(checkpoint, self.channels.stubs, limits)
+        self.servers: dict[str, Server] = {}
+
+    def address(self, stage: str) -> str:
+        return f"unix:{self.folder}/{stage}"
+
+    async def start_stage(self, stage: str) -> None:
+        servicers = {"text": self.text_encoder, "denoiser": self.denoiser, "vae": self.vae_codec}
+        self.servers[stage] = await serve(servicers[stage], self.address(stage))
+
+    async def stop_stage(self, stage: str) -> None:
+        await self.servers.pop(stage).stop()
+
+    async def start(self) -> None:
+        for stage in ("text", "denoiser", "vae"):
+            await self.start_stage(stage)
+        await self.start_coordinator()
+
+    async def start_coordinator(self) -> None:
+        add = partial(add_ImageGenerationServiceServicer_to_server, self.servicer)
+        settings = ServerSettings(listen=self.address("coordinator"), drain_seconds=0, grace_seconds=0)
+        self.servers["coordinator"] = Server([Service("triptych.v1.ImageGenerationService", add)], settings)
+        await self.servers["coordinator"].start()
+        self.channel = grpc.aio.insecure_channel(self.address("coordinator"))
+        self.stub: Any = ImageGenerationServiceStub(self.channel)
+
+    async def stop(self) -> None:
+        await self.channel.close()
+        await self.channels.close()
+        for server in self.servers.values():
+            await server.stop()
+
+    async def images(self, *prompts: str, timeout: float | None = None, **fields: Any) -> pb.GenerateImagesResponse:
+        """GenerateImages with 3 steps unless `fields` say otherwise."""
+        parameters = pb.GenerationParameters(prompts=prompts, **{"num_inference_steps": 3, **fields})
+        response = await self.stub.GenerateImages(pb.GenerateImagesRequest(parameters=parameters), timeout=timeout)
+        assert isinstance(response, pb.GenerateImagesResponse)
+        return response
+
+
+@pytest.fixture
+def limits() -> CoordinatorLimits:
+    return CoordinatorLimits(max_running=2, max_waiting=1, contact_seconds=1, attempt_seconds=5)
+
+
+@pytest.fixture
+async def house(checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits) -> AsyncIterator[House]:
+    house = House(checkpoint, tmp_path, limits)
+    await house.start()
+    yield house
+    await house.stop()

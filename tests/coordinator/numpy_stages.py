@@ -1,0 +1,163 @@
+"""The three stages as small numpy functions behind the real contract, in this process or in one of their own."""
+
+import asyncio
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.digests import conditioning_digest
+from triptych.errors import TriptychError, invalid_argument, missing_conditioning
+from triptych.serving import Server, Service
+from triptych.settings import ServerSettings
+from triptych.tensors import array_to_message, message_to_array
+from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1.denoiser_pb2_grpc import DenoiserServiceServicer, add_DenoiserServiceServicer_to_server
+from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceServicer, add_TextEncoderServiceServicer_to_server
+from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceServicer, add_VaeCodecServiceServicer_to_server
+
+MODEL = "numpy-model"
+CHANNELS, DOWNSCALE, WIDTH = 4, 8, 6
+
+
+def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
+    return model_pb2.ModelInfo(name=name, family=stage, fingerprint=f"{stage}-fingerprint", dtype="float32")
+
+
+def velocity(latents: NDArray[np.float32], sigma: float, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A velocity that depends on all its arguments, the same for a sample whatever its neighbours are."""
+    return latents * np.float32(0.3) + np.float32(sigma) - pooled.mean(dtype=np.float32)
+
+
+class TextEncoder(TextEncoderServiceServicer):
+    """Random vectors from the prompt's hash; words past the tenth are cut off."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+        self.name = MODEL
+        self.pooled_projection_dim = WIDTH
+
+    async def Encode(self, request: Any, context: Any) -> Any:
+        self.encoded += request.prompts
+        return text_encoder_pb2.TextEncoderServiceEncodeResponse(
+            conditionings=[self.conditioning(prompt) for prompt in request.prompts],
+            truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
+        )
+
+    def conditioning(self, prompt: str) -> text_encoder_pb2.Conditioning:
+        rng = np.random.default_rng(list(hashlib.sha256(prompt.encode()).digest()))
+        sequence = array_to_message(rng.standard_normal((3, WIDTH), np.float32))
+        pooled = array_to_message(rng.standard_normal(WIDTH, np.float32))
+        digest = conditioning_digest(sequence, pooled)
+        return text_encoder_pb2.Conditioning(digest=digest, sequence=sequence, pooled=pooled)
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        return text_encoder_pb2.TextEncoderServiceGetModelResponse(
+            model=model_info("text-encoder", self.name),
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=self.pooled_projection_dim,
+            max_prompts=2,
+            max_prompt_bytes=1000,
+            tokens=3,
+        )
+
+
+class Denoiser(DenoiserServiceServicer):
+    """velocity() for every row. `failures` are raised by the next calls, one each."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.failures: list[TriptychError] = []
+        self.pooled: dict[bytes, NDArray[np.float32]] = {}
+        self.predictions = 0
+        self.rows = 0
+        self.uploads = 0
+
+    async def Predict(self, request: Any, context: Any) -> Any:
+        self.predictions += 1
+        await asyncio.sleep(self.seconds)
+        if self.failures:
+            raise self.failures.pop(0)
+        wanted = [digest for branch in request.branches for digest in branch.conditioning_digests]
+        missing = [digest for digest in wanted if digest not in self.pooled]
+        if missing:
+            raise missing_conditioning(missing)
+        latents = message_to_array(request.latents, "latents")
+        if len(latents) > 3:
+            raise invalid_argument(("latents", "at most 3 samples"))
+        velocities = [
+            [velocity(*row) for row in zip(latents, request.sigmas, self._branch(branch), strict=True)]
+            for branch in request.branches
+        ]
+        self.rows += len(wanted)
+        return denoiser_pb2.PredictResponse(
+            velocities=array_to_message(np.array(velocities, np.float32)), fingerprint="denoiser-fingerprint"
+        )
+
+    def _branch(self, branch: denoiser_pb2.Branch) -> list[NDArray[np.float32]]:
+        return [self.pooled[digest] for digest in branch.conditioning_digests]
+
+    async def PutConditioning(self, request: Any, context: Any) -> Any:
+        self.uploads += 1
+        assert request.digest == conditioning_digest(request.sequence, request.pooled)
+        self.pooled[request.digest] = message_to_array(request.pooled, "pooled")
+        return denoiser_pb2.PutConditioningResponse()
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        return denoiser_pb2.DenoiserServiceGetModelResponse(
+            model=model_info("denoiser"),
+            latent_channels=CHANNELS,
+            latent_multiple=2,
+            max_latent_size=32,
+            default_latent_size=8,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            max_samples=3,
+            max_branches=2,
+        )
+
+
+class VaeCodec(VaeCodecServiceServicer):
+    """Each latent pixel becomes a square of one colour."""
+
+    async def Decode(self, request: Any, context: Any) -> Any:
+        latents = message_to_array(request.latents, "latents")
+        colours = np.clip(latents[:, :3] * 40 + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        return vae_codec_pb2.VaeCodecServiceDecodeResponse(
+            pixels=array_to_message(colours.repeat(DOWNSCALE, 1).repeat(DOWNSCALE, 2)),
+            fingerprint="vae-codec-fingerprint",
+        )
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        return vae_codec_pb2.VaeCodecServiceGetModelResponse(
+            model=model_info("vae-codec"), latent_channels=CHANNELS, downscale=DOWNSCALE, max_pixels=20_000
+        )
+
+
+_ADD: dict[str, Callable[..., None]] = {
+    "TextEncoder": add_TextEncoderServiceServicer_to_server,
+    "Denoiser": add_DenoiserServiceServicer_to_server,
+    "VaeCodec": add_VaeCodecServiceServicer_to_server,
+}
+
+
+async def serve(servicer: TextEncoder | Denoiser | VaeCodec, address: str) -> Server:
+    """Starts a stage; it stops at once when it is told to."""
+    kind = type(servicer).__name__
+    service = Service(f"triptych.v1.{kind}Service", partial(_ADD[kind], servicer))
+    server = Server([service], ServerSettings(listen=address, drain_seconds=0, grace_seconds=0))
+    await server.start()
+    return server
+
+
+async def serve_denoiser_for_ever(address: str, seconds: str) -> None:
+    await serve(Denoiser(float(seconds)), address)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_denoiser_for_ever(*sys.argv[1:]))
