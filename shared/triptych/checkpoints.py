@@ -66,7 +66,7 @@ class Checkpoint:
             if (folder / name).is_file():
                 return [folder / name]
             if (folder / f"{name}.index.json").is_file():
-                return sorted(set(_read_shards(folder / f"{name}.index.json").values()))
+                return _read_shards(folder / f"{name}.index.json")
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
         if pickles:
             raise CheckpointError(
@@ -128,15 +128,21 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_shards(index: Path) -> dict[str, Path]:
-    """The shard of each tensor. Shards lie beside their index."""
+def _read_shards(index: Path) -> list[Path]:
+    """The shards an index names, each of which lies beside it and has the tensors that the index puts there."""
     weight_map = _read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    for name in weight_map.values():
+    tensors_of: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it")
-    return {tensor: index.parent / name for tensor, name in weight_map.items()}
+        tensors_of.setdefault(name, set()).add(tensor)
+    for name, tensors in tensors_of.items():
+        missing = sorted(tensors.difference(_open_safetensors(index.parent / name).keys()))
+        if missing:
+            raise CheckpointError(f"{index.parent / name} has no tensor '{missing[0]}'")
+    return [index.parent / name for name in sorted(tensors_of)]
 
 
 def _open_safetensors(path: Path) -> Any:

@@ -1,0 +1,175 @@
+"""Checkpoints: what is there is read, what is wrong is said in one sentence that names the file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from triptych.checkpoints import CheckpointError, bundled_models, open_checkpoint
+from triptych.fingerprints import fingerprint, stage_fingerprint, weights_identity
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with one transformer, a scheduler and, left out, a third text encoder."""
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder_3": [None, None],
+    }
+    folder = tmp_path / "small"
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "scheduler").mkdir()
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "transformer" / "config.json").write_text('{"patch_size": 2}')
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"shift": 3.0}')
+    save_file({"a": torch.arange(4.0), "b": torch.ones(2, 2)}, folder / "transformer" / WEIGHTS)
+    return folder
+
+
+def split(folder: Path, weight_map: dict[str, object]) -> None:
+    transformer = folder / "transformer"
+    (transformer / WEIGHTS).unlink()
+    save_file({"a": torch.arange(4.0)}, transformer / "shard-1.safetensors")
+    save_file({"b": torch.ones(2, 2)}, transformer / "shard-2.safetensors")
+    (transformer / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def assert_refused(folder: Path, *words: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(str(folder)).tensors("transformer")
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_says_what_it_has(folder: Path) -> None:
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.name == "small"
+    assert checkpoint.has("transformer")
+    assert not checkpoint.has("text_encoder_3")
+    assert not checkpoint.has("tokenizer")
+    assert checkpoint.class_name("transformer") == "SD3Transformer2DModel"
+    assert checkpoint.config("transformer") == {"patch_size": 2}
+    assert checkpoint.config("scheduler") == {"shift": 3.0}
+
+
+def test_weights_are_looked_up_by_name(folder: Path) -> None:
+    tensors = open_checkpoint(str(folder)).tensors("transformer")
+    assert sorted(tensors) == ["a", "b"]
+    assert torch.equal(tensors["a"], torch.arange(4.0))
+
+
+def test_shards_are_one_mapping(folder: Path) -> None:
+    split(folder, {"a": "shard-1.safetensors", "b": "shard-2.safetensors"})
+    tensors = open_checkpoint(str(folder)).tensors("transformer")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"a": (4,), "b": (2, 2)}
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    split(folder, {"a": "shard-1.safetensors", "b": "shard-3.safetensors"})
+    assert_refused(folder, "shard-3.safetensors is missing")
+
+
+def test_a_tensor_that_is_in_no_shard_is_named(folder: Path) -> None:
+    split(folder, {"a": "shard-1.safetensors", "b": "shard-1.safetensors"})
+    assert_refused(folder, "shard-1.safetensors has no tensor 'b'")
+
+
+@pytest.mark.parametrize("name", ["../vae/x.safetensors", "/etc/x.safetensors", "..", "x.bin", 7])
+def test_an_index_names_only_files_beside_it(folder: Path, name: object) -> None:
+    split(folder, {"a": name})
+    assert_refused(folder, "index.json names", repr(name))
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}'])
+def test_a_broken_index_is_named(folder: Path, index: str) -> None:
+    split(folder, {})
+    (folder / "transformer" / f"{WEIGHTS}.index.json").write_text(index)
+    assert_refused(folder, f"{WEIGHTS}.index.json")
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 60, -1])
+def test_a_truncated_file_is_named(folder: Path, length: int) -> None:
+    file = folder / "transformer" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:length])
+    assert_refused(folder, str(file), "truncated")
+
+
+def test_pickles_are_not_loaded(folder: Path) -> None:
+    (folder / "transformer" / WEIGHTS).rename(folder / "transformer" / "diffusion_pytorch_model.bin")
+    assert_refused(folder, "diffusion_pytorch_model.bin", "only safetensors")
+
+
+def test_a_component_without_weights_is_named(folder: Path) -> None:
+    (folder / "transformer" / WEIGHTS).unlink()
+    assert_refused(folder, str(folder / "transformer"), "has no diffusion_pytorch_model.safetensors")
+
+
+def test_a_component_without_its_folder_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no folder for its component 'vae'"):
+        open_checkpoint(str(folder)).config("vae")
+
+
+def test_a_component_that_the_index_leaves_out_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="names no component 'text_encoder_3'"):
+        open_checkpoint(str(folder)).tensors("text_encoder_3")
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff\xfe\x00"])
+def test_a_config_that_is_no_json_object_is_named(folder: Path, text: bytes) -> None:
+    (folder / "transformer" / "config.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match="config.json"):
+        open_checkpoint(str(folder)).config("transformer")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has no model_index.json"):
+        open_checkpoint(str(tmp_path))
+    with pytest.raises(CheckpointError, match="neither a known model nor a folder"):
+        open_checkpoint(str(tmp_path / "nothing"))
+    (tmp_path / "model_index.json").write_text("no")
+    with pytest.raises(CheckpointError, match="model_index.json is not JSON"):
+        open_checkpoint(str(tmp_path))
+
+
+def test_the_models_of_the_package_open_by_name() -> None:
+    for name in bundled_models():
+        assert open_checkpoint(name).name == name
+
+
+def test_the_fingerprint_changes_with_what_decides_the_bits(folder: Path) -> None:
+    def current(dtype: str = "float32", determinism: str = "fast") -> str:
+        checkpoint = open_checkpoint(str(folder))
+        return stage_fingerprint(checkpoint, ["transformer"], "cpu", dtype, determinism)
+
+    before = current()
+    assert before == current()
+    assert before != current(dtype="bfloat16")
+    assert before != current(determinism="batch-invariant")
+    save_file({"a": torch.arange(4.0), "b": torch.zeros(2, 2)}, folder / "transformer" / WEIGHTS)
+    after = current()
+    assert before != after
+    (folder / "transformer" / "config.json").write_text('{"patch_size": 1}')
+    assert after != current()
+
+
+def test_the_order_of_a_fingerprints_parts_does_not_matter() -> None:
+    assert fingerprint({"a": "1", "b": "2"}) == fingerprint({"b": "2", "a": "1"})
+    assert fingerprint({"a": "1", "b": "2"}) != fingerprint({"a": "2", "b": "1"})
+
+
+def test_a_large_file_is_sampled_and_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "large.safetensors"
+    with file.open("wb") as stream:
+        stream.truncate((1 << 30) + 1)  # sparse: no disk is filled
+    before = weights_identity([file])
+    assert before.startswith("sampled:")
+    with file.open("r+b") as stream:
+        stream.write(b"header")
+    assert weights_identity([file]) != before
