@@ -129,7 +129,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_shards(index: Path) -> list[Path]:
-    """The shards an index names, each of which lies beside it and has the tensors that the index puts there."""
+    """The shards an index names. Each lies beside it and has the tensors that the index puts there."""
     weight_map = _read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import traceback
@@ -73,8 +74,10 @@ def _wrapped(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any
     async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             _check_form(request)
-            async for response in behaviour(request, context):
-                yield response
+            # When a client leaves, gRPC may just drop this generator; the servicer's must then close too.
+            async with contextlib.aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await _abort(context, error, method)
 

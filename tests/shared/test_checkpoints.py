@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from triptych.checkpoints import CheckpointError, bundled_models, open_checkpoint
 from triptych.fingerprints import fingerprint, stage_fingerprint, weights_identity
 
@@ -124,17 +125,17 @@ def test_a_component_that_the_index_leaves_out_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("text", [b"{", b"[]", b"\xff\xfe\x00"])
 def test_a_config_that_is_no_json_object_is_named(folder: Path, text: bytes) -> None:
     (folder / "transformer" / "config.json").write_bytes(text)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(str(folder)).config("transformer")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has no model_index.json"):
+    with pytest.raises(CheckpointError, match=r"has no model_index\.json"):
         open_checkpoint(str(tmp_path))
     with pytest.raises(CheckpointError, match="neither a known model nor a folder"):
         open_checkpoint(str(tmp_path / "nothing"))
     (tmp_path / "model_index.json").write_text("no")
-    with pytest.raises(CheckpointError, match="model_index.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"model_index\.json is not JSON"):
         open_checkpoint(str(tmp_path))
 
 

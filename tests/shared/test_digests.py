@@ -4,6 +4,7 @@ import hashlib
 import struct
 
 import numpy as np
+
 from triptych.digests import conditioning_digest
 from triptych.tensors import array_to_message
 from triptych.v1 import tensor_pb2

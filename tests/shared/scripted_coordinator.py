@@ -1,0 +1,87 @@
+"""An ImageGeneration service without a model: each prompt is a script for one kind of answer.
+
+Run as a program, it is a service like any other: `python tests/shared/scripted_coordinator.py --listen ...`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from triptych import errors
+from triptych.serving import Loaded, Service, run
+from triptych.settings import ServerSettings, read_settings
+from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1 import image_generation_pb2_grpc as pb2_grpc
+
+NAME = "triptych.v1.ImageGenerationService"
+STEPS = 3
+
+
+class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
+    """Answers by the first prompt; `cancelled` is set once a call was cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+
+    async def Generate(
+        self, request: pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[pb2.GenerateResponse]:
+        """Streams three steps and a picture per prompt, or what the prompt says."""
+        parameters = request.parameters
+        if not parameters.prompts:
+            raise errors.invalid_argument(("parameters.prompts", "is empty"), ("parameters.height", "is 0"))
+        try:
+            yield pb2.GenerateResponse(accepted=pb2.Accepted(parameters=parameters, warnings=["cut"]))
+            for step in range(1, STEPS + 1):
+                yield pb2.GenerateResponse(step_completed=pb2.StepCompleted(step=step, num_steps=STEPS))
+            if parameters.prompts[0] == "hang":
+                await asyncio.sleep(60)
+            if parameters.prompts[0] == "fail at the end":
+                raise errors.unavailable("the VAE codec is away")
+            for index, prompt in enumerate(parameters.prompts):
+                picture = pb2.GeneratedImage(index=index, png=b"png", seed=index, prompt=prompt)
+                yield pb2.GenerateResponse(image=picture)
+            if parameters.prompts[0] != "end early":
+                yield pb2.GenerateResponse(finished=pb2.Finished(rows=6))
+        except (asyncio.CancelledError, GeneratorExit):  # gRPC does the one or the other
+            self.cancelled.set()
+            raise
+
+    async def GenerateImages(
+        self, request: pb2.GenerateImagesRequest, context: Any
+    ) -> pb2.GenerateImagesResponse:
+        """Raises what the prompt names, or answers after a third of a second."""
+        match request.parameters.prompts[0]:
+            case "crash":
+                raise KeyError(f"words of the request: {request.parameters.prompts[1]}")
+            case "busy":
+                raise errors.resource_exhausted("64 requests wait", 1.5)
+            case "missing":
+                raise errors.missing_conditioning([bytes([n]) * 32 for n in range(200)])
+            case "many violations":
+                raise errors.invalid_argument(*[(f"prompts[{n}]", "ä" * 2000) for n in range(200)])
+            case "long message":
+                raise errors.not_found("€" * 100_000)
+            case "large answer":
+                return pb2.GenerateImagesResponse(warnings=["x" * 2_000_000])
+        await asyncio.sleep(1 / 3)
+        return pb2.GenerateImagesResponse(parameters=request.parameters)
+
+    async def GetModel(
+        self, request: pb2.ImageGenerationServiceGetModelRequest, context: Any
+    ) -> pb2.ImageGenerationServiceGetModelResponse:
+        """Describes no model."""
+        return pb2.ImageGenerationServiceGetModelResponse(name="scripted")
+
+
+def service(servicer: ScriptedCoordinator) -> Service:
+    return Service(NAME, partial(pb2_grpc.add_ImageGenerationServiceServicer_to_server, servicer))
+
+
+async def load() -> Loaded:
+    return Loaded([service(ScriptedCoordinator())], "no model")
+
+
+if __name__ == "__main__":
+    run("coordinator", read_settings(ServerSettings, "scripted_coordinator"), load)

@@ -1,0 +1,165 @@
+"""Both clients against a scripted coordinator: same answers, the server's words, no stream left running."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.shared.conftest import Running
+from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
+from triptych.client import AsyncClient, Client, Generation
+from triptych.errors import TriptychError
+from triptych.v1 import image_generation_pb2 as pb2
+
+
+class DirectStub:
+    """A stub that calls the servicer in this process."""
+
+    def __init__(self, servicer: ScriptedCoordinator) -> None:
+        self._servicer = servicer
+
+    def Generate(self, request: pb2.GenerateRequest, /, *, timeout: float | None = None) -> Any:
+        return self._servicer.Generate(request, None)
+
+    def GetModel(self, request: Any, /, *, timeout: float | None = None) -> Any:
+        return self._servicer.GetModel(request, None)
+
+
+async def generated(kind: str, coordinator: Running, prompt: str | list[str], **options: Any) -> Generation:
+    """The same call by the async client, the sync client in a thread, or directly."""
+    if kind == "sync":
+        with Client(coordinator.address) as client:
+            return await asyncio.to_thread(client.generate, prompt, **options)
+    if kind == "direct":
+        return await AsyncClient.from_stub(DirectStub(coordinator.servicer)).generate(prompt, **options)
+    async with AsyncClient(coordinator.address) as client:
+        return await client.generate(prompt, **options)
+
+
+kinds = pytest.mark.parametrize("kind", ["async", "sync", "direct"])
+
+
+@kinds
+async def test_a_generation_has_everything_that_was_streamed(
+    kind: str, coordinator: Running, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    generation = await generated(
+        kind,
+        coordinator,
+        ["a zebra", "a truck"],
+        negative_prompt="blur",
+        height=64,
+        guidance_scale=0.0,
+        guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
+        seed=2**64 - 1,
+        timeout=20,
+        on_progress=lambda event: steps.append(event.step),
+    )
+    assert steps == list(range(1, STEPS + 1))
+    assert [(image.index, image.prompt, image.seed) for image in generation.images] == [
+        (0, "a zebra", 0),
+        (1, "a truck", 1),
+    ]
+    assert generation.warnings == ["cut"]
+    assert generation.finished.rows == 6
+    assert generation.parameters == pb2.GenerationParameters(
+        prompts=["a zebra", "a truck"],
+        negative_prompts=["blur"],
+        height=64,
+        guidance_scale=0.0,
+        guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
+        seeds=[2**64 - 1],
+    )
+    assert not generation.parameters.HasField("width")
+    generation.images[0].save(tmp_path / "zebra.png")
+    assert (tmp_path / "zebra.png").read_bytes() == b"png"
+
+
+@kinds
+async def test_errors_are_the_servers_words(kind: str, coordinator: Running) -> None:
+    with pytest.raises(TriptychError) as caught:
+        await generated(kind, coordinator, "fail at the end")
+    assert (caught.value.code, caught.value.message) == (grpc.StatusCode.UNAVAILABLE, "the VAE codec is away")
+    with pytest.raises(TriptychError, match=r"prompts: is empty; parameters\.height: is 0"):
+        await generated(kind, coordinator, [])
+
+
+@kinds
+async def test_a_stream_that_only_stops_is_an_error(kind: str, coordinator: Running) -> None:
+    with pytest.raises(TriptychError, match="before it was finished"):
+        await generated(kind, coordinator, "end early")
+
+
+@kinds
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"height": 2**40}, "height"),
+        ({"seed": -1}, "seeds"),
+        ({"width": "wide"}, "width"),
+        ({"wdith": 1}, "wdith"),
+    ],
+)
+async def test_values_that_no_field_can_hold_are_refused_by_name(
+    kind: str, coordinator: Running, options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(TriptychError, match=f"^{field}: "):
+        await generated(kind, coordinator, "a zebra", **options)
+
+
+async def test_seed_and_seeds_exclude_each_other(coordinator: Running) -> None:
+    with pytest.raises(TriptychError, match="either seed or seeds"):
+        await generated("async", coordinator, "a zebra", seed=1, seeds=[1])
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_deadline_ends_the_call(kind: str, coordinator: Running) -> None:
+    with pytest.raises(TriptychError) as caught:
+        await generated(kind, coordinator, "hang", timeout=0.3)
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.wait_for(coordinator.servicer.cancelled.wait(), 5)
+
+
+async def test_an_abandoned_async_stream_is_cancelled(coordinator: Running) -> None:
+    async with AsyncClient(coordinator.address) as client:
+        async with contextlib.aclosing(client.stream("hang")) as events:
+            async for event in events:
+                if event.WhichOneof("event") == "step_completed":
+                    break
+        await asyncio.wait_for(coordinator.servicer.cancelled.wait(), 5)
+
+
+async def test_an_exception_in_on_progress_cancels(coordinator: Running) -> None:
+    def refuse(event: pb2.StepCompleted) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        await generated("sync", coordinator, "hang", on_progress=refuse)
+    await asyncio.wait_for(coordinator.servicer.cancelled.wait(), 5)
+
+
+async def test_a_cancelled_task_cancels_the_work(coordinator: Running) -> None:
+    async with AsyncClient(coordinator.address) as client:
+        task = asyncio.create_task(client.generate("hang"))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(coordinator.servicer.cancelled.wait(), 5)
+
+
+async def test_both_clients_describe_the_model(coordinator: Running) -> None:
+    async with AsyncClient(coordinator.address) as client:
+        assert (await client.model()).name == "scripted"
+    with Client(coordinator.address) as sync_client:
+        assert (await asyncio.to_thread(sync_client.model)).name == "scripted"
+
+
+def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
+    with Client(f"unix:{tmp_path}/nobody") as client, pytest.raises(TriptychError) as caught:
+        client.model()
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE

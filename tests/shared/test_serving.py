@@ -1,0 +1,225 @@
+"""The server bootstrap over real sockets: health, reflection, bad input, addresses, a graceful stop."""
+
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
+from tests.shared.scripted_coordinator import NAME
+from triptych.addresses import ListenError
+from triptych.errors import from_rpc_error
+from triptych.serving import Server
+from triptych.settings import ServerSettings
+from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+PROGRAM = Path(__file__).parent / "scripted_coordinator.py"
+
+
+def request(*prompts: str) -> pb2.GenerateImagesRequest:
+    return pb2.GenerateImagesRequest(parameters=pb2.GenerationParameters(prompts=prompts))
+
+
+async def test_health_knows_the_server_and_each_service(coordinator: Running) -> None:
+    health = health_pb2_grpc.HealthStub(coordinator.channel)
+    for name in ("", NAME):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health.Check(health_pb2.HealthCheckRequest(service="nobody"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    watch = health.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    assert (await watch.read()).status == SERVING
+    watch.cancel()
+
+
+async def test_reflection_lists_the_services(coordinator: Running) -> None:
+    reflection = reflection_pb2_grpc.ServerReflectionStub(coordinator.channel)
+    call = reflection.ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    answer = await call.read()
+    call.cancel()
+    names = {service.name for service in answer.list_services_response.service}
+    assert names == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateImages", "GetModel"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(coordinator: Running, method: str) -> None:
+    path = f"/{NAME}/{method}"
+    unary, stream = coordinator.channel.unary_unary(path), coordinator.channel.unary_stream(path)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (stream(b"\xff\xff").read() if method == "Generate" else unary(b"\xff\xff"))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message" in (caught.value.details() or "")
+    assert (await coordinator.stub.GetModel(pb2.ImageGenerationServiceGetModelRequest())).name == "scripted"
+
+
+@pytest.mark.parametrize("prompts", [["x" * (MAX_MESSAGE_BYTES + 1)], ["large answer"]])
+async def test_messages_over_the_limit_say_both_sizes(coordinator: Running, prompts: list[str]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await coordinator.stub.GenerateImages(request(*prompts))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert re.search(rf"larger than max \(\d+ vs\. {MAX_MESSAGE_BYTES}\)", caught.value.details() or "")
+    assert (await coordinator.stub.GenerateImages(request("next"))).parameters.prompts == ["next"]
+
+
+async def test_a_crash_is_logged_without_the_request(
+    coordinator: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await coordinator.stub.GenerateImages(request("crash", "a secret"))
+    error = from_rpc_error(caught.value)
+    number = re.fullmatch(r"internal error (\w{8}): the server's log tells more", error.message)
+    assert error.code is grpc.StatusCode.INTERNAL
+    assert number is not None
+    (record,) = [record for record in caplog.records if record.name.startswith("triptych")]
+    assert number[1] in record.getMessage()
+    assert "KeyError" in record.getMessage()
+    assert "scripted_coordinator.py" in record.getMessage()
+    assert "a secret" not in caplog.text
+    assert (await coordinator.stub.GenerateImages(request("next"))).parameters.prompts == ["next"]
+
+
+async def test_a_taken_address_is_refused(coordinator: Running) -> None:
+    second = Server([], ServerSettings(listen=coordinator.address))
+    with pytest.raises(ListenError, match="another server listens there"):
+        await second.start()
+    assert (await coordinator.stub.GetModel(pb2.ImageGenerationServiceGetModelRequest())).name == "scripted"
+
+
+async def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "left"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = Server([], ServerSettings(listen=f"unix:{path}", drain_seconds=0))
+    await server.start()
+    await server.stop()
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("keep me")
+    with pytest.raises(ListenError, match="is no socket"):
+        await Server([], ServerSettings(listen=f"unix:{path}")).start()
+    assert path.read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("listen", "words"),
+    [("unix:/no/such/folder/s", "there is no folder"), ("no-such-host.invalid:1", "cannot")],
+)
+async def test_an_impossible_address_is_refused(listen: str, words: str) -> None:
+    with pytest.raises(ListenError, match=words):
+        await Server([], ServerSettings(listen=listen)).start()
+
+
+class Program:
+    """The scripted coordinator in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, str(PROGRAM), *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def line(self, words: str) -> str:
+        """The next log line that has these words."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return line
+        raise AssertionError(f"it ended without saying '{words}'")
+
+    def end(self) -> int:
+        """The exit code."""
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Program]]:
+    """Programs that are killed after the test."""
+    started: list[Program] = []
+    yield started
+    for program in started:
+        program.process.kill()
+        program.process.communicate()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_loses_no_call(programs: list[Program], signal_number: signal.Signals) -> None:
+    program = Program("--listen", "127.0.0.1:0", "--drain-seconds", "0.5")
+    programs.append(program)
+    ready = program.line("ready on")
+    match = re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO coordinator: "
+        r"ready on (127\.0\.0\.1:\d+) in \d+\.\d s \(no model\)\n",
+        ready,
+    )
+    assert match is not None, ready
+    with grpc.insecure_channel(match[1]) as channel:
+        stub: Any = ImageGenerationServiceStub(channel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=NAME))
+        assert next(watch).status == SERVING
+        running = stub.GenerateImages.future(request("running"))
+        time.sleep(0.1)
+        program.process.send_signal(signal_number)
+        assert next(watch).status == NOT_SERVING
+        late = stub.GenerateImages.future(request("late"))
+        assert running.result().parameters.prompts == ["running"]
+        assert late.result().parameters.prompts == ["late"]
+        watch.cancel()
+    assert signal_number.name in program.line("stopping")
+    assert program.end() == 0
+
+
+def test_a_port_already_taken_is_one_sentence_and_exit_code_1(programs: list[Program]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        program = Program("--listen", address)
+        programs.append(program)
+        assert program.end() == 1
+        assert program.process.stderr is not None
+        (line,) = program.process.stderr.read().splitlines()
+    assert line.endswith(f"ERROR coordinator: cannot listen on {address}: another server listens there")
+
+
+def test_a_wrong_option_is_one_line_and_exit_code_2(programs: list[Program]) -> None:
+    environment = os.environ | {"TRIPTYCH_GRACE_SECONDS": "-1"}
+    command = [sys.executable, str(PROGRAM), "--listen", "nowhere"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "scripted_coordinator: --listen: 'nowhere' is neither host:port nor unix:/path",
+        "scripted_coordinator: --grace-seconds: Input should be greater than or equal to 0",
+    ]
+
+
+def test_what_every_service_imports_needs_no_torch() -> None:
+    names = [
+        "addresses",
+        "channels",
+        "checkpoints",
+        "client",
+        "digests",
+        "errors",
+        "fingerprints",
+        "serving",
+        "tensors",
+    ]
+    code = f"import sys, {', '.join(f'triptych.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,54 @@
+"""Settings: an option wins over the environment, which wins over the default; addresses are checked."""
+
+import pytest
+
+from triptych.addresses import check_listen, unix_path
+from triptych.settings import StageSettings, read_settings
+
+
+def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_DTYPE", "float16")
+    monkeypatch.setenv("TRIPTYCH_MODEL", "from-environment")
+    settings = read_settings(StageSettings, "stage", ["--dtype", "bfloat16"])
+    assert (settings.dtype, settings.model, settings.device) == ("bfloat16", "from-environment", "cpu")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--dtype", "int3"], ["--max-message-bytes", "0"], ["--listen", "x"], ["--no-such-option"]]
+)
+def test_wrong_options_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_settings(StageSettings, "stage", arguments)
+    assert caught.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "address", ["unix:/a", "unix:a", "unix:///a", "localhost:0", "[::1]:65535", "0.0.0.0:1"]
+)
+def test_good_addresses(address: str) -> None:
+    assert check_listen(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "host",
+        "host:",
+        ":1",
+        "host:65536",
+        "host:-1",
+        "host:²",
+        "::1:50051",
+        "unix:",
+        f"unix:/{'a' * 107}",
+    ],
+)
+def test_bad_addresses(address: str) -> None:
+    with pytest.raises(ValueError, match=r"neither|brackets|Unix socket"):
+        check_listen(address)
+
+
+def test_both_forms_of_a_unix_address_name_one_path() -> None:
+    assert unix_path("unix:/a/b") == unix_path("unix:///a/b") == "/a/b"
