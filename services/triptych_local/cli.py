@@ -1,4 +1,4 @@
-"""The command line: `triptych generate` and `triptych up`. Each command imports what it needs, when it runs."""
+"""The command line: `triptych generate` and `triptych up`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 

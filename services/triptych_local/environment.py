@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Without it MKL picks a product's kernel by its number of rows, so that a picture's bits depend on its neighbours.
+# Without it MKL picks a kernel by the number of rows, and a picture's bits depend on its neighbours.
 DEFAULTS = {"MKL_CBWR": "AVX2,STRICT"}
 
 

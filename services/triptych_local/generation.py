@@ -17,8 +17,10 @@ from triptych.errors import StartError
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
 from triptych_local.local import Addresses, ModelChoice, split_programs
-from triptych_local.processes import running, serves
+from triptych_local.processes import connected, running, serves
 from triptych_local.progress import Display, display
+
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ async def _client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
         async with fused_client(choice.model, choice.device, choice.dtype) as client:
             yield client
     elif place.target is not None:
-        async with AsyncClient(_checked(place.target)) as client:
+        await _check_answers(place.target)
+        async with AsyncClient(place.target) as client:
             yield client
     else:
         async with _address(place.choice, shown) as address, AsyncClient(address) as client:
@@ -109,6 +112,7 @@ async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
     if choice == ModelChoice() and standing.is_socket() and await serves(f"unix:{standing}"):
         yield f"unix:{standing}"
         return
+    choice.check()
     shown.note("Starting the services for this command alone; 'triptych up' in another terminal keeps them.")
     shown.phase("starting the text encoder, the denoiser, the VAE codec and the coordinator")
     with temporary_folder() as folder:
@@ -121,8 +125,12 @@ def _say_nothing(_line: str) -> None:
     """A service's log is of no interest to who wants a picture; what stops it from starting is raised."""
 
 
-def _checked(target: str) -> str:
+async def _check_answers(target: str) -> None:
+    """Raises StartError when nobody listens at the address, or it is none."""
     try:
-        return check_listen(target)
+        check_listen(target)
+        await asyncio.wait_for(connected(target), CONNECT_SECONDS)
     except ValueError as error:
         raise StartError(f"--target: {error}") from error
+    except TimeoutError as error:
+        raise StartError(f"no coordinator answers at {target} within {CONNECT_SECONDS:g} s") from error

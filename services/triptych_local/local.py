@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from triptych.checkpoints import open_checkpoint
 from triptych_local.folders import COORDINATOR_SOCKET
 from triptych_local.processes import Program
 
@@ -25,6 +26,11 @@ class ModelChoice:
         """As a stage's options."""
         given = {"--model": self.model, "--device": self.device, "--dtype": self.dtype}
         return [word for option, value in given.items() if value is not None for word in (option, value)]
+
+    def check(self) -> None:
+        """Raises CheckpointError if there is no such model, sooner than a service could."""
+        if self.model is not None:
+            open_checkpoint(self.model)
 
     def model_options(self) -> list[str]:
         """As the options of the coordinator, which computes nothing."""

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -43,47 +43,43 @@ class Program:
         return [*run, "--listen", self.address, *self.options]
 
 
-@dataclass
 class ServiceProcess:
     """One service's process, and the next one if it crashes."""
 
-    program: Program
-    say: Say
-    _process: asyncio.subprocess.Process | None = None
-    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=40))
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _stopping: bool = False
+    def __init__(self, program: Program, say: Say) -> None:
+        self.program = program
+        self._say = say
+        self._said: deque[str] = deque(maxlen=40)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Starts it and returns when it serves. Raises StartError with what it said if it ends before."""
-        await self._spawn()
-        await self._until_serving()
-        self._tasks.append(asyncio.create_task(self._watch()))
+        process = await self._spawn()
+        await self._until_serving(process)
+        self._watcher = asyncio.create_task(self._watch(process))
 
     async def stop(self) -> None:
         """Asks it to stop, waits for that, and ends it if it takes too long."""
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
         process = self._process
-        if process is not None and process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        if process is None:
+            return
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        if self._reader is not None:
+            await self._reader
 
-    @property
-    def pid(self) -> int:
-        """The number of the process that runs now, or ran last."""
-        if self._process is None:
-            raise RuntimeError(f"the {self.program.name} was not started")
-        return self._process.pid
-
-    async def _spawn(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        process = self._process = await asyncio.create_subprocess_exec(
             *self.program.command(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
@@ -92,62 +88,58 @@ class ServiceProcess:
             umask=0o077,
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
-        self._tasks.append(asyncio.create_task(self._pass_on_lines(self._process)))
+        self._reader = asyncio.create_task(self._pass_on_lines(process))
+        return process
 
     async def _pass_on_lines(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
-        while line := await process.stderr.readline():
+        async for line in process.stderr:
             text = line.decode(errors="replace").rstrip()
-            self._lines.append(text)
-            self.say(text)
+            self._said.append(text)
+            self._say(text)
 
-    async def _until_serving(self) -> None:
-        process = self._process
-        assert process is not None
+    async def _until_serving(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when it serves. Raises StartError when it ends instead."""
         ended = asyncio.create_task(process.wait())
         serving = asyncio.create_task(until_serving(self.program.address))
         try:
             await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                await asyncio.gather(*self._tasks[-1:])
-                raise StartError(f"the {self.program.name} did not start: {self._last_words()}")
+                raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
         finally:
             ended.cancel()
             serving.cancel()
         if self.program.address.startswith("unix:"):
             Path(unix_path(self.program.address)).chmod(0o600)
 
-    def _last_words(self) -> str:
-        """The last error it logged without its date, or its last line, or how it ended."""
-        marked = [
-            line.partition(" ERROR ")[2].partition(": ")[2] for line in self._lines if " ERROR " in line
-        ]
-        return (marked or list(self._lines) or [self._ending()])[-1]
+    async def _last_words(self, process: asyncio.subprocess.Process) -> str:
+        """The last error it logged, without its date, or its last line, or how it ended."""
+        if self._reader is not None:
+            await self._reader
+        errors = [line.partition(" ERROR ")[2].partition(": ")[2] for line in self._said if " ERROR " in line]
+        return [_ending(process), *self._said, *errors][-1]
 
-    def _ending(self) -> str:
-        code = self._process.returncode if self._process else None
-        return (
-            f"ended by {signal.Signals(-code).name}"
-            if code is not None and code < 0
-            else f"exit status {code}"
-        )
-
-    async def _watch(self) -> None:
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Starts it again whenever it ends, after a pause that grows while it keeps ending soon."""
         pause = FIRST_PAUSE
-        while not self._stopping:
+        while True:
             started = time.monotonic()
-            assert self._process is not None
-            await self._process.wait()
+            await process.wait()
             if time.monotonic() - started > STEADY_SECONDS:
                 pause = FIRST_PAUSE
-            self.say(f"the {self.program.name} ended ({self._ending()}); starting it again in {pause:g} s")
+            self._say(f"the {self.program.name} ended ({_ending(process)}); starting it again in {pause:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            await self._spawn()
+            process = await self._spawn()
             with suppress(StartError):  # its own lines said why; the loop tries again
-                await self._until_serving()
-                self.say(f"the {self.program.name} serves again")
+                await self._until_serving(process)
+                self._say(f"the {self.program.name} serves again")
+
+
+def _ending(process: asyncio.subprocess.Process) -> str:
+    """How a process ended: "SIGKILL", "exit status 1"."""
+    status = process.returncode
+    return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
 
 
 @asynccontextmanager
@@ -185,3 +177,9 @@ async def serves(address: str) -> bool:
         except grpc.RpcError:
             return False
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def connected(address: str) -> None:
+    """Returns when a server at the address takes connections."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()

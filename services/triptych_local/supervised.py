@@ -2,7 +2,8 @@
 
     python -m triptych_local.supervised triptych_denoiser --listen unix:/run/denoiser.sock
 
-Standard input is a pipe that the parent holds open. When the parent dies, even by SIGKILL, the system closes it.
+Standard input is a pipe that the parent holds open. When the parent dies, even by
+SIGKILL, the system closes it.
 """
 
 import os

@@ -1,0 +1,49 @@
+"""Where sockets are: short enough, and no one else's."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from triptych.addresses import check_listen
+from triptych.errors import StartError
+from triptych_local.folders import claimed_folder, temporary_folder, well_known_folder
+from triptych_local.local import Addresses
+
+
+def test_the_runtime_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert well_known_folder() == tmp_path / "triptych"
+
+
+def test_without_a_runtime_folder_each_user_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/var/tmp")
+    assert well_known_folder() == Path(f"/var/tmp/triptych-{os.getuid()}")
+
+
+def test_paths_too_long_for_a_socket_are_avoided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with temporary_folder() as temporary:
+        for folder in (well_known_folder(), temporary):
+            addresses = Addresses.in_folder(folder)
+            assert all(check_listen(address) for address in (addresses.coordinator, *addresses.stages))
+
+
+def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(StartError, match="open to other users"), claimed_folder(folder):
+        pass
+
+
+def test_a_link_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(StartError, match="is not a folder of this user"), claimed_folder(tmp_path / "link"):
+        pass

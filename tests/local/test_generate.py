@@ -1,0 +1,103 @@
+"""`triptych generate`: what it writes, what it says, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.local.conftest import Up, run
+from triptych_local.cli import app
+
+
+def test_it_writes_numbered_files_and_says_their_seeds(up: Up, tmp_path: Path) -> None:
+    result = run(
+        *("generate", "a cat", "a dog", "--num-images", "2", "--steps", "2", "--seed", "40"),
+        *("-o", tmp_path / "pet.png"),
+        environment=up.environment,
+    )
+    assert result.status == 0, result.stderr
+    said = [line.split("  ")[:2] for line in result.stdout.splitlines()]
+    assert said == [[f"{tmp_path}/pet-{index}.png", f"seed {40 + index}"] for index in range(4)]
+    assert "step 2 of 2" in result.stderr
+    assert all((tmp_path / f"pet-{index}.png").read_bytes().startswith(b"\x89PNG") for index in range(4))
+
+
+def test_size_is_width_then_height(up: Up, tmp_path: Path) -> None:
+    from PIL import Image
+
+    result = run(
+        *("generate", "a cat", "--size", "64x48", "--steps", "1", "-o", tmp_path / "cat.png"),
+        environment=up.environment,
+    )
+    assert result.status == 0, result.stderr
+    with Image.open(tmp_path / "cat.png", formats=["PNG"]) as picture:
+        assert picture.size == (64, 48)
+
+
+def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
+    from PIL import Image
+
+    options = ("--negative", "a dog", "--guidance", "3.5", "--guidance-schedule", "interval:0.25:0.75")
+    result = run(
+        *("generate", "a cat", "--seed", "3", "--steps", "4", *options, "-o", tmp_path / "cat.png"),
+        *("--target", up.coordinator()),
+    )
+    assert result.status == 0, result.stderr
+    with Image.open(tmp_path / "cat.png", formats=["PNG"]) as picture:
+        said = json.dumps(json.loads(picture.info["triptych"]))
+    assert all(word in said for word in ('"a dog"', "3.5", "interval", "0.25", "0.75"))
+
+
+WRONG_WORDS = {
+    "a size without its height": (["--size", "256"], "'256' is no size: it is WIDTHxHEIGHT"),
+    "a schedule without its end": (["--guidance-schedule", "linear"], "'linear' is no guidance schedule"),
+    "another file format": (["-o", "cat.jpg"], "'cat.jpg' does not end in .png"),
+    "a folder that is not there": (["-o", "nowhere/cat.png"], "there is no folder 'nowhere'"),
+    "a negative seed": (["--seed", "-1"], "should be greater than or equal to 0"),
+    "a device for services elsewhere": (["--target", "h:1", "--device", "cuda"], "have their own device"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WORDS)
+def test_wrong_words_are_explained_and_exit_with_2(case: str) -> None:
+    arguments, explanation = WRONG_WORDS[case]
+    result = CliRunner().invoke(app, ["generate", "a cat", *arguments])
+    assert result.exit_code == 2
+    assert explanation in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("fused", [(), ("--fused",)], ids=["split", "fused"])
+def test_an_unknown_model_is_one_line_and_exit_status_1(fused: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("generate", "a cat", "--model", "no-such-model", "-o", tmp_path / "cat.png", *fused)
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "triptych: 'no-such-model' is neither a known model nor a folder"
+    )
+    assert "Traceback" not in result.stderr
+
+
+def test_a_coordinator_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    result = run("generate", "a cat", "--target", "127.0.0.1:1", "-o", tmp_path / "cat.png")
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1].startswith("triptych: no coordinator answers at 127.0.0.1:1")
+    assert "Traceback" not in result.stderr
+
+
+def test_what_the_coordinator_refuses_is_said_by_field(up: Up, tmp_path: Path) -> None:
+    result = run(
+        *("generate", "", "--steps", "0", "--size", "63x64", "-o", tmp_path / "cat.png"),
+        environment=up.environment,
+    )
+    assert result.status == 1
+    assert result.stderr.splitlines()[-1].startswith("triptych: ")
+    assert all(field in result.stderr for field in ("prompts[0]", "num_inference_steps", "width"))
+    assert "Traceback" not in result.stderr
+
+
+def test_another_model_than_the_served_one_is_not_found(up: Up, tmp_path: Path) -> None:
+    result = run(
+        "generate", "a cat", "--target", up.coordinator(), "--model", "other", "-o", tmp_path / "cat.png"
+    )
+    assert result.status == 1
+    assert "other" in result.stderr.splitlines()[-1]

@@ -1,0 +1,60 @@
+"""The same request gives the same bits: in one process or over sockets, alone or in company."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.local.conftest import Up, run, start_up, stop
+
+PICTURES = ("generate", "a cat", "a red dog", "--seed", "7", "--steps", "3", "--size", "64x48")
+
+
+def generated(folder: Path, *arguments: str | Path, environment: dict[str, str] | None = None) -> list[bytes]:
+    """The bytes of the PNG files that the command writes, in order."""
+    folder.mkdir()
+    result = run(*arguments, "-o", folder / "out.png", environment=environment)
+    assert result.status == 0, result.stderr
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def split(up: Up, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """PICTURES as four processes make them."""
+    pictures = generated(tmp_path_factory.mktemp("split") / "files", *PICTURES, environment=up.environment)
+    assert len(pictures) == len(set(pictures)) == 2
+    return pictures
+
+
+def test_split_and_fused_give_the_same_bits(
+    split: list[bytes], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    assert generated(tmp_path / "fused", *PICTURES, "--fused", "--model", tiny_checkpoint) == split
+
+
+def test_up_fused_gives_the_same_bits(split: list[bytes], tmp_path: Path, tiny_checkpoint: Path) -> None:
+    up = start_up(tmp_path / "run", "--fused", "--model", tiny_checkpoint)
+    try:
+        up.wait_for("ready on ")
+        assert list(up.services()) == ["triptych_local.fused"]
+        assert generated(tmp_path / "fused", *PICTURES, environment=up.environment) == split
+    finally:
+        stop(up)
+
+
+def test_services_started_for_one_command_give_the_same_bits(
+    split: list[bytes], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    assert generated(tmp_path / "alone", *PICTURES, "--model", tiny_checkpoint) == split
+
+
+def test_a_batch_of_four_is_four_single_pictures(up: Up, tmp_path: Path) -> None:
+    request = ("generate", "a cat", "--steps", "3")
+    batch = generated(
+        tmp_path / "batch", *request, "--seed", "7", "--num-images", "4", environment=up.environment
+    )
+    singles = [
+        generated(tmp_path / str(seed), *request, "--seed", str(seed), environment=up.environment)[0]
+        for seed in range(7, 11)
+    ]
+    assert len(set(batch)) == 4
+    assert batch == singles

@@ -1,0 +1,108 @@
+"""The rules of the house: who imports whom, what a service carries, fresh stubs, a true page of structure."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    path
+    for root in ("shared", "services")
+    for path in (ROOT / root).rglob("*.py")
+    if "v1" not in path.parts and path.name != "__init__.py"
+)
+
+
+def packages_after(program: str, *arguments: str) -> set[str]:
+    """The top-level packages that a new Python process has imported after running the program."""
+    report = "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    command = [sys.executable, "-c", program + report, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_the_import_rules_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+
+
+def test_the_coordinator_carries_no_torch(tiny_checkpoint: Path) -> None:
+    program = """
+import sys, triptych_coordinator.__main__
+from triptych.checkpoints import open_checkpoint
+from triptych_coordinator.servicer import ImageGenerationServicer
+from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.stubs import Stubs
+ImageGenerationServicer(open_checkpoint(sys.argv[1]), Stubs(None, None, None), CoordinatorLimits())
+"""
+    packages = packages_after(program, str(tiny_checkpoint))
+    assert not packages & {"torch", "transformers", "safetensors", "triptych_denoiser"}
+
+
+@pytest.mark.parametrize("service", ["triptych_denoiser", "triptych_vae_codec"])
+def test_a_stage_without_text_carries_no_transformers(service: str, tiny_checkpoint: Path) -> None:
+    program = f"""
+import sys, {service}.__main__
+from {service}.servicer import create_servicer
+from triptych.settings import StageSettings
+create_servicer(StageSettings(model=sys.argv[1]))
+"""
+    packages = packages_after(program, str(tiny_checkpoint))
+    assert "torch" in packages
+    assert not packages & {"transformers", "tokenizers", "diffusers", "PIL"}
+
+
+def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
+    packages = packages_after("import triptych_local.cli")
+    assert not packages & {"torch", "transformers", "grpc", "numpy", "pydantic"}
+
+
+def test_a_client_carries_no_torch() -> None:
+    assert not packages_after("import triptych.client") & {"torch", "transformers", "safetensors"}
+
+
+def test_the_committed_stubs_are_what_the_protos_give() -> None:
+    subprocess.run(["make", "protos-check"], cwd=ROOT, check=True, timeout=180)
+
+
+def test_a_prompt_reaches_the_command_as_it_was_written(tmp_path: Path) -> None:
+    command = tmp_path / "bin/triptych"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    command.chmod(0o755)
+    (command.parent / "python").symlink_to(sys.executable)
+    installed = tmp_path / ".installed-local"
+    installed.touch()
+    os.utime(installed, (time.time() + 60, time.time() + 60))
+    prompt = """it's a "$5" `toy` for $(shell echo me) & $HOME; #1 100% \\ done"""
+    arguments = [f"PROMPT={prompt}", "OUT=my picture.png", "SIZE=256x192", "NEGATIVE=$x 'y'"]
+    result = subprocess.run(
+        ["make", "--silent", f"VENV={tmp_path}", "image", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
+    )
+    assert json.loads(result.stdout) == [
+        *("generate", "--output", "my picture.png", "--size", "256x192", "--negative", "$x 'y'", "--", prompt)
+    ]
+
+
+def test_the_page_of_structure_names_every_module_and_no_other() -> None:
+    page = (ROOT / "docs/structure.md").read_text()
+    named = set(re.findall(r"^- `((?:shared|services)/[^`]+\.py)`: \S", page, re.MULTILINE))
+    assert named == {str(path.relative_to(ROOT)) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read_at_a_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
