@@ -49,7 +49,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See image_generation.proto."""
-        async with aclosing(self.events(request.parameters, context.time_remaining())) as events:
+        async with aclosing(self._events(request.parameters, context.time_remaining())) as events:
             async for event in events:
                 yield event
 
@@ -58,7 +58,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     ) -> pb.GenerateImagesResponse:
         """See image_generation.proto."""
         response = pb.GenerateImagesResponse()
-        async with aclosing(self.events(request.parameters, context.time_remaining())) as events:
+        async with aclosing(self._events(request.parameters, context.time_remaining())) as events:
             async for event in events:
                 if event.HasField("accepted"):
                     response.parameters.CopyFrom(event.accepted.parameters)
@@ -89,11 +89,10 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_prompt_bytes=limits.max_prompt_bytes,
         )
 
-    async def events(
+    async def _events(
         self, message: pb.GenerationParameters, seconds: float | None
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """What Generate streams, for callers in this process too. `seconds` are what it may take; None for
-        no limit.
+        """What Generate streams, of a call that has `seconds` left; None for no limit.
 
         Closing the iterator, or cancelling who waits for it, stops the work.
         """

@@ -48,10 +48,10 @@ class FlowSchedule:
             raise StartError(
                 f"num_train_timesteps is {steps} in the scheduler config, but only 1000 is supported"
             )
-        shift = float(config.get("shift", 1.0))
-        if not 0 < shift < float("inf"):
-            raise StartError(f"shift is {shift} in the scheduler config, but must be positive")
-        return cls(shift)
+        shift = config.get("shift", 1.0)
+        if not (isinstance(shift, int | float) and 0 < shift < float("inf")):
+            raise StartError(f"shift is {shift} in the scheduler config, but must be a positive number")
+        return cls(float(shift))
 
     def sigmas(self, num_inference_steps: int) -> NDArray[np.float32]:
         """The levels that the solver visits, from 1 down to 0.

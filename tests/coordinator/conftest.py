@@ -55,8 +55,8 @@ class House:
     async def stop_stage(self, stage: str) -> None:
         await self.servers.pop(stage).stop()
 
-    async def start(self) -> None:
-        for stage in ("text", "denoiser", "vae"):
+    async def start(self, stages: tuple[str, ...]) -> None:
+        for stage in stages:
             await self.start_stage(stage)
         await self.start_coordinator()
 
@@ -74,10 +74,13 @@ class House:
         for server in self.servers.values():
             await server.stop()
 
-    async def images(self, *prompts: str, timeout: float | None = None, **fields: Any) -> pb.GenerateImagesResponse:
+    async def images(
+        self, *prompts: str, seconds: float | None = None, **fields: Any
+    ) -> pb.GenerateImagesResponse:
         """GenerateImages with 3 steps unless `fields` say otherwise."""
         parameters = pb.GenerationParameters(prompts=prompts, **{"num_inference_steps": 3, **fields})
-        response = await self.stub.GenerateImages(pb.GenerateImagesRequest(parameters=parameters), timeout=timeout)
+        request = pb.GenerateImagesRequest(parameters=parameters)
+        response = await self.stub.GenerateImages(request, timeout=seconds)
         assert isinstance(response, pb.GenerateImagesResponse)
         return response
 
@@ -88,8 +91,16 @@ def limits() -> CoordinatorLimits:
 
 
 @pytest.fixture
-async def house(checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits) -> AsyncIterator[House]:
+def stages() -> tuple[str, ...]:
+    """The stages that run from the start."""
+    return "text", "denoiser", "vae"
+
+
+@pytest.fixture
+async def house(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits, stages: tuple[str, ...]
+) -> AsyncIterator[House]:
     house = House(checkpoint, tmp_path, limits)
-    await house.start()
+    await house.start(stages)
     yield house
     await house.stop()

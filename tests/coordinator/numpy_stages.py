@@ -1,4 +1,4 @@
-"""The three stages as small numpy functions behind the real contract, in this process or in one of their own."""
+"""The three stages as small numpy functions behind the real contract, in this process or one of their own."""
 
 import asyncio
 import hashlib
@@ -17,7 +17,10 @@ from triptych.settings import ServerSettings
 from triptych.tensors import array_to_message, message_to_array
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceServicer, add_DenoiserServiceServicer_to_server
-from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceServicer, add_TextEncoderServiceServicer_to_server
+from triptych.v1.text_encoder_pb2_grpc import (
+    TextEncoderServiceServicer,
+    add_TextEncoderServiceServicer_to_server,
+)
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceServicer, add_VaeCodecServiceServicer_to_server
 
 MODEL = "numpy-model"
@@ -155,8 +158,9 @@ async def serve(servicer: TextEncoder | Denoiser | VaeCodec, address: str) -> Se
 
 
 async def serve_denoiser_for_ever(address: str, seconds: str) -> None:
-    await serve(Denoiser(float(seconds)), address)
+    server = await serve(Denoiser(float(seconds)), address)  # a server that nobody holds stops
     await asyncio.Event().wait()
+    await server.stop()
 
 
 if __name__ == "__main__":

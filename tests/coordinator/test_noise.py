@@ -1,7 +1,6 @@
 """The noise, against numbers that torch 2.13 gave on an x86-64 CPU with AVX2."""
 
 import hashlib
-import time
 
 import numpy as np
 import pytest
@@ -60,12 +59,3 @@ def test_fused_multiply_add_rounds_once() -> None:
     twice = (a.astype(np.float64) * b + c).astype(np.float32)
     assert twice == np.float32(1 + 2**-22)
     assert _fma(a, b, c) == c
-
-
-def test_the_noise_of_a_512_pixel_image_takes_under_20_milliseconds() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        randn((16, 64, 64), 3)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(20)) < 0.02

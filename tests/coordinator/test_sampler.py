@@ -1,0 +1,115 @@
+"""The sampler loop's mathematics, on velocities that can be integrated by hand."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from triptych_coordinator.guidance import GuidanceSchedule, classifier_free_guidance
+from triptych_coordinator.noise import randn
+from triptych_coordinator.sampler import Digests, Guided, sample
+from triptych_coordinator.sigmas import FlowSchedule
+from triptych_coordinator.solvers import Latents, euler
+
+PROMPT, NEGATIVE = b"\x03", b"\x01"
+
+
+class AnalyticDenoiser:
+    """v = x log(2) k, whose solution is x 2^(-k) from sigma 1 to 0; a digest is the byte k."""
+
+    def __init__(self) -> None:
+        self.branches: list[int] = []
+
+    async def predict(
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+    ) -> NDArray[np.float32]:
+        self.branches.append(len(branches))
+        rates = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        return rates[..., None, None, None] * np.float32(np.log(2)) * latents
+
+
+async def sampled(
+    latents: Latents, scales: Sequence[float], denoiser: AnalyticDenoiser | None = None
+) -> Latents:
+    guided = Guided([PROMPT] * len(latents), [NEGATIVE] * len(latents), scales)
+    return await last_latents(denoiser or AnalyticDenoiser(), latents, guided)
+
+
+async def last_latents(denoiser: AnalyticDenoiser, latents: Latents, guided: Guided) -> Latents:
+    sigmas = FlowSchedule(3.0).sigmas(len(guided.scales))
+    return [x async for _step, _sigma, x in sample(denoiser, latents, sigmas, guided, euler)][-1]
+
+
+def noise(*seeds: int) -> Latents:
+    return np.stack([randn((4, 2, 2), seed) for seed in seeds])
+
+
+async def test_euler_is_of_first_order() -> None:
+    exact = noise(1) / 8
+    errors = [np.abs(await sampled(noise(1), [1.0] * n) - exact).max() for n in (25, 50, 100)]
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.3)
+    assert errors[1] / errors[2] == pytest.approx(2, abs=0.3)
+
+
+async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
+    sigmas = FlowSchedule(3.0).sigmas(4)
+    guided = Guided([PROMPT], [NEGATIVE], [1.0] * 4)
+    told = [
+        (step, sigma) async for step, sigma, _ in sample(AnalyticDenoiser(), noise(1), sigmas, guided, euler)
+    ]
+    assert [step for step, _ in told] == [1, 2, 3, 4]
+    assert [sigma for _, sigma in told] == sigmas[1:].tolist()
+    assert told[-1][1] == 0
+
+
+async def test_sigmas_fall_from_one_and_the_last_is_shifted_twice() -> None:
+    assert FlowSchedule(3.0).sigmas(4) == pytest.approx([1, 0.85769, 0.60215, 0.0089286, 0], abs=1e-5)
+
+
+async def test_cfg_at_one_is_the_conditional_branch() -> None:
+    denoiser = AnalyticDenoiser()
+    without = await sampled(noise(1), [1.0] * 5, denoiser)
+    assert denoiser.branches == [1] * 5
+    with_negative = classifier_free_guidance(noise(2), noise(1), 1.0)
+    assert np.allclose(with_negative, noise(1), atol=1e-6)
+    unguided = Guided([PROMPT], [], [1.0] * 5)
+    assert np.array_equal(await last_latents(AnalyticDenoiser(), noise(1), unguided), without)
+
+
+async def test_guidance_goes_from_the_negative_branch_through_the_prompts() -> None:
+    # rates 1 and 3 at scale 2 make rate 5
+    guided = await sampled(noise(1), [2.0] * 200)
+    assert np.allclose(guided, noise(1) / 32, atol=0.03)
+
+
+async def test_an_interval_over_all_steps_is_constant_guidance_to_the_bit() -> None:
+    interval = GuidanceSchedule("interval", {"start": 0.0, "stop": 1.0}).scales(7, 4.5)
+    assert interval == GuidanceSchedule().scales(7, 4.5)
+    assert np.array_equal(await sampled(noise(1), interval), await sampled(noise(1), [4.5] * 7))
+
+
+async def test_steps_outside_the_interval_do_not_compute_the_negative_branch() -> None:
+    denoiser = AnalyticDenoiser()
+    scales = GuidanceSchedule("interval", {"start": 0.2, "stop": 0.7}).scales(10, 4.0)
+    await sampled(noise(1), scales, denoiser)
+    assert denoiser.branches == [1, 1, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone() -> None:
+    batch = await sampled(noise(1, 2, 3), [4.0] * 6)
+    for k, seed in enumerate((1, 2, 3)):
+        assert np.array_equal(batch[k : k + 1], await sampled(noise(seed), [4.0] * 6))
+
+
+def test_schedules_start_at_the_scale_and_end_where_they_say() -> None:
+    linear = GuidanceSchedule("linear", {"end_scale": 1.0}).scales(5, 9.0)
+    cosine = GuidanceSchedule("cosine", {"end_scale": 1.0}).scales(5, 9.0)
+    assert linear == [9.0, 7.0, 5.0, 3.0, 1.0]
+    assert cosine == pytest.approx([9.0, 5 + 2 * 2**1.5 / 2, 5.0, 5 - 2 * 2**1.5 / 2, 1.0])
+    assert cosine[-1] == 1.0
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_schedule_of_one_step_is_the_scale(name: str) -> None:
+    assert GuidanceSchedule(name, {"end_scale": 1.0}).scales(1, 9.0) == [9.0]

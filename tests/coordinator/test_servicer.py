@@ -1,0 +1,298 @@
+"""The coordinator over real sockets, with numpy stages behind it."""
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from PIL import Image
+
+from tests.coordinator.conftest import House
+from tests.coordinator.numpy_stages import MODEL, WIDTH
+from triptych import errors
+from triptych.errors import TriptychError
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.settings import CoordinatorLimits
+
+
+@contextmanager
+def refused(code: grpc.StatusCode, says: str) -> Iterator[list[TriptychError]]:
+    caught: list[TriptychError] = []
+    with pytest.raises(grpc.RpcError) as raised:
+        yield caught
+    caught.append(errors.from_rpc_error(raised.value))
+    assert caught[0].code is code
+    assert says in caught[0].message
+
+
+def kind(event: pb.GenerateResponse) -> str | None:
+    return event.WhichOneof("event")
+
+
+def request(*prompts: str, **fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(parameters=pb.GenerationParameters(prompts=prompts, **fields))
+
+
+async def test_the_stream_brings_accepted_every_step_every_picture_and_finished(house: House) -> None:
+    call = house.stub.Generate(request("a cat", "a dog", num_inference_steps=3, seeds=[5], guidance_scale=4))
+    events = [event async for event in call]
+    assert [kind(event) for event in events] == [
+        "accepted", "step_completed", "step_completed", "step_completed", "image", "image", "finished",
+    ]  # fmt: skip
+    steps = [event.step_completed for event in events[1:4]]
+    assert [(s.step, s.num_steps) for s in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert steps[-1].sigma == 0
+    images = [event.image for event in events[4:6]]
+    assert [(i.index, i.seed, i.prompt, i.width, i.height) for i in images] == [
+        (0, 5, "a cat", 64, 64),
+        (1, 6, "a dog", 64, 64),
+    ]
+    finished = events[-1].finished
+    assert finished.rows == 3 * 2 * 2 == house.denoiser.rows
+    assert set(finished.fingerprints) == {
+        "text-encoder-fingerprint", "denoiser-fingerprint", "vae-codec-fingerprint",
+    }  # fmt: skip
+    stages = finished.encode_milliseconds + finished.denoise_milliseconds + finished.decode_milliseconds
+    assert 0 < stages < finished.total_milliseconds
+
+
+async def test_one_answer_holds_what_the_stream_brings(house: House) -> None:
+    call = house.stub.Generate(request("a cat", num_inference_steps=3, seeds=[5]))
+    streamed = [event.image async for event in call if kind(event) == "image"]
+    answer = await house.images("a cat", seeds=[5])
+    assert list(answer.images) == streamed
+    assert answer.parameters.seeds == [5]
+    assert answer.finished.rows == 6
+
+
+async def test_the_accepted_parameters_give_the_same_pictures_again(house: House) -> None:
+    first = await house.images("a cat", num_images_per_prompt=2, guidance_scale=3.3)
+    answer = await house.stub.GenerateImages(pb.GenerateImagesRequest(parameters=first.parameters))
+    assert list(answer.images) == list(first.images)
+
+
+async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone(house: House) -> None:
+    batch = await house.images(
+        "a cat", "a dog", num_images_per_prompt=3, negative_prompts=["", "mud"], seeds=[1]
+    )
+    assert len({image.png for image in batch.images}) == 6
+    for k, image in enumerate(batch.images):
+        prompt, negative = (("a cat", ""), ("a dog", "mud"))[k // 3]
+        (alone,) = (await house.images(prompt, negative_prompts=[negative], seeds=[1 + k])).images
+        assert (alone.png, alone.seed) == (image.png, image.seed)
+
+
+async def test_a_picture_says_how_it_was_made(house: House) -> None:
+    (image,) = (await house.images("a 斑马", negative_prompts=["fog"], width=96, seeds=[9])).images
+    with Image.open(io.BytesIO(image.png), formats=["PNG"]) as png:
+        png.load()
+        assert png.size == (96, 64)
+        assert str(png.info["parameters"]).startswith(
+            "a 斑马\nNegative prompt: fog\nSteps: 3, Sampler: Euler,"
+        )
+        record = json.loads(png.info["triptych"])
+    assert (record["seed"], record["width"], record["model"]) == (9, 96, MODEL)
+    assert record["fingerprints"]["denoiser"] == ["denoiser-fingerprint"]
+
+
+async def test_guidance_of_one_encodes_and_computes_the_prompt_alone(house: House) -> None:
+    await house.images("a cat", guidance_scale=1)
+    assert house.text_encoder.encoded == ["a cat"]
+    assert house.denoiser.rows == 3
+
+
+async def test_a_prompt_is_encoded_and_uploaded_once(house: House) -> None:
+    for _ in range(3):
+        await house.images("a cat", "a cat", "a dog", guidance_scale=3)
+    assert sorted(house.text_encoder.encoded) == ["", "a cat", "a dog"]
+    assert house.denoiser.uploads == 3
+
+
+async def test_what_the_text_encoders_did_not_read_is_said(house: House) -> None:
+    answer = await house.images("one two three four five six seven eight nine ten eleven twelve")
+    (warning,) = answer.warnings
+    assert "did not read 'eleven twelve'" in warning
+
+
+async def test_get_model_tells_the_limits(house: House) -> None:
+    model = await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert (model.name, model.default_height, model.default_width) == (MODEL, 64, 64)
+    assert (model.size_multiple, model.max_size) == (16, 256)
+    assert (model.default_num_inference_steps, model.default_guidance_scale) == (28, 7)
+    assert (model.max_num_inference_steps, model.max_images, model.max_prompt_bytes) == (200, 16, 1000)
+    assert [stage.family for stage in model.stages] == ["text-encoder", "denoiser", "vae-codec"]
+
+
+async def test_bad_input_gets_one_clear_message_and_the_next_request_is_served(house: House) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "prompts: must hold at least one prompt") as caught:
+        await house.images()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "not 100000"):
+        await house.images("x" * 100_000)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "height: must be a multiple of 16") as caught:
+        await house.images("a cat", height=-7, num_inference_steps=10_000, guidance_scale=float("nan"))
+    (detail,) = caught[0].details
+    assert isinstance(detail, error_details_pb2.BadRequest)
+    assert [v.field for v in detail.field_violations] == ["height", "num_inference_steps", "guidance_scale"]
+    with refused(grpc.StatusCode.NOT_FOUND, f"this server has '{MODEL}'"):
+        await house.images("a cat", model="another")
+    assert len((await house.images("a cat")).images) == 1
+
+
+@pytest.mark.parametrize("stage", ["text", "denoiser", "vae"])
+async def test_a_stage_that_is_not_up_is_named_and_works_once_it_is(house: House, stage: str) -> None:
+    await house.stop_stage(stage)
+    started = asyncio.get_running_loop().time()
+    with refused(grpc.StatusCode.UNAVAILABLE, f"at {house.address(stage)} cannot be reached"):
+        await house.images("a cat")
+    assert asyncio.get_running_loop().time() - started < 5
+    await house.start_stage(stage)
+    assert len((await house.images("a cat")).images) == 1
+
+
+async def test_stages_that_do_not_fit_together_are_refused_with_all_reasons(house: House) -> None:
+    house.text_encoder.name, house.text_encoder.pooled_projection_dim = "another", 7
+    with refused(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        f"the text encoder serves 'another', but the coordinator '{MODEL}'",
+    ):
+        await house.images("a cat")
+    with refused(
+        grpc.StatusCode.FAILED_PRECONDITION, "pooled_projection_dim is 7 in the text encoder and 6 in the"
+    ):
+        await house.images("a cat")
+    house.text_encoder.name, house.text_encoder.pooled_projection_dim = MODEL, WIDTH
+    assert len((await house.images("a cat")).images) == 1
+
+
+async def test_conditioning_that_the_denoiser_forgot_is_sent_again(house: House) -> None:
+    expected = list((await house.images("a cat", seeds=[1])).images)
+    house.denoiser.pooled.clear()
+    assert list((await house.images("a cat", seeds=[1])).images) == expected
+    assert house.denoiser.uploads == 4
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TriptychError(grpc.StatusCode.UNAVAILABLE, "going away"),
+        TriptychError(grpc.StatusCode.CANCELLED, "shutting down"),
+        TriptychError(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow"),
+        errors.resource_exhausted("queue full", 0.05),
+    ],
+    ids=lambda failure: failure.code.name,
+)
+async def test_a_step_that_fails_is_repeated(house: House, failure: TriptychError) -> None:
+    expected = list((await house.images("a cat", seeds=[1])).images)
+    house.denoiser.failures = [failure, failure]
+    assert list((await house.images("a cat", seeds=[1])).images) == expected
+    assert house.denoiser.predictions == 3 + 5
+
+
+async def test_a_stage_that_refuses_the_coordinators_call_is_an_internal_error(house: House) -> None:
+    house.denoiser.failures = [errors.invalid_argument(("latents", "not finite"))]
+    with refused(grpc.StatusCode.INTERNAL, "refused the coordinator's call: latents: not finite"):
+        await house.images("a cat")
+    assert len((await house.images("a cat")).images) == 1
+
+
+class TestWithADenoiserInItsOwnProcess:
+    @pytest.fixture
+    def stages(self) -> tuple[str, ...]:
+        return "text", "vae"
+
+    @pytest.fixture
+    def limits(self) -> CoordinatorLimits:
+        return CoordinatorLimits(attempts=40)  # a busy machine is slow to start a process
+
+    async def test_killed_in_mid_generation_and_back_again_the_same_bytes_come(self, house: House) -> None:
+        arguments = [
+            sys.executable,
+            "-m",
+            "tests.coordinator.numpy_stages",
+            house.address("denoiser"),
+            "0.05",
+        ]
+        wanted = request("a cat", "a dog", seeds=[1], num_inference_steps=8)
+        images: list[pb.GeneratedImage] = []
+        denoiser = await asyncio.create_subprocess_exec(*arguments)
+        try:
+            await came_up(house)
+            undisturbed = [
+                event.image async for event in house.stub.Generate(wanted) if kind(event) == "image"
+            ]
+            async for event in house.stub.Generate(wanted):
+                if event.step_completed.step == 3:
+                    denoiser.kill()
+                    await denoiser.wait()
+                    denoiser = await asyncio.create_subprocess_exec(*arguments)
+                if kind(event) == "image":
+                    images.append(event.image)
+        finally:
+            denoiser.kill()
+            await denoiser.wait()
+        assert len(images) == 2
+        assert images == undisturbed
+
+
+async def came_up(house: House) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+                return
+            except grpc.RpcError:
+                await asyncio.sleep(0.1)
+
+
+async def test_a_cancelled_stream_stops_at_the_next_step(house: House) -> None:
+    house.denoiser.seconds = 0.05
+    call = house.stub.Generate(request("a cat", num_inference_steps=100))
+    async for event in call:
+        if event.step_completed.step == 2:
+            call.cancel()
+            break
+    await asyncio.sleep(0.2)
+    assert house.denoiser.predictions <= 4
+    house.denoiser.seconds = 0
+    for _ in range(4):  # no place is lost
+        assert len((await house.images("a cat")).images) == 1
+
+
+async def test_the_deadline_of_the_client_ends_the_work(house: House) -> None:
+    house.denoiser.seconds = 0.1
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+        await house.images("a cat", num_inference_steps=100, seconds=0.5)
+    predictions = house.denoiser.predictions
+    assert predictions <= 6
+    await asyncio.sleep(0.3)
+    assert house.denoiser.predictions <= predictions + 1
+
+
+async def test_too_many_requests_are_sent_away_with_a_time_to_come_back(house: House) -> None:
+    house.denoiser.seconds = 0.2
+    running = [asyncio.create_task(house.images("a cat", seeds=[1])) for _ in range(3)]
+    await asyncio.sleep(0.15)
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "try again later") as caught:
+        await house.images("a cat")
+    assert errors.retry_after_seconds(caught[0]) == pytest.approx(1)
+    answers = await asyncio.gather(*running)
+    assert all(list(answer.images) == list(answers[0].images) for answer in answers)
+    house.denoiser.seconds = 0
+    assert len((await house.images("a cat")).images) == 1
+
+
+class TestWithoutRoomForConditioning:
+    @pytest.fixture
+    def limits(self) -> CoordinatorLimits:
+        return CoordinatorLimits(conditioning_cache_bytes=0)
+
+    async def test_pictures_are_made_all_the_same(self, house: House) -> None:
+        first = await house.images("a cat", seeds=[1])
+        assert list((await house.images("a cat", seeds=[1])).images) == list(first.images)
+        assert house.text_encoder.encoded.count("a cat") == 2
