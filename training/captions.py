@@ -7,7 +7,6 @@ import numpy as np
 from training.objects import OBJECTS
 from training.scenes import Scene
 
-INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PHRASES = {
     "left of": ("to the left of", "to the left of", "left of", "on the left of", "on the left side of"),
     "right of": ("to the right of", "to the right of", "right of", "on the right of", "on the right side of"),
@@ -56,14 +55,11 @@ def mention(name: str, rng: np.random.Generator) -> str:
 
 
 def objects_phrase(scene: Scene, rng: np.random.Generator) -> str:
-    """The objects and where they are."""
-    names = [placed.name for placed in scene.objects]
+    """The objects, in the scene's order, and where they are."""
     if scene.relation is None:
-        return mention(names[0], rng)
+        return mention(scene.objects[0].name, rng)
+    first, second = (mention(placed.name, rng) for placed in scene.objects)
     relation = scene.relation
-    if rng.random() < 0.5:
-        names, relation = names[::-1], INVERSE[relation]
-    first, second = (mention(name, rng) for name in names)
     if rng.random() < 0.8:
         return f"{first} {one_of(PHRASES[relation], rng)} {second}"
     here, there = ENDS[relation]
@@ -80,7 +76,7 @@ def background_phrase(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of many ways to ask for the scene."""
+    """One of many ways to ask for the scene, naming its objects in its order."""
     text = objects_phrase(scene, rng) + background_phrase(scene, rng)
     if rng.random() < 0.12:
         text = one_of(OPENINGS, rng) + text

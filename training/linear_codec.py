@@ -1,8 +1,9 @@
 """A linear picture codec, 16 numbers per 8x8 pixels: the latent space that the default model's VAE learns.
 
-The numbers are the first principal components of 8x8x3 patches. An autoencoder trained from nothing takes long to
-find a latent space, and the transformer can only be trained once it stands; this one stands within a minute, and the
-VAE learns it meanwhile. `python -m training.linear_codec --data node_modules` fits and saves it.
+The numbers are the first principal components of 8x8x3 patches. An autoencoder trained from nothing takes
+long to find a latent space, and the transformer can only be trained once it stands; this one stands within
+a minute, and the VAE learns it meanwhile. `python -m training.linear_codec --data node_modules` fits and
+saves it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from training.scenes import Split, load_sprites, render, sample_scene
 
 PATCH = 8
 LATENT_CHANNELS = 16
-# Component k is divided by std_k ** WHITENING: at 1 all are equally loud, at 0 the mean colour drowns the rest.
+# Component k is divided by std_k ** WHITENING: at 1 all are equally loud, at 0 one drowns the rest.
 WHITENING = 0.6
 FIT_SCENES = 1500
 DEFAULT_PATH = Path(__file__).parent / "results" / "linear_codec.safetensors"
@@ -47,10 +48,10 @@ def from_patches(patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LinearCodec:
-    """Latents are (patch - mean) @ analysis, then (z - shift_factor) * scaling_factor, which gives mean 0 and std 1.
+    """Latents are (patch - mean) @ analysis, then (z - shift_factor) * scaling_factor: mean 0 and std 1.
 
-    mean [192], analysis [192, 16], synthesis [16, 192], float32. `shift_factor` and `scaling_factor` are the ones
-    of the VAE's config.json, so unscaled latents are what an AutoencoderKL's encoder gives.
+    mean [192], analysis [192, 16], synthesis [16, 192], float32. `shift_factor` and `scaling_factor` are
+    the ones of the VAE's config.json, so unscaled latents are what an AutoencoderKL's encoder gives.
     """
 
     mean: Tensor

@@ -77,7 +77,7 @@ class Optimizer:
     The model itself holds bfloat16 copies, which is what its products run in.
     """
 
-    def __init__(self, model: SD3Transformer, learning_rate: float, device: torch.device) -> None:
+    def __init__(self, model: SD3Transformer, learning_rate: float) -> None:
         self.model = model
         self.masters = {n: p.detach().float().clone() for n, p in model.named_parameters()}
         inside = [p for n, p in self.masters.items() if n.startswith("blocks.") and p.ndim == 2 and "modulation" not in n]
@@ -86,7 +86,7 @@ class Optimizer:
         self.muon = torch.optim.Muon(
             inside, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
-        self.adam = torch.optim.AdamW(rest, lr=learning_rate / 2, betas=(0.9, 0.98), weight_decay=0.0)
+        self.adam = torch.optim.AdamW(rest, lr=learning_rate / 3, betas=(0.9, 0.98), weight_decay=0.0)
         self.groups = [(g, g["lr"]) for o in (self.muon, self.adam) for g in o.param_groups]
 
     def step(self, scale: float) -> float:
@@ -189,7 +189,7 @@ def train(arguments: argparse.Namespace) -> None:
     model = SD3Transformer(CONFIG)
     initialise(model)
     model = model.to(device, torch.bfloat16)
-    optimizer = Optimizer(model, recipe.learning_rate, device)
+    optimizer = Optimizer(model, recipe.learning_rate)
     ema = {n: m.clone() for n, m in optimizer.masters.items()}
     run, step, seconds = Run(arguments.run), 0, 0.0
     if state := run.load():
@@ -238,8 +238,8 @@ def main() -> None:
     parser.add_argument("--codec", type=Path, default=Path("training/results/linear_codec.safetensors"))
     parser.add_argument("--run", type=Path, default=Path("runs/transformer"), help="checkpoint and log")
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--sigma-mean", type=float, default=0.3)
     parser.add_argument("--decay-from", type=int, default=None, help="step from which the learning rate falls to zero")
     parser.add_argument("--save-every", type=int, default=250)
