@@ -70,10 +70,12 @@ class TextEncoder(TextEncoderServiceServicer):
 
 
 class Denoiser(DenoiserServiceServicer):
-    """velocity() for every row. `failures` are raised by the next calls, one each."""
+    """velocity() for every row, while it is `open`. `failures` are raised by the next calls, one each."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.open = asyncio.Event()
+        self.open.set()
         self.failures: list[TriptychError] = []
         self.pooled: dict[bytes, NDArray[np.float32]] = {}
         self.predictions = 0
@@ -82,6 +84,7 @@ class Denoiser(DenoiserServiceServicer):
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
+        await self.open.wait()
         await asyncio.sleep(self.seconds)
         if self.failures:
             raise self.failures.pop(0)

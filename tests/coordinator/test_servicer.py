@@ -150,7 +150,7 @@ async def test_a_stage_that_is_not_up_is_named_and_works_once_it_is(house: House
     started = asyncio.get_running_loop().time()
     with refused(grpc.StatusCode.UNAVAILABLE, f"at {house.address(stage)} cannot be reached"):
         await house.images("a cat")
-    assert asyncio.get_running_loop().time() - started < 5
+    assert asyncio.get_running_loop().time() - started < 15
     await house.start_stage(stage)
     assert len((await house.images("a cat")).images) == 1
 
@@ -275,15 +275,16 @@ async def test_the_deadline_of_the_client_ends_the_work(house: House) -> None:
 
 
 async def test_too_many_requests_are_sent_away_with_a_time_to_come_back(house: House) -> None:
-    house.denoiser.seconds = 0.2
-    running = [asyncio.create_task(house.images("a cat", seeds=[1])) for _ in range(3)]
-    await asyncio.sleep(0.15)
+    house.denoiser.open.clear()
+    sent = [asyncio.create_task(house.images("a cat", seeds=[1])) for _ in range(4)]
+    (sent_away,), admitted = await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "try again later") as caught:
-        await house.images("a cat")
+        await sent_away
     assert errors.retry_after_seconds(caught[0]) == pytest.approx(1)
-    answers = await asyncio.gather(*running)
+    house.denoiser.open.set()
+    answers = await asyncio.gather(*admitted)
+    assert len(answers) == 3
     assert all(list(answer.images) == list(answers[0].images) for answer in answers)
-    house.denoiser.seconds = 0
     assert len((await house.images("a cat")).images) == 1
 
 
