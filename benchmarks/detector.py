@@ -1,9 +1,10 @@
-"""A detector that knows the sprites: which objects are in a picture, where, how large, on which background."""
+"""A detector that knows the sprites: which objects a picture has, where, how large, on which background."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +13,20 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-REDUCTION = (
-    2  # matching runs on 2 x 2 block means: four times cheaper, and deaf to pixel noise and slight blur
-)
+REDUCTION = 2  # matching runs on 2 x 2 block means: four times cheaper, and deaf to pixel noise
 SCALES = (0.86, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
-FRAME = 5  # width in pixels of the border that the background is first read from
+FRAME = 5  # width in pixels of the border that the background is read from
+BLUR = 5.0  # standard deviation, in reduced pixels, of what counts as coarse
+COARSE = 0.9  # how much of the coarse picture is taken away before matching
 NOISE = (
     4.0 / 255
-)  # colour error per pixel that counts as nothing, so that an object as pale as its ground is not "found"
-GAIN = (0.4, 2.0)  # contrast of the found object relative to its sprite
+)  # colour error per pixel that counts as nothing: an object as pale as its ground is not "found"
+GAIN = (0.25, 2.0)  # contrast of the found object relative to its sprite
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found: its name, the top left corner and side of its square box in pixels, and a score up to 1."""
+    """One object found: name, top left corner and side of its square box in pixels, and a score up to 1."""
 
     name: str
     left: float
@@ -50,7 +51,7 @@ class _Templates:
     alpha_energy: NDArray[np.float32]  # [sprites], sum of alpha^2
 
     def energy(self, ground: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Energy of every sprite's difference from a ground colour [3], that is sum of |alpha (colour - ground)|^2."""
+        """Sum of |colour - alpha ground|^2 of every sprite on a ground colour [3]."""
         energy = self.colour_energy - 2 * self.cross_energy @ ground + self.alpha_energy * (ground @ ground)
         return np.maximum(energy, 0)
 
@@ -58,13 +59,14 @@ class _Templates:
 class Detector:
     """Finds known sprites in pictures by masked normalised correlation on colour relative to the background.
 
-    sprites: name -> float32 [s, s, 4], RGB 0 to 255 times alpha, and alpha 0 to 1; backgrounds: name -> RGB; sizes:
-    the box sides, in pixels, that scenes use (each is searched from -14 % to +15 %); canvas: height and width of the
-    pictures; threshold: the least score that counts as found.
+    sprites: name -> float32 [s, s, 4], RGB 0 to 255 times alpha, and alpha 0 to 1; backgrounds: name -> RGB;
+    sizes: the box sides, in pixels, that scenes use (each is searched from -14 % to +15 %); canvas: height
+    and width of the pictures; threshold: the least score that counts as found.
 
-    For a sprite with colour C and mask a on ground colour g, the difference from the ground is E = a (C - g). The
-    score at a place is the cosine between E and the picture's own difference D = I - g over the sprite's square box:
-    1 for the sprite itself at any contrast, less for another shape, other colours, or anything else in the box.
+    For a sprite with colour C and mask a on ground colour g, the difference from the ground is E = a (C - g).
+    The score at a place is the cosine between E and the picture's own difference D = I - g over the sprite's
+    square box, after most of the coarse picture has been taken from both: a blot of the right colour is no
+    object.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Detector:
         backgrounds: Mapping[str, Colour],
         sizes: Sequence[int] = (96, 60),
         canvas: tuple[int, int] = (128, 128),
-        threshold: float = 0.75,
+        threshold: float = 0.7,
     ) -> None:
         self.names = list(sprites)
         self.backgrounds = dict(backgrounds)
@@ -87,7 +89,7 @@ class Detector:
         ]
 
     def detect(self, image: Pixels) -> list[Detection]:
-        """Objects in a picture (uint8 [H, W, 3]), best first; boxes that share more than a third keep only the best."""
+        """Objects in a picture (uint8 [H, W, 3]), best first."""
         return _suppress(self._candidates(image))
 
     def background(self, image: Pixels) -> str:
@@ -101,7 +103,7 @@ class Detector:
         if image.shape != (*self.canvas, 3):
             raise ValueError(f"the detector was made for pictures of {self.canvas}, not {image.shape}")
         ground = ground_colour(image)
-        difference = _reduce(image) - ground
+        difference = _detail(_reduce(image) - ground)
         spectrum = np.fft.rfft2(difference, axes=(0, 1)).astype(np.complex64).transpose(2, 0, 1)
         spectrum = np.concatenate([spectrum, -np.tensordot(ground, spectrum, 1)[None]])
         found = []
@@ -133,9 +135,9 @@ class Detector:
 
 
 def ground_colour(image: Pixels) -> NDArray[np.float32]:
-    """The colour [3], in 0..1, that most of the picture's border has: the median of what lies near the border's median.
+    """The colour [3], in 0..1, that most of the picture's border has.
 
-    Objects may cover up to half of the border; the second median leaves out what they cover.
+    Objects may cover up to half of the border; a second median, of what lies near the first, leaves them out.
     """
     frame = np.ones(image.shape[:2], dtype=bool)
     frame[FRAME:-FRAME, FRAME:-FRAME] = False
@@ -147,7 +149,7 @@ def ground_colour(image: Pixels) -> NDArray[np.float32]:
 def _templates(sprites: Iterable[Image.Image], cells: int, grid: tuple[int, int]) -> _Templates:
     side = cells * REDUCTION
     pictures = [np.asarray(sprite.resize((side, side), Image.Resampling.LANCZOS)) for sprite in sprites]
-    reduced = np.stack([_reduce(picture) for picture in pictures])  # [sprites, cells, cells, 4]
+    reduced = np.stack([_detail(_reduce(picture)) for picture in pictures])  # [sprites, cells, cells, 4]
     colour, alpha = reduced[..., :3], reduced[..., 3]
     spectra = np.fft.rfft2(reduced, s=grid, axes=(1, 2)).conj().astype(np.complex64)
     return _Templates(
@@ -160,7 +162,7 @@ def _templates(sprites: Iterable[Image.Image], cells: int, grid: tuple[int, int]
 
 
 def _premultiplied(sprite: NDArray[np.float32]) -> Image.Image:
-    """A sprite as Pillow's premultiplied mode, so that resizing does not bleed colours in from outside the mask."""
+    """A sprite as Pillow's premultiplied mode, so that resizing bleeds no colours in from outside."""
     pixels = (sprite * np.float32([1, 1, 1, 255])).round().clip(0, 255).astype(np.uint8)
     return Image.frombytes("RGBa", (sprite.shape[1], sprite.shape[0]), pixels.tobytes())
 
@@ -172,6 +174,21 @@ def _reduce(image: Pixels) -> NDArray[np.float32]:
     return (blocks.mean(axis=(1, 3), dtype=np.float32) / 255).astype(np.float32)
 
 
+def _detail(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A picture [rows, columns, channels] less `COARSE` of its own Gaussian blur; zero lies around it."""
+    coarse = _blur_matrix(picture.shape[0]) @ picture.reshape(picture.shape[0], -1)
+    coarse = np.einsum("xk,ykc->yxc", _blur_matrix(picture.shape[1]), coarse.reshape(picture.shape))
+    return (picture - COARSE * coarse).astype(np.float32)
+
+
+@cache
+def _blur_matrix(side: int) -> NDArray[np.float32]:
+    """The Gaussian blur of a line of that many reduced pixels, as a matrix."""
+    distance = np.subtract.outer(np.arange(side), np.arange(side))
+    weights = np.exp(-(distance**2) / (2 * BLUR**2)) / (BLUR * np.sqrt(2 * np.pi))
+    return weights.astype(np.float32)
+
+
 def _box_energy(difference: NDArray[np.float32], cells: int) -> NDArray[np.float32]:
     """Sum of squares over every box of that side, by a summed-area table."""
     table = np.pad((difference.astype(np.float64) ** 2).sum(axis=2), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
@@ -180,7 +197,7 @@ def _box_energy(difference: NDArray[np.float32], cells: int) -> NDArray[np.float
 
 
 def _suppress(candidates: list[Detection]) -> list[Detection]:
-    """Greedy non-maximum suppression over all names at once: the best explanation of a place silences the others."""
+    """Greedy non-maximum suppression over all names at once: a place has one explanation, the best."""
     kept: list[Detection] = []
     for candidate in sorted(candidates, key=lambda detection: -detection.score):
         if all(_shared(candidate, other) <= 1 / 3 for other in kept):

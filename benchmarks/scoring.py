@@ -1,4 +1,4 @@
-"""What counts as a right picture: scenes against what the detector finds in their pictures, and how sure that is."""
+"""What counts as a right picture: a scene against what the detector finds, and how sure a score is."""
 
 from __future__ import annotations
 
