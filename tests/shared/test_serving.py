@@ -147,7 +147,7 @@ class Program:
 
     def end(self) -> int:
         """The exit code."""
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def programs() -> Iterator[list[Program]]:
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_loses_no_call(programs: list[Program], signal_number: signal.Signals) -> None:
-    program = Program("--listen", "127.0.0.1:0", "--drain-seconds", "0.5")
+    program = Program("--listen", "127.0.0.1:0", "--drain-seconds", "1.5")
     programs.append(program)
     ready = program.line("ready on")
     match = re.fullmatch(
@@ -201,7 +201,7 @@ def test_a_port_already_taken_is_one_sentence_and_exit_code_1(programs: list[Pro
 def test_a_wrong_option_is_one_line_and_exit_code_2(programs: list[Program]) -> None:
     environment = os.environ | {"TRIPTYCH_GRACE_SECONDS": "-1"}
     command = [sys.executable, str(PROGRAM), "--listen", "nowhere"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         "scripted_coordinator: --listen: 'nowhere' is neither host:port nor unix:/path",
