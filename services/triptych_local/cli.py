@@ -130,7 +130,9 @@ def _read(reader: Callable[[str], T], text: str | None, option: str) -> T | None
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a command; what went wrong is one line on standard error and exit status 1."""
     from triptych.errors import StartError, TriptychError
+    from triptych.kernels import fix_kernels
 
+    fix_kernels()  # for this process and those that it starts
     try:
         asyncio.run(work)
     except (StartError, TriptychError, OSError) as error:

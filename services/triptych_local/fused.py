@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from triptych.checkpoints import open_checkpoint
 from triptych.client import AsyncClient, GenerationStub
+from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import StageSettings, read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
@@ -23,18 +24,17 @@ from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stubs import Stubs
+from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.direct import DirectStub
-from triptych_local.environment import prepare_environment
 from triptych_local.local import ModelChoice
 
 if TYPE_CHECKING:
     from triptych_denoiser.servicer import DenoiserServicer
+    from triptych_text_encoder.servicer import TextEncoderServicer
     from triptych_vae_codec.servicer import VaeCodecServicer
 
-    from triptych_text_encoder.servicer import TextEncoderServicer
 
-
-class FusedSettings(CoordinatorLimits, StageSettings):
+class FusedSettings(CoordinatorLimits, DenoiserOptions, StageSettings):
     """What the stages and the coordinator can be told together."""
 
 
@@ -56,14 +56,13 @@ class Fused:
 async def load_fused(settings: FusedSettings) -> Fused:
     """Loads the stages side by side. Raises StartError."""
     from triptych_denoiser.servicer import create_servicer as create_denoiser
-    from triptych_vae_codec.servicer import create_servicer as create_vae_codec
-
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
+    from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
     checkpoint = open_checkpoint(settings.model)
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         asyncio.to_thread(create_text_encoder, settings),
-        asyncio.to_thread(create_denoiser, settings),
+        asyncio.to_thread(create_denoiser, settings, settings),
         asyncio.to_thread(create_vae_codec, settings),
     )
     stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
@@ -75,7 +74,7 @@ async def fused_client(
     model: str | None = None, device: str | None = None, dtype: str | None = None
 ) -> AsyncIterator[AsyncClient]:
     """A client of services in this process; None is the services' own default. Raises StartError."""
-    prepare_environment()
+    fix_kernels()
     options = ModelChoice(model, device, dtype).options()
     fused = await load_fused(read_settings(FusedSettings, "fused", options))
     try:
@@ -109,6 +108,7 @@ async def load(settings: FusedSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(FusedSettings, "python -m triptych_local.fused")
+    fix_kernels()
     run("triptych", settings, partial(load, settings))
 
 

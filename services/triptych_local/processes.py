@@ -18,7 +18,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.addresses import unix_path
 from triptych.errors import StartError
-from triptych_local.environment import service_environment
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
@@ -84,7 +83,6 @@ class ServiceProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
-            env=service_environment(),
             umask=0o077,
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
