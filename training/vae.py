@@ -199,7 +199,7 @@ def assemble(decoder: nn.Module, codec: LinearCodec, data: Path) -> AutoencoderK
 
 
 def export(model: AutoencoderKL, codec: LinearCodec, folder: Path) -> None:
-    """Writes config.json and the weights in diffusers' layout, in float32."""
+    """Writes config.json and the weights in diffusers' layout, in float16: ten bits of mantissa cost no PSNR."""
     blocks = len(CONFIG.block_out_channels)
     config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.36.0"} | CONFIG.__dict__
     config |= {
@@ -212,7 +212,7 @@ def export(model: AutoencoderKL, codec: LinearCodec, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 

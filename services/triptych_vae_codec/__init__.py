@@ -1,0 +1,1 @@
+"""The VAE codec: a stage that turns latents into pixels and back."""

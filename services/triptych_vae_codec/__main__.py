@@ -1,0 +1,29 @@
+"""Serves a checkpoint's autoencoder: python -m triptych_vae_codec --listen 127.0.0.1:50053."""
+
+import asyncio
+from functools import partial
+
+from triptych.serving import Loaded, Service, run
+from triptych.settings import StageSettings, read_settings
+from triptych.v1 import vae_codec_pb2
+from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
+from triptych_vae_codec.servicer import create_servicer
+
+SERVICE_NAME = vae_codec_pb2.DESCRIPTOR.services_by_name["VaeCodecService"].full_name
+
+
+async def load(settings: StageSettings) -> Loaded:
+    """Loads the autoencoder on a thread of its own."""
+    servicer = await asyncio.to_thread(create_servicer, settings)
+    service = Service(SERVICE_NAME, partial(add_VaeCodecServiceServicer_to_server, servicer))
+    return Loaded([service], f"{settings.model}, {settings.dtype} on {settings.device}", servicer.close)
+
+
+def main() -> None:
+    """Reads the options and serves."""
+    settings = read_settings(StageSettings, "python -m triptych_vae_codec")
+    run("VAE codec", settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    main()

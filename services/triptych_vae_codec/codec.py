@@ -1,0 +1,71 @@
+"""Latents of the denoiser's space to uint8 pixels and back, one picture at a time. Knows nothing of gRPC."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+
+
+class VaeCodec:
+    """An autoencoder with the shift and scale to the latents that the denoiser sees.
+
+    Pictures go through the model one by one: its convolutions choose a kernel by the number of rows, and a
+    picture's bits must not depend on its company.
+    """
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        self.model = model
+        self.latent_channels = model.config.latent_channels
+        self.downscale = model.config.downscale
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float32 latents [B, C, h, w], scaled, to uint8 pixels [B, H, W, 3] on the CPU.
+
+        Raises:
+            ValueError: the decoder gave numbers that are not finite: the latents are too large for its dtype.
+        """
+        return torch.cat([self._decode_row(row) for row in latents])
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 pixels [B, H, W, 3] to float32 mean and std [B, C, h, w] of the scaled latents, on the CPU.
+
+        Raises:
+            ValueError: the encoder gave numbers that are not finite.
+        """
+        means, stds = zip(*(self._encode_row(row) for row in pixels), strict=True)
+        return torch.cat(means), torch.cat(stds)
+
+    def _decode_row(self, latents: Tensor) -> Tensor:
+        config = self.model.config
+        unscaled = latents[None] / config.scaling_factor + config.shift_factor
+        decoded = self._finite(self.model.decode(self._to_model(unscaled)))
+        return (
+            (decoded * 0.5 + 0.5)
+            .clamp(0, 1)
+            .mul(255)
+            .round()
+            .to(torch.uint8)
+            .permute(0, 2, 3, 1)
+            .contiguous()
+        )
+
+    def _encode_row(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        rgb = 2 * (pixels[None].permute(0, 3, 1, 2).float() / 255) - 1
+        mean, std = (self._finite(part) for part in self.model.encode(self._to_model(rgb)))
+        return (mean - config.shift_factor) * config.scaling_factor, std * config.scaling_factor
+
+    def _to_model(self, rows: Tensor) -> Tensor:
+        weight = self.model.decoder.conv_in.weight
+        return rows.contiguous().to(weight.device, weight.dtype)
+
+    def _finite(self, rows: Tensor) -> Tensor:
+        """The model's answer as float32 on the CPU, if every number of it is finite."""
+        answer = rows.float().cpu()
+        if not answer.isfinite().all():
+            raise ValueError(f"the autoencoder overflowed in {str(rows.dtype).removeprefix('torch.')}")
+        return answer

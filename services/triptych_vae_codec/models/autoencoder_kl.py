@@ -1,0 +1,311 @@
+"""AutoencoderKL, the convolutional autoencoder of Stable Diffusion 1 to 3.5 and FLUX.
+
+Architecture: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022
+(https://arxiv.org/abs/2112.10752), section 3.1 and appendix G. Modules carry the names that they have in
+diffusers' AutoencoderKL, so that the state dict is the checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """The keys of `vae/config.json` that decide the architecture and the map to the denoiser's latent space.
+
+    Raises:
+        ValueError: from `from_dict`, for a value that this implementation does not support.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    act_fn: str = "silu"
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent pixel, in each direction."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "AutoencoderKLConfig":
+        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
+        _check_block_types(config, "down_block_types", "DownEncoderBlock2D")
+        _check_block_types(config, "up_block_types", "UpDecoderBlock2D")
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise ValueError("latents_mean and latents_std are not supported: they must be null")
+        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        if "block_out_channels" in known:
+            known["block_out_channels"] = tuple(known["block_out_channels"])
+        parsed = cls(**known)
+        parsed._check()
+        return parsed
+
+    def _check(self) -> None:
+        sizes = (self.layers_per_block, self.latent_channels, self.norm_num_groups, *self.block_out_channels)
+        if not self.block_out_channels or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(
+                "block_out_channels, layers_per_block, latent_channels and norm_num_groups must be at least 1"
+            )
+        if (self.in_channels, self.out_channels) != (3, 3):
+            raise ValueError(
+                f"in_channels and out_channels are {self.in_channels} and {self.out_channels}; pixels have 3"
+            )
+        if self.act_fn != "silu":
+            raise ValueError(f"act_fn is {self.act_fn!r}; only 'silu' is supported")
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError(
+                f"block_out_channels {list(self.block_out_channels)} must be multiples of norm_num_groups, "
+                f"{self.norm_num_groups}"
+            )
+        if not self.scaling_factor > 0:
+            raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be positive")
+
+
+def _check_block_types(config: Mapping[str, Any], key: str, only: str) -> None:
+    channels = config.get("block_out_channels", [64])
+    types = config.get(key, [only] * len(channels))
+    if any(block != only for block in types):
+        raise ValueError(f"{key} is {list(types)}; only {only} is supported")
+    if len(types) != len(channels):
+        raise ValueError(
+            f"{key} has {len(types)} entries, block_out_channels {len(channels)}; equally many belong"
+        )
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the channels change."""
+
+    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps=EPS)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, channels_out, eps=EPS)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        changes = channels_in != channels_out
+        self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, channels_in, h, w] to [rows, channels_out, h, w]."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return self.conv_shortcut(x) + hidden  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """x + attention(norm(x)) over all positions, one head as wide as the channels."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape [rows, channels, h, w]."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)[:, None]
+        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return x + self.to_out[0](attended)[:, 0].transpose(1, 2).reshape(x.shape)  # type: ignore[no-any-return]
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention if the config has it, residual block, at the lowest resolution."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels, groups = config.block_out_channels[-1], config.norm_num_groups
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+        self.attentions = nn.ModuleList(
+            [Attention(channels, groups)] if config.mid_block_add_attention else []
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape [rows, channels, h, w]."""
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)  # type: ignore[no-any-return]
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution with stride 2; the padding is on the right and below only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, channels, h, w] to [rows, channels, h / 2, w / 2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
+
+
+class Upsample(nn.Module):
+    """Each pixel becomes 2x2 equal ones, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, channels, h, w] to [rows, channels, 2h, 2w]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then half the resolution, except in the last block."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: AutoencoderKLConfig, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, config.norm_num_groups)
+            for i in range(config.layers_per_block)
+        )
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels_out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, channels_in, h, w] to channels_out at the next resolution."""
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, one more than on the way down, then twice the resolution, except in the last block."""
+
+    def __init__(self, channels_in: int, channels_out: int, config: AutoencoderKLConfig, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, config.norm_num_groups)
+            for i in range(config.layers_per_block + 1)
+        )
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(channels_out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, channels_in, h, w] to channels_out at the next resolution."""
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """[rows, 3, H, W] to [rows, 2 x latent_channels, H / downscale, W / downscale]."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
+            for i in range(len(channels))
+        )
+        self.mid_block = MidBlock(config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Mean and log variance, one after the other in the channels."""
+        x = self.conv_in(pixels)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.mid_block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """[rows, latent_channels, h, w] to [rows, 3, h x downscale, w x downscale]."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        channels = config.block_out_channels[::-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
+            for i in range(len(channels))
+        )
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Pixels, not clamped."""
+        x = self.mid_block(self.conv_in(latents))
+        for block in self.up_blocks:
+            x = block(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+
+class AutoencoderKL(nn.Module):
+    """The autoencoder. Pixels are in [-1, 1]; latents are unscaled: the config's factors are not applied."""
+
+    def __init__(self, config: AutoencoderKLConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = (
+            nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
+        )
+
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
+        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels [rows, 3, H, W], not clamped, of latents [rows, latent_channels, h, w]."""
+        return self.decoder(self.post_quant_conv(latents))  # type: ignore[no-any-return]
+
+
+def load_weights(model: AutoencoderKL, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a checkpoint's tensors into the model, converting to its dtype and device.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape than the config says.
+    """
+    targets = model.state_dict()
+    missing, unknown = sorted(targets.keys() - set(tensors)), sorted(set(tensors) - targets.keys())
+    if missing or unknown:
+        raise ValueError(
+            f"the autoencoder's weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}"
+        )
+    for key, target in targets.items():
+        tensor = tensors[key]
+        if tensor.shape != target.shape:
+            raise ValueError(f"{key} has shape {list(tensor.shape)}, the config asks {list(target.shape)}")
+        target.copy_(tensor)
+
+
+def build(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype
+) -> AutoencoderKL:
+    """The autoencoder of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
+
+    Raises:
+        ValueError: the config is not supported or the tensors do not fit it.
+    """
+    with torch.device("meta"):
+        model = AutoencoderKL(AutoencoderKLConfig.from_dict(config))
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    load_weights(model, tensors)
+    return model

@@ -1,0 +1,193 @@
+"""The VaeCodecService: checks requests, has pictures decoded or encoded, sends tensors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.devices import usable_device
+from triptych.errors import invalid_argument
+from triptych.fingerprints import stage_fingerprint
+from triptych.tensors import message_to_torch, torch_to_message
+from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.settings import StageSettings
+    from triptych_vae_codec.codec import VaeCodec
+
+DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
+DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
+EncodeRequest = vae_codec_pb2.VaeCodecServiceEncodeRequest
+EncodeResponse = vae_codec_pb2.VaeCodecServiceEncodeResponse
+GetModelRequest = vae_codec_pb2.VaeCodecServiceGetModelRequest
+GetModelResponse = vae_codec_pb2.VaeCodecServiceGetModelResponse
+
+COMPONENT = "vae"
+DETERMINISM = "batch-invariant"
+# Four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
+MAX_PIXELS = 4 << 20
+
+
+class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
+    """Serves one checkpoint's autoencoder, on one worker thread."""
+
+    def __init__(self, codec: VaeCodec, model: model_pb2.ModelInfo, max_pixels: int = MAX_PIXELS) -> None:
+        self._codec = codec
+        self._model = model
+        self._max_pixels = max_pixels
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vae-codec")
+
+    async def Decode(
+        self, request: DecodeRequest, context: grpc.aio.ServicerContext[DecodeRequest, DecodeResponse]
+    ) -> DecodeResponse:
+        """Decode the pictures one after the other: requests take turns, and a cancelled one ends soon."""
+        latents = self._latents(request)
+        rows, milliseconds = await self._each("latents", self._codec.decode, _rows(latents))
+        return await asyncio.to_thread(
+            lambda: DecodeResponse(
+                pixels=_joined(rows), fingerprint=self._model.fingerprint, compute_milliseconds=milliseconds
+            )
+        )
+
+    async def Encode(
+        self, request: EncodeRequest, context: grpc.aio.ServicerContext[EncodeRequest, EncodeResponse]
+    ) -> EncodeResponse:
+        """Encode the pictures one after the other."""
+        pixels = self._pixels(request)
+        rows, milliseconds = await self._each("pixels", self._codec.encode, _rows(pixels))
+        return await asyncio.to_thread(
+            lambda: EncodeResponse(
+                mean=_joined(mean for mean, _ in rows),
+                std=_joined(std for _, std in rows),
+                fingerprint=self._model.fingerprint,
+                compute_milliseconds=milliseconds,
+            )
+        )
+
+    async def GetModel(
+        self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
+    ) -> GetModelResponse:
+        """Describe the model and its limits."""
+        return GetModelResponse(
+            model=self._model,
+            latent_channels=self._codec.latent_channels,
+            downscale=self._codec.downscale,
+            max_pixels=self._max_pixels,
+        )
+
+    async def close(self) -> None:
+        """Let the worker thread end after the picture it is at."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def _each(
+        self, field: str, compute: Callable[[Any], Any], rows: Iterable[torch.Tensor]
+    ) -> tuple[list[Any], float]:
+        """`compute` of every row on the worker thread, and the milliseconds it took there."""
+        results, milliseconds = [], 0.0
+        for row in rows:
+            try:
+                result, took = await asyncio.get_running_loop().run_in_executor(
+                    self._worker, _timed, compute, row
+                )
+            except ValueError as error:
+                raise invalid_argument((field, str(error))) from error
+            results.append(result)
+            milliseconds += took
+        return results, milliseconds
+
+    def _latents(self, request: DecodeRequest) -> torch.Tensor:
+        shape = ("images", self._codec.latent_channels, "height", "width")
+        latents = message_to_torch(request.latents, "latents", dtypes=("float32",), shape=shape)
+        images, _, height, width = latents.shape
+        self._check_size(
+            "latents.shape", images, height * self._codec.downscale, width * self._codec.downscale
+        )
+        if not latents.isfinite().all():
+            raise invalid_argument(("latents.data", "holds numbers that are not finite"))
+        return latents
+
+    def _pixels(self, request: EncodeRequest) -> torch.Tensor:
+        shape = ("images", "height", "width", 3)
+        pixels = message_to_torch(request.pixels, "pixels", dtypes=("uint8",), shape=shape)
+        images, height, width, _ = pixels.shape
+        self._check_size("pixels.shape", images, height, width)
+        downscale = self._codec.downscale
+        if height % downscale or width % downscale:
+            raise invalid_argument(
+                ("pixels.shape", f"height {height} and width {width} must be multiples of {downscale}")
+            )
+        return pixels
+
+    def _check_size(self, field: str, images: int, height: int, width: int) -> None:
+        pixels = images * height * width
+        described = f"{images} images of {height} x {width} pixels"
+        if pixels == 0:
+            raise invalid_argument((field, f"{described} are nothing"))
+        if pixels > self._max_pixels:
+            raise invalid_argument(
+                (field, f"{described} are over the limit of {self._max_pixels} pixels in all")
+            )
+
+
+def create_servicer(settings: StageSettings) -> VaeCodecServicer:
+    """Load the autoencoder that the settings name. Raises StartError."""
+    checkpoint = open_checkpoint(settings.model)
+
+    import torch
+
+    from triptych_vae_codec.codec import VaeCodec
+    from triptych_vae_codec.models.autoencoder_kl import build
+
+    device = usable_device(settings.device)
+    try:
+        model = build(
+            checkpoint.config(COMPONENT),
+            checkpoint.tensors(COMPONENT),
+            str(device),
+            getattr(torch, settings.dtype),
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
+    codec = VaeCodec(model)
+    info = model_pb2.ModelInfo(
+        name=checkpoint.name,
+        family=checkpoint.class_name(COMPONENT),
+        device=settings.device,
+        dtype=settings.dtype,
+        determinism=DETERMINISM,
+        fingerprint=stage_fingerprint(checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
+
+
+def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
+    """How many pixels may come in one call so that the answer surely fits into a message."""
+    square = codec.downscale**2
+    bytes_per_square = max(3 * square, 2 * 4 * codec.latent_channels)  # pixels, or mean and std in float32
+    room = max_message_bytes - 1024  # shapes, fingerprint and the like
+    return max(square, min(MAX_PIXELS, room // bytes_per_square * square))
+
+
+def _rows(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor[row : row + 1] for row in range(len(tensor))]
+
+
+def _timed(compute: Callable[[Any], Any], row: torch.Tensor) -> tuple[Any, float]:
+    began = time.perf_counter()
+    result = compute(row)
+    return result, 1000 * (time.perf_counter() - began)
+
+
+def _joined(rows: Iterable[torch.Tensor]) -> Any:
+    import torch
+
+    return torch_to_message(torch.cat(list(rows)))

@@ -1,0 +1,124 @@
+"""The service over a real socket."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from triptych.errors import from_rpc_error
+from triptych.settings import StageSettings
+from triptych.tensors import message_to_torch, torch_to_message
+from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
+from triptych.v1.vae_codec_pb2 import (
+    VaeCodecServiceDecodeRequest,
+    VaeCodecServiceEncodeRequest,
+    VaeCodecServiceGetModelRequest,
+)
+from triptych_vae_codec.codec import VaeCodec
+from triptych_vae_codec.servicer import create_servicer
+
+
+def decode_request(latents: torch.Tensor) -> VaeCodecServiceDecodeRequest:
+    return VaeCodecServiceDecodeRequest(latents=torch_to_message(latents))
+
+
+async def test_pictures_come_back_in_order_with_the_codecs_bits(stub: Any, codec: VaeCodec) -> None:
+    latents = torch.randn(3, 4, 5, 2)
+
+    together, alone = await asyncio.gather(
+        stub.Decode(decode_request(latents)), stub.Decode(decode_request(latents[1:2]))
+    )
+
+    pixels = message_to_torch(together.pixels, "pixels", dtypes=("uint8",))
+    assert torch.equal(pixels, codec.decode(latents))
+    assert torch.equal(message_to_torch(alone.pixels, "pixels"), pixels[1:2])
+    assert together.compute_milliseconds > 0
+
+
+async def test_encode_gives_mean_and_std(stub: Any, codec: VaeCodec) -> None:
+    pixels = torch.randint(0, 256, (2, 16, 40, 3), dtype=torch.uint8)
+
+    response = await stub.Encode(VaeCodecServiceEncodeRequest(pixels=torch_to_message(pixels)))
+
+    mean, std = codec.encode(pixels)
+    assert torch.equal(message_to_torch(response.mean, "mean"), mean)
+    assert torch.equal(message_to_torch(response.std, "std"), std)
+    assert len(response.fingerprint) == 64
+
+
+async def test_get_model_says_geometry_and_limits(stub: Any, settings: StageSettings) -> None:
+    answer = await stub.GetModel(VaeCodecServiceGetModelRequest())
+
+    assert (answer.latent_channels, answer.downscale, answer.max_pixels) == (4, 8, 4 << 20)
+    assert (answer.model.name, answer.model.family) == (Path(settings.model).name, "AutoencoderKL")
+    assert (answer.model.device, answer.model.dtype) == ("cpu", "float32")
+    assert answer.model.determinism == "batch-invariant"
+    assert answer.model.parameters > 1000
+    response = await stub.Decode(decode_request(torch.zeros(1, 4, 1, 1)))
+    assert response.fingerprint == answer.model.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("latents", "field", "sentence"),
+    [
+        (torch.zeros(1, 5, 2, 2), "latents.shape", "must be [images, 4, height, width], not [1, 5, 2, 2]"),
+        (torch.zeros(4, 2, 2), "latents.shape", "must be [images, 4, height, width]"),
+        (torch.zeros(0, 4, 2, 2), "latents.shape", "0 images of 16 x 16 pixels are nothing"),
+        (torch.zeros(1, 4, 0, 2), "latents.shape", "1 images of 0 x 16 pixels are nothing"),
+        (torch.zeros(1, 4, 2, 32769), "latents.shape", "over the limit of 4194304 pixels in all"),
+        (torch.full((1, 4, 2, 2), torch.nan), "latents.data", "not finite"),
+        (torch.full((1, 4, 2, 2), -torch.inf), "latents.data", "not finite"),
+        (torch.zeros(1, 4, 2, 2).half(), "latents.dtype", "must be float32, not float16"),
+        (3e38 * torch.randn(1, 4, 2, 2).sign(), "latents", "overflowed in float32"),
+    ],
+)
+async def test_bad_latents_are_refused_and_the_next_are_decoded(
+    latents: torch.Tensor, field: str, sentence: str, stub: Any
+) -> None:
+    await assert_refused(stub.Decode(decode_request(latents)), field, sentence)
+    assert (await stub.Decode(decode_request(torch.zeros(1, 4, 2, 2)))).pixels.shape == [1, 16, 16, 3]
+
+
+@pytest.mark.parametrize(
+    ("shape", "field", "sentence"),
+    [
+        ((1, 16, 17, 3), "pixels.shape", "height 16 and width 17 must be multiples of 8"),
+        ((1, 16, 16, 4), "pixels.shape", "must be [images, height, width, 3]"),
+        ((0, 16, 16, 3), "pixels.shape", "are nothing"),
+        ((257, 128, 128, 3), "pixels.shape", "over the limit"),
+    ],
+)
+async def test_bad_pixels_are_refused(shape: tuple[int, ...], field: str, sentence: str, stub: Any) -> None:
+    request = VaeCodecServiceEncodeRequest(pixels=torch_to_message(torch.zeros(shape, dtype=torch.uint8)))
+
+    await assert_refused(stub.Encode(request), field, sentence)
+
+
+async def test_bytes_that_do_not_match_their_shape_are_refused(stub: Any) -> None:
+    cut = Tensor(dtype=DTYPE_FLOAT32, shape=[1, 4, 2, 2], data=bytes(63))
+    await assert_refused(
+        stub.Decode(VaeCodecServiceDecodeRequest(latents=cut)), "latents.data", "needs 64 bytes"
+    )
+    claimed = Tensor(dtype=DTYPE_UINT8, shape=[1, 2**20, 2**20, 3])
+    await assert_refused(stub.Encode(VaeCodecServiceEncodeRequest(pixels=claimed)), "pixels.data", "got 0")
+    await assert_refused(stub.Decode(VaeCodecServiceDecodeRequest()), "latents.dtype", "no known dtype")
+
+
+async def test_the_limit_is_what_fits_into_a_message(settings: StageSettings) -> None:
+    small = create_servicer(settings.model_copy(update={"max_message_bytes": 1024 + 10 * 192 + 191}))
+    request = VaeCodecServiceGetModelRequest()
+
+    assert (await small.GetModel(request, None)).max_pixels == 10 * 64  # type: ignore[arg-type]
+    await small.close()
+
+
+async def assert_refused(call: Any, field: str, sentence: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message.startswith(f"{field}: ")
+    assert sentence in error.message
