@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.conftest import Up, run, start_up, stop
+from tests.local.conftest import Up, run, running_up
 
 PICTURES = ("generate", "a cat", "a red dog", "--seed", "7", "--steps", "3", "--size", "64x48")
 
@@ -32,13 +32,9 @@ def test_split_and_fused_give_the_same_bits(
 
 
 def test_up_fused_gives_the_same_bits(split: list[bytes], tmp_path: Path, tiny_checkpoint: Path) -> None:
-    up = start_up(tmp_path / "run", "--fused", "--model", tiny_checkpoint)
-    try:
-        up.wait_for("ready on ")
+    with running_up(tmp_path / "run", "--fused", "--model", tiny_checkpoint) as up:
         assert list(up.services()) == ["triptych_local.fused"]
         assert generated(tmp_path / "fused", *PICTURES, environment=up.environment) == split
-    finally:
-        stop(up)
 
 
 def test_services_started_for_one_command_give_the_same_bits(

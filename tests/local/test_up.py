@@ -10,7 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.local.conftest import Up, run, start_up, stop
+from tests.local.conftest import Up, run, running_up, stop
 
 SERVICES = {
     "text-encoder": "triptych.v1.TextEncoderService",
@@ -23,14 +23,14 @@ SERVICES = {
 def health(address: str, service: str) -> int:
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=10).status
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=60).status
 
 
 def listed(address: str) -> set[str]:
     with grpc.insecure_channel(address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        response = next(iter(stub.ServerReflectionInfo(requests, timeout=10)))
+        response = next(iter(stub.ServerReflectionInfo(requests, timeout=60)))
         return {service.name for service in response.list_services_response.service}
 
 
@@ -92,26 +92,25 @@ def test_a_killed_service_comes_back_and_the_next_picture_is_the_same(
 
 
 def test_ctrl_c_stops_every_service(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    up = start_up(tmp_path / "run", "--model", tiny_checkpoint)
-    up.wait_for("ready on ")
-    services = up.services()
-    assert len(services) == 4
-    assert stop(up) == 0
+    with running_up(tmp_path / "run", "--model", tiny_checkpoint) as up:
+        services = up.services()
+        assert len(services) == 4
+        assert stop(up) == 0
     assert not [service for service in services.values() if service.is_running()]
     assert up.lines[-1] == "stopped"
 
 
 def test_when_up_is_killed_no_service_stays(tmp_path: Path, tiny_checkpoint: Path) -> None:
     base = free_ports()
-    up = start_up(tmp_path / "run", "--tcp", "--base-port", str(base), "--model", tiny_checkpoint)
-    assert up.wait_for("ready on ") == f"ready on 127.0.0.1:{base}"
-    assert health(f"127.0.0.1:{base + 2}", "") == health_pb2.HealthCheckResponse.SERVING
-    services = list(up.services().values())
-    assert len(services) == 4
-    up.process.kill()
-    up.process.wait()
-    _, alive = psutil.wait_procs(services, timeout=20)
-    assert not alive
+    ports = ("--tcp", "--base-port", str(base))
+    with running_up(tmp_path / "run", *ports, "--model", tiny_checkpoint) as up:
+        assert up.wait_for("ready on ") == f"ready on 127.0.0.1:{base}"
+        assert health(f"127.0.0.1:{base + 2}", "") == health_pb2.HealthCheckResponse.SERVING
+        services = list(up.services().values())
+        assert len(services) == 4
+        up.process.kill()
+        _, alive = psutil.wait_procs(services, timeout=60)
+        assert not alive
 
 
 def test_a_taken_port_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
