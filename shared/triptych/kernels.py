@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def fix_kernels() -> None:
-    """Tells MKL to keep to one kernel, if the environment does not say otherwise; for before torch is imported.
+    """Tells MKL to keep to one kernel, unless the environment says otherwise. Before torch is imported.
 
     MKL chooses kernels by the size of a product, and they round differently: a row's bits would depend on its
     neighbours in the batch. MKL_CBWR is Intel's switch ("Conditional Bitwise Reproducibility"); STRICT makes

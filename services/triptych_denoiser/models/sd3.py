@@ -56,27 +56,28 @@ class SD3Config:
         if parsed.caption_projection_dim != parsed.width:
             raise ValueError(
                 f"caption_projection_dim is {parsed.caption_projection_dim}, but must equal "
-                f"num_attention_heads x attention_head_dim = {parsed.width}: both streams meet in one attention"
+                f"num_attention_heads x attention_head_dim = {parsed.width}: the streams share an attention"
             )
         return parsed
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x), cast to the weight's dtype, times the weight (the order that SD3 checkpoints were trained with)."""
+    """x / rms(x), cast to the weight's dtype, then times the weight, as SD3 checkpoints were trained."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the same, in the weight's dtype."""
         return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(self.weight.dtype) * self.weight
 
 
 def linear_rows(linear: nn.Linear, rows: Tensor) -> Tensor:
     """`linear` on [rows, features], with one row computed as two.
 
-    A product with a single row runs on another kernel (gemv) than one with several, and rounds differently; a row's
-    bits must not depend on its company.
+    A product with a single row runs on another kernel (gemv) than one with several, and rounds differently; a
+    row's bits must not depend on its company.
     """
     if rows.shape[0] == 1:
         return linear(rows.expand(2, -1))[:1]  # type: ignore[no-any-return]
@@ -92,11 +93,12 @@ class TwoLayers(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """[rows, dim_in] to [rows, width]."""
         return linear_rows(self.linear_2, F.silu(linear_rows(self.linear_1, rows)))
 
 
 class Modulation(nn.Module):
-    """Shifts, scales and gates from the time and text embedding: [rows, width] to `parts` of [rows, 1, width]."""
+    """Shifts, scales and gates of an embedding: [rows, width] to `parts` of [rows, 1, width]."""
 
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
@@ -104,6 +106,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(width, parts * width)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """The parts, in the order of the checkpoint."""
         return linear_rows(self.linear, embedding)[:, None].chunk(self.parts, dim=-1)
 
 
@@ -121,11 +124,12 @@ class FeedForward(nn.Module):
         self.linear_2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
         return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class AttentionProjections(nn.Module):
-    """One stream's way into an attention, as [rows, heads, tokens, head_dim] queries, keys and values, and out of it."""
+    """A stream's queries, keys and values, each [rows, heads, tokens, head_dim], and its way out."""
 
     def __init__(self, config: SD3Config, has_out: bool = True) -> None:
         super().__init__()
@@ -133,23 +137,24 @@ class AttentionProjections(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.norm_q = RMSNorm(config.attention_head_dim) if config.qk_norm else nn.Identity()
         self.norm_k = RMSNorm(config.attention_head_dim) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(config.width, config.width) if has_out else None
+        self.out = nn.Linear(config.width, config.width) if has_out else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of [rows, tokens, width]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.norm_q(q), self.norm_k(k), v
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √head_dim + key_bias) v, heads joined: [rows, heads, tokens, head_dim] to [rows, tokens, width]."""
+    """softmax(q kᵀ / √head_dim + key_bias) v: [rows, heads, tokens, head_dim] to [rows, tokens, width]."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias).transpose(1, 2).flatten(2)
 
 
 class JointBlock(nn.Module):
-    """One block: image and text tokens are modulated, attend to all tokens of both, and pass through their own MLPs.
+    """One block: image and text tokens are modulated, attend to all of both, and pass through their own MLPs.
 
-    `dual` adds a second attention among image tokens alone (SD3.5-medium). In the `last` block the text stream only
-    gives keys and values: nothing reads it afterwards.
+    `dual` adds a second attention among image tokens alone (SD3.5-medium). In the `last` block the text
+    stream only gives keys and values: nothing reads it afterwards.
     """
 
     def __init__(self, config: SD3Config, dual: bool, last: bool) -> None:
@@ -163,21 +168,24 @@ class JointBlock(nn.Module):
         self.image_mlp = FeedForward(width)
         self.text_mlp = None if last else FeedForward(width)
 
-    def forward(self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(embedding)
         image_in = modulate(image, shift, scale)
         if self.text_mlp is None:
             text_scale, text_shift = self.text_modulation(embedding)
         else:
-            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.text_modulation(
-                embedding
+            text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
+                self.text_modulation(embedding)
             )
         text_in = modulate(text, text_shift, text_scale)
 
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
         attended = attention(q, k, v, key_bias)
-        image_attended, text_attended = attended.split([image.shape[1], text.shape[1]], dim=1)
+        image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
 
         image_before = image
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
@@ -189,7 +197,9 @@ class JointBlock(nn.Module):
 
         if self.text_mlp is not None:
             text = torch.addcmul(text, text_gate, self.text_attention.out(text_attended))
-            text = torch.addcmul(text, text_mlp_gate, self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale)))
+            text = torch.addcmul(
+                text, text_mlp_gate, self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale))
+            )
         return image, text
 
 
@@ -221,11 +231,13 @@ def position_table(width: int, size: int, spacing: float = 1.0) -> Tensor:
 class SD3Transformer(nn.Module):
     """v = f(x, σ, conditioning) for the SD3 family."""
 
+    positions: Tensor
+
     def __init__(self, config: SD3Config) -> None:
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch_size
-        # The 2 x 2, stride-2 convolution of the paper as a linear of flattened patches: it rounds the same in any batch.
+        # The paper's 2 x 2, stride-2 convolution as a linear of patches: it rounds the same in any batch.
         self.patch_embed = nn.Linear(config.in_channels * patch * patch, width)
         spacing = config.sample_size / patch / config.pos_embed_max_size
         self.register_buffer("positions", position_table(width, config.pos_embed_max_size, spacing))
@@ -249,8 +261,9 @@ class SD3Transformer(nn.Module):
             sigma: float32 [rows], in [0, 1].
             sequence: [rows, tokens, joint_attention_dim].
             pooled: [rows, pooled_projection_dim].
-            trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have no
-                positions, so n equal ones stay equal in every block and weigh as one with log n added to its logit.
+            trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have
+                no positions, so n equal ones stay equal in every block and weigh as one with log n added to
+                its logit.
 
         Returns:
             [rows, out_channels, height, width], dtype of the latents.
@@ -268,21 +281,23 @@ class SD3Transformer(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[rows, channels, height, width] to [rows, tokens, channels x patch x patch]."""
+        rows, channels, height, width = latents.shape
         p = self.config.patch_size
-        return latents.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        grid = latents.reshape(rows, channels, height // p, p, width // p, p)
+        return grid.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * p * p)
 
     def unpatchify(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """[rows, tokens, patch x patch x channels] to [rows, channels, height, width]."""
         p = self.config.patch_size
-        grid = tokens.unflatten(1, (height // p, width // p)).unflatten(3, (p, p, -1))
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        grid = tokens.reshape(len(tokens), height // p, width // p, p, p, -1)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, height, width)
 
     def cropped_positions(self, height: int, width: int) -> Tensor:
         """The centre of the stored table: [1, tokens, width] for latents of this height and width."""
         size, p = self.config.pos_embed_max_size, self.config.patch_size
         rows, columns = height // p, width // p
         top, left = (size - rows) // 2, (size - columns) // 2
-        table = self.positions.unflatten(1, (size, size))
+        table = self.positions.reshape(1, size, size, -1)
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
     @staticmethod
@@ -295,8 +310,10 @@ class SD3Transformer(nn.Module):
         return bias
 
 
-# Where the parts of diffusers' SD3Transformer2DModel are here. Of three fused projections, the third item says which.
-_OUTSIDE_BLOCKS = (
+# Where the parts of diffusers' SD3Transformer2DModel are here; the third item is which of three fused ones.
+_Table = tuple[tuple[str, str, int | None], ...]
+
+_OUTSIDE_BLOCKS: _Table = (
     ("pos_embed.pos_embed", "positions", None),
     ("pos_embed.proj", "patch_embed", None),
     *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
@@ -305,7 +322,7 @@ _OUTSIDE_BLOCKS = (
     ("norm_out.linear", "final_modulation.linear", None),
     ("proj_out", "final", None),
 )
-_IN_BLOCKS = (
+_IN_BLOCKS: _Table = (
     ("norm1.linear", "image_modulation.linear", None),
     ("norm1_context.linear", "text_modulation.linear", None),
     *((f"attn.to_{p}", "image_attention.qkv", i) for i, p in enumerate("qkv")),
@@ -341,7 +358,8 @@ def checkpoint_keys(model: SD3Transformer) -> dict[str, Tensor]:
                     continue
                 data = tensor.data if part is None else tensor.data.chunk(3)[part]
                 if theirs == "pos_embed.proj" and suffix == ".weight":
-                    data = data.unflatten(1, (-1, model.config.patch_size, model.config.patch_size))
+                    patch = model.config.patch_size
+                    data = data.reshape(len(data), -1, patch, patch)
                 keys[f"{theirs_prefix}{theirs}{suffix}"] = data
     return keys
 
@@ -362,11 +380,15 @@ def load_weights(model: SD3Transformer, tensors: Mapping[str, Tensor]) -> None:
     for key, target in targets.items():
         tensor = tensors[key]
         if tensor.shape != target.shape:
-            raise ValueError(f"{key} has shape {list(tensor.shape)}, the config asks for {list(target.shape)}")
+            raise ValueError(
+                f"{key} has shape {list(tensor.shape)}, the config asks for {list(target.shape)}"
+            )
         target.copy_(tensor)
 
 
-def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype) -> SD3Transformer:
+def build(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype
+) -> SD3Transformer:
     """The transformer of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
 
     Raises:

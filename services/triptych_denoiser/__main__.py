@@ -1,0 +1,30 @@
+"""Serves a checkpoint's transformer: python -m triptych_denoiser --listen 127.0.0.1:50052."""
+
+import asyncio
+from functools import partial
+
+from triptych.kernels import fix_kernels
+from triptych.serving import Loaded, Service, run
+from triptych.settings import read_settings
+from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
+from triptych_denoiser.settings import DenoiserSettings
+
+
+async def load(settings: DenoiserSettings) -> Loaded:
+    """Loads the transformer on a thread of its own."""
+    from triptych_denoiser.servicer import create_servicer  # imports torch, which --help does not need
+
+    servicer = await asyncio.to_thread(create_servicer, settings, settings)
+    service = Service("triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, servicer))
+    return Loaded([service], f"{settings.model}, {settings.dtype} on {settings.device}", servicer.close)
+
+
+def main() -> None:
+    """Reads the options and serves."""
+    settings = read_settings(DenoiserSettings, "python -m triptych_denoiser")
+    fix_kernels()
+    run("denoiser", settings, partial(load, settings))
+
+
+if __name__ == "__main__":
+    main()

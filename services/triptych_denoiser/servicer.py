@@ -1,0 +1,145 @@
+"""The DenoiserService: checks requests, has rows predicted, sends tensors."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import torch
+
+from triptych.checkpoints import open_checkpoint
+from triptych.devices import usable_device
+from triptych.errors import missing_conditioning
+from triptych.fingerprints import stage_fingerprint
+from triptych.settings import StageSettings
+from triptych.tensors import torch_to_message
+from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
+from triptych_denoiser.batcher import Batcher
+from triptych_denoiser.conditioning import ConditioningCache, prepare
+from triptych_denoiser.models import load_transformer
+from triptych_denoiser.predictor import Predictor, Row, create_predictor
+from triptych_denoiser.requests import Limits, read_conditioning, read_latents
+from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
+
+PredictRequest = denoiser_pb2.PredictRequest
+PredictResponse = denoiser_pb2.PredictResponse
+PutConditioningRequest = denoiser_pb2.PutConditioningRequest
+PutConditioningResponse = denoiser_pb2.PutConditioningResponse
+GetModelRequest = denoiser_pb2.DenoiserServiceGetModelRequest
+GetModelResponse = denoiser_pb2.DenoiserServiceGetModelResponse
+
+
+class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
+    """Serves one checkpoint's transformer."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        batcher: Batcher,
+        cache: ConditioningCache,
+        limits: Limits,
+        model: model_pb2.ModelInfo,
+    ) -> None:
+        self._predictor = predictor
+        self._batcher = batcher
+        self._cache = cache
+        self._limits = limits
+        self._model = model
+
+    async def Predict(
+        self, request: PredictRequest, context: grpc.aio.ServicerContext[PredictRequest, PredictResponse]
+    ) -> PredictResponse:
+        """Predict a row for every sample under every branch."""
+        latents = read_latents(request, self._limits)
+        rows = self._rows(request, latents)
+        prediction = await self._batcher.predict(rows, context.time_remaining())
+        velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)
+        return PredictResponse(
+            velocities=torch_to_message(velocities),
+            fingerprint=self._model.fingerprint,
+            queue_milliseconds=1000 * prediction.queue_seconds,
+            compute_milliseconds=1000 * prediction.compute_seconds,
+        )
+
+    async def PutConditioning(
+        self,
+        request: PutConditioningRequest,
+        context: grpc.aio.ServicerContext[PutConditioningRequest, PutConditioningResponse],
+    ) -> PutConditioningResponse:
+        """Remember a prompt's conditioning."""
+        # Hashing and copying some megabytes would hold up the event loop.
+        await asyncio.to_thread(self._put, request)
+        return PutConditioningResponse()
+
+    async def GetModel(
+        self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
+    ) -> GetModelResponse:
+        """Describe the model and its limits."""
+        return GetModelResponse(
+            model=self._model,
+            latent_channels=self._limits.channels,
+            latent_multiple=self._limits.size_multiple,
+            max_latent_size=self._limits.max_size,
+            default_latent_size=self._predictor.model.config.sample_size,
+            joint_attention_dim=self._limits.joint_attention_dim,
+            pooled_projection_dim=self._limits.pooled_projection_dim,
+            max_samples=self._limits.max_samples,
+            max_branches=self._limits.max_branches,
+        )
+
+    async def close(self) -> None:
+        """Let the worker thread end."""
+        await self._batcher.close()
+
+    def _rows(self, request: PredictRequest, latents: torch.Tensor) -> list[Row]:
+        """Branch after branch, each with every sample."""
+        digests = [digest for branch in request.branches for digest in branch.conditioning_digests]
+        found = {digest: self._cache.get(digest) for digest in set(digests)}
+        missing = [digest for digest in digests if found[digest] is None]
+        if missing:
+            raise missing_conditioning(missing)
+        samples = list(zip(latents, request.sigmas, strict=True)) * len(request.branches)
+        return [
+            Row(latent, sigma, conditioning)
+            for (latent, sigma), digest in zip(samples, digests, strict=True)
+            if (conditioning := found[digest])
+        ]
+
+    def _put(self, request: PutConditioningRequest) -> None:
+        sequence, pooled = read_conditioning(request, self._limits)
+        conditioning = prepare(sequence, pooled, self._predictor.device, self._predictor.dtype)
+        self._cache.put(request.digest, conditioning)
+
+
+def create_servicer(settings: StageSettings, options: DenoiserOptions | None = None) -> DenoiserServicer:
+    """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
+    options = options or DenoiserOptions()
+    device = usable_device(settings.device)
+    checkpoint = open_checkpoint(settings.model)
+    transformer = load_transformer(checkpoint, str(device), getattr(torch, settings.dtype))
+    predictor = create_predictor(transformer, options.determinism, options.max_batch_rows)
+    fingerprint = stage_fingerprint(
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
+    )
+    model = model_pb2.ModelInfo(
+        name=checkpoint.name,
+        family=checkpoint.class_name("transformer"),
+        device=str(device),
+        dtype=settings.dtype,
+        determinism=options.determinism,
+        fingerprint=fingerprint,
+        parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+    )
+    return DenoiserServicer(
+        predictor,
+        Batcher(predictor, options.max_queued_rows),
+        ConditioningCache(options.conditioning_cache_mb << 20),
+        Limits.of(
+            transformer.config,
+            predictor.dtype,
+            MAX_BRANCHES,
+            options.max_queued_rows,
+            settings.max_message_bytes,
+        ),
+        model,
+    )

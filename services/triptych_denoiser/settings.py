@@ -1,0 +1,33 @@
+"""What the denoiser can be told."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from triptych.settings import StageSettings
+
+MAX_BRANCHES = 4
+"""Guidance branches in one call."""
+
+
+class DenoiserOptions(BaseModel):
+    """How rows share forward passes, and how much waits and is remembered."""
+
+    determinism: Literal["batch-invariant", "fast"] = Field(
+        default="batch-invariant",
+        description="batch-invariant: a row's bits do not depend on the rows it runs with, and where the "
+        "machine cannot promise that, rows run one at a time. fast: rows always run together.",
+    )
+    max_batch_rows: int = Field(default=16, gt=0, description="Rows in one forward pass.")
+    max_queued_rows: int = Field(
+        default=256,
+        ge=MAX_BRANCHES,
+        description="Rows that wait for a forward pass; calls with more are refused.",
+    )
+    conditioning_cache_mb: int = Field(
+        default=512, gt=0, description="Memory for conditioning, in MB (2^20 bytes)."
+    )
+
+
+class DenoiserSettings(DenoiserOptions, StageSettings):
+    """The denoiser's command line and environment."""
