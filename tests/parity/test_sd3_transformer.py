@@ -1,0 +1,191 @@
+"""The transformer gives what diffusers' SD3Transformer2DModel gives, for every variant of the config."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, build, checkpoint_keys, load_weights
+
+reference_library: Any = diffusers  # most of it has no types
+
+SMALL = {
+    "sample_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 40,
+    "caption_projection_dim": 48,
+    "pooled_projection_dim": 56,
+    "pos_embed_max_size": 12,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no qk norm": {},
+    "qk norm": {"qk_norm": "rms_norm"},
+    "one layer": {"num_layers": 1},
+    "one layer with qk norm": {"num_layers": 1, "qk_norm": "rms_norm"},
+    "dual layers": {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)},
+    "dual last layer, no qk norm": {"num_layers": 2, "dual_attention_layers": (1,)},
+    "four layers, one of them dual": {"num_layers": 4, "qk_norm": "rms_norm", "dual_attention_layers": (2,)},
+    "16 channels": {"in_channels": 16, "out_channels": 16, "sample_size": 16},
+    "other channels out": {"out_channels": 8},
+    "patches of 4": {"patch_size": 4},
+}
+# SD3-medium, SD3.5-medium and SD3.5-large, as their config.json have them.
+REAL = {
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "attention_head_dim": 64,
+}
+MEDIUM = REAL | {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}
+PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
+    "SD3-medium": (MEDIUM | {"pos_embed_max_size": 192}, 2_028),
+    "SD3.5-medium": (
+        MEDIUM
+        | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))},
+        2_243,
+    ),
+    "SD3.5-large": (
+        REAL
+        | {
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+        8_057,
+    ),
+}
+
+
+def reference(config: dict[str, Any]) -> Any:
+    """diffusers' transformer with random weights, none of them at its initial value."""
+    torch.manual_seed(0)
+    model = reference_library.SD3Transformer2DModel(**config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
+def ours(theirs: Any) -> SD3Transformer:
+    return build(dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+
+
+def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> tuple[Tensor, ...]:
+    """Latents, sigmas that differ, sequences and pooled vectors."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = (
+        (rows, config["in_channels"], height, width),
+        (rows, tokens, config["joint_attention_dim"]),
+        (rows, config["pooled_projection_dim"]),
+    )
+    latents, sequence, pooled = (torch.randn(shape, generator=generator) for shape in shapes)
+    return latents, torch.linspace(1.0, 0.01, rows), sequence, pooled
+
+
+@torch.inference_mode()
+def error(model: SD3Transformer, theirs: Any, given: tuple[Tensor, ...]) -> float:
+    """The largest difference of the velocities, relative to the largest velocity."""
+    latents, sigma, sequence, pooled = given
+    velocity = model(latents, sigma, sequence, pooled)
+    (expected,) = theirs(latents, sequence, pooled, 1000 * sigma, return_dict=False)
+    assert velocity.shape == expected.shape
+    return ((velocity - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 4, 20)])
+def test_velocities_are_those_of_diffusers(
+    variant: dict[str, Any], rows: int, height: int, width: int
+) -> None:
+    config = SMALL | variant
+    theirs = reference(config)
+
+    assert error(ours(theirs), theirs, inputs(config, rows, height, width)) <= 1e-5
+
+
+def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
+    theirs = reference(SMALL)
+    latents, _, sequence, pooled = inputs(SMALL, 2, 8, 8)
+
+    assert error(ours(theirs), theirs, (latents, torch.tensor([1.0, 0.0]), sequence, pooled)) <= 1e-5
+
+
+@pytest.mark.parametrize("variant", ["qk norm", "dual layers", "one layer"])
+@torch.inference_mode()
+def test_repeats_of_the_last_token_equal_the_tokens_written_out(variant: str) -> None:
+    config = SMALL | VARIANTS[variant]
+    theirs = reference(config)
+    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12)
+    zero = torch.zeros_like(sequence[:, :1])
+
+    collapsed = ours(theirs)(latents, sigma, torch.cat([sequence, zero], 1), pooled, 256)
+    (expected,) = theirs(
+        latents,
+        torch.cat([sequence, zero.expand(-1, 256, -1)], 1),
+        pooled,
+        1000 * sigma,
+        return_dict=False,
+    )
+
+    assert (collapsed - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
+    theirs = reference(SMALL | variant)
+    expected = theirs.state_dict()
+
+    written = checkpoint_keys(ours(theirs))
+
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("config", "millions"), PUBLIC.values(), ids=PUBLIC)
+def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], millions: int) -> None:
+    with torch.device("meta"):
+        model = SD3Transformer(SD3Config.from_dict(config))
+        theirs = reference_library.SD3Transformer2DModel(**config).state_dict()
+
+    assert {key: tensor.shape for key, tensor in checkpoint_keys(model).items()} == {
+        key: tensor.shape for key, tensor in theirs.items()
+    }
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    theirs = reference(SMALL)
+    model, weights = ours(theirs), dict(theirs.state_dict())
+    key = "transformer_blocks.0.attn.to_q.weight"
+    missing = {name: tensor for name, tensor in weights.items() if name != key}
+
+    with pytest.raises(ValueError, match=r"1 missing \['transformer_blocks.0.attn.to_q.weight'\], 0 unknown"):
+        load_weights(model, missing)
+    with pytest.raises(ValueError, match=r"0 missing \[\], 1 unknown \['lora'\]"):
+        load_weights(model, weights | {"lora": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"to_q.weight has shape \[48, 47\], the config asks for \[48, 48\]"):
+        load_weights(model, weights | {key: torch.zeros(48, 47)})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"qk_norm": "layer_norm"}, "qk_norm is 'layer_norm'"),
+        ({"caption_projection_dim": 64}, "caption_projection_dim is 64, but must equal"),
+    ],
+)
+def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SD3Config.from_dict(SMALL | change)
