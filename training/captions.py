@@ -19,7 +19,15 @@ ENDS = {
     "above": ("at the top", "at the bottom"),
     "below": ("at the bottom", "at the top"),
 }
-OPENINGS = ("a picture of ", "a photo of ", "an image of ", "a drawing of ", "a 3d render of ", "please draw ", "show me ")
+OPENINGS = (
+    "a picture of ",
+    "a photo of ",
+    "an image of ",
+    "a drawing of ",
+    "a 3d render of ",
+    "please draw ",
+    "show me ",
+)
 ADJECTIVES = ("cute ", "little ", "nice ", "shiny ", "happy ", "funny ")
 BACKGROUND_PHRASES = (
     " on a {} background",
@@ -35,10 +43,12 @@ BACKGROUND_PHRASES = (
 
 
 def article(noun: str) -> str:
+    """The article with a space: "a " or "an "."""
     return "an " if noun[0] in "aeiou" else "a "
 
 
 def one_of(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    """A choice at random, all equally likely."""
     return choices[rng.integers(len(choices))]
 
 
@@ -72,7 +82,9 @@ def background_phrase(scene: Scene, rng: np.random.Generator) -> str:
     """White goes without saying now and then, every other background is named."""
     if scene.background == "white" and rng.random() < 0.6:
         return ""
-    return one_of(BACKGROUND_PHRASES, rng).format(re.sub("gray", one_of(("gray", "grey"), rng), scene.background))
+    return one_of(BACKGROUND_PHRASES, rng).format(
+        re.sub("gray", one_of(("gray", "grey"), rng), scene.background)
+    )
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:

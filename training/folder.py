@@ -32,7 +32,9 @@ DEFAULTS = {"default_num_inference_steps": DEFAULT_STEPS, "default_guidance_scal
 
 
 def write_index(folder: Path) -> None:
-    """model_index.json and the scheduler as diffusers has them; triptych.json with the defaults for requests."""
+    """model_index.json and the scheduler as diffusers has them; triptych.json with the defaults for
+    requests.
+    """
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("model_index.json", MODEL_INDEX),

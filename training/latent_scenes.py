@@ -17,8 +17,9 @@ DOWNSCALE = 8
 class LatentScenes:
     """Draws (latents, caption) pairs of the training split.
 
-    The codec works on separate 8 x 8 patches and every object is placed on a multiple of them, so the latents of a
-    scene are the background's with each object's block pasted in: exactly what encoding the rendered scene gives.
+    The codec works on separate 8 x 8 patches and every object is placed on a multiple of them, so the
+    latents of a scene are the background's with each object's block pasted in: exactly what encoding the
+    rendered scene gives.
     """
 
     def __init__(self, data: Path, codec: Path) -> None:
@@ -31,7 +32,9 @@ class LatentScenes:
             self.blank[background] = linear.encode(torch.from_numpy(render(empty, sprites)[None]))[0]
             for name in OBJECTS:
                 for size in SPRITE_SIZES:
-                    scene = Scene(objects=(PlacedObject(name, size, 0, 0),), relation=None, background=background)
+                    scene = Scene(
+                        objects=(PlacedObject(name, size, 0, 0),), relation=None, background=background
+                    )
                     side = size // DOWNSCALE
                     latents = linear.encode(torch.from_numpy(render(scene, sprites)[None]))[0]
                     self.blocks[name, size, background] = latents[:, :side, :side].clone()

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Object:
     """One sprite.
 
-    `hexcode` names its file in @lobehub/fluent-emoji-3d, `label` is its name in emojibase-data (and, with dashes, in
-    Microsoft's own MIT set, @iconify-json/fluent-emoji), `synonyms` are other words for it.
+    `hexcode` names its file in @lobehub/fluent-emoji-3d, `label` is its name in emojibase-data (and, with
+    dashes, in Microsoft's own MIT set, @iconify-json/fluent-emoji), `synonyms` are other words for it.
     """
 
     hexcode: str

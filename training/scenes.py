@@ -61,7 +61,9 @@ class Scene:
 
 
 class Sprites:
-    """Every object at every drawn size: float32 [size, size, 4], sRGB 0 to 255 times alpha, and alpha 0 to 1."""
+    """Every object at every drawn size: float32 [size, size, 4], sRGB 0 to 255 times alpha, and alpha 0
+    to 1.
+    """
 
     def __init__(self, pictures: Mapping[tuple[str, int], NDArray[np.float32]]) -> None:
         self.pictures = pictures
@@ -94,7 +96,9 @@ def render(scene: Scene, sprites: Sprites) -> Pixels:
 
 
 def is_heldout(*names: str) -> bool:
-    """Whether training never sees this combination (in any order): a fixed tenth of them, by a hash of the names."""
+    """Whether training never sees this combination (in any order): a fixed tenth of them, by a hash of
+    the names.
+    """
     digest = hashlib.sha256("/".join(sorted(names)).encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HELDOUT_PERCENT
 

@@ -1,9 +1,12 @@
-"""Makes the default model's tokenizers and CLIP text encoders: `python -m training.text_encoders --data ...`.
+"""Makes the default model's tokenizers and CLIP text encoders.
 
-The transformer reads `hidden_states[-2]` (SD3's recipe), so that is what is trained: linear read-outs, thrown away
-afterwards, must find the scene in it. CLIP attends backwards only, so the token that ends the prompt and those that pad
-it are the ones that have seen everything: the first tells the background and the layout, the next two one object each
-and where it stands. The denoiser then finds the sentence understood and only has to learn to paint.
+python -m training.text_encoders --data training/node_modules
+
+The transformer reads `hidden_states[-2]` (SD3's recipe), so that is what is trained: linear read-outs,
+thrown away afterwards, must find the scene in it. CLIP attends backwards only, so the token that ends the
+prompt and those that pad it are the ones that have seen everything: the first tells the background and
+the layout, the next two one object each and where it stands. The denoiser then finds the sentence
+understood and only has to learn to paint.
 """
 
 import argparse
@@ -94,7 +97,11 @@ def write_tokenizer(folder: Path, merges: list[tuple[str, str]], pad_token: str)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
-    config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
+    config = special | {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_TOKENS,
+        "do_lower_case": True,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
 
@@ -148,7 +155,9 @@ def batches(tokenizers: list[CLIPTokenizer], size: int, split: str, seed: int) -
     while True:
         scenes = [None if rng.random() < 0.03 else sample_scene(rng, split) for _ in range(size)]
         texts = ["" if scene is None else caption(scene, rng) for scene in scenes]
-        ids = [t(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids for t in tokenizers]
+        ids = [
+            t(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids for t in tokenizers
+        ]
         answers = [targets(scene) for scene in scenes]
         yield Batch(ids, {name: torch.tensor([a[name] for a in answers]) for name in READOUTS})
 
@@ -158,7 +167,9 @@ class Readouts(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.tokens = nn.ModuleDict({name: nn.Linear(width, classes) for name, (_, classes) in READOUTS.items()})
+        self.tokens = nn.ModuleDict(
+            {name: nn.Linear(width, classes) for name, (_, classes) in READOUTS.items()}
+        )
         self.pooled = nn.ModuleDict({name: nn.Linear(width, READOUTS[name][1]) for name in POOLED_READOUTS})
 
     def forward(self, sequence: Tensor, pooled: Tensor, ends: Tensor) -> list[tuple[str, Tensor]]:
@@ -172,7 +183,9 @@ class Readouts(nn.Module):
 
 def features(encoders: nn.ModuleList, batch: Batch, eos: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """hidden_states[-2] and pooled output of each encoder, and where the prompts end."""
-    outputs = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, batch.ids, strict=True)]
+    outputs = [
+        encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, batch.ids, strict=True)
+    ]
     ends = (batch.ids[0] == eos).int().argmax(dim=1)
     return [o.hidden_states[-2] for o in outputs], [o.text_embeds for o in outputs], ends
 
@@ -185,7 +198,9 @@ def unit_scale(encoder: CLIPTextModelWithProjection, factor: float) -> None:
                 parameter.mul_(factor)
 
 
-def measure(encoders: nn.ModuleList, readouts: nn.ModuleList, held_out: Iterator[Batch], eos: int) -> dict[str, float]:
+def measure(
+    encoders: nn.ModuleList, readouts: nn.ModuleList, held_out: Iterator[Batch], eos: int
+) -> dict[str, float]:
     """Accuracy of each token read-out of both encoders together, on captions of held-out scenes."""
     right: dict[str, list[float]] = {name: [] for name in (*READOUTS, "all")}
     with torch.inference_mode():
@@ -215,7 +230,9 @@ def train(arguments: argparse.Namespace) -> None:
         for t, activation, seed in zip(tokenizers, ("quick_gelu", "gelu"), (1, 2), strict=True)
     )
     readouts = nn.ModuleList(Readouts(width) for width in (WIDTH, WIDTH, 2 * WIDTH))
-    optimizer = torch.optim.AdamW([*encoders.parameters(), *readouts.parameters()], lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        [*encoders.parameters(), *readouts.parameters()], lr=1e-3, weight_decay=0.01
+    )
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=arguments.steps, pct_start=0.1)
     arguments.run.mkdir(parents=True, exist_ok=True)
     checkpoint, step, seconds = arguments.run / "checkpoint.pt", 0, 0.0
@@ -226,7 +243,10 @@ def train(arguments: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         rate.load_state_dict(state["rate"])
         step, seconds = state["step"], state["seconds"]
-    data, held_out = batches(tokenizers, arguments.batch, "train", step), batches(tokenizers, 512, "heldout", 10**6)
+    data, held_out = (
+        batches(tokenizers, arguments.batch, "train", step),
+        batches(tokenizers, 512, "heldout", 10**6),
+    )
     began = time.monotonic()
     while step < arguments.steps:
         batch = next(data)
@@ -234,7 +254,9 @@ def train(arguments: argparse.Namespace) -> None:
             sequences, pooled, ends = features(encoders, batch, eos)
             views = [*zip(sequences, pooled, strict=True), (torch.cat(sequences, -1), torch.cat(pooled, -1))]
             answers = [r(s, p, ends) for r, (s, p) in zip(readouts, views, strict=True)]
-        loss = torch.stack([F.cross_entropy(x.float(), batch.answers[n]) for view in answers for n, x in view]).mean()
+        loss = torch.stack(
+            [F.cross_entropy(x.float(), batch.answers[n]) for view in answers for n, x in view]
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(encoders.parameters(), 1.0)
@@ -244,11 +266,18 @@ def train(arguments: argparse.Namespace) -> None:
         if step % 100 == 0 or step == arguments.steps:
             now = time.monotonic()
             seconds, began = seconds + now - began, now
-            result = {"step": step, "loss": float(loss.detach()), "seconds": seconds} | measure(encoders, readouts, held_out, eos)
+            result = {"step": step, "loss": float(loss.detach()), "seconds": seconds} | measure(
+                encoders, readouts, held_out, eos
+            )
             with (arguments.run / "log.jsonl").open("a") as file:
                 file.write(json.dumps(result) + "\n")
             print("  ".join(f"{name} {value:.4g}" for name, value in result.items()), flush=True)
-            state = {"encoders": encoders.state_dict(), "readouts": readouts.state_dict(), "step": step, "seconds": seconds}
+            state = {
+                "encoders": encoders.state_dict(),
+                "readouts": readouts.state_dict(),
+                "step": step,
+                "seconds": seconds,
+            }
             torch.save(state | {"optimizer": optimizer.state_dict(), "rate": rate.state_dict()}, checkpoint)
     with torch.inference_mode():
         sequences, _, _ = features(encoders, next(held_out), eos)
@@ -259,9 +288,16 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with emojibase-data")
-    parser.add_argument("--out", type=Path, default=Path("shared/triptych/models/triptych-small"), help="the model's folder")
+    """Reads the command line and does the work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the node_modules folder with emojibase-data"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("shared/triptych/models/triptych-small"), help="the model's folder"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/text_encoders"), help="checkpoint and log")
     parser.add_argument("--results", type=Path, default=Path("training/results/text_encoders.json"))
     parser.add_argument("--steps", type=int, default=1500)

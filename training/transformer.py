@@ -1,8 +1,11 @@
-"""Trains the default model's transformer on composed scenes: `python -m training.transformer --data ... --out ... --run ...`.
+"""Trains the default model's transformer on composed scenes.
 
-Nothing that stays the same is computed twice: the latents of every sprite on every background are made once, and a
-scene is pasted together from them (placements are on the token grid, so this equals encoding the rendered scene).
-A run can be cut off at any moment; the same command goes on from the last checkpoint.
+python -m training.transformer --data training/node_modules
+
+Nothing that stays the same is computed twice: the latents of every sprite on every background are made
+once, and a scene is pasted together from them (placements are on the token grid, so this equals encoding
+the rendered scene). A run can be cut off at any moment; the same command goes on from the last
+checkpoint.
 """
 
 import argparse
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.conditioning import TextConditioning
 from training.latent_scenes import LatentScenes
+from training.run_folder import RunFolder
 from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, checkpoint_keys, position_table
 
 CONFIG = SD3Config(
@@ -39,6 +44,7 @@ CONFIG = SD3Config(
     pos_embed_max_size=48,
     qk_norm="rms_norm",
 )
+WARMUP_STEPS = 200
 T5_TOKENS = 256  # SD3 without a T5 attends to this many zero tokens
 
 
@@ -48,15 +54,16 @@ class Recipe:
 
     batch: int
     learning_rate: float
-    warmup_steps: int
-    unconditional: float
-    ema_decay: float
-    sigma_mean: float
-    sigma_std: float
+    unconditional: float = 0.1
+    ema_decay: float = 0.999
+    sigma_mean: float = 0.3
+    sigma_std: float = 1.0
 
 
 def initialise(model: SD3Transformer) -> None:
-    """Gates, shifts, scales and the last layer start at zero (adaLN-Zero, Peebles & Xie 2022); positions a token apart."""
+    """Gates, shifts, scales and the last layer start at zero (adaLN-Zero, Peebles & Xie 2022); positions
+    a token apart.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -72,7 +79,8 @@ def sample_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Ten
 
 
 class Optimizer:
-    """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else, on float32 masters.
+    """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else, on float32
+    masters.
 
     The model itself holds bfloat16 copies, which is what its products run in.
     """
@@ -80,7 +88,11 @@ class Optimizer:
     def __init__(self, model: SD3Transformer, learning_rate: float) -> None:
         self.model = model
         self.masters = {n: p.detach().float().clone() for n, p in model.named_parameters()}
-        inside = [p for n, p in self.masters.items() if n.startswith("blocks.") and p.ndim == 2 and "modulation" not in n]
+        inside = [
+            p
+            for n, p in self.masters.items()
+            if n.startswith("blocks.") and p.ndim == 2 and "modulation" not in n
+        ]
         chosen = {id(p) for p in inside}
         rest = [p for p in self.masters.values() if id(p) not in chosen]
         self.muon = torch.optim.Muon(
@@ -106,10 +118,12 @@ class Optimizer:
                 parameters[name].grad = None
         return float(norm)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
+        """The masters and both optimizers' state."""
         return {"masters": self.masters, "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state: dict[str, dict]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
         for name, master in self.masters.items():
             master.copy_(state["masters"][name])
         self.muon.load_state_dict(state["muon"])
@@ -119,15 +133,19 @@ class Optimizer:
                 parameter.copy_(self.masters[name])
 
 
-def schedule(step: int, warmup: int, decay_from: int | None, total: int) -> float:
-    """Warm-up, constant, then (from `decay_from`) a straight line to zero at `total`: the factor on the learning rate."""
-    factor = min(1.0, (step + 1) / warmup)
+def schedule(step: int, decay_from: int | None, total: int) -> float:
+    """Warm-up, constant, then (from `decay_from`) a straight line to zero at `total`: the factor on the
+    learning rate.
+    """
+    factor = min(1.0, (step + 1) / WARMUP_STEPS)
     if decay_from is not None and step >= decay_from:
         factor *= max(0.0, (total - step) / (total - decay_from))
     return factor
 
 
-def loss_of(model: SD3Transformer, latents: Tensor, noise: Tensor, sigmas: Tensor, sequence: Tensor, pooled: Tensor) -> Tensor:
+def loss_of(
+    model: SD3Transformer, latents: Tensor, noise: Tensor, sigmas: Tensor, sequence: Tensor, pooled: Tensor
+) -> Tensor:
     """Mean squared error of the velocity noise - latents at x = (1 - σ) latents + σ noise: [rows]."""
     at = sigmas[:, None, None, None]
     x = (1 - at) * latents + at * noise
@@ -150,29 +168,9 @@ def export(masters: dict[str, Tensor], folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"dual_attention_layers": []}, indent=2) + "\n")
 
 
-class Run:
-    """A folder with the state of a training run: checkpoint.pt (replaced atomically), log.jsonl."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def save(self, state: dict[str, object]) -> None:
-        partial = self.folder / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "checkpoint.pt")
-
-    def load(self) -> dict | None:
-        path = self.folder / "checkpoint.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
-
-    def log(self, **values: float) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        print("  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
-
-
-def batches(scenes: LatentScenes, text: TextConditioning, recipe: Recipe, seed: int) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    scenes: LatentScenes, text: TextConditioning, recipe: Recipe, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
     """Endless (latents, sequence, pooled); captions are dropped for the unconditional branch now and then."""
     rng = np.random.default_rng(seed)
     while True:
@@ -181,71 +179,102 @@ def batches(scenes: LatentScenes, text: TextConditioning, recipe: Recipe, seed: 
         yield latents, *text.encode(["" if drop else c for c, drop in zip(captions, dropped, strict=True)])
 
 
-def train(arguments: argparse.Namespace) -> None:
+class Training:
+    """A transformer in training: its weights' moving average is what the run is for."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.recipe, self.folder = recipe, folder
+        self.model = SD3Transformer(CONFIG)
+        initialise(self.model)
+        self.model = self.model.to(device, torch.bfloat16)
+        self.optimizer = Optimizer(self.model, recipe.learning_rate)
+        self.ema = {name: master.clone() for name, master in self.optimizer.masters.items()}
+        self.step, self.seconds = 0, 0.0
+        if state := folder.load():
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+            print(f"going on from step {self.step}", flush=True)
+        self.generator = torch.Generator().manual_seed(seed + self.step)
+
+    def update(self, latents: Tensor, sequence: Tensor, pooled: Tensor, factor: float) -> tuple[float, float]:
+        """One step at `factor` times the learning rate; returns the loss and the gradient's norm."""
+        sigmas = sample_sigmas(len(latents), self.recipe, self.generator).to(latents.device)
+        noise = torch.randn(latents.shape, generator=self.generator).to(latents.device)
+        loss = loss_of(self.model, latents, noise, sigmas, sequence, pooled).mean()
+        loss.backward()
+        norm = self.optimizer.step(factor)
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        for name, master in self.optimizer.masters.items():
+            self.ema[name].lerp_(master, 1 - decay)
+        self.step += 1
+        return float(loss.detach()), norm
+
+    def save(self, out: Path) -> None:
+        """Replaces the checkpoint and writes the moving average as `transformer/`."""
+        state = {"optimizer": self.optimizer.state_dict(), "ema": self.ema}
+        self.folder.save(state | {"step": self.step, "seconds": self.seconds})
+        export(self.ema, out / "transformer")
+
+
+def train(training: Training, data: Iterator[tuple[Tensor, ...]], arguments: argparse.Namespace) -> None:
     """Runs until --steps, or until it is stopped."""
     device = torch.device(arguments.device)
-    recipe = Recipe(arguments.batch, arguments.learning_rate, 200, 0.1, 0.999, arguments.sigma_mean, 1.0)
-    torch.manual_seed(arguments.seed)
-    model = SD3Transformer(CONFIG)
-    initialise(model)
-    model = model.to(device, torch.bfloat16)
-    optimizer = Optimizer(model, recipe.learning_rate)
-    ema = {n: m.clone() for n, m in optimizer.masters.items()}
-    run, step, seconds = Run(arguments.run), 0, 0.0
-    if state := run.load():
-        optimizer.load_state_dict(state["optimizer"])
-        ema, step, seconds = state["ema"], state["step"], state["seconds"]
-        print(f"going on from step {step}", flush=True)
-    generator = torch.Generator().manual_seed(arguments.seed + step)
-    data = batches(
-        LatentScenes(arguments.data, arguments.codec), TextConditioning(arguments.out, device), recipe, arguments.seed + step
-    )
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()  # quicker at 97 tokens
     losses: list[float] = []
     began = time.monotonic()
-    with attention:
-        while step < arguments.steps:
-            latents, sequence, pooled = (t.to(device) for t in next(data))
-            sigmas = sample_sigmas(recipe.batch, recipe, generator).to(device)
-            noise = torch.randn(latents.shape, generator=generator).to(device)
-            loss = loss_of(model, latents, noise, sigmas, sequence, pooled).mean()
-            loss.backward()
-            factor = schedule(step, recipe.warmup_steps, arguments.decay_from, arguments.steps)
-            norm = optimizer.step(factor)
-            decay = min(recipe.ema_decay, (1 + step) / (10 + step))
-            for name, master in optimizer.masters.items():
-                ema[name].lerp_(master, 1 - decay)
-            losses.append(float(loss))
-            step += 1
-            if not math.isfinite(losses[-1]):
-                raise RuntimeError(f"the loss is {losses[-1]} at step {step}; go on from the last checkpoint with less --learning-rate")
-            if step % 50 == 0:
-                now = time.monotonic()
-                seconds, began = seconds + now - began, now
-                run.log(
-                    step=step, samples=step * recipe.batch, loss=float(np.mean(losses)), norm=norm, rate=factor, seconds=seconds
-                )
-                losses.clear()
-            if step % arguments.save_every == 0 or step == arguments.steps:
-                run.save({"optimizer": optimizer.state_dict(), "ema": ema, "step": step, "seconds": seconds})
-                export(ema, arguments.out / "transformer")
+    while training.step < arguments.steps:
+        latents, sequence, pooled = (tensor.to(device) for tensor in next(data))
+        factor = schedule(training.step, arguments.decay_from, arguments.steps)
+        loss, norm = training.update(latents, sequence, pooled, factor)
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss} at step {training.step}: lower --learning-rate and go on")
+        losses.append(loss)
+        if training.step % 50 == 0:
+            now = time.monotonic()
+            training.seconds, began = training.seconds + now - began, now
+            samples = training.step * training.recipe.batch
+            values = {
+                "loss": float(np.mean(losses)),
+                "norm": norm,
+                "rate": factor,
+                "seconds": training.seconds,
+            }
+            training.folder.log(step=training.step, samples=samples, **values)
+            losses.clear()
+        if training.step % arguments.save_every == 0 or training.step == arguments.steps:
+            training.save(arguments.out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line and trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with the sprites")
-    parser.add_argument("--out", type=Path, default=Path("shared/triptych/models/triptych-small"), help="the model's folder")
+    parser.add_argument(
+        "--out", type=Path, default=Path("shared/triptych/models/triptych-small"), help="the model's folder"
+    )
     parser.add_argument("--codec", type=Path, default=Path("training/results/linear_codec.safetensors"))
     parser.add_argument("--run", type=Path, default=Path("runs/transformer"), help="checkpoint and log")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--sigma-mean", type=float, default=0.3)
-    parser.add_argument("--decay-from", type=int, default=None, help="step from which the learning rate falls to zero")
+    parser.add_argument(
+        "--decay-from", type=int, default=None, help="step from which the learning rate falls to zero"
+    )
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    recipe = Recipe(arguments.batch, arguments.learning_rate, sigma_mean=arguments.sigma_mean)
+    training = Training(recipe, RunFolder(arguments.run), device, arguments.seed)
+    scenes = LatentScenes(arguments.data, arguments.codec)
+    data = batches(scenes, TextConditioning(arguments.out, device), recipe, arguments.seed + training.step)
+    # The quickest attention at 97 tokens on a CPU.
+    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        train(training, data, arguments)
 
 
 if __name__ == "__main__":

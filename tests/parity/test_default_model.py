@@ -1,0 +1,56 @@
+"""The model that ships inside is an ordinary SD3 checkpoint: diffusers makes the same pictures from it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from PIL import Image
+
+from triptych.checkpoints import open_checkpoint
+from triptych_local.fused import fused_client
+
+PROMPT = "a zebra to the left of a fire truck on a light blue background"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusion3Pipeline:
+    """diffusers' own pipeline of the default model, in float32."""
+    folder = Path(open_checkpoint("triptych-small").path)
+    loaded = StableDiffusion3Pipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, local_files_only=True
+    )
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "guidance_scale"), [(128, 128, 3.0), (96, 192, 7.0), (128, 128, 1.0)]
+)
+async def test_diffusers_makes_the_same_picture(
+    pipeline: StableDiffusion3Pipeline, height: int, width: int, guidance_scale: float
+) -> None:
+    theirs = pipeline(
+        PROMPT,
+        negative_prompt="a cactus",
+        height=height,
+        width=width,
+        num_inference_steps=8,
+        guidance_scale=guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(7),
+        output_type="np",
+    ).images[0]
+    async with fused_client("triptych-small") as client:
+        ours = await client.generate(
+            PROMPT,
+            negative_prompt="a cactus",
+            height=height,
+            width=width,
+            num_inference_steps=8,
+            guidance_scale=guidance_scale,
+            seed=7,
+        )
+    pixels = np.asarray(Image.open(io.BytesIO(ours.images[0].png))).astype(int)
+    assert np.abs(pixels - (theirs * 255).round().astype(int)).max() <= 1
