@@ -101,21 +101,22 @@ Backgrounds: {", ".join(BACKGROUNDS)}.
 The weights are Apache-2.0, as the project is. Every training picture is composed on the fly from
 [Fluent emoji](https://github.com/microsoft/fluentui-emoji) (Microsoft, MIT) as packaged in
 `@lobehub/fluent-emoji-3d` 1.1.0 (MIT), restricted to those that `@iconify-json/fluent-emoji` 1.2.7 (MIT) has;
-names come from `emojibase-data` 17.0.0 (MIT). Captions are made by `training/captions.py`. No photograph and no
-scraped text is in it.
+names come from `emojibase-data` 17.0.0 (MIT). Captions are made by `training/captions.py`. No photograph
+and no scraped text is in it.
 
-{HELDOUT_PERCENT} % of the pairs of objects and of the pairs of object and background, chosen by a hash of their
-names, were never trained on.
+{HELDOUT_PERCENT} % of the pairs of objects and of the pairs of object and background, chosen by a hash of
+their names, were never trained on.
 
 ## Training
 
 On two cores of an AMD EPYC (Zen 4), without a GPU, shared with other work:
 
-- text encoders: {text["step"]} steps, {text["seconds"] / 60:.0f} minutes; linear read-outs of the states that the
-  transformer sees get the whole scene right for {text["all"]:.2%} of captions of held-out scenes;
+- text encoders: {text["step"]} steps, {text["seconds"] / 60:.0f} minutes; linear read-outs of the states that
+  the transformer sees get the whole scene right for {text["all"]:.2%} of captions of held-out scenes;
 - VAE: the encoder is a linear 8 x 8-patch codec written into the convolutions, the decoder was trained:
   {vae["steps"]} steps; {vae["psnr"]:.1f} dB on held-out scenes;
-- transformer: {log[-1]["step"]} steps, {log[-1]["samples"] / 1000:.0f} 000 samples, {log[-1]["seconds"] / 3600:.1f} hours.
+- transformer: {log[-1]["step"]} steps, {log[-1]["samples"] / 1000:.0f} 000 samples,
+  {log[-1]["seconds"] / 3600:.1f} hours.
 
 ![Loss and adherence over the training](../../../../docs/images/training_curve.png)
 
@@ -136,8 +137,8 @@ The detector's own error on rendered scenes, where every picture is right:
 ## Limits
 
 It knows the words above and little else: another noun gives one of its objects or a blur. It was trained at
-128 x 128 pixels; other sizes work, but objects then repeat or dissolve. Counts, more than two objects, colours of
-objects and scenery are not in its training.
+128 x 128 pixels; other sizes work, but objects then repeat or dissolve. Counts, more than two objects, colours
+of objects and scenery are not in its training.
 """
 
 
