@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def stage_fingerprint(
     """The fingerprint of a stage that computes `components` of a checkpoint on a torch device.
 
     Two replicas with equal fingerprints have the same weights and config, torch version, kind of processor,
-    thread count, dtype and determinism.
+    thread count, choice of kernels (see triptych.kernels), dtype and determinism.
     """
     parts = _runtime(device) | {"dtype": dtype, "determinism": determinism}
     for component in components:
@@ -58,6 +59,7 @@ def _runtime(device: str) -> dict[str, str]:
     if kind == "cpu":
         parts["processor"] = torch.backends.cpu.get_cpu_capability()
         parts["threads"] = str(torch.get_num_threads())
+        parts["MKL_CBWR"] = os.environ.get("MKL_CBWR", "")
     if kind == "cuda":
         parts["processor"] = torch.cuda.get_device_name(device)
     return parts

@@ -1,0 +1,181 @@
+"""The batcher over a predictor that notes its passes and waits to be let go on."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from torch import Tensor
+
+from triptych.errors import TriptychError, retry_after_seconds
+from triptych_denoiser.batcher import Batcher
+from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.predictor import Row
+
+CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
+
+
+def row(name: float, size: int = 2) -> Row:
+    """A row whose velocity is its name."""
+    return Row(torch.full((1, size, size), float(name)), 0.5, CONDITIONING)
+
+
+class HeldPredictor:
+    """Gives latents back as velocities, a pass for each `release`."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.max_rows = max_rows
+        self.passes: list[list[float]] = []
+        self.threads: set[str] = set()
+        self.error: Exception | None = None
+        self._permits = threading.Semaphore(0)
+
+    def release(self, passes: int = 100) -> None:
+        self._permits.release(passes)
+
+    def predict(self, rows: Sequence[Row]) -> Tensor:
+        self.passes.append([row.latents.max().item() for row in rows])
+        self.threads.add(threading.current_thread().name)
+        assert self._permits.acquire(timeout=10)
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+        return torch.stack([row.latents for row in rows])
+
+
+@pytest.fixture
+async def predictor() -> HeldPredictor:
+    return HeldPredictor(max_rows=3)
+
+
+@pytest.fixture
+async def batcher(predictor: HeldPredictor) -> AsyncIterator[Batcher]:
+    batcher = Batcher(predictor, max_queued_rows=8)  # type: ignore[arg-type]
+    yield batcher
+    predictor.release()
+    await batcher.close()
+
+
+async def waiting(batcher: Batcher, *rows: Row, timeout: float | None = None) -> asyncio.Task[Any]:
+    """A call that has come to the batcher."""
+    task = asyncio.create_task(batcher.predict(rows, timeout))
+    await asyncio.sleep(0.02)
+    return task
+
+
+async def test_rows_that_wait_together_run_together(batcher: Batcher, predictor: HeldPredictor) -> None:
+    calls = [
+        await waiting(batcher, row(1)),
+        await waiting(batcher, row(2), row(3)),
+        await waiting(batcher, row(4)),
+    ]
+    predictor.release()
+    predictions = await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 3, 4]]
+    assert [p.velocities.amax((1, 2, 3)).tolist() for p in predictions] == [[1], [2, 3], [4]]
+    assert predictions[2].queue_seconds >= 0.01
+    assert predictor.threads == {"denoiser_0"}
+
+
+async def test_the_longest_waiting_row_says_the_shape_of_a_pass(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    calls = [await waiting(batcher, row(1))]
+    for name, size in ((2, 4), (3, 2), (4, 4), (5, 2), (6, 6)):
+        calls.append(await waiting(batcher, row(name, size)))
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 4], [3, 5], [6]]
+
+
+async def test_a_call_with_more_rows_than_a_pass_gets_them_all_in_order(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    predictor.release()
+    prediction = await batcher.predict([row(name) for name in range(8)])
+
+    assert predictor.passes == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert prediction.velocities.amax((1, 2, 3)).tolist() == list(range(8))
+
+
+async def test_a_cancelled_call_leaves_and_its_neighbours_stay(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    first = await waiting(batcher, row(1))
+    cancelled = await waiting(batcher, row(2), row(3))
+    neighbour = await waiting(batcher, row(4))
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    predictor.release()
+    await asyncio.gather(first, neighbour)
+
+    assert cancelled.cancelled()
+    assert predictor.passes == [[1], [4]]
+
+
+async def test_a_call_cancelled_in_its_pass_harms_nobody(batcher: Batcher, predictor: HeldPredictor) -> None:
+    first = await waiting(batcher, row(1), row(2), row(3), row(4))
+    neighbour = await waiting(batcher, row(5))
+    first.cancel()
+    await asyncio.wait([first])
+    predictor.release()
+
+    assert (await neighbour).velocities.max().item() == 5
+    assert predictor.passes == [[1, 2, 3], [5]]
+
+
+async def test_a_call_whose_time_is_over_leaves(batcher: Batcher, predictor: HeldPredictor) -> None:
+    first = await waiting(batcher, row(1))
+    with pytest.raises(TriptychError) as late:
+        await batcher.predict([row(2)], timeout=0.05)
+    predictor.release()
+    await first
+
+    assert late.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert predictor.passes == [[1]]
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    running = await waiting(batcher, row(0))
+    queued = await waiting(batcher, *(row(name) for name in range(1, 8)))
+    with pytest.raises(TriptychError) as refused:
+        await batcher.predict([row(8), row(9)])
+    last = await waiting(batcher, row(8))
+    predictor.release()
+    await asyncio.gather(running, queued, last)
+
+    assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refused.value.message == "7 rows wait and 2 more do not fit: the queue holds 8"
+    assert (retry_after_seconds(refused.value) or 0) > 0
+
+
+async def test_a_pass_that_fails_fails_its_calls_alone(batcher: Batcher, predictor: HeldPredictor) -> None:
+    predictor.error = RuntimeError("out of memory")
+    failing = await waiting(batcher, row(1), row(2), row(3), row(4))
+    neighbour = await waiting(batcher, row(5))
+    predictor.release()
+    await asyncio.wait([failing, neighbour])
+
+    assert isinstance(failing.exception(), RuntimeError)
+    assert neighbour.result().velocities.max().item() == 5
+    assert predictor.passes == [[1, 2, 3], [5]]
+
+
+async def test_closing_refuses_what_waits(predictor: HeldPredictor) -> None:
+    batcher = Batcher(predictor, max_queued_rows=8)  # type: ignore[arg-type]
+    running, waits = await waiting(batcher, row(1)), await waiting(batcher, row(2))
+    predictor.release()
+    await batcher.close()
+    await asyncio.wait([running, waits])
+
+    assert running.result().velocities.max().item() == 1
+    error = waits.exception()
+    assert isinstance(error, TriptychError)
+    assert error.code is grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,61 @@
+"""Conditioning is copied, shortened and remembered."""
+
+import torch
+
+from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare, trailing_repeats
+
+
+def conditioning(tokens: int) -> Conditioning:
+    return Conditioning(torch.zeros(tokens, 4), torch.zeros(4), 1)
+
+
+def test_the_run_of_equal_last_tokens_is_counted() -> None:
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]])
+    assert trailing_repeats(a) == 1
+    assert trailing_repeats(torch.cat([a, a, a])) == 3
+    assert trailing_repeats(torch.cat([a, b, a])) == 1
+    assert trailing_repeats(torch.cat([a, a, b, a, a])) == 2
+
+
+def test_a_prepared_prompt_holds_its_distinct_tokens_in_memory_of_its_own() -> None:
+    sequence = torch.randn(300, 8, dtype=torch.float64)
+    sequence[44:] = 0
+
+    prepared = prepare(sequence, sequence[0], torch.device("cpu"), torch.float32)
+
+    assert prepared.trailing_repeats == 256
+    assert torch.equal(prepared.sequence, sequence[:45].float())
+    assert prepared.sequence.untyped_storage().nbytes() == 45 * 8 * 4 == prepared.sequence.nbytes
+    kept = prepare(prepared.sequence, prepared.pooled, torch.device("cpu"), torch.float32)
+    prepared.sequence.zero_()
+    assert kept.sequence.any()
+
+
+def test_the_longest_unused_is_forgotten_and_who_holds_it_keeps_it() -> None:
+    cache = ConditioningCache(3 * conditioning(10).nbytes)
+    for digest in (b"a", b"b", b"c"):
+        cache.put(digest, conditioning(10))
+    held = cache.get(b"a")
+    cache.put(b"d", conditioning(10))
+
+    assert cache.get(b"b") is None
+    assert held is not None
+    assert cache.get(b"a") is held
+    cache.put(b"e", conditioning(25))
+    assert [digest for digest in (b"a", b"c", b"d", b"e") if cache.get(digest)] == [b"e"]
+    assert torch.equal(held.sequence, torch.zeros(10, 4))
+
+
+def test_putting_again_does_not_count_twice() -> None:
+    cache = ConditioningCache(2 * conditioning(10).nbytes)
+    for digest in (b"a", b"b", b"b", b"b"):
+        cache.put(digest, conditioning(10))
+
+    assert cache.get(b"a") is not None
+
+
+def test_the_newest_stays_though_it_is_larger_than_the_cache() -> None:
+    cache = ConditioningCache(1)
+    cache.put(b"a", conditioning(10))
+
+    assert cache.get(b"a") is not None

@@ -1,0 +1,48 @@
+"""What the predictor promises about rows that share a pass."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.checkpoints import open_checkpoint
+from triptych_denoiser import predictor as predictor_module
+from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.sd3 import SD3Transformer
+from triptych_denoiser.predictor import Predictor, create_predictor, rows_are_independent
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> SD3Transformer:
+    return load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
+
+
+class CompanyMatters(Predictor):
+    """Rounds differently when rows share a pass."""
+
+    def predict(self, rows):  # type: ignore[no-untyped-def]
+        """The velocities, off by a little."""
+        return super().predict(rows) + 1e-6 * (len(rows) - 1)
+
+
+def test_the_probe_sees_a_difference_of_the_last_bits(model: SD3Transformer) -> None:
+    assert not rows_are_independent(CompanyMatters(model, 4))
+
+
+def test_rows_run_alone_where_company_matters(
+    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(predictor_module, "rows_are_independent", lambda predictor: False)
+
+    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+    assert "rows run one at a time" in caplog.text
+    assert create_predictor(model, "fast", 16).max_rows == 16
+
+
+def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
+    half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
+
+    assert create_predictor(half, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(half, "fast", 16).max_rows == 16
