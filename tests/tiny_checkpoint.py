@@ -1,4 +1,4 @@
-"""A small SD3 checkpoint with random weights, written by diffusers in its own folder layout: two CLIPs, no T5."""
+"""A small SD3 checkpoint with random weights, written by diffusers in its own layout: two CLIPs, no T5."""
 
 from pathlib import Path
 from typing import Any

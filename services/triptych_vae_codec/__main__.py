@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 
+from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import StageSettings, read_settings
 from triptych.v1 import vae_codec_pb2
@@ -22,6 +23,7 @@ async def load(settings: StageSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(StageSettings, "python -m triptych_vae_codec")
+    fix_kernels()
     run("VAE codec", settings, partial(load, settings))
 
 
