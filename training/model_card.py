@@ -137,8 +137,8 @@ The detector's own error on rendered scenes, where every picture is right:
 ## Limits
 
 It knows the words above and little else: another noun gives one of its objects or a blur. It was trained at
-128 x 128 pixels; other sizes work, but objects then repeat or dissolve. Counts, more than two objects, colours
-of objects and scenery are not in its training.
+128 x 128 pixels; other sizes work, but objects then repeat or dissolve. Counts, more than two objects,
+colours of objects and scenery are not in its training.
 """
 
 
