@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from training.linear_codec import LinearCodec, psnr, rendered_scenes, to_patches
 from training.linear_encoder import write_linear_encoder
+from training.run_folder import RunFolder
 from training.scenes import CANVAS, Sprites, load_sprites, render, sample_scene
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, Decoder
 
@@ -123,29 +124,23 @@ def loss_of(decoder: Decoder, latents: Tensor, pixels: Tensor) -> Tensor:
 class Run:
     """A decoder in training, with its optimizer, its moving average and the processor seconds it has had."""
 
-    def __init__(self, folder: Path, learning_rate: float) -> None:
+    def __init__(self, folder: RunFolder, learning_rate: float) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         self.decoder = AutoencoderKL(CONFIG).decoder
         initialise(self.decoder)
         self.average = copy.deepcopy(self.decoder).requires_grad_(False)
         self.optimizer = Optimizer(self.decoder, learning_rate)
         self.step, self.seconds = 0, 0.0
-        if (folder / "checkpoint.pt").exists():
-            self.load(torch.load(folder / "checkpoint.pt", weights_only=True))
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes back to where a saved run was."""
-        for name in ("decoder", "average", "optimizer"):
-            getattr(self, name).load_state_dict(state[name])
-        self.step, self.seconds = state["step"], state["seconds"]
+        if (state := folder.load()) is not None:
+            for name in ("decoder", "average", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Replaces the checkpoint, all or nothing."""
+        """Replaces the folder's checkpoint."""
         state = {name: getattr(self, name).state_dict() for name in ("decoder", "average", "optimizer")}
-        torch.save(state | {"step": self.step, "seconds": self.seconds}, self.folder / "checkpoint.partial")
-        (self.folder / "checkpoint.partial").replace(self.folder / "checkpoint.pt")
+        self.folder.save(state | {"step": self.step, "seconds": self.seconds})
 
     def update(self, loss: Tensor, steps: int) -> None:
         """One step, of `steps` in all, down the gradient."""
@@ -156,12 +151,6 @@ class Run:
         for mean, parameter in zip(self.average.parameters(), self.decoder.parameters(), strict=True):
             mean.lerp_(parameter.detach(), 1 - decay)
         self.step += 1
-
-    def log(self, **values: float) -> None:
-        """Adds a line to log.jsonl and to the output."""
-        with (self.folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
-        print("  ".join(f"{name} {value:.4g}" for name, value in values.items()), flush=True)
 
 
 @torch.no_grad()
@@ -184,7 +173,7 @@ def train(run: Run, codec: LinearCodec, data: Path, steps: int) -> None:
         if run.step % 100 == 0 or run.step == steps:
             run.seconds = before + time.process_time() - began
             quality = decoder_psnr(run.average, codec, heldout)
-            run.log(step=run.step, loss=float(np.mean(losses)), psnr=quality, seconds=run.seconds)
+            run.folder.log(step=run.step, loss=float(np.mean(losses)), psnr=quality, seconds=run.seconds)
             losses.clear()
             run.save()
 
@@ -199,7 +188,7 @@ def assemble(decoder: nn.Module, codec: LinearCodec, data: Path) -> AutoencoderK
 
 
 def export(model: AutoencoderKL, codec: LinearCodec, folder: Path) -> None:
-    """Writes config.json and the weights in diffusers' layout, in float16: ten bits of mantissa cost no PSNR."""
+    """Writes config.json and the weights in diffusers' layout, in float16, which costs no PSNR."""
     blocks = len(CONFIG.block_out_channels)
     config = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.36.0"} | CONFIG.__dict__
     config |= {
@@ -224,7 +213,7 @@ def measure(model: AutoencoderKL, codec: LinearCodec, data: Path) -> dict[str, f
     decoded = torch.cat([as_pixels(model.decode(rows)) for rows in means.split(20)])
     return {
         "linear_codec_psnr": round(psnr(codec.decode(codec.encode(heldout)), heldout), 2),
-        "autoencoder_psnr": round(psnr(decoded, heldout), 2),
+        "psnr": round(psnr(decoded, heldout), 2),
         "largest_encoder_error": round(float((means - codec.encode_unscaled(heldout)).abs().max()), 5),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -238,12 +227,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with the sprites")
     parser.add_argument("--out", type=Path, default=Path("shared/triptych/models/triptych-small"))
     parser.add_argument("--run", type=Path, default=Path("runs/vae"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    codec, run = LinearCodec.load(), Run(arguments.run, arguments.learning_rate)
+    codec, run = LinearCodec.load(), Run(RunFolder(arguments.run), arguments.learning_rate)
     train(run, codec, arguments.data, arguments.steps)
     model = assemble(run.average, codec, arguments.data)
     export(model, codec, arguments.out / "vae")
