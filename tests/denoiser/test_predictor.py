@@ -46,3 +46,20 @@ def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) ->
 
     assert create_predictor(half, "batch-invariant", 16).max_rows == 1
     assert create_predictor(half, "fast", 16).max_rows == 16
+
+
+def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
+    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such products round differently: one row of a 2x2 latent and one text token has only such."""
+    products = []
+
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        products.append((rows.dim(), len(rows), rows.is_contiguous()))
+        return torch.addmm(bias, rows, weight.T)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    for count in (1, 2, 3):
+        latents, sequence = torch.randn(count, 4, 2, 2), torch.randn(count, 1, 32)
+        model(latents, torch.rand(count), sequence, torch.randn(count, 32))
+    assert {(dims, rows >= 4, contiguous) for dims, rows, contiguous in products} == {(2, True, True)}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 TIMESTEP_CHANNELS = 256
 EPS = 1e-6
+MIN_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,19 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=EPS).to(self.weight.dtype) * self.weight
 
 
-def linear_rows(linear: nn.Linear, rows: Tensor) -> Tensor:
-    """`linear` on [rows, features], with one row computed as two.
+class Linear(nn.Linear):
+    """A linear whose rows round the same however many there are.
 
-    A product with a single row runs on another kernel (gemv) than one with several, and rounds differently; a
-    row's bits must not depend on its company.
+    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently;
+    a row's bits must not depend on its company.
     """
-    if rows.shape[0] == 1:
-        return linear(rows.expand(2, -1))[:1]  # type: ignore[no-any-return]
-    return linear(rows)  # type: ignore[no-any-return]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        rows = input.reshape(-1, self.in_features)
+        lacking = max(MIN_ROWS - len(rows), 0)
+        product = F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, self.weight, self.bias)
+        return product[: len(rows)].reshape(*input.shape[:-1], self.out_features)
 
 
 class TwoLayers(nn.Module):
@@ -89,12 +94,12 @@ class TwoLayers(nn.Module):
 
     def __init__(self, dim_in: int, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(dim_in, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(dim_in, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[rows, dim_in] to [rows, width]."""
-        return linear_rows(self.linear_2, F.silu(linear_rows(self.linear_1, rows)))
+        return self.linear_2(F.silu(self.linear_1(rows)))  # type: ignore[no-any-return]
 
 
 class Modulation(nn.Module):
@@ -103,11 +108,11 @@ class Modulation(nn.Module):
     def __init__(self, width: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.linear = nn.Linear(width, parts * width)
+        self.linear = Linear(width, parts * width)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """The parts, in the order of the checkpoint."""
-        return linear_rows(self.linear, embedding)[:, None].chunk(self.parts, dim=-1)
+        return self.linear(embedding)[:, None].chunk(self.parts, dim=-1)  # type: ignore[no-any-return]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -120,8 +125,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(width, 4 * width)
-        self.linear_2 = nn.Linear(4 * width, width)
+        self.linear_1 = Linear(width, 4 * width)
+        self.linear_2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, tokens, width] to the same."""
@@ -134,10 +139,10 @@ class AttentionProjections(nn.Module):
     def __init__(self, config: SD3Config, has_out: bool = True) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
         self.norm_q = RMSNorm(config.attention_head_dim) if config.qk_norm else nn.Identity()
         self.norm_k = RMSNorm(config.attention_head_dim) if config.qk_norm else nn.Identity()
-        self.out = nn.Linear(config.width, config.width) if has_out else nn.Identity()
+        self.out = Linear(config.width, config.width) if has_out else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of [rows, tokens, width]."""
@@ -238,18 +243,18 @@ class SD3Transformer(nn.Module):
         self.config = config
         width, patch = config.width, config.patch_size
         # The paper's 2 x 2, stride-2 convolution as a linear of patches: it rounds the same in any batch.
-        self.patch_embed = nn.Linear(config.in_channels * patch * patch, width)
+        self.patch_embed = Linear(config.in_channels * patch * patch, width)
         spacing = config.sample_size / patch / config.pos_embed_max_size
         self.register_buffer("positions", position_table(width, config.pos_embed_max_size, spacing))
         self.time_embed = TwoLayers(TIMESTEP_CHANNELS, width)
         self.pooled_embed = TwoLayers(config.pooled_projection_dim, width)
-        self.text_embed = nn.Linear(config.joint_attention_dim, width)
+        self.text_embed = Linear(config.joint_attention_dim, width)
         self.blocks = nn.ModuleList(
             JointBlock(config, dual=i in config.dual_attention_layers, last=i == config.num_layers - 1)
             for i in range(config.num_layers)
         )
         self.final_modulation = Modulation(width, 2)
-        self.final = nn.Linear(width, config.out_channels * patch * patch)
+        self.final = Linear(width, config.out_channels * patch * patch)
 
     def forward(
         self, latents: Tensor, sigma: Tensor, sequence: Tensor, pooled: Tensor, trailing_repeats: int = 1
