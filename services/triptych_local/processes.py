@@ -39,7 +39,8 @@ class Program:
     def command(self) -> list[str]:
         """The command line, run so that the process ends with this one."""
         run = [sys.executable, "-m", "triptych_local.supervised", self.module]
-        return [*run, "--listen", self.address, *self.options]
+        # Nobody here has to be told of a stop beforehand, as a load balancer would.
+        return [*run, "--listen", self.address, "--drain-seconds", "0", *self.options]
 
 
 class ServiceProcess:
@@ -142,7 +143,7 @@ def _ending(process: asyncio.subprocess.Process) -> str:
 
 @asynccontextmanager
 async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[ServiceProcess]]:
-    """The programs as processes, all of which serve. They are stopped on the way out, last first.
+    """The programs as processes, all of which serve. On the way out the last is stopped first.
 
     Raises StartError when one does not start; the others are stopped then.
     """
@@ -155,8 +156,9 @@ async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[S
         for start in starts:
             start.cancel()
         await asyncio.gather(*starts, return_exceptions=True)
-        for process in reversed(processes):  # the coordinator first, so that it never misses a stage
-            await process.stop()
+        *stages, coordinator = processes  # which is stopped first, so that it never misses a stage
+        await coordinator.stop()
+        await asyncio.gather(*(stage.stop() for stage in stages))
 
 
 async def until_serving(address: str) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -10,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.local.conftest import Up, run, running_up, stop
+from tests.local.conftest import COMMAND, Up, run, running_up, stop
 
 SERVICES = {
     "text-encoder": "triptych.v1.TextEncoderService",
@@ -89,6 +90,27 @@ def test_a_killed_service_comes_back_and_the_next_picture_is_the_same(
     assert after.status == 0, after.stderr
     assert "Starting the services" not in after.stderr
     assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
+
+
+def test_a_denoiser_killed_in_the_middle_of_a_picture_costs_a_step(up: Up, tmp_path: Path) -> None:
+    picture = ("generate", "a cat", "--seed", "5", "--steps", "200", "--size", "128x128", "-o")
+    undisturbed = run(*picture, tmp_path / "undisturbed.png", environment=up.environment)
+    assert undisturbed.status == 0, undisturbed.stderr
+    said = len(up.lines)
+    with subprocess.Popen(
+        [*COMMAND, *picture, str(tmp_path / "disturbed.png")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=up.environment,
+    ) as command:
+        assert command.stderr is not None
+        while not command.stderr.readline().startswith("step 60 of 200"):
+            assert command.poll() is None
+        up.services()["triptych_denoiser"].kill()
+        rest = command.stderr.read()
+    assert command.returncode == 0, rest
+    up.wait_for("the denoiser ended (SIGKILL)", said)
+    assert (tmp_path / "disturbed.png").read_bytes() == (tmp_path / "undisturbed.png").read_bytes()
 
 
 def test_ctrl_c_stops_every_service(tmp_path: Path, tiny_checkpoint: Path) -> None:
