@@ -20,7 +20,7 @@ def pipeline() -> StableDiffusion3Pipeline:
     """diffusers' own pipeline of the default model, in float32."""
     folder = Path(open_checkpoint("triptych-small").path)
     loaded = StableDiffusion3Pipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, local_files_only=True
+        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32, local_files_only=True
     )
     loaded.set_progress_bar_config(disable=True)
     return loaded
