@@ -21,14 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from training.conditioning import TextConditioning
 from training.latent_scenes import LatentScenes
 from training.run_folder import RunFolder
-from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, checkpoint_keys, position_table
+from triptych_denoiser.models.sd3 import (
+    SD3Config,
+    SD3Transformer,
+    checkpoint_keys,
+    load_weights,
+    position_table,
+)
 
 CONFIG = SD3Config(
     sample_size=16,
@@ -182,11 +188,15 @@ def batches(
 class Training:
     """A transformer in training: its weights' moving average is what the run is for."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, device: torch.device, seed: int, weights: Path | None = None
+    ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.folder = recipe, folder
         self.model = SD3Transformer(CONFIG)
         initialise(self.model)
+        if weights:
+            load_weights(self.model, load_file(weights / "diffusion_pytorch_model.safetensors"))
         self.model = self.model.to(device, torch.bfloat16)
         self.optimizer = Optimizer(self.model, recipe.learning_rate)
         self.ema = {name: master.clone() for name, master in self.optimizer.masters.items()}
@@ -264,12 +274,13 @@ def main() -> None:
         "--decay-from", type=int, default=None, help="step from which the learning rate falls to zero"
     )
     parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--weights", type=Path, help="a transformer folder for a new run to start from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     recipe = Recipe(arguments.batch, arguments.learning_rate, sigma_mean=arguments.sigma_mean)
-    training = Training(recipe, RunFolder(arguments.run), device, arguments.seed)
+    training = Training(recipe, RunFolder(arguments.run), device, arguments.seed, arguments.weights)
     scenes = LatentScenes(arguments.data, arguments.codec)
     data = batches(scenes, TextConditioning(arguments.out, device), recipe, arguments.seed + training.step)
     # The quickest attention at 97 tokens on a CPU.

@@ -51,3 +51,14 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_weights(tmp_path: Path) ->
     assert torch.equal(theirs.context_embedder.weight, first.ema["text_embed.weight"].bfloat16().float())
     neighbours = theirs.pos_embed.pos_embed.reshape(48, 48, width)[24, 24:26]
     assert not torch.allclose(neighbours[0], neighbours[1], atol=0.1)
+
+
+def test_a_new_run_can_start_from_written_weights(tmp_path: Path) -> None:
+    recipe, device = Recipe(batch=2, learning_rate=1e-3), torch.device("cpu")
+    first = Training(recipe, RunFolder(tmp_path / "first"), device, seed=0)
+    first.update(*batch(0), factor=1.0)
+    first.save(tmp_path / "model")
+    second = Training(recipe, RunFolder(tmp_path / "second"), device, 1, tmp_path / "model" / "transformer")
+    assert second.step == 0
+    for name, value in second.optimizer.masters.items():
+        assert torch.equal(value, first.ema[name].bfloat16().float()), name
