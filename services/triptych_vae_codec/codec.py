@@ -43,15 +43,8 @@ class VaeCodec:
         config = self.model.config
         unscaled = latents[None] / config.scaling_factor + config.shift_factor
         decoded = self._finite(self.model.decode(self._to_model(unscaled)))
-        return (
-            (decoded * 0.5 + 0.5)
-            .clamp(0, 1)
-            .mul(255)
-            .round()
-            .to(torch.uint8)
-            .permute(0, 2, 3, 1)
-            .contiguous()
-        )
+        pixels = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def _encode_row(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
