@@ -90,8 +90,11 @@ bench: $(INSTALLED_DEV) ## Time one picture: fused, over sockets, by diffusers
 	$(BIN)/python -m benchmarks.one_picture
 
 .PHONY: train
-train: $(INSTALLED_DEV) ## Train the default model
+train: $(INSTALLED_DEV) training/node_modules ## Train the default model: hours; cut off, it goes on where it was
 	$(BIN)/python -m training
+
+training/node_modules: training/package.json
+	cd training && npm install --no-audit --no-fund --no-package-lock && touch node_modules
 
 .PHONY: clean
 clean: ## Remove what the other targets made

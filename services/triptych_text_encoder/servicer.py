@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import grpc
 
 from triptych.checkpoints import open_checkpoint
+from triptych.devices import usable_device
 from triptych.digests import conditioning_digest
-from triptych.errors import StartError, invalid_argument
+from triptych.errors import invalid_argument
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
@@ -79,7 +80,7 @@ def create_servicer(settings: StageSettings) -> TextEncoderServicer:
     import torch
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    recipe = load_recipe(checkpoint, dtype, _usable_device(settings.device))
+    recipe = load_recipe(checkpoint, dtype, usable_device(settings.device))
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
         family=str(checkpoint.index["_class_name"]),
@@ -92,17 +93,6 @@ def create_servicer(settings: StageSettings) -> TextEncoderServicer:
     return TextEncoderServicer(
         TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)
     )
-
-
-def _usable_device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise StartError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _max_prompts(recipe: Recipe, dtype: torch.dtype, max_message_bytes: int) -> int:
