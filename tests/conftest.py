@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from triptych.kernels import fix_kernels
+
+fix_kernels()  # as every service's main does, before torch multiplies its first matrices
+
 SLOW_FOLDERS = ("faults", "local")
 
 

@@ -10,12 +10,13 @@ from training.captions import caption
 from training.linear_codec import LinearCodec
 from training.objects import OBJECTS
 from training.scenes import BACKGROUNDS, SPRITE_SIZES, PlacedObject, Scene, load_sprites, render, sample_scene
+from training.token_naming import token_labels
 
 DOWNSCALE = 8
 
 
 class LatentScenes:
-    """Draws (latents, caption) pairs of the training split.
+    """Draws latents, token labels and captions of the training split.
 
     The codec works on separate 8 x 8 patches and every object is placed on a multiple of them, so the
     latents of a scene are the background's with each object's block pasted in: exactly what encoding the
@@ -48,7 +49,8 @@ class LatentScenes:
             latents[:, top : top + side, left : left + side] = block
         return latents
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Float32 [count, channels, height / 8, width / 8] and a caption each."""
+    def sample(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
+        """Float32 [count, channels, height / 8, width / 8], int64 [count, 2, tokens] and a caption each."""
         scenes = [sample_scene(rng, "train") for _ in range(count)]
-        return torch.stack([self.latents(s) for s in scenes]), [caption(s, rng) for s in scenes]
+        labels = torch.stack([token_labels(scene) for scene in scenes])
+        return torch.stack([self.latents(s) for s in scenes]), labels, [caption(s, rng) for s in scenes]

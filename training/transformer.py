@@ -28,6 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training.conditioning import TextConditioning
 from training.latent_scenes import LatentScenes
 from training.run_folder import RunFolder
+from training.token_naming import AFTER_BLOCK, TokenNaming
 from triptych_denoiser.models.sd3 import (
     SD3Config,
     SD3Transformer,
@@ -64,6 +65,7 @@ class Recipe:
     ema_decay: float = 0.999
     sigma_mean: float = 0.3
     sigma_std: float = 1.0
+    naming: float = 0.1
 
 
 def initialise(model: SD3Transformer) -> None:
@@ -177,12 +179,15 @@ def export(masters: dict[str, Tensor], folder: Path) -> None:
 def batches(
     scenes: LatentScenes, text: TextConditioning, recipe: Recipe, seed: int
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Endless (latents, sequence, pooled); captions are dropped for the unconditional branch now and then."""
+    """Endless (latents, labels, sequence, pooled); captions are dropped for the unconditional branch now and
+    then.
+    """
     rng = np.random.default_rng(seed)
     while True:
-        latents, captions = scenes.sample(recipe.batch, rng)
+        latents, labels, captions = scenes.sample(recipe.batch, rng)
         dropped = rng.random(recipe.batch) < recipe.unconditional
-        yield latents, *text.encode(["" if drop else c for c, drop in zip(captions, dropped, strict=True)])
+        kept = ["" if drop else c for c, drop in zip(captions, dropped, strict=True)]
+        yield latents, labels, *text.encode(kept)
 
 
 class Training:
@@ -198,59 +203,76 @@ class Training:
         if weights:
             load_weights(self.model, load_file(weights / "diffusion_pytorch_model.safetensors"))
         self.model = self.model.to(device, torch.bfloat16)
+        self.naming = TokenNaming(CONFIG.width).to(device)
+        self.naming_optimizer = torch.optim.AdamW(self.naming.parameters(), lr=recipe.learning_rate / 3)
+        self.tokens: list[Tensor] = []  # the image tokens of the last pass, after AFTER_BLOCK blocks
+        self.model.blocks[AFTER_BLOCK - 1].register_forward_hook(
+            lambda block, given, streams: self.tokens.append(streams[0])
+        )
         self.optimizer = Optimizer(self.model, recipe.learning_rate)
         self.ema = {name: master.clone() for name, master in self.optimizer.masters.items()}
-        self.step, self.seconds = 0, 0.0
+        self.step, self.samples, self.seconds = 0, 0, 0.0
         if state := folder.load():
             self.optimizer.load_state_dict(state["optimizer"])
-            self.ema, self.step, self.seconds = state["ema"], state["step"], state["seconds"]
+            self.naming.load_state_dict(state["naming"])
+            self.ema = state["ema"]
+            self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
             print(f"going on from step {self.step}", flush=True)
         self.generator = torch.Generator().manual_seed(seed + self.step)
 
-    def update(self, latents: Tensor, sequence: Tensor, pooled: Tensor, factor: float) -> tuple[float, float]:
-        """One step at `factor` times the learning rate; returns the loss and the gradient's norm."""
+    def update(
+        self, latents: Tensor, labels: Tensor, sequence: Tensor, pooled: Tensor, factor: float
+    ) -> dict[str, float]:
+        """One step at `factor` times the learning rate; returns the losses and the gradient's norm."""
         sigmas = sample_sigmas(len(latents), self.recipe, self.generator).to(latents.device)
         noise = torch.randn(latents.shape, generator=self.generator).to(latents.device)
         loss = loss_of(self.model, latents, noise, sigmas, sequence, pooled).mean()
-        loss.backward()
+        naming = self.naming(self.tokens.pop(), labels)
+        (loss + self.recipe.naming * naming).backward()
         norm = self.optimizer.step(factor)
+        self.naming_optimizer.step()
+        self.naming_optimizer.zero_grad()
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         for name, master in self.optimizer.masters.items():
             self.ema[name].lerp_(master, 1 - decay)
         self.step += 1
-        return float(loss.detach()), norm
+        self.samples += len(latents)
+        return {"loss": float(loss.detach()), "naming": float(naming.detach()), "norm": norm}
 
     def save(self, out: Path) -> None:
         """Replaces the checkpoint and writes the moving average as `transformer/`."""
-        state = {"optimizer": self.optimizer.state_dict(), "ema": self.ema}
-        self.folder.save(state | {"step": self.step, "seconds": self.seconds})
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema,
+            "naming": self.naming.state_dict(),
+        }
+        self.folder.save(state | {"step": self.step, "samples": self.samples, "seconds": self.seconds})
         export(self.ema, out / "transformer")
 
 
 def train(training: Training, data: Iterator[tuple[Tensor, ...]], arguments: argparse.Namespace) -> None:
     """Runs until --steps, or until it is stopped."""
     device = torch.device(arguments.device)
-    losses: list[float] = []
+    measured: list[dict[str, float]] = []
     began = time.monotonic()
     while training.step < arguments.steps:
-        latents, sequence, pooled = (tensor.to(device) for tensor in next(data))
+        latents, labels, sequence, pooled = (tensor.to(device) for tensor in next(data))
         factor = schedule(training.step, arguments.decay_from, arguments.steps)
-        loss, norm = training.update(latents, sequence, pooled, factor)
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss} at step {training.step}: lower --learning-rate and go on")
-        losses.append(loss)
+        measured.append(training.update(latents, labels, sequence, pooled, factor))
+        if not math.isfinite(measured[-1]["loss"]):
+            raise RuntimeError(f"the loss at step {training.step} is not finite: lower --learning-rate")
         if training.step % 50 == 0:
             now = time.monotonic()
             training.seconds, began = training.seconds + now - began, now
-            samples = training.step * training.recipe.batch
-            values = {
-                "loss": float(np.mean(losses)),
-                "norm": norm,
-                "rate": factor,
-                "seconds": training.seconds,
-            }
-            training.folder.log(step=training.step, samples=samples, **values)
-            losses.clear()
+            means = {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}
+            training.folder.log(
+                step=training.step,
+                samples=training.samples,
+                **means,
+                rate=factor,
+                seconds=training.seconds,
+            )
+            measured.clear()
         if training.step % arguments.save_every == 0 or training.step == arguments.steps:
             training.save(arguments.out)
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from triptych.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer
 
@@ -62,14 +63,15 @@ class Predictor:
 def create_predictor(model: SD3Transformer, determinism: Determinism, max_batch_rows: int) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
-    Only float32 on a CPU can promise it for rows that share a pass, and there it is tried; other devices and
-    dtypes choose kernels by the number of rows.
+    Only float32 on a CPU whose kernels are fixed can promise it for rows that share a pass, and there it is
+    tried; other devices, dtypes and libraries choose kernels by the number of rows.
     """
     together = Predictor(model, max_batch_rows)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
-    if together.device.type == "cpu" and together.dtype == torch.float32 and rows_are_independent(together):
+    promised = together.device.type == "cpu" and together.dtype == torch.float32 and kernels_are_fixed()
+    if promised and rows_are_independent(together):
         log.info("up to %d rows share a pass: tried, they have the same bits as alone", max_batch_rows)
         return together
     log.info("rows run one at a time: in company, their last bits would depend on it")

@@ -14,6 +14,14 @@ def fix_kernels() -> None:
     os.environ.setdefault("MKL_CBWR", "AVX512,STRICT" if _has_avx512() else "AVX2,STRICT")
 
 
+def kernels_are_fixed() -> bool:
+    """Whether torch's matrix products come from an MKL that was told so before its first one."""
+    import torch
+
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and "STRICT" in os.environ.get("MKL_CBWR", "")
+
+
 def _has_avx512() -> bool:
     try:
         return "avx512f" in Path("/proc/cpuinfo").read_text().split()

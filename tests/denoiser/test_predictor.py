@@ -41,6 +41,15 @@ def test_rows_run_alone_where_company_matters(
     assert create_predictor(model, "fast", 16).max_rows == 16
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_rows_run_alone_where_the_kernels_are_not_fixed(
+    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert create_predictor(model, "batch-invariant", 16).max_rows == 16
+    monkeypatch.setenv("MKL_CBWR", "AUTO")
+    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+
+
 def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 

@@ -7,11 +7,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from training.run_folder import RunFolder
+from training.token_naming import KINDS
 from training.transformer import CONFIG, Recipe, Training, schedule
 
 
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random latents, sequence and pooled for two rows."""
+def batch(seed: int) -> tuple[torch.Tensor, ...]:
+    """Random latents, labels, sequence and pooled for two rows."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -19,6 +20,7 @@ def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
     return (
         normal(2, 16, 4, 4),
+        torch.stack([torch.randint(count, (2, 4), generator=generator) for count in KINDS], dim=1),
         normal(2, 3, CONFIG.joint_attention_dim),
         normal(2, CONFIG.pooled_projection_dim),
     )
