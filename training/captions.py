@@ -19,6 +19,7 @@ ENDS = {
     "above": ("at the top", "at the bottom"),
     "below": ("at the bottom", "at the top"),
 }
+UNPLACED = ("and", "and", "with", "together with")
 OPENINGS = (
     "a picture of ",
     "a photo of ",
@@ -64,12 +65,14 @@ def mention(name: str, rng: np.random.Generator) -> str:
     return noun if draw < 0.92 else "the " + noun
 
 
-def objects_phrase(scene: Scene, rng: np.random.Generator) -> str:
-    """The objects, in the scene's order, and where they are."""
+def objects_phrase(scene: Scene, rng: np.random.Generator, placed: bool) -> str:
+    """The objects, in the scene's order, and, if `placed`, where they are."""
     if scene.relation is None:
         return mention(scene.objects[0].name, rng)
     first, second = (mention(placed.name, rng) for placed in scene.objects)
     relation = scene.relation
+    if not placed:
+        return f"{first} {one_of(UNPLACED, rng)} {second}"
     if rng.random() < 0.8:
         return f"{first} {one_of(PHRASES[relation], rng)} {second}"
     here, there = ENDS[relation]
@@ -87,9 +90,11 @@ def background_phrase(scene: Scene, rng: np.random.Generator) -> str:
     )
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of many ways to ask for the scene, naming its objects in its order."""
-    text = objects_phrase(scene, rng) + background_phrase(scene, rng)
+def caption(scene: Scene, rng: np.random.Generator, placed: bool = True) -> str:
+    """One of many ways to ask for the scene, naming its objects in its order; where two of them are only if
+    `placed`.
+    """
+    text = objects_phrase(scene, rng, placed) + background_phrase(scene, rng)
     if rng.random() < 0.12:
         text = one_of(OPENINGS, rng) + text
     draw = rng.random()

@@ -13,6 +13,7 @@ from training.scenes import BACKGROUNDS, SPRITE_SIZES, PlacedObject, Scene, load
 from training.token_naming import token_labels
 
 DOWNSCALE = 8
+UNPLACED_SHARE = 0.1  # captions of pairs that leave open where they are
 
 
 class LatentScenes:
@@ -53,4 +54,5 @@ class LatentScenes:
         """Float32 [count, channels, height / 8, width / 8], int64 [count, 2, tokens] and a caption each."""
         scenes = [sample_scene(rng, "train") for _ in range(count)]
         labels = torch.stack([token_labels(scene) for scene in scenes])
-        return torch.stack([self.latents(s) for s in scenes]), labels, [caption(s, rng) for s in scenes]
+        captions = [caption(scene, rng, placed=rng.random() >= UNPLACED_SHARE) for scene in scenes]
+        return torch.stack([self.latents(scene) for scene in scenes]), labels, captions
