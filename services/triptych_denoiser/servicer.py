@@ -75,16 +75,18 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe the model and its limits."""
+        inputs = self._limits.inputs
         return GetModelResponse(
             model=self._model,
-            latent_channels=self._limits.channels,
-            latent_multiple=self._limits.size_multiple,
-            max_latent_size=self._limits.max_size,
-            default_latent_size=self._predictor.model.config.sample_size,
-            joint_attention_dim=self._limits.joint_attention_dim,
-            pooled_projection_dim=self._limits.pooled_projection_dim,
+            latent_channels=inputs.channels,
+            latent_multiple=inputs.size_multiple,
+            max_latent_size=inputs.max_size,
+            default_latent_size=inputs.default_size,
+            joint_attention_dim=inputs.joint_attention_dim,
+            pooled_projection_dim=inputs.pooled_projection_dim,
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
+            guidance_embedded=inputs.guidance,
         )
 
     async def close(self) -> None:
@@ -98,16 +100,18 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        samples = list(zip(latents, request.sigmas, strict=True)) * len(request.branches)
+        guidance = request.guidance_scales or [None] * len(latents)
+        samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
         return [
-            Row(latent, sigma, conditioning)
-            for (latent, sigma), digest in zip(samples, digests, strict=True)
+            Row(latent, sigma, conditioning, scale)
+            for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
             if (conditioning := found[digest])
         ]
 
     def _put(self, request: PutConditioningRequest) -> None:
         sequence, pooled = read_conditioning(request, self._limits)
-        conditioning = prepare(sequence, pooled, self._predictor.device, self._predictor.dtype)
+        device, dtype = self._predictor.device, self._predictor.dtype
+        conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
         self._cache.put(request.digest, conditioning)
 
 
@@ -116,8 +120,9 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
     checkpoint = open_checkpoint(settings.model)
-    transformer = load_transformer(checkpoint, str(device), getattr(torch, settings.dtype))
-    predictor = create_predictor(transformer, options.determinism, options.max_batch_rows)
+    dtype = getattr(torch, settings.dtype)
+    transformer = load_transformer(checkpoint, str(device), dtype)
+    predictor = create_predictor(transformer, device, dtype, options.determinism, options.max_batch_rows)
     fingerprint = stage_fingerprint(
         checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
     )
@@ -135,8 +140,8 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
         Batcher(predictor, options.max_queued_rows),
         ConditioningCache(options.conditioning_cache_mb << 20),
         Limits.of(
-            transformer.config,
-            predictor.dtype,
+            transformer.inputs,
+            dtype,
             MAX_BRANCHES,
             options.max_queued_rows,
             settings.max_message_bytes,

@@ -9,12 +9,14 @@ import torch
 from triptych.checkpoints import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.models import load_transformer
-from triptych_denoiser.models.sd3 import SD3Transformer
+from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.predictor import Predictor, create_predictor, rows_are_independent
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> SD3Transformer:
+def model(tiny_checkpoint: Path) -> Transformer:
     return load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
 
 
@@ -26,39 +28,39 @@ class CompanyMatters(Predictor):
         return super().predict(rows) + 1e-6 * (len(rows) - 1)
 
 
-def test_the_probe_sees_a_difference_of_the_last_bits(model: SD3Transformer) -> None:
-    assert not rows_are_independent(CompanyMatters(model, 4))
+def test_the_probe_sees_a_difference_of_the_last_bits(model: Transformer) -> None:
+    assert not rows_are_independent(CompanyMatters(model, CPU, torch.float32, 4))
 
 
 def test_rows_run_alone_where_company_matters(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(predictor_module, "rows_are_independent", lambda predictor: False)
 
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
     assert "rows run one at a time" in caplog.text
-    assert create_predictor(model, "fast", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, "fast", 16).max_rows == 16
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_rows_run_alone_where_the_kernels_are_not_fixed(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
     monkeypatch.setenv("MKL_CBWR", "AUTO")
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
 
 
 def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 
-    assert create_predictor(half, "batch-invariant", 16).max_rows == 1
-    assert create_predictor(half, "fast", 16).max_rows == 16
+    assert create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
 
 
 def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such products round differently: one row of a 2x2 latent and one text token has only such."""
     products = []
@@ -70,5 +72,5 @@ def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     for count in (1, 2, 3):
         latents, sequence = torch.randn(count, 4, 2, 2), torch.randn(count, 1, 32)
-        model(latents, torch.rand(count), sequence, torch.randn(count, 32))
+        model(latents, torch.rand(count), sequence, pooled=torch.randn(count, 32))
     assert {(dims, rows >= 4, contiguous) for dims, rows, contiguous in products} == {(2, True, True)}
