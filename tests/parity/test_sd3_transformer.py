@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.parity.transformers import millions, relative_error, shapes, with_random_weights
 from triptych_denoiser.models.loading import build, load_weights
 from triptych_denoiser.models.sd3 import FAMILY, SD3Config, SD3Transformer, checkpoint_keys
 
@@ -71,11 +72,7 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
 def reference(config: dict[str, Any]) -> Any:
     """diffusers' transformer with random weights, none of them at its initial value."""
     torch.manual_seed(0)
-    model = reference_library.SD3Transformer2DModel(**config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
-    return model
+    return with_random_weights(reference_library.SD3Transformer2DModel(**config))
 
 
 def ours(theirs: Any) -> SD3Transformer:
@@ -100,8 +97,7 @@ def error(model: SD3Transformer, theirs: Any, given: tuple[Tensor, ...]) -> floa
     latents, sigma, sequence, pooled = given
     velocity = model(latents, sigma, sequence, pooled)
     (expected,) = theirs(latents, sequence, pooled, 1000 * sigma, return_dict=False)
-    assert velocity.shape == expected.shape
-    return ((velocity - expected).abs().max() / expected.abs().max()).item()
+    return relative_error(velocity, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -153,16 +149,14 @@ def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) 
     assert all(torch.equal(written[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize(("config", "millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], millions: int) -> None:
+@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
+def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
     with torch.device("meta"):
         model = SD3Transformer(SD3Config.from_dict(config))
         theirs = reference_library.SD3Transformer2DModel(**config).state_dict()
 
-    assert {key: tensor.shape for key, tensor in checkpoint_keys(model).items()} == {
-        key: tensor.shape for key, tensor in theirs.items()
-    }
-    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == millions
+    assert shapes(checkpoint_keys(model)) == shapes(theirs)
+    assert millions(model) == expected_millions
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import Checkpoint, CheckpointError
-from triptych_denoiser.models import sd3
+from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build
 from triptych_denoiser.models.transformer import Transformer
 
 if TYPE_CHECKING:
     import torch
 
-FAMILIES: Mapping[str, Family[Any]] = {"SD3Transformer2DModel": sd3.FAMILY}
+FAMILIES: Mapping[str, Family[Any]] = {
+    "SD3Transformer2DModel": sd3.FAMILY,
+    "FluxTransformer2DModel": flux.FAMILY,
+    "ZImageTransformer2DModel": z_image.FAMILY,
+}
 
 
 def load_transformer(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Transformer:

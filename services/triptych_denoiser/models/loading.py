@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,6 +13,22 @@ Model = TypeVar("Model", bound=nn.Module)
 
 Table = Sequence[tuple[str, str, int | None]]
 """Where the parts of diffusers' module are in ours: its name, our name, which of three fused ones it is."""
+
+JOINT_BLOCK: Table = (
+    ("norm1.linear", "image_modulation.linear", None),
+    ("norm1_context.linear", "text_modulation.linear", None),
+    *((f"attn.to_{p}", "image_attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn.add_{p}_proj", "text_attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn.norm_{p}", f"image_attention.norm_{p}", None) for p in "qk"),
+    *((f"attn.norm_added_{p}", f"text_attention.norm_{p}", None) for p in "qk"),
+    ("attn.to_out.0", "image_attention.out", None),
+    ("attn.to_add_out", "text_attention.out", None),
+    ("ff.net.0.proj", "image_mlp.linear_1", None),
+    ("ff.net.2", "image_mlp.linear_2", None),
+    ("ff_context.net.0.proj", "text_mlp.linear_1", None),
+    ("ff_context.net.2", "text_mlp.linear_2", None),
+)
+"""A block of an image and a text stream that attend to both, as SD3 and FLUX have it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,11 @@ def load_weights(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
                 f"{key} has shape {list(tensor.shape)}, the config asks for {list(target.shape)}"
             )
         target.copy_(tensor)
+
+
+def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config.json that a family's config dataclass has; null is the same as missing."""
+    return {f.name: config[f.name] for f in fields(config_class) if config.get(f.name) is not None}
 
 
 def views(module: nn.Module, table: Table, prefix: str = "") -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import Family, Table, views
+from triptych_denoiser.models.loading import JOINT_BLOCK, Family, Table, known_keys, views
 from triptych_denoiser.models.transformer import Inputs
 
 MAX_TOKENS = 2048
@@ -62,7 +62,7 @@ class SD3Config:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "SD3Config":
         """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
+        known = known_keys(cls, config)
         known["dual_attention_layers"] = tuple(known.get("dual_attention_layers", ()))
         known.setdefault("out_channels", known.get("in_channels", cls.in_channels))
         parsed = cls(**known)
@@ -247,22 +247,11 @@ _OUTSIDE_BLOCKS: Table = (
     ("norm_out.linear", "final_modulation.linear", None),
     ("proj_out", "final", None),
 )
-_IN_BLOCKS: Table = (
-    ("norm1.linear", "image_modulation.linear", None),
-    ("norm1_context.linear", "text_modulation.linear", None),
-    *((f"attn.to_{p}", "image_attention.qkv", i) for i, p in enumerate("qkv")),
-    *((f"attn.add_{p}_proj", "text_attention.qkv", i) for i, p in enumerate("qkv")),
+_BLOCK: Table = (
+    *JOINT_BLOCK,
     *((f"attn2.to_{p}", "image_attention_2.qkv", i) for i, p in enumerate("qkv")),
-    *((f"attn.norm_{p}", f"image_attention.norm_{p}", None) for p in "qk"),
-    *((f"attn.norm_added_{p}", f"text_attention.norm_{p}", None) for p in "qk"),
     *((f"attn2.norm_{p}", f"image_attention_2.norm_{p}", None) for p in "qk"),
-    ("attn.to_out.0", "image_attention.out", None),
-    ("attn.to_add_out", "text_attention.out", None),
     ("attn2.to_out.0", "image_attention_2.out", None),
-    ("ff.net.0.proj", "image_mlp.linear_1", None),
-    ("ff.net.2", "image_mlp.linear_2", None),
-    ("ff_context.net.0.proj", "text_mlp.linear_1", None),
-    ("ff_context.net.2", "text_mlp.linear_2", None),
 )
 
 
@@ -273,7 +262,7 @@ def checkpoint_keys(model: SD3Transformer) -> dict[str, Tensor]:
     """
     keys = views(model, _OUTSIDE_BLOCKS)
     for i, block in enumerate(model.blocks):
-        keys |= views(block, _IN_BLOCKS, f"transformer_blocks.{i}.")
+        keys |= views(block, _BLOCK, f"transformer_blocks.{i}.")
     convolution, patch = keys["pos_embed.proj.weight"], model.config.patch_size
     keys["pos_embed.proj.weight"] = convolution.reshape(len(convolution), -1, patch, patch)
     return keys
