@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def load_text_model(checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a CLIPTextModelWithProjection or T5EncoderModel, ready for inference.
+    """Load a CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel or Qwen3Model, ready for inference.
 
-    transformers accepts keys with and without the `text_model.` prefix and T5's embedding under any of its
-    names, and keeps T5's `wo` in float32 when dtype is float16.
+    transformers accepts keys with and without the `text_model.` or `model.` prefix and T5's embedding under
+    any of its names, and keeps T5's `wo` in float32 when dtype is float16.
 
     Raises CheckpointError if the class is another one or the weights do not fit the config.
     """
@@ -49,7 +49,7 @@ def load_text_model(checkpoint: Checkpoint, component: str, dtype: torch.dtype, 
 
 
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
-    """Load a CLIP or T5 tokenizer.
+    """Load a CLIP, T5 or Qwen tokenizer.
 
     Raises CheckpointError if the class is another one or the files are missing or broken.
     """
@@ -68,6 +68,11 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
 def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
     """The model class that model_index.json names for `component`, and its config class."""
     match checkpoint.class_name(component):
+        case "CLIPTextModel":
+            from transformers.models.clip.configuration_clip import CLIPTextConfig
+            from transformers.models.clip.modeling_clip import CLIPTextModel
+
+            return CLIPTextModel, CLIPTextConfig
         case "CLIPTextModelWithProjection":
             from transformers.models.clip.configuration_clip import CLIPTextConfig
             from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
@@ -78,8 +83,14 @@ def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
             from transformers.models.t5.modeling_t5 import T5EncoderModel
 
             return T5EncoderModel, T5Config
+        case "Qwen3Model" | "Qwen3ForCausalLM":  # the head, which gives words, is left out
+            from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+            from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+            return Qwen3Model, Qwen3Config
         case other:
-            raise _unsupported(checkpoint, component, other, "CLIPTextModelWithProjection and T5EncoderModel")
+            supported = "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Qwen3Model"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
@@ -93,13 +104,13 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
             return T5Tokenizer
+        case "Qwen2Tokenizer" | "Qwen2TokenizerFast":
+            from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+            return Qwen2Tokenizer
         case other:
-            raise _unsupported(
-                checkpoint,
-                component,
-                other,
-                "CLIPTokenizer, CLIPTokenizerFast, T5Tokenizer and T5TokenizerFast",
-            )
+            supported = "CLIPTokenizer, T5Tokenizer and Qwen2Tokenizer, with and without Fast"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _broken(checkpoint: Checkpoint, component: str, error: Exception) -> CheckpointError:
