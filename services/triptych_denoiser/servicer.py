@@ -7,7 +7,6 @@ import asyncio
 import grpc
 import torch
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
@@ -119,7 +118,7 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     dtype = getattr(torch, settings.dtype)
     transformer = load_transformer(checkpoint, str(device), dtype)
     predictor = create_predictor(transformer, device, dtype, options.determinism, options.max_batch_rows)
@@ -128,6 +127,7 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name("transformer"),
         device=str(device),
         dtype=settings.dtype,

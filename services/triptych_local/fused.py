@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from triptych.checkpoints import open_checkpoint
 from triptych.client import AsyncClient, GenerationStub
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
@@ -59,7 +58,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
     from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         asyncio.to_thread(create_text_encoder, settings),
         asyncio.to_thread(create_denoiser, settings, settings),
