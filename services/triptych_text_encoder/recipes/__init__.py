@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
     from triptych_text_encoder.encoding import Encoding
 
 
@@ -41,8 +42,10 @@ class Recipe(Protocol):
 RECIPES = {"StableDiffusion3Pipeline": load_sd3_recipe}
 
 
-def load_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Recipe:
-    """Load the text encoders of a checkpoint in `dtype` on `device`.
+def load_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> Recipe:
+    """Load the text encoders of a checkpoint in `dtype` on `device`, their linears quantized or not.
 
     Raises CheckpointError if the family is unknown or a component is missing, broken or unsupported.
     """
@@ -51,4 +54,4 @@ def load_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
         raise CheckpointError(
             f"{checkpoint.path} is a {family}; there are text recipes for {', '.join(RECIPES)}"
         )
-    return RECIPES[family](checkpoint, dtype, device)
+    return RECIPES[family](checkpoint, dtype, device, quantizer)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 #: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.
 T5_TOKENS = 256
@@ -100,7 +101,9 @@ def _clip_features(clip: Tower, prompt: str) -> tuple[torch.Tensor, torch.Tensor
     return output.hidden_states[-2][0], output.text_embeds[0]
 
 
-def load_sd3_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> SD3Recipe:
+def load_sd3_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> SD3Recipe:
     """Load the text encoders of an SD3 checkpoint.
 
     Raises CheckpointError if a component is missing, broken or of an unsupported class,
@@ -110,13 +113,13 @@ def load_sd3_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.de
     # Both CLIP encoders read as many tokens as the first tokenizer says, as in diffusers.
     max_length = first.model_max_length
     clips = (
-        Tower(first, load_text_model(checkpoint, "text_encoder", dtype, device), max_length),
-        Tower(second, load_text_model(checkpoint, "text_encoder_2", dtype, device), max_length),
+        Tower(first, load_text_model(checkpoint, "text_encoder", dtype, device, quantizer), max_length),
+        Tower(second, load_text_model(checkpoint, "text_encoder_2", dtype, device, quantizer), max_length),
     )
     t5 = None
     if checkpoint.has("text_encoder_3"):
         third = load_tokenizer(checkpoint, "tokenizer_3")
-        t5 = Tower(third, load_text_model(checkpoint, "text_encoder_3", dtype, device), T5_TOKENS)
+        t5 = Tower(third, load_text_model(checkpoint, "text_encoder_3", dtype, device, quantizer), T5_TOKENS)
     joint_attention_dim = _joint_attention_dim(checkpoint, t5)
     _check_fit(checkpoint, clips, t5, joint_attention_dim)
     return SD3Recipe(clips, t5, joint_attention_dim)
