@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Determinism = Literal["batch-invariant", "fast"]
 
 _PROBE_ROWS = 8
-_PROBE_MAX_SIZE = 32
+_PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 _EXCEPTIONS = {
     # One product per prompt, and the pooled vector is its result.
     "CLIPTextModelWithProjection": Exceptions(full_precision=("text_projection",)),
-    # Its inputs reach numbers that float16 cannot hold: rounded with one scale, the others would be lost.
+    # A few of its inputs are thousands of times the others (in T5 more than float16 holds): rounded by one
+    # scale, the others would be lost. So in Qwen3.
     "T5EncoderModel": Exceptions(weights_only=("wo",)),
+    "Qwen3Model": Exceptions(weights_only=("down_proj",)),
+    "Qwen3ForCausalLM": Exceptions(weights_only=("down_proj",)),
 }
 #: What a checkpoint's names may begin with although transformers' do not, and the other way round.
-_PREFIXES = ("text_model.",)
+_PREFIXES = ("text_model.", "model.")
 
 
 def load_text_model(
@@ -35,10 +38,10 @@ def load_text_model(
     device: torch.device,
     quantizer: Quantizer | None = None,
 ) -> Any:
-    """Load a CLIPTextModelWithProjection or T5EncoderModel, ready for inference.
+    """Load a CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel or Qwen3Model, ready for inference.
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the
-    `text_model.` prefix are accepted, T5's embedding under any of its names; T5's `wo` is
+    `text_model.` or `model.` prefix are accepted, T5's embedding under any of its names; T5's `wo` is
     float32 when dtype is float16.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
@@ -126,7 +129,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
-    """Load a CLIP or T5 tokenizer.
+    """Load a CLIP, T5 or Qwen tokenizer.
 
     Raises CheckpointError if the class is another one or the files are missing or broken.
     """
@@ -145,6 +148,11 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
 def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
     """The model class that model_index.json names for `component`, and its config class."""
     match checkpoint.class_name(component):
+        case "CLIPTextModel":
+            from transformers.models.clip.configuration_clip import CLIPTextConfig
+            from transformers.models.clip.modeling_clip import CLIPTextModel
+
+            return CLIPTextModel, CLIPTextConfig
         case "CLIPTextModelWithProjection":
             from transformers.models.clip.configuration_clip import CLIPTextConfig
             from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
@@ -155,8 +163,14 @@ def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
             from transformers.models.t5.modeling_t5 import T5EncoderModel
 
             return T5EncoderModel, T5Config
+        case "Qwen3Model" | "Qwen3ForCausalLM":  # the head, which gives words, is left out
+            from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+            from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+            return Qwen3Model, Qwen3Config
         case other:
-            raise _unsupported(checkpoint, component, other, "CLIPTextModelWithProjection and T5EncoderModel")
+            supported = "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Qwen3Model"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
@@ -170,13 +184,13 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
             return T5Tokenizer
+        case "Qwen2Tokenizer" | "Qwen2TokenizerFast":
+            from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+            return Qwen2Tokenizer
         case other:
-            raise _unsupported(
-                checkpoint,
-                component,
-                other,
-                "CLIPTokenizer, CLIPTokenizerFast, T5Tokenizer and T5TokenizerFast",
-            )
+            supported = "CLIPTokenizer, T5Tokenizer and Qwen2Tokenizer, with and without Fast"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _broken(checkpoint: Checkpoint, component: str, error: Exception) -> CheckpointError:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
+from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
-from triptych_denoiser.models.transformer import Transformer
-from triptych_denoiser.predictor import Predictor, create_predictor, rows_are_independent
+from triptych_denoiser.models.transformer import Inputs, Transformer
+from triptych_denoiser.predictor import Predictor, Row, create_predictor, rows_are_independent
 
 CPU = torch.device("cpu")
 
@@ -59,18 +61,42 @@ def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) ->
     assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
 
 
+@pytest.fixture(params=["SD3", "FLUX", "Z-Image"])
+def family(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Transformer:
+    """A small transformer of each family; conditioning is 32 wide."""
+    if request.param == "SD3":
+        folder = tiny_checkpoint
+    else:
+        folder = (
+            write_z_image(tmp_path) if request.param == "Z-Image" else write_flux(tmp_path, guidance=True)
+        )
+    return load_transformer(open_checkpoint(str(folder)), "cpu", torch.float32)
+
+
+def smallest_row(inputs: Inputs) -> Row:
+    """One token of an image, one of text."""
+    sequence, pooled = torch.randn(1, inputs.joint_attention_dim), torch.randn(inputs.pooled_projection_dim)
+    return Row(torch.randn(inputs.channels, 2, 2), 0.5, Conditioning(sequence, pooled, 1), guidance=3.5)
+
+
 def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch
+    family: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such products round differently: one row of a 2x2 latent and one text token has only such."""
+    """Such products round differently, and those to few features also with fewer rows than features."""
     products = []
 
-    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        products.append((rows.dim(), len(rows), rows.is_contiguous()))
-        return torch.addmm(bias, rows, weight.T)
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        enough = len(rows) >= (max(4, len(weight)) if len(weight) < 24 else 4)
+        products.append((rows.dim(), enough, rows.is_contiguous()))
+        return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     for count in (1, 2, 3):
-        latents, sequence = torch.randn(count, 4, 2, 2), torch.randn(count, 1, 32)
-        model(latents, torch.rand(count), sequence, pooled=torch.randn(count, 32))
-    assert {(dims, rows >= 4, contiguous) for dims, rows, contiguous in products} == {(2, True, True)}
+        rows = [smallest_row(family.inputs) for _ in range(count)]
+        Predictor(family, CPU, torch.float32, 3).predict(rows)
+    assert set(products) == {(2, True, True)}
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_rows_of_every_family_share_passes(family: Transformer) -> None:
+    assert create_predictor(family, CPU, torch.float32, "batch-invariant", 16).max_rows == 16

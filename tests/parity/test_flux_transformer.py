@@ -146,6 +146,20 @@ def test_bfloat16_timesteps_and_guidance_are_those_of_diffusers() -> None:
     assert rounded_guidance(torch.tensor([3.5]), torch.bfloat16).item() == 3504
 
 
+@pytest.mark.parametrize("variant", ["with guidance", "without guidance"])
+def test_bfloat16_velocities_are_near_those_of_diffusers(variant: str) -> None:
+    """Far nearer than to float32's: there t and guidance are not rounded."""
+    config = SMALL | VARIANTS[variant]
+    theirs, given = reference(config), inputs(config, 3, 8, 12)
+    exact = expected_velocity(theirs, given)
+    given |= {name: given[name].bfloat16() for name in ("latents", "sequence", "pooled")}
+
+    velocity = ours(theirs, torch.bfloat16)(**given)
+
+    assert relative_error(velocity, expected_velocity(theirs.bfloat16(), given)) <= 3e-2
+    assert relative_error(velocity, exact) >= 1e-1
+
+
 def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
     theirs = reference(SMALL)
     for bias in (

@@ -58,8 +58,8 @@ def reference(config: dict[str, Any]) -> Any:
     return with_random_weights(reference_library.ZImageTransformer2DModel(**config))
 
 
-def ours(theirs: Any) -> ZImageTransformer:
-    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> ZImageTransformer:
+    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
@@ -73,15 +73,19 @@ def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: i
 
 
 @torch.inference_mode()
-def error(theirs: Any, given: dict[str, Tensor]) -> float:
-    """Against diffusers' velocity, its time turned around and its sign changed as its pipeline does it."""
+def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+    """diffusers' velocity, its time turned around and its sign changed as its pipeline does it."""
     (outputs,) = theirs(
         list(given["latents"].unsqueeze(2)),
         (1000 - 1000 * given["sigma"]) / 1000,
         list(given["sequence"]),
         return_dict=False,
     )
-    return relative_error(ours(theirs)(**given), -torch.stack(outputs).squeeze(2))
+    return -torch.stack(outputs).squeeze(2)
+
+
+def error(theirs: Any, given: dict[str, Tensor]) -> float:
+    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -112,6 +116,15 @@ def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
     given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
 
     assert error(reference(SMALL), given) <= 1e-5
+
+
+def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:
+    theirs, given = reference(SMALL), inputs(SMALL, 3, 8, 12)
+    given |= {name: given[name].bfloat16() for name in ("latents", "sequence")}
+
+    velocity = ours(theirs, torch.bfloat16)(**given)
+
+    assert relative_error(velocity, expected_velocity(theirs.bfloat16(), given)) <= 1e-2
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
