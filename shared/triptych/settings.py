@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliSettings
 
 from triptych.addresses import check_listen
 from triptych.checkpoints import Checkpoint, open_checkpoint
+from triptych.quantization import Quantization
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
@@ -60,9 +61,7 @@ class ModelOptions(BaseModel):
 
     def open_checkpoint(self) -> Checkpoint:
         """The checkpoint that these options name. Raises CheckpointError."""
-        checkpoint = open_checkpoint(
-            self.model, revision=self.revision, offline=self.offline, base=self.base
-        )
+        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
         checkpoint.name = self.name or checkpoint.name
         return checkpoint
 
@@ -72,6 +71,21 @@ class StageSettings(ModelOptions, ServerSettings):
 
     device: str = Field("cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the weights.")
+
+
+class QuantizedStageSettings(StageSettings):
+    """A stage in a process of its own."""
+
+    quantization: Quantization = Field(
+        "none",
+        description="How its weights are stored and multiplied. Refused at start if the device cannot.",
+    )
+
+
+def described(settings: QuantizedStageSettings) -> str:
+    """A stage's model, dtype, quantization and device, for its log."""
+    quantized = "" if settings.quantization == "none" else f", {settings.quantization}"
+    return f"{settings.model}, {settings.dtype}{quantized} on {settings.device}"
 
 
 S = TypeVar("S", bound=ServerSettings)

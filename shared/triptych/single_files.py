@@ -1,4 +1,4 @@
-"""Checkpoints in one file with Stability's or Black Forest Labs' key names, read as diffusers would save them."""
+"""Checkpoints in one file with Stability's or Black Forest Labs' key names, read as diffusers saves them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _TRANSFORMER_PREFIX = "model.diffusion_model."
 _VAE_PREFIXES = ("first_stage_model.", "vae.")
+_VAE_MARK = "decoder.mid.block_1.conv1.weight"
 _FLUX_VAE_FILE = "ae.safetensors"
 _SD3, _FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
 _LATENT_SCALES = {
@@ -166,7 +167,7 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], s
             transformer = Part("FluxTransformer2DModel", config, path, prefix, table, inner)
             vae = _vae_inside(path, shapes, _FLUX) or _vae_beside(path)
             return {"transformer": transformer} | vae, _FLUX
-        if "decoder.conv_in.weight" in shapes:
+        if _VAE_MARK in shapes:
             return _vae_alone(path, shapes, base)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
@@ -178,7 +179,7 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], s
 
 def _vae_inside(path: Path, shapes: Shapes, pipeline: str) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
-        if f"{prefix}decoder.conv_in.weight" in shapes:
+        if prefix + _VAE_MARK in shapes:
             return {"vae": _vae(path, prefix, _under(prefix, shapes), _LATENT_SCALES[pipeline])}
     return {}
 
@@ -190,7 +191,7 @@ def _vae_beside(path: Path) -> dict[str, Part]:
 
 
 def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dict[str, Part], str]:
-    """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which it is, or the file's name."""
+    """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
     if base:
         config = base.config("vae")
         scales = {name: config[name] for name in ("scaling_factor", "shift_factor") if name in config}
@@ -198,8 +199,8 @@ def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dic
     if path.name == _FLUX_VAE_FILE:
         return {"vae": _vae(path, "", shapes, _LATENT_SCALES[_FLUX])}, _FLUX
     raise CheckpointError(
-        f"{path} is a VAE, but whether SD3's or FLUX.1's it does not say: name with --base a checkpoint of its "
-        f"family, or call FLUX.1's {_FLUX_VAE_FILE}"
+        f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
+        f"its family, or call FLUX.1's {_FLUX_VAE_FILE}"
     )
 
 
