@@ -79,7 +79,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
 async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
     """A client of services in this process. Raises StartError."""
     fix_kernels()
-    fused = await load_fused(read_settings(FusedSettings, "fused", choice.fused_options()))
+    fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
     try:
         yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
     finally:

@@ -1,6 +1,6 @@
-"""Stability's and Black Forest Labs' key names, written from diffusers' by hand: the way back of what is tested.
+"""diffusers' key names back to Stability's and Black Forest Labs'.
 
-Kept apart from the tables of the package on purpose: where both err in the same way, diffusers' own conversion,
+Kept apart from the package's tables on purpose. Where both err in the same way, diffusers' own conversion,
 which the tests compare with too, does not.
 """
 

@@ -196,7 +196,7 @@ def test_what_a_file_lacks_is_named_with_the_way_out(flux_file: Path) -> None:
 
 def test_a_base_of_another_family_is_refused(flux_file: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="is for a FluxPipeline, but the base .* a StableDiffusion3Pipeline"
+        CheckpointError, match=r"is for a FluxPipeline, but the base .* a StableDiffusion3Pipeline"
     ):
         open_checkpoint(str(flux_file), base=str(tiny_checkpoint))
 
