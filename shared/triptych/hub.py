@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG_SECONDS = 10.0
+_LOGGED_BYTES = 1 << 20
 
 
 def is_hub_name(text: str) -> bool:
@@ -73,17 +74,17 @@ def _resolved(name: str, revision: str) -> Repository:
     import huggingface_hub
 
     try:
+        folder = _download(
+            name, revision, "model_index.json"
+        ).parent  # and the cache knows the revision's commit
         with _clear_errors(name, revision):
-            info = huggingface_hub.HfApi(token=_token()).model_info(name, revision=revision)
+            info = huggingface_hub.HfApi(token=_token()).model_info(name, revision=folder.name)
     except HubAwayError:
         if _COMMIT.fullmatch(revision) and _snapshot(name, revision):  # a commit does not change
             return _cached(name, revision)
         raise
     files = [sibling.rfilename for sibling in info.siblings or ()]
-    if "model_index.json" not in files:
-        raise CheckpointError(f"{name} on the hub is no checkpoint: it has no model_index.json")
-    commit = str(info.sha)
-    return Repository(name, commit, _download(name, commit, "model_index.json").parent, files, offline=False)
+    return Repository(name, folder.name, folder, files, offline=False)
 
 
 def _cached(name: str, revision: str) -> Repository:
@@ -106,13 +107,13 @@ def _snapshot(name: str, revision: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _download(name: str, commit: str, file: str) -> Path:
+def _download(name: str, revision: str, file: str) -> Path:
     """The file in the cache. Progress is a bar on a terminal, a log line now and then elsewhere."""
     from huggingface_hub import hf_hub_download
 
-    with _clear_errors(name, commit):
-        bar = {} if sys.stderr.isatty() else {"tqdm_class": _logged_progress()}
-        return Path(hf_hub_download(name, file, revision=commit, token=_token(), **bar))
+    with _clear_errors(name, revision):
+        bar = {} if sys.stderr.isatty() else {"tqdm_class": _logged_progress(file)}
+        return Path(hf_hub_download(name, file, revision=revision, token=_token(), **bar))
 
 
 def _token() -> str | bool:
@@ -138,31 +139,43 @@ def _clear_errors(name: str, revision: str) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"the hub has no {name}, or it is private and HF_TOKEN holds no token that may read it"
+            f"there is no folder {name} here, and on the hub there is none either or it is private, and "
+            "HF_TOKEN holds no token that may read it"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no branch, tag or commit '{revision}'") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise CheckpointError(f"{name} at {revision} lacks a file of a checkpoint: {_said(error)}") from error
     except errors.HfHubHTTPError as error:
         raise HubAwayError(
             f"the hub answers {error.response.status_code} for {name} at {revision}"
         ) from error
     except Exception as error:  # httpx's errors, under whichever name huggingface_hub has it
         raise HubAwayError(
-            f"{name} cannot be asked of the hub ({type(error).__name__}); "
+            f"{name} cannot be had from the hub ({_said(error.__cause__ or error)}); "
             "with --offline, what the cache has of it is used"
         ) from error
 
 
-def _logged_progress() -> Any:
-    """A class of progress bars that are log lines, one every ten seconds and one at the end."""
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _logged_progress(file: str) -> Any:
+    """A class of progress bars that are log lines: one every ten seconds, and one at both ends.
+
+    Small files are not worth a line.
+    """
     from huggingface_hub.utils import tqdm
 
     class LoggedProgress(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            lines = {"mininterval": _LOG_SECONDS, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}"}
-            super().__init__(*arguments, **options | lines | {"disable": False, "file": io.StringIO()})
+            lines = {"desc": file, "bar_format": "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}"}
+            pace = {"mininterval": _LOG_SECONDS, "disable": False, "file": io.StringIO()}
+            super().__init__(*arguments, **options | lines | pace)
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
-            log.info("%s", msg or str(self))
+            if (self.total or 0) >= _LOGGED_BYTES:
+                log.info("%s", msg or str(self))
 
     return LoggedProgress

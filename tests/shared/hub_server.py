@@ -15,13 +15,13 @@ OLD_COMMIT = "0000000000000000000000000000000000000000"
 
 @dataclass
 class Hub:
-    """What the hub has and is asked for. `refusals`: an HTTP status and error code by repository."""
+    """What the hub has, and what it is asked for. `refusal`: an HTTP status and error code for everything."""
 
     url: str = ""
     folder: Path = Path()
     name: str = "org/tiny"
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, "v1": OLD_COMMIT})
-    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refusal: tuple[int, str] | None = None
     asked: list[str] = field(default_factory=list)
     tokens: set[str] = field(default_factory=set)
 
@@ -30,7 +30,8 @@ class Hub:
 
     def downloaded(self) -> set[str]:
         """The files whose content was sent."""
-        return {path.partition(f"{COMMIT}/")[2] for path in self.asked if path.startswith("GET /org/tiny")}
+        start = f"GET /{self.name}/resolve/"
+        return {path.removeprefix(start).partition("/")[2] for path in self.asked if path.startswith(start)}
 
 
 @contextmanager
@@ -48,31 +49,39 @@ def running_hub(folder: Path) -> Iterator[Hub]:
             hub.asked.append(f"{self.command} {self.path}")
             hub.tokens.add(self.headers.get("authorization", ""))
             words = self.path.partition("?")[0].strip("/").split("/")
-            if words[:2] == ["api", "models"]:
+            if len(words) < 4:
+                self._send(404)
+            elif words[:2] == ["api", "models"]:
                 self._model("/".join(words[2:4]), words[5] if len(words) > 5 else "main")
             else:
                 self._file("/".join(words[:2]), words[3], "/".join(words[4:]))
 
         def _model(self, name: str, revision: str) -> None:
-            commit = hub.revisions.get(revision, revision if revision in hub.revisions.values() else None)
-            if name in hub.refusals:
-                self._send(*hub.refusals[name])
-            elif name != hub.name:
-                self._send(404, "RepoNotFound")
-            elif commit is None:
-                self._send(404, "RevisionNotFound")
-            else:
+            if commit := self._commit(name, revision):
                 siblings = [{"rfilename": file} for file in hub.files()]
                 body = json.dumps({"id": name, "sha": commit, "siblings": siblings}).encode()
                 self._send(200, body=body, headers={"Content-Type": "application/json"})
 
-        def _file(self, name: str, commit: str, file: str) -> None:
-            if name != hub.name or file not in hub.files():
+        def _file(self, name: str, revision: str, file: str) -> None:
+            commit = self._commit(name, revision)
+            if commit and file in hub.files():
+                body = (hub.folder / file).read_bytes()
+                etag = hashlib.sha256(body).hexdigest()
+                self._send(200, body=body, headers={"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+            elif commit:
                 self._send(404, "EntryNotFound")
-                return
-            body = (hub.folder / file).read_bytes()
-            etag = hashlib.sha256(body).hexdigest()
-            self._send(200, body=body, headers={"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+
+        def _commit(self, name: str, revision: str) -> str | None:
+            """The revision's commit; None after an answer that there is none."""
+            if hub.refusal:
+                self._send(*hub.refusal)
+            elif name != hub.name:
+                self._send(404, "RepoNotFound")
+            elif revision in hub.revisions or revision in hub.revisions.values():
+                return hub.revisions.get(revision, revision)
+            else:
+                self._send(404, "RevisionNotFound")
+            return None
 
         def _send(
             self, status: int, code: str = "", body: bytes = b"", headers: dict[str, str] | None = None

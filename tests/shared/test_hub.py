@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub is at a port where nobody listens."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def fill_cache(cache: Path, files: Path, revision: str = "main") -> Path:
@@ -119,11 +121,14 @@ def test_a_branch_a_tag_and_a_commit_become_a_commit(
 
 
 def test_progress_is_log_lines_where_there_is_no_terminal(
-    hub: Hub, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    hub: Hub, repository: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    save_file({"a": torch.zeros(1 << 19)}, repository / "transformer" / WEIGHTS)
     with caplog.at_level(logging.INFO, "triptych"):
         open_checkpoint("org/tiny").tensors("transformer")
-    assert any(line.startswith(f"transformer/{WEIGHTS}: ") for line in caplog.messages), caplog.messages
+    lines = [line for line in caplog.messages if "B/s" in line]
+    assert len(lines) == 2
+    assert lines[-1].startswith(f"transformer/{WEIGHTS}: 2.10M of 2.10M, ")
     assert "\r" not in capfd.readouterr().err
 
 
@@ -140,32 +145,32 @@ def test_the_token_of_the_environment_is_sent_and_never_logged(
 
 
 @pytest.mark.parametrize(
-    ("refusal", "sentence"),
+    ("refusal", "words"),
     [
-        ((401, "RepoNotFound"), "the hub has no org/tiny, or it is private and HF_TOKEN"),
-        ((403, "GatedRepo"), "org/tiny is gated: accept its terms at https://huggingface.co/org/tiny"),
-        ((503, ""), "the hub answers 503 for org/tiny at main"),
+        ((401, "RepoNotFound"), ["there is no folder org/tiny here", "none either or it is private"]),
+        ((403, "GatedRepo"), ["org/tiny is gated", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
+        ((500, ""), ["the hub answers 500 for org/tiny at main"]),
     ],
 )
-def test_a_refusal_of_the_hub_is_said(refusal: tuple[int, str], sentence: str, hub: Hub) -> None:
-    hub.refusals["org/tiny"] = refusal
-    assert_refused(sentence)
+def test_a_refusal_of_the_hub_is_said(refusal: tuple[int, str], words: Sequence[str], hub: Hub) -> None:
+    hub.refusal = refusal
+    assert_refused(*words)
 
 
 def test_what_the_hub_does_not_have_is_said(hub: Hub, repository: Path) -> None:
-    assert_refused("the hub has no org/other", model="org/other")
+    assert_refused("there is no folder org/other here", model="org/other")
     assert_refused("org/tiny has no branch, tag or commit 'v9'", revision="v9")
     (repository / "model_index.json").unlink()
-    assert_refused("org/tiny on the hub is no checkpoint: it has no model_index.json")
+    assert_refused("org/tiny at main lacks a file of a checkpoint", "model_index.json")
 
 
 @pytest.mark.usefixtures("no_network")
 def test_without_a_network_a_commit_is_taken_from_the_cache_and_a_branch_is_not(
     cache: Path, tiny_checkpoint: Path
 ) -> None:
-    assert_refused("org/tiny cannot be asked of the hub", "with --offline")
+    assert_refused("org/tiny cannot be had from the hub", "with --offline")
     fill_cache(cache, tiny_checkpoint)
-    assert_refused("org/tiny cannot be asked of the hub", "with --offline")
+    assert_refused("org/tiny cannot be had from the hub", "with --offline")
     assert open_checkpoint("org/tiny", revision=COMMIT).config("scheduler")["shift"] == 3.0
 
 
@@ -192,6 +197,13 @@ def test_offline_the_cache_is_enough_and_nothing_is_asked(
     assert len(checkpoint.tensors("vae")) == len(load_file(tiny_checkpoint / "vae" / WEIGHTS))
     assert checkpoint.folder("tokenizer").is_dir()
     assert not hub.asked
+
+
+def test_what_was_downloaded_is_there_offline(hub: Hub) -> None:
+    open_checkpoint("org/tiny").tensors("vae")
+    requests = len(hub.asked)
+    assert open_checkpoint("org/tiny", offline=True).tensors("vae")
+    assert len(hub.asked) == requests
 
 
 def test_offline_what_the_cache_lacks_is_said(cache: Path, tiny_checkpoint: Path) -> None:

@@ -1,6 +1,8 @@
 """Original files of SD3, SD3.5 and FLUX.1 are read as if diffusers had saved them, to the bit."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,18 @@ def test_the_published_schedules_go_with_the_families(tmp_path: Path, flux_file:
     assert open_checkpoint(str(schnell)).config("scheduler")["shift"] == 1.0
     dev = open_checkpoint(str(flux_file)).config("scheduler")
     assert (dev["use_dynamic_shifting"], dev["max_shift"], dev["max_image_seq_len"]) == (True, 1.15, 4096)
+
+
+def test_a_schedule_is_read_without_torch_and_safetensors(flux_file: Path) -> None:
+    program = """
+import sys
+from triptych.checkpoints import open_checkpoint
+print(open_checkpoint(sys.argv[1]).config("scheduler")["max_shift"])
+assert not {"torch", "safetensors", "huggingface_hub"} & set(sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(flux_file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "1.15\n"
 
 
 def test_a_base_has_what_the_file_lacks(tmp_path: Path, tiny_checkpoint: Path) -> None:
