@@ -61,7 +61,7 @@ class Checkpoint:
         small = [name for name in self._names(component) if Path(name).suffix in _SMALL_SUFFIXES]
         self._fetch(component, small)
         if not folder.is_dir():
-            raise self._without(f"folder for its component '{component}'")
+            raise self._lacks(self.path, f"folder for its component '{component}'")
         return folder
 
     def config(self, component: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Checkpoint:
         for name in _CONFIG_NAMES:
             if (folder / name).is_file():
                 return _read_object(folder / name)
-        raise self._without(f"{' or '.join(_CONFIG_NAMES)} in {component}")
+        raise self._lacks(folder, " or ".join(_CONFIG_NAMES))
 
     def files(self, component: str) -> list[Path]:
         """The component's safetensors files: one, or the shards its index names."""
@@ -89,7 +89,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{folder} has only {', '.join(pickles)}: only safetensors files are loaded"
             )
-        raise self._without(f"{' or '.join(_WEIGHT_NAMES)} in {component}, nor an index of shards")
+        raise self._lacks(folder, f"{' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
 
     def tensors(self, component: str) -> Mapping[str, torch.Tensor]:
         """The component's weights by name, each memory-mapped when it is looked up."""
@@ -106,10 +106,10 @@ class Checkpoint:
         if self._repository:
             self._repository.fetch(f"{component}/{name}" for name in names)
 
-    def _without(self, what: str) -> CheckpointError:
+    def _lacks(self, folder: Path, what: str) -> CheckpointError:
         offline = self._repository is not None and self._repository.offline
-        where = f"{self.path}, as far as the cache has it," if offline else str(self.path)
-        return CheckpointError(f"{where} has no {what}")
+        as_far = ", as far as the cache has it," if offline else ""
+        return CheckpointError(f"{folder}{as_far} has no {what}")
 
 
 def open_checkpoint(

@@ -70,13 +70,14 @@ def open_repository(name: str, revision: str | None, offline: bool) -> Repositor
 
 
 def _resolved(name: str, revision: str) -> Repository:
-    """The repository as the hub knows it; as the cache does, if the hub is away and a commit is asked for."""
+    """The repository as the hub knows it; as the cache does, if the hub is away and a commit is asked for.
+
+    The first file is asked for at the revision, so that the cache keeps which commit that is.
+    """
     import huggingface_hub
 
     try:
-        folder = _download(
-            name, revision, "model_index.json"
-        ).parent  # and the cache knows the revision's commit
+        folder = _download(name, revision, "model_index.json").parent
         with _clear_errors(name, revision):
             info = huggingface_hub.HfApi(token=_token()).model_info(name, revision=folder.name)
     except HubAwayError:
