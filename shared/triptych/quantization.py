@@ -47,7 +47,8 @@ class Quantizer:
         """Tries a small linear, so that what cannot run is refused before anything is loaded.
 
         Raises:
-            StartError: torchao is missing, or the mode does not run, or not well, on the device in this dtype.
+            StartError: torchao is missing, or the mode does not run (or not well) on the device in this
+                dtype.
         """
         self.mode = mode
         if mode == "int4-weight-only" and device.type == "cpu" and str(dtype) == "torch.float32":

@@ -88,7 +88,7 @@ def test_the_weights_of_a_finished_module_need_not_stay() -> None:
 def test_what_has_no_memory_and_no_name_is_refused() -> None:
     model = without_memory(nn.Linear(3, 4))
 
-    with pytest.raises(ValueError, match="0.bias has no name in a checkpoint"):
+    with pytest.raises(ValueError, match="bias has no name in a checkpoint"):
         fill(model, {"w": model[0].weight}, {"w": torch.ones(4, 3)}, CPU)
 
 

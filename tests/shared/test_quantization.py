@@ -78,9 +78,7 @@ def test_a_family_says_what_is_left_out() -> None:
 def test_a_shape_that_a_mode_does_not_take_is_named() -> None:
     quantizer = Quantizer("int4-weight-only", CPU, torch.bfloat16)
 
-    with pytest.raises(
-        ValueError, match=r"blocks\.0\.out cannot be quantized: int4-weight-only does not take 48"
-    ):
+    with pytest.raises(ValueError, match="out cannot be quantized: int4-weight-only does not take 48 inputs"):
         quantizer.finish("blocks.0.out", linear(torch.bfloat16, inputs=48), Exceptions())
 
 

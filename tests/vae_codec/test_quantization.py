@@ -29,9 +29,8 @@ def test_pixels_are_near_and_weights_small(dtype: torch.dtype) -> None:
     difference = quantized.decode(latents).float() - full.decode(latents).float()
 
     assert 0.1 < float(difference.square().mean().sqrt()) < 2.5  # of 255
-    assert stored_bytes(quantized.model) < (0.3 if dtype == torch.float32 else 0.55) * stored_bytes(
-        full.model
-    )
+    share = 0.3 if dtype == torch.float32 else 0.55
+    assert stored_bytes(quantized.model) < share * stored_bytes(full.model)
 
 
 def test_a_picture_survives_its_encoding() -> None:
