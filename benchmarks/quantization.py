@@ -36,7 +36,7 @@ from triptych.quantization import Quantizer, create_quantizer
 from triptych_denoiser.models import flux, load_transformer
 from triptych_denoiser.models.loading import build as build_transformer
 from triptych_local.fused import fused_client
-from triptych_local.local import StageQuantization
+from triptych_local.local import ModelChoice, StageQuantization
 from triptych_text_encoder.recipes import load_recipe
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build as build_codec
@@ -170,7 +170,7 @@ async def measure_pictures(model: str, rows: Sequence[Row], pictures: int) -> No
     """Adds the PSNR to the rows of the default model, over `pictures` seeds together."""
 
     async def pixels(dtype: str, quantization: StageQuantization) -> Any:
-        async with fused_client(model, "cpu", dtype, quantization) as client:
+        async with fused_client(ModelChoice(model, "cpu", dtype, quantization)) as client:
             made = [await client.generate(PROMPTS[0], seed=seed) for seed in range(pictures)]
         files = [io.BytesIO(image.png) for generation in made for image in generation.images]
         return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])

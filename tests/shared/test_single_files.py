@@ -38,7 +38,7 @@ def sd3_transformer(**config: Any) -> Any:
 
 def flux_transformer(guidance: bool, **config: Any) -> Any:
     torch.manual_seed(0)
-    sizes = {"in_channels": 16, "num_layers": 2, "num_single_layers": 3}
+    sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 2, "num_single_layers": 3}
     sizes |= {"attention_head_dim": 128, "num_attention_heads": 1}
     sizes |= {"joint_attention_dim": 24, "pooled_projection_dim": 20}
     return reference.FluxTransformer2DModel(**sizes | config, guidance_embeds=guidance)
