@@ -31,7 +31,7 @@ _VAE_PREFIXES = ("first_stage_model.", "vae.")
 _VAE_MARK = "decoder.mid.block_1.conv1.weight"
 _FLUX_VAE_FILE = "ae.safetensors"
 _SD3, _FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
-_LATENT_SCALES = {
+_LATENT_SCALES: dict[str, dict[str, float]] = {
     _SD3: {"scaling_factor": 1.5305, "shift_factor": 0.0609},
     _FLUX: {"scaling_factor": 0.3611, "shift_factor": 0.1159},
 }
@@ -194,7 +194,9 @@ def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dic
     """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
     if base:
         config = base.config("vae")
-        scales = {name: config[name] for name in ("scaling_factor", "shift_factor") if name in config}
+        scales: dict[str, float] = {
+            name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
+        }
         return {"vae": _vae(path, "", shapes, scales)}, str(base.index.get("_class_name"))
     if path.name == _FLUX_VAE_FILE:
         return {"vae": _vae(path, "", shapes, _LATENT_SCALES[_FLUX])}, _FLUX
@@ -204,7 +206,7 @@ def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dic
     )
 
 
-def _vae(path: Path, prefix: str, shapes: Shapes, scales: Mapping[str, float]) -> Part:
+def _vae(path: Path, prefix: str, shapes: Shapes, scales: dict[str, float]) -> Part:
     return Part("AutoencoderKL", vae_config(shapes) | scales, path, prefix, vae_table(shapes), shapes)
 
 
