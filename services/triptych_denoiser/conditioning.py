@@ -15,7 +15,7 @@ class Conditioning:
     """One prompt's conditioning on the model's device, in its dtype.
 
     sequence: [tokens, joint_attention_dim]; its last token stands for `trailing_repeats` equal ones.
-    pooled: [pooled_projection_dim].
+    pooled: [pooled_projection_dim], which is [0] for a model that takes none.
     """
 
     sequence: Tensor
@@ -28,14 +28,16 @@ class Conditioning:
         return self.sequence.nbytes + self.pooled.nbytes
 
 
-def prepare(sequence: Tensor, pooled: Tensor, device: torch.device, dtype: torch.dtype) -> Conditioning:
+def prepare(
+    sequence: Tensor, pooled: Tensor, device: torch.device, dtype: torch.dtype, text_positions: bool
+) -> Conditioning:
     """Copies a prompt's tensors to the model, its run of equal last tokens as one.
 
-    SD3 without a T5 ends every prompt with 256 zero tokens, which so cost as much as one. `sequence` has at
-    least one token.
+    SD3 without a T5 ends every prompt with 256 zero tokens, which so cost as much as one. Where text tokens
+    have positions, equal tokens are not the same, and all are kept. `sequence` has at least one token.
     """
     sequence = sequence.to(dtype)
-    repeats = trailing_repeats(sequence)
+    repeats = 1 if text_positions else trailing_repeats(sequence)
     kept = sequence[: len(sequence) - repeats + 1]
     # Copies, so that the request's own memory is free again.
     return Conditioning(kept.to(device, copy=True), pooled.to(device, dtype, copy=True), repeats)

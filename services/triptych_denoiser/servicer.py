@@ -7,10 +7,10 @@ import asyncio
 import grpc
 import torch
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
+from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
@@ -75,16 +75,18 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe the model and its limits."""
+        inputs = self._limits.inputs
         return GetModelResponse(
             model=self._model,
-            latent_channels=self._limits.channels,
-            latent_multiple=self._limits.size_multiple,
-            max_latent_size=self._limits.max_size,
-            default_latent_size=self._predictor.model.config.sample_size,
-            joint_attention_dim=self._limits.joint_attention_dim,
-            pooled_projection_dim=self._limits.pooled_projection_dim,
+            latent_channels=inputs.channels,
+            latent_multiple=inputs.size_multiple,
+            max_latent_size=inputs.max_size,
+            default_latent_size=inputs.default_size,
+            joint_attention_dim=inputs.joint_attention_dim,
+            pooled_projection_dim=inputs.pooled_projection_dim,
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
+            guidance_embedded=inputs.guidance,
         )
 
     async def close(self) -> None:
@@ -98,45 +100,55 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        samples = list(zip(latents, request.sigmas, strict=True)) * len(request.branches)
+        guidance = request.guidance_scales or [None] * len(latents)
+        samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
         return [
-            Row(latent, sigma, conditioning)
-            for (latent, sigma), digest in zip(samples, digests, strict=True)
+            Row(latent, sigma, conditioning, scale)
+            for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
             if (conditioning := found[digest])
         ]
 
     def _put(self, request: PutConditioningRequest) -> None:
         sequence, pooled = read_conditioning(request, self._limits)
-        conditioning = prepare(sequence, pooled, self._predictor.device, self._predictor.dtype)
+        device, dtype = self._predictor.device, self._predictor.dtype
+        conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
         self._cache.put(request.digest, conditioning)
 
 
-def create_servicer(settings: StageSettings, options: DenoiserOptions | None = None) -> DenoiserServicer:
+def create_servicer(
+    settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
+) -> DenoiserServicer:
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
-    checkpoint = open_checkpoint(settings.model)
-    transformer = load_transformer(checkpoint, str(device), getattr(torch, settings.dtype))
-    predictor = create_predictor(transformer, options.determinism, options.max_batch_rows)
+    checkpoint = settings.open_checkpoint()
+    dtype = getattr(torch, settings.dtype)
+    quantizer = create_quantizer(quantization, device, dtype)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer)
+    predictor = create_predictor(
+        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
+    )
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name("transformer"),
         device=str(device),
         dtype=settings.dtype,
         determinism=options.determinism,
         fingerprint=fingerprint,
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        quantization=quantization,
     )
     return DenoiserServicer(
         predictor,
         Batcher(predictor, options.max_queued_rows),
         ConditioningCache(options.conditioning_cache_mb << 20),
         Limits.of(
-            transformer.config,
-            predictor.dtype,
+            transformer.inputs,
+            dtype,
             MAX_BRANCHES,
             options.max_queued_rows,
             settings.max_message_bytes,

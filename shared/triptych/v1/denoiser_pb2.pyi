@@ -43,6 +43,7 @@ class PredictRequest(google.protobuf.message.Message):
     LATENTS_FIELD_NUMBER: builtins.int
     SIGMAS_FIELD_NUMBER: builtins.int
     BRANCHES_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """x: float32, shape [samples, channels, height, width] in latent pixels."""
@@ -55,15 +56,22 @@ class PredictRequest(google.protobuf.message.Message):
     def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Branch]:
         """1 to GetModel's max_branches, e.g. the negative prompt's and the prompt's."""
 
+    @property
+    def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """For a model whose GetModel says guidance_embedded: one guidance scale per sample, which the model takes as an
+        input. Empty for every other model.
+        """
+
     def __init__(
         self,
         *,
         latents: triptych.v1.tensor_pb2.Tensor | None = ...,
         sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         branches: collections.abc.Iterable[global___Branch] | None = ...,
+        guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["branches", b"branches", "latents", b"latents", "sigmas", b"sigmas"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas"]) -> None: ...
 
 global___PredictRequest = PredictRequest
 
@@ -170,6 +178,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     POOLED_PROJECTION_DIM_FIELD_NUMBER: builtins.int
     MAX_SAMPLES_FIELD_NUMBER: builtins.int
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
+    GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -181,11 +190,13 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     joint_attention_dim: builtins.int
     """Width of a conditioning `sequence` vector."""
     pooled_projection_dim: builtins.int
-    """Width of a conditioning `pooled` vector."""
+    """Width of a conditioning `pooled` vector; 0 for a family that has none."""
     max_samples: builtins.int
     """Largest number of samples in one call."""
     max_branches: builtins.int
     """Largest number of branches in one call."""
+    guidance_embedded: builtins.bool
+    """Whether the model was distilled to take the guidance scale as an input (FLUX.1-dev): then one branch is enough."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -202,8 +213,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         pooled_projection_dim: builtins.int = ...,
         max_samples: builtins.int = ...,
         max_branches: builtins.int = ...,
+        guidance_embedded: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
