@@ -11,6 +11,7 @@ from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
+from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
@@ -115,16 +116,21 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._cache.put(request.digest, conditioning)
 
 
-def create_servicer(settings: StageSettings, options: DenoiserOptions | None = None) -> DenoiserServicer:
+def create_servicer(
+    settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
+) -> DenoiserServicer:
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
     checkpoint = open_checkpoint(settings.model)
     dtype = getattr(torch, settings.dtype)
-    transformer = load_transformer(checkpoint, str(device), dtype)
-    predictor = create_predictor(transformer, device, dtype, options.determinism, options.max_batch_rows)
+    quantizer = create_quantizer(quantization, device, dtype)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer)
+    predictor = create_predictor(
+        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
+    )
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
@@ -134,6 +140,7 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
         determinism=options.determinism,
         fingerprint=fingerprint,
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        quantization=quantization,
     )
     return DenoiserServicer(
         predictor,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from triptych.settings import StageSettings
+from triptych.settings import QuantizedStageSettings
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
@@ -29,5 +29,5 @@ class DenoiserOptions(BaseModel):
     )
 
 
-class DenoiserSettings(DenoiserOptions, StageSettings):
+class DenoiserSettings(DenoiserOptions, QuantizedStageSettings):
     """The denoiser's command line and environment."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ def load_tower(
     number: int,
     dtype: torch.dtype,
     device: torch.device,
+    quantizer: Quantizer | None = None,
     max_length: int | None = None,
 ) -> Tower:
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
@@ -57,7 +59,7 @@ def load_tower(
     unsupported class, or the tokenizer has tokens or positions that the encoder does not.
     """
     tokenizer = load_tokenizer(checkpoint, component("tokenizer", number))
-    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device)
+    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer)
     tower = Tower(tokenizer, model, tokenizer.model_max_length if max_length is None else max_length)
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointError(

@@ -172,7 +172,7 @@ def narrow_joint_attention_dim(folder: Path) -> None:
         (broken_tokenizer, "tokenizer_3 cannot be loaded"),
         (truncated_weights, "model.safetensors is truncated"),
         (lacking_weights, "text_encoder lacks .* the first is text_model.encoder.layers.3"),
-        (weights_of_other_shape, "text_encoder_3 .* another shape; the first is .*DenseReluDense"),
+        (weights_of_other_shape, "text_encoder_3 cannot be loaded: .*DenseReluDense.* has shape"),
         (senseless_config, "text_encoder cannot be loaded"),
         (few_positions, "tokenizer 1 of .* gives 33 tokens, its encoder has 32 positions"),
         (no_joint_attention_dim, "has no joint_attention_dim"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import Checkpoint, CheckpointError
+from triptych.quantization import Quantizer
 from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build
 from triptych_denoiser.models.transformer import Transformer
@@ -20,11 +21,14 @@ FAMILIES: Mapping[str, Family[Any]] = {
 }
 
 
-def load_transformer(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Transformer:
+def load_transformer(
+    checkpoint: Checkpoint, device: str, dtype: torch.dtype, quantizer: Quantizer | None = None
+) -> Transformer:
     """The checkpoint's transformer, ready to run.
 
     Raises:
-        CheckpointError: the family is not supported, or the weights do not fit the config.
+        CheckpointError: the family is not supported, or the weights do not fit the config or the
+            quantization.
     """
     family = checkpoint.class_name("transformer")
     if family not in FAMILIES:
@@ -33,7 +37,7 @@ def load_transformer(checkpoint: Checkpoint, device: str, dtype: torch.dtype) ->
         )
     config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
     try:
-        transformer: Transformer = build(FAMILIES[family], config, tensors, device, dtype)
+        transformer: Transformer = build(FAMILIES[family], config, tensors, device, dtype, quantizer)
     except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
     return transformer

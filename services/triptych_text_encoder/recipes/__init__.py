@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
     from triptych_text_encoder.encoding import Encoding
 
 
@@ -41,15 +42,17 @@ class Recipe(Protocol):
         ...
 
 
-RECIPES: Mapping[str, Callable[[Checkpoint, torch.dtype, torch.device], Recipe]] = {
+RECIPES: Mapping[str, Callable[[Checkpoint, torch.dtype, torch.device, Quantizer | None], Recipe]] = {
     "StableDiffusion3Pipeline": load_sd3_recipe,
     "FluxPipeline": load_flux_recipe,
     "ZImagePipeline": load_z_image_recipe,
 }
 
 
-def load_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Recipe:
-    """Load the text encoders of a checkpoint in `dtype` on `device`.
+def load_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> Recipe:
+    """Load the text encoders of a checkpoint in `dtype` on `device`, their linears quantized or not.
 
     Raises CheckpointError if the family is unknown or a component is missing, broken or unsupported.
     """
@@ -58,4 +61,4 @@ def load_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
         raise CheckpointError(
             f"{checkpoint.path} is a {family}; there are text recipes for {', '.join(RECIPES)}"
         )
-    return RECIPES[family](checkpoint, dtype, device)
+    return RECIPES[family](checkpoint, dtype, device, quantizer)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 #: T5 tokens of a model with embedded guidance, and of one without.
 DEV_TOKENS = 512
@@ -57,7 +58,9 @@ class FluxRecipe:
         return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
 
 
-def load_flux_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> FluxRecipe:
+def load_flux_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> FluxRecipe:
     """Load the text encoders of a FLUX.1 checkpoint.
 
     Raises CheckpointError if a component is missing, broken or of an unsupported class.
@@ -65,5 +68,6 @@ def load_flux_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
     guided = checkpoint.config("transformer").get("guidance_embeds", False)
     t5_tokens = DEV_TOKENS if guided else SCHNELL_TOKENS
     return FluxRecipe(
-        load_tower(checkpoint, 1, dtype, device), load_tower(checkpoint, 2, dtype, device, t5_tokens)
+        load_tower(checkpoint, 1, dtype, device, quantizer),
+        load_tower(checkpoint, 2, dtype, device, quantizer, t5_tokens),
     )

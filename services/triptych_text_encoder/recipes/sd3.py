@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 #: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.
 T5_TOKENS = 256
@@ -73,16 +74,22 @@ def _clip_features(clip: Tower, prompt: str) -> tuple[torch.Tensor, torch.Tensor
     return output.hidden_states[-2][0], output.text_embeds[0]
 
 
-def load_sd3_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> SD3Recipe:
+def load_sd3_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> SD3Recipe:
     """Load the text encoders of an SD3 checkpoint.
 
     Raises CheckpointError if a component is missing, broken or of an unsupported class,
     or does not fit the others.
     """
-    first = load_tower(checkpoint, 1, dtype, device)
+    first = load_tower(checkpoint, 1, dtype, device, quantizer)
     # Both CLIP encoders read as many tokens as the first tokenizer says, as in diffusers.
-    clips = (first, load_tower(checkpoint, 2, dtype, device, first.max_length))
-    t5 = load_tower(checkpoint, 3, dtype, device, T5_TOKENS) if checkpoint.has("text_encoder_3") else None
+    clips = (first, load_tower(checkpoint, 2, dtype, device, quantizer, first.max_length))
+    t5 = (
+        load_tower(checkpoint, 3, dtype, device, quantizer, T5_TOKENS)
+        if checkpoint.has("text_encoder_3")
+        else None
+    )
     joint_attention_dim = _joint_attention_dim(checkpoint, t5)
     width = sum(clip.model.config.hidden_size for clip in clips)
     if width > joint_attention_dim:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 #: The longest chat, diffusers' default `max_sequence_length`; its marks count.
 MAX_TOKENS = 512
@@ -69,13 +70,15 @@ class ZImageRecipe:
         return chat
 
 
-def load_z_image_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> ZImageRecipe:
+def load_z_image_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> ZImageRecipe:
     """Load the text encoder of a Z-Image checkpoint.
 
     Raises CheckpointError if a component is missing, broken or of an unsupported class, or the tokenizer has
     no chat template that works.
     """
-    qwen = load_tower(checkpoint, 1, dtype, device, MAX_TOKENS)
+    qwen = load_tower(checkpoint, 1, dtype, device, quantizer, MAX_TOKENS)
     try:
         return ZImageRecipe(qwen)
     except Exception as error:  # the template is a program, and fails as it likes
