@@ -18,30 +18,39 @@ class Models:
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
 
-    def check_fit(self, name: str, sampling: Sampling) -> None:
+    def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
+
+        revision: the coordinator's commit of it on the hub. Stages may not have others; whoever serves a
+            folder has none, "".
+        guidance: how the coordinator's checkpoint takes the guidance scale.
 
         Raises:
             TriptychError: FAILED_PRECONDITION that says all that does not fit.
         """
-        misfits = list(self._misfits(name, sampling))
+        misfits = list(self._misfits(name, revision, guidance))
         if misfits:
             raise errors.failed_precondition("the stages do not fit together: " + "; ".join(misfits))
 
-    def _misfits(self, name: str, sampling: Sampling) -> Iterator[str]:
+    def _misfits(self, name: str, revision: str, guidance: GuidanceInput) -> Iterator[str]:
         text_encoder, denoiser, vae_codec = self.text_encoder, self.denoiser, self.vae_codec
-        for stage, info in (
-            ("text encoder", text_encoder.model),
-            ("denoiser", denoiser.model),
-            ("VAE codec", vae_codec.model),
-        ):
+        stages = {
+            "text encoder": text_encoder.model,
+            "denoiser": denoiser.model,
+            "VAE codec": vae_codec.model,
+        }
+        for stage, info in stages.items():
             if info.name != name:
                 yield f"the {stage} serves {info.name!r}, but the coordinator {name!r}"
+        revisions = {"coordinator": revision} | {stage: info.revision for stage, info in stages.items()}
+        revisions = {service: commit for service, commit in revisions.items() if commit}
+        if len(set(revisions.values())) > 1:
+            yield "revisions differ: " + ", ".join(f"{commit} in the {s}" for s, commit in revisions.items())
         for field in ("joint_attention_dim", "pooled_projection_dim"):
             given, taken = getattr(text_encoder, field), getattr(denoiser, field)
             if given != taken:
                 yield f"{field} is {given} in the text encoder and {taken} in the denoiser"
-        if denoiser.guidance_embedded != (sampling.guidance is GuidanceInput.EMBEDDED):
+        if denoiser.guidance_embedded != (guidance is GuidanceInput.EMBEDDED):
             takes = "takes" if denoiser.guidance_embedded else "does not take"
             yield f"the denoiser {takes} the guidance scale as an input, unlike the coordinator's checkpoint"
         if denoiser.latent_channels != vae_codec.latent_channels:

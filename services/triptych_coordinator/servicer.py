@@ -41,6 +41,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             StartError: the checkpoint's pipeline or scheduler is not supported, or its files cannot be read.
         """
         self._name = checkpoint.name
+        self._revision = checkpoint.revision
         self._sampling = sampling_of(checkpoint)
         self._settings = limits
         self._admission = Admission(limits.max_running, limits.max_waiting)
@@ -117,7 +118,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
     async def _models(self, deadline: Deadline) -> Models:
         models = await self._stages.models(deadline)
-        models.check_fit(self._name, self._sampling)
+        models.check_fit(self._name, self._revision, self._sampling.guidance)
         return models
 
     def _limits(self, models: Models) -> Limits:
