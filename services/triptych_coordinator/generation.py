@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.guidance import GuidanceInput
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import randn
+from triptych_coordinator.pipelines import Sampling
 from triptych_coordinator.requests import Parameters, parameters_to_message
 from triptych_coordinator.sampler import Guided, sample
-from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS, Latents
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
@@ -22,7 +23,7 @@ from triptych_coordinator.stages import RequestDenoiser, Stages
 async def generation_events(
     stages: Stages,
     models: Models,
-    schedule: FlowSchedule,
+    sampling: Sampling,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -33,9 +34,9 @@ async def generation_events(
     """
     finished = pb.Finished()
     stopwatch.lap()
-    guided, encoded = await _encode(stages, models, parameters, deadline)
+    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, encoded))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
 
     noise = await asyncio.to_thread(_noise, parameters, models)
     denoiser = RequestDenoiser(
@@ -44,7 +45,8 @@ async def generation_events(
         models.denoiser.max_samples,
         deadline,
     )
-    sigmas = schedule.sigmas(parameters.num_inference_steps)
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
     async for step, sigma, latents in sample(denoiser, noise, sigmas, guided, SOLVERS[SAMPLER_NAME]):  # noqa: B007 (the last is used)
         completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=sigma)
         yield pb.GenerateResponse(step_completed=completed)
@@ -71,26 +73,30 @@ async def generation_events(
 
 
 async def _encode(
-    stages: Stages, models: Models, parameters: Parameters, deadline: Deadline
+    stages: Stages, models: Models, guidance: GuidanceInput, parameters: Parameters, deadline: Deadline
 ) -> tuple[Guided, dict[str, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step is guided."""
     scales = parameters.guidance_scales()
-    negative_prompts = parameters.negative_prompts if any(scale != 1 for scale in scales) else ()
+    guided = guidance is GuidanceInput.BRANCHES and any(scale != 1 for scale in scales)
+    negative_prompts = parameters.negative_prompts if guided else ()
     encoded = await stages.encode([*parameters.prompts, *negative_prompts], models, deadline)
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
         per_prompt = [encoded[prompt].conditioning.digest for prompt in prompts]
         return [digest for digest in per_prompt for _ in range(parameters.num_images_per_prompt)]
 
-    return Guided(digests(parameters.prompts), digests(negative_prompts), scales), encoded
+    embedded = guidance is GuidanceInput.EMBEDDED
+    return Guided(digests(parameters.prompts), digests(negative_prompts), scales, embedded), encoded
 
 
-def _accepted(parameters: Parameters, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:
+def _accepted(parameters: Parameters, guided: Guided, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:
     warnings = [
         f"the prompt {prompt!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated
     ]
+    if any(parameters.negative_prompts) and not guided.negative:
+        warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

@@ -3,9 +3,18 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class GuidanceInput(StrEnum):
+    """How a model takes the guidance scale."""
+
+    BRANCHES = "two branches, the negative prompt's and the prompt's, are joined with it"
+    EMBEDDED = "it is an input of the model, which was distilled from two branches to one"
+    NONE = "not at all: the model was distilled with guidance inside"
 
 
 def classifier_free_guidance(

@@ -10,7 +10,7 @@ import numpy as np
 
 from triptych import errors
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
 
 MAX_NUM_INFERENCE_STEPS = 200
 MAX_GUIDANCE_SCALE = 100.0
@@ -34,6 +34,7 @@ class Limits:
     max_prompt_bytes: int
     default_num_inference_steps: int
     default_guidance_scale: float
+    guidance: GuidanceInput
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
     )
     if not wrong:
         given.check_pixels(parameters)
+        given.check_guidance(parameters)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     return parameters
@@ -216,6 +218,21 @@ class _Given:
             self.wrong["num_images_per_prompt"] = (
                 f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
                 f" not {image * len(parameters.seeds)}"
+            )
+
+    def check_guidance(self, parameters: Parameters) -> None:
+        """Refuses what the model cannot do, whatever the rest of the request is."""
+        guidance = self.limits.guidance
+        if guidance is GuidanceInput.NONE and any(scale != 1 for scale in parameters.guidance_scales()):
+            field = "guidance_scale" if parameters.guidance_scale != 1 else "guidance_schedule"
+            self.wrong[field] = (
+                "this model was distilled to do without guidance: leave it out, or make the scale 1, which"
+                f" means none, not {max(parameters.guidance_scales()):g}"
+            )
+        if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
+            self.wrong["negative_prompts"] = (
+                "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
+                " classifier-free guidance on top of distilled guidance is not supported): leave it out"
             )
 
     def _check_text(self, path: str, text: str) -> None:

@@ -152,7 +152,7 @@ class RequestDenoiser:
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
     ) -> NDArray[np.float32]:
         """As sampler.Denoiser. More samples than the denoiser takes at once go in several calls."""
         starts = range(0, len(latents), self.max_samples)
@@ -161,18 +161,20 @@ class RequestDenoiser:
                 latents[start : start + self.max_samples],
                 sigma,
                 [digests[start : start + self.max_samples] for digests in branches],
+                guidance,
             )
             for start in starts
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     async def _predict_part(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
     ) -> NDArray[np.float32]:
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
             sigmas=[float(sigma)] * len(latents),
             branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
+            guidance_scales=[] if guidance is None else [guidance] * len(latents),
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))

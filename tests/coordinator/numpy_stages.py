@@ -81,6 +81,8 @@ class Denoiser(DenoiserServiceServicer):
         self.predictions = 0
         self.rows = 0
         self.uploads = 0
+        self.guidance_embedded = False
+        self.guidance_scales: list[list[float]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
@@ -92,6 +94,7 @@ class Denoiser(DenoiserServiceServicer):
         missing = [digest for digest in wanted if digest not in self.pooled]
         if missing:
             raise missing_conditioning(missing)
+        self.guidance_scales.append(list(request.guidance_scales))
         latents = message_to_array(request.latents, "latents")
         if len(latents) > 3:
             raise invalid_argument(("latents", "at most 3 samples"))
@@ -124,6 +127,7 @@ class Denoiser(DenoiserServiceServicer):
             pooled_projection_dim=WIDTH,
             max_samples=3,
             max_branches=2,
+            guidance_embedded=self.guidance_embedded,
         )
 
 

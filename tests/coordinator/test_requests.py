@@ -1,5 +1,6 @@
 """What a request may ask for, and what it is told otherwise."""
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -8,7 +9,7 @@ from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
 from triptych_coordinator.requests import (
     Limits,
     Parameters,
@@ -28,17 +29,20 @@ LIMITS = Limits(
     max_prompt_bytes=100,
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
+    guidance=GuidanceInput.BRANCHES,
 )
+EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
+WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)
 
 
-def parsed(**fields: Any) -> Parameters:
-    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), LIMITS)
+def parsed(limits: Limits = LIMITS, **fields: Any) -> Parameters:
+    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), limits)
 
 
-def wrong(**fields: Any) -> dict[str, str]:
+def wrong(limits: Limits = LIMITS, **fields: Any) -> dict[str, str]:
     """The violations of a request that is refused."""
     with pytest.raises(TriptychError) as raised:
-        parsed(**fields)
+        parsed(limits, **fields)
     assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
     (detail,) = raised.value.details
     assert isinstance(detail, error_details_pb2.BadRequest)
@@ -169,6 +173,33 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert wrong(**fields).keys() == {
         "prompts[0]", "height", "width", "num_inference_steps", "guidance_scale", "seeds",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+def test_a_negative_prompt_that_cannot_steer_is_refused(limits: Limits) -> None:
+    assert parsed(limits, negative_prompts=[""]).negative_prompts == ("",)
+    violations = wrong(limits, negative_prompts=["mud"])
+    assert list(violations) == ["negative_prompts"]
+    assert "true classifier-free guidance" in violations["negative_prompts"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"guidance_scale": 3.5}, "guidance_scale"),
+        ({"guidance_scale": 0}, "guidance_scale"),
+        ({"guidance_schedule": {"linear": {"end_scale": 4}}}, "guidance_schedule"),
+    ],
+)
+def test_guidance_of_a_model_without_any_is_refused(fields: dict[str, Any], field: str) -> None:
+    violations = wrong(WITHOUT_GUIDANCE, **fields)
+    assert list(violations) == [field]
+    assert "leave it out, or make the scale 1" in violations[field]
+
+
+def test_no_guidance_may_be_said_to_a_model_without_any() -> None:
+    assert parsed(WITHOUT_GUIDANCE, guidance_scale=1).guidance_scales() == [1.0] * 28
+    assert parsed(EMBEDDED, guidance_scale=2.5).guidance_scales() == [2.5] * 28
 
 
 def test_an_unknown_model_is_not_found() -> None:

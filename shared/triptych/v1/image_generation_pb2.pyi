@@ -7,11 +7,50 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import sys
 import triptych.v1.model_pb2
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _GuidanceInput:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GuidanceInputEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GuidanceInput.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GUIDANCE_INPUT_UNSPECIFIED: _GuidanceInput.ValueType  # 0
+    """Not said."""
+    GUIDANCE_INPUT_BRANCHES: _GuidanceInput.ValueType  # 1
+    """Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+    prompt's branch is computed.
+    """
+    GUIDANCE_INPUT_EMBEDDED: _GuidanceInput.ValueType  # 2
+    """As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+    GUIDANCE_INPUT_NONE: _GuidanceInput.ValueType  # 3
+    """Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+
+class GuidanceInput(_GuidanceInput, metaclass=_GuidanceInputEnumTypeWrapper):
+    """How a model takes guidance_scale."""
+
+GUIDANCE_INPUT_UNSPECIFIED: GuidanceInput.ValueType  # 0
+"""Not said."""
+GUIDANCE_INPUT_BRANCHES: GuidanceInput.ValueType  # 1
+"""Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+prompt's branch is computed.
+"""
+GUIDANCE_INPUT_EMBEDDED: GuidanceInput.ValueType  # 2
+"""As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+GUIDANCE_INPUT_NONE: GuidanceInput.ValueType  # 3
+"""Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+global___GuidanceInput = GuidanceInput
 
 @typing.final
 class GenerationParameters(google.protobuf.message.Message):
@@ -36,8 +75,8 @@ class GenerationParameters(google.protobuf.message.Message):
     num_inference_steps: builtins.int
     """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps."""
     guidance_scale: builtins.float
-    """Classifier-free guidance: velocity = negative + scale x (positive - negative). 0 to 100. Where a step's scale
-    is 1, only the prompt's branch is computed. Default: GetModel's default_guidance_scale.
+    """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
+    default_guidance_scale.
     """
     num_images_per_prompt: builtins.int
     """Pictures per prompt, at least 1; prompts x pictures at most GetModel's max_images. Default 1."""
@@ -49,7 +88,9 @@ class GenerationParameters(google.protobuf.message.Message):
 
     @property
     def negative_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What to steer away from: none (the empty text), one for all prompts, or one per prompt."""
+        """What to steer away from: none (the empty text), one for all prompts, or one per prompt. Refused unless GetModel's
+        guidance is GUIDANCE_INPUT_BRANCHES.
+        """
 
     @property
     def guidance_schedule(self) -> global___GuidanceSchedule:
@@ -276,7 +317,9 @@ class Accepted(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Prompts that were too long for the text encoders, each with the part that was cut off."""
+        """Prompts that were too long for the text encoders, each with the part that was cut off, and negative prompts that
+        no step used.
+        """
 
     def __init__(
         self,
@@ -484,6 +527,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     DEFAULT_GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
     MAX_IMAGES_FIELD_NUMBER: builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
+    GUIDANCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "triptych-small"."""
     default_height: builtins.int
@@ -504,6 +548,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of pictures in one request."""
     max_prompt_bytes: builtins.int
     """Largest size of a prompt in bytes of UTF-8."""
+    guidance: global___GuidanceInput.ValueType
+    """How it takes guidance_scale."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
@@ -522,7 +568,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         default_guidance_scale: builtins.float = ...,
         max_images: builtins.int = ...,
         max_prompt_bytes: builtins.int = ...,
+        guidance: global___GuidanceInput.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "guidance", b"guidance", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse
