@@ -12,7 +12,7 @@ from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import randn
-from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
 from triptych_coordinator.sampler import Guided, sample
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS, Latents
@@ -43,6 +43,7 @@ async def generation_events(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         models.denoiser.max_samples,
         deadline,
+        loras_to_messages(parameters.loras),
     )
     sigmas = schedule.sigmas(parameters.num_inference_steps)
     async for step, sigma, latents in sample(denoiser, noise, sigmas, guided, SOLVERS[SAMPLER_NAME]):  # noqa: B007 (the last is used)

@@ -87,6 +87,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             default_guidance_scale=limits.default_guidance_scale,
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
+            loras=limits.loras,
         )
 
     async def _events(

@@ -85,7 +85,7 @@ class _Weights(Mapping[str, "torch.Tensor"]):
     def __init__(self, files: list[Path]) -> None:
         self._file_of: dict[str, Any] = {}
         for path in files:
-            opened = _open_safetensors(path)
+            opened = open_safetensors(path)
             self._file_of.update(dict.fromkeys(opened.keys(), opened))
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -139,13 +139,14 @@ def _read_shards(index: Path) -> list[Path]:
             raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it")
         tensors_of.setdefault(name, set()).add(tensor)
     for name, tensors in tensors_of.items():
-        missing = sorted(tensors.difference(_open_safetensors(index.parent / name).keys()))
+        missing = sorted(tensors.difference(open_safetensors(index.parent / name).keys()))
         if missing:
             raise CheckpointError(f"{index.parent / name} has no tensor '{missing[0]}'")
     return [index.parent / name for name in sorted(tensors_of)]
 
 
-def _open_safetensors(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """A safetensors file, memory-mapped: safetensors.safe_open's. Raises CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

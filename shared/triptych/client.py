@@ -7,7 +7,7 @@ with Client("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, Unpack, cast
@@ -27,7 +27,8 @@ _MODEL_SECONDS = 10.0
 class GenerationOptions(TypedDict, total=False):
     """What a generation can be told, as GenerationParameters describes it, and the seconds it may take.
 
-    What is left out is the server's default; no timeout means any time.
+    What is left out is the server's default; no timeout means any time. `loras` has weights by name, in the
+    order in which they are added.
     """
 
     negative_prompt: str | Sequence[str]
@@ -39,6 +40,7 @@ class GenerationOptions(TypedDict, total=False):
     num_images_per_prompt: int
     seed: int
     seeds: Sequence[int]
+    loras: Mapping[str, float]
     model: str
     timeout: float
 
@@ -261,6 +263,8 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
         given["seeds"] = [given.pop("seed")]
     if "negative_prompt" in given:
         given["negative_prompts"] = _listed(given.pop("negative_prompt"))
+    if "loras" in given:
+        given["loras"] = [{"name": name, "weight": weight} for name, weight in given["loras"].items()]
     parameters = pb2.GenerationParameters()
     for field, value in given.items():
         try:

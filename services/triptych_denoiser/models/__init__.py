@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import Checkpoint, CheckpointError
 from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Family, build
+from triptych_denoiser.models.loading import Family, build, linear_places
+from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
+from triptych_denoiser.models.lora_names import NAMES, LinearNames
 from triptych_denoiser.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -20,20 +22,43 @@ FAMILIES: Mapping[str, Family[Any]] = {
 }
 
 
-def load_transformer(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Transformer:
-    """The checkpoint's transformer, ready to run.
+def load_transformer(
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: torch.dtype,
+    loras: Sequence[tuple[LoraFile, float]] = (),
+) -> Transformer:
+    """The checkpoint's transformer, with LoRAs and their weights in it, ready to run.
 
     Raises:
         CheckpointError: the family is not supported, or the weights do not fit the config.
     """
+    config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
+    family = _family(checkpoint)
+    try:
+        transformer: Transformer = build(family, config, FusedTensors(tensors, loras), device, dtype)
+    except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
+        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
+    return transformer
+
+
+def linears_of(checkpoint: Checkpoint) -> Linears:
+    """The linears of the checkpoint's transformer, by the names that LoRA files have for them.
+
+    Raises:
+        CheckpointError: the family or the config is not supported.
+    """
+    try:
+        places = linear_places(_family(checkpoint), checkpoint.config("transformer"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
+    return Linears(places, LinearNames(NAMES[checkpoint.class_name("transformer")], places))
+
+
+def _family(checkpoint: Checkpoint) -> Family[Any]:
     family = checkpoint.class_name("transformer")
     if family not in FAMILIES:
         raise CheckpointError(
             f"the transformer of {checkpoint.path} is a {family}; supported are {', '.join(FAMILIES)}"
         )
-    config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
-    try:
-        transformer: Transformer = build(FAMILIES[family], config, tensors, device, dtype)
-    except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
-        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    return transformer
+    return FAMILIES[family]

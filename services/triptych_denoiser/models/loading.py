@@ -87,6 +87,41 @@ def load_weights(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         target.copy_(tensor)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a linear of diffusers' is in ours: `rows` of the `all_rows` of a module's weight."""
+
+    module: str
+    first_row: int
+    rows: int
+    all_rows: int
+    columns: int
+
+
+def linear_places(family: Family[Model], config: Mapping[str, Any]) -> dict[str, Place]:
+    """The place of each linear, a convolution of patches included, by diffusers' name of the module."""
+    with torch.device("meta"):
+        model = family.create(config)
+    linears = {
+        _storage(module.weight): (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    places = {}
+    for key, view in family.checkpoint_keys(model).items():
+        if key.endswith(".weight") and _storage(view) in linears:
+            path, linear = linears[_storage(view)]
+            first_row = view.storage_offset() // linear.in_features
+            place = Place(path, first_row, len(view), linear.out_features, linear.in_features)
+            places[key.removesuffix(".weight")] = place
+    return places
+
+
+def _storage(tensor: Tensor) -> int:
+    """Tells the memory of tensors apart, those on the meta device included."""
+    return tensor.untyped_storage()._cdata
+
+
 def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config.json that a family's config dataclass has; null is the same as missing."""
     return {f.name: config[f.name] for f in fields(config_class) if config.get(f.name) is not None}
