@@ -111,7 +111,7 @@ def _file(name: str, folder: LoraFolder) -> Path:
     if name not in files:
         there_is = unknown_lora(name, list(files)).message
         raise CheckpointError(
-            f"--lora: {there_is}; a file that is not in the --lora-folder is named by its path, with {_SUFFIX}"
+            f"--lora: {there_is}; a file that is elsewhere is named by its path, with {_SUFFIX}"
         )
     return files[name]
 

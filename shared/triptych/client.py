@@ -263,15 +263,19 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
         given["seeds"] = [given.pop("seed")]
     if "negative_prompt" in given:
         given["negative_prompts"] = _listed(given.pop("negative_prompt"))
-    if "loras" in given:
-        given["loras"] = [{"name": name, "weight": weight} for name, weight in given["loras"].items()]
     parameters = pb2.GenerationParameters()
     for field, value in given.items():
         try:
-            parameters.MergeFrom(pb2.GenerationParameters(**{field: value}))
+            parameters.MergeFrom(_with_field(field, value))
         except (TypeError, ValueError) as error:
             raise invalid_argument((field, str(error))) from error
     return pb2.GenerateRequest(parameters=parameters)
+
+
+def _with_field(field: str, value: Any) -> pb2.GenerationParameters:
+    if field == "loras":
+        value = [{"name": name, "weight": weight} for name, weight in dict(value).items()]
+    return pb2.GenerationParameters(**{field: value})
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:

@@ -81,9 +81,11 @@ class Denoiser(DenoiserServiceServicer):
         self.predictions = 0
         self.rows = 0
         self.uploads = 0
+        self.loras: list[dict[str, float]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
+        self.loras.append({lora.name: lora.weight for lora in request.loras})
         await self.open.wait()
         await asyncio.sleep(self.seconds)
         if self.failures:
@@ -124,6 +126,7 @@ class Denoiser(DenoiserServiceServicer):
             pooled_projection_dim=WIDTH,
             max_samples=3,
             max_branches=2,
+            loras=["ink", "oil paint"],
         )
 
 

@@ -12,7 +12,7 @@ RANK = 3
 
 
 def peft_lora(theirs: Any, seed: int = 0, rank: int = RANK, only: str = "") -> dict[str, Tensor]:
-    """lora_A and lora_B of every linear and convolution of diffusers' transformer whose name contains `only`."""
+    """lora_A and lora_B of every linear or convolution with `only` in its name in diffusers' transformer."""
     generator = torch.Generator().manual_seed(seed)
     lora = {}
     for name, module in theirs.named_modules():

@@ -119,7 +119,7 @@ def linear_places(family: Family[Model], config: Mapping[str, Any]) -> dict[str,
 
 def _storage(tensor: Tensor) -> int:
     """Tells the memory of tensors apart, those on the meta device included."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """LoRA: low-rank additions to a transformer's linears (Hu et al., 2021, https://arxiv.org/abs/2106.09685).
 
-W' = W + weight * alpha / rank * up @ down, fused into the tensors of a checkpoint while it is loaded, or added
-to each linear's product in a pass.
+W' = W + weight * alpha / rank * up @ down, fused into the tensors of a checkpoint while it is loaded, or
+added to each linear's product in a pass.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from triptych.checkpoints import CheckpointError, open_safetensors
 from triptych.fingerprints import weights_identity
-from triptych_denoiser.models.layers import LowRank
+from triptych_denoiser.models.layers import Linear, LowRank
 from triptych_denoiser.models.loading import Place
 from triptych_denoiser.models.lora_names import LinearNames, Spelled
 from triptych_denoiser.models.transformer import Transformer
@@ -114,7 +114,8 @@ def place(file: LoraFile, linears: Linears, device: torch.device, dtype: torch.d
 @contextmanager
 def added(model: Transformer, loras: Loras) -> Iterator[None]:
     """Within it, the model's linears add the LoRAs to their products."""
-    linears = {module: model.get_submodule(module) for lora, _ in loras for module in lora.low_ranks}
+    modules = {module for lora, _ in loras for module in lora.low_ranks}
+    linears = {module: cast(Linear, model.get_submodule(module)) for module in modules}
     try:
         for module, linear in linears.items():
             linear.low_ranks = tuple(
@@ -225,7 +226,7 @@ def _split(spelled: Spelled, up: Tensor, places: Mapping[str, Place]) -> Iterato
     """Each module's rows."""
     if spelled.halves_swapped:
         up = torch.cat(up.chunk(2)[::-1])
-    parts = up.split([places[module].rows for module in spelled.modules])
+    parts = torch.split(up, [places[module].rows for module in spelled.modules])
     return zip(spelled.modules, parts, strict=True)
 
 
