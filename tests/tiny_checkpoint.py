@@ -26,7 +26,7 @@ def write_tiny_checkpoint(folder: Path) -> Path:
     pipeline = StableDiffusion3Pipeline(
         transformer=_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=tiny_vae(),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(),
@@ -39,7 +39,7 @@ def write_tiny_checkpoint(folder: Path) -> Path:
 
 
 def _transformer() -> Any:
-    return _lively(
+    return lively(
         SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
@@ -57,7 +57,8 @@ def _transformer() -> Any:
     )
 
 
-def _vae() -> Any:
+def tiny_vae(scaling_factor: float = 1.5, shift_factor: float = 0.06) -> Any:
+    """As SD3's, FLUX's and Z-Image's: no quant convolutions, latents shifted and scaled."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -66,8 +67,8 @@ def _vae() -> Any:
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         sample_size=64,
-        scaling_factor=1.5,
-        shift_factor=0.06,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
@@ -75,7 +76,7 @@ def _vae() -> Any:
 
 def _text_encoder() -> Any:
     vocabulary = _vocabulary()
-    return _lively(
+    return lively(
         CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(vocabulary),
@@ -103,7 +104,7 @@ def _vocabulary() -> dict[str, int]:
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def _lively(model: Any) -> Any:
+def lively(model: Any) -> Any:
     """The model with every weight moved away from its initial value, so that prompts and steps matter."""
     with torch.no_grad():
         for weight in model.parameters():

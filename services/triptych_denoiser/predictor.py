@@ -88,17 +88,19 @@ def create_predictor(
     dtype: torch.dtype,
     determinism: Determinism,
     max_batch_rows: int,
+    quantized: bool = False,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
     Only float32 on a CPU whose kernels are fixed can promise it for rows that share a pass, and there it is
-    tried; other devices, dtypes and libraries choose kernels by the number of rows.
+    tried; other devices, dtypes and libraries choose kernels by the number of rows, and so may the
+    products of quantized weights.
     """
     together = Predictor(model, device, dtype, max_batch_rows)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
-    promised = device.type == "cpu" and dtype == torch.float32 and kernels_are_fixed()
+    promised = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
     if promised and rows_are_independent(together):
         log.info("up to %d rows share a pass: tried, they have the same bits as alone", max_batch_rows)
         return together

@@ -11,6 +11,7 @@ from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
+from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
@@ -122,19 +123,24 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._cache.put(request.digest, conditioning)
 
 
-def create_servicer(settings: StageSettings, options: DenoiserOptions | None = None) -> DenoiserServicer:
+def create_servicer(
+    settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
+) -> DenoiserServicer:
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
     checkpoint = open_checkpoint(settings.model)
     dtype = getattr(torch, settings.dtype)
+    quantizer = create_quantizer(quantization, device, dtype)
     linears = linears_of(checkpoint)
     loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
     fused = read_fused(options.lora, loras, linears)
-    transformer = load_transformer(checkpoint, str(device), dtype, fused)
-    predictor = create_predictor(transformer, device, dtype, options.determinism, options.max_batch_rows)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
+    predictor = create_predictor(
+        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
+    )
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
@@ -144,6 +150,7 @@ def create_servicer(settings: StageSettings, options: DenoiserOptions | None = N
         determinism=options.determinism,
         fingerprint=fingerprint_with(fingerprint, fused),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        quantization=quantization,
     )
     return DenoiserServicer(
         predictor,

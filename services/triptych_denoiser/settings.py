@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field
 
 from triptych.loras import read_lora
-from triptych.settings import StageSettings
+from triptych.settings import QuantizedStageSettings
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
@@ -49,5 +49,5 @@ class DenoiserOptions(BaseModel):
     )
 
 
-class DenoiserSettings(DenoiserOptions, StageSettings):
+class DenoiserSettings(DenoiserOptions, QuantizedStageSettings):
     """The denoiser's command line and environment."""

@@ -38,6 +38,28 @@ Device = Annotated[str | None, typer.Option(help="torch's name of the device, e.
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the weights. Default: float32.")]
 
 
+class QuantizationMode(StrEnum):
+    """How a stage's weights are stored and multiplied."""
+
+    none = "none"
+    int8_weight_only = "int8-weight-only"
+    int8_dynamic = "int8-dynamic"
+    int4_weight_only = "int4-weight-only"
+    float8 = "float8"
+
+
+TextEncoderQuantization = Annotated[
+    QuantizationMode | None, typer.Option(help="How the text encoders are quantized. Default: none.")
+]
+DenoiserQuantization = Annotated[
+    QuantizationMode | None, typer.Option(help="How the denoiser is quantized. Default: none.")
+]
+VaeCodecQuantization = Annotated[
+    QuantizationMode | None,
+    typer.Option(help="How the VAE codec is quantized: int8-weight-only or, by default, none."),
+]
+
+
 @app.command()
 def generate(
     prompts: Annotated[
@@ -70,17 +92,24 @@ def generate(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
 ) -> None:
     """Make pictures.
 
     They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
-    --model, --device or --dtype ask for another), else by services that are started for this command alone.
+    --model, --device, --dtype or a quantization ask for another), else by services that are started for this
+    command alone.
     """
     from triptych_local.generation import Place, generate_files, generation_options, output_files
-    from triptych_local.local import ModelChoice
+    from triptych_local.local import ModelChoice, StageQuantization
 
-    if target and (fused or device or dtype):
-        raise typer.BadParameter("the services at --target have their own device, dtype and processes")
+    quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
+    if target and (fused or device or dtype or quantization != StageQuantization()):
+        raise typer.BadParameter(
+            "the services at --target have their own device, dtype, quantization and processes"
+        )
     pixels = _read(read_size, size, "--size") or (None, None)
     options = generation_options(
         negative_prompt=negative,
@@ -98,7 +127,8 @@ def generate(
         files = output_files(output, len(prompts) * (1 if num_images is None else num_images))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
-    _run(generate_files(prompts, options, files, Place(target, fused, ModelChoice(model, device, dtype))))
+    choice = ModelChoice(model, device, dtype, quantization)
+    _run(generate_files(prompts, options, files, Place(target, fused, choice)))
 
 
 @app.command()
@@ -114,12 +144,17 @@ def up(
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
-    from triptych_local.local import ModelChoice
+    from triptych_local.local import ModelChoice, StageQuantization
     from triptych_local.up import serve_until_stopped
 
-    _run(serve_until_stopped(ModelChoice(model, device, dtype), fused, base_port if tcp else None))
+    quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
+    choice = ModelChoice(model, device, dtype, quantization)
+    _run(serve_until_stopped(choice, fused, base_port if tcp else None))
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ async def _client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
 
         shown.phase("loading the model into this process")
         choice = place.choice
-        async with fused_client(choice.model, choice.device, choice.dtype) as client:
+        async with fused_client(choice.model, choice.device, choice.dtype, choice.quantization) as client:
             yield client
     elif place.target is not None:
         await _check_answers(place.target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +15,38 @@ SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "
 
 
 @dataclass(frozen=True)
+class StageQuantization:
+    """Each stage's quantization; None is the service's own default (or its environment's)."""
+
+    text_encoder: str | None = None
+    denoiser: str | None = None
+    vae_codec: str | None = None
+
+    def of(self, stage: str) -> str | None:
+        """The quantization of one of STAGES."""
+        return dict(zip(STAGES, (self.text_encoder, self.denoiser, self.vae_codec), strict=True))[stage]
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which model to serve and how; None is the services' own default (or their environment's)."""
 
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantization: StageQuantization = StageQuantization()
 
-    def options(self) -> list[str]:
-        """As a stage's options."""
-        given = {"--model": self.model, "--device": self.device, "--dtype": self.dtype}
-        return [word for option, value in given.items() if value is not None for word in (option, value)]
+    def stage_options(self, stage: str) -> list[str]:
+        """As the options of one of STAGES."""
+        return [*self._options(), *_given({"--quantization": self.quantization.of(stage)})]
+
+    def fused_options(self) -> list[str]:
+        """As the options of all services in one process."""
+        quantization = {f"--{stage}-quantization": self.quantization.of(stage) for stage in STAGES}
+        return [*self._options(), *_given(quantization)]
+
+    def _options(self) -> list[str]:
+        return _given({"--model": self.model, "--device": self.device, "--dtype": self.dtype})
 
     def check(self) -> None:
         """Raises CheckpointError if there is no such model, sooner than a service could."""
@@ -34,7 +55,12 @@ class ModelChoice:
 
     def model_options(self) -> list[str]:
         """As the options of the coordinator, which computes nothing."""
-        return ModelChoice(self.model).options()
+        return _given({"--model": self.model})
+
+
+def _given(options: Mapping[str, str | None]) -> list[str]:
+    """The words of the options that have a value."""
+    return [word for option, value in options.items() if value is not None for word in (option, value)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,7 @@ class Addresses:
 def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
     """A process per service."""
     stages = [
-        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.options())
+        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.stage_options(stage))
         for stage, address in zip(STAGES, addresses.stages, strict=True)
     ]
     targets = [
@@ -75,4 +101,4 @@ def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:
     """One process for all, on the coordinator's address."""
-    return Program("fused services", "triptych_local.fused", addresses.coordinator, choice.options())
+    return Program("fused services", "triptych_local.fused", addresses.coordinator, choice.fused_options())

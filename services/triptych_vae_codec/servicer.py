@@ -20,6 +20,7 @@ from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
 if TYPE_CHECKING:
     import torch
 
+    from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
 
@@ -137,7 +138,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             )
 
 
-def create_servicer(settings: StageSettings) -> VaeCodecServicer:
+def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
     checkpoint = open_checkpoint(settings.model)
 
@@ -145,7 +146,9 @@ def create_servicer(settings: StageSettings) -> VaeCodecServicer:
 
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import build
+    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
 
+    check_quantization(quantization)
     device = usable_device(settings.device)
     try:
         model = build(
@@ -153,6 +156,7 @@ def create_servicer(settings: StageSettings) -> VaeCodecServicer:
             checkpoint.tensors(COMPONENT),
             str(device),
             getattr(torch, settings.dtype),
+            None if quantization == "none" else quantize_convolution,
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
@@ -163,8 +167,11 @@ def create_servicer(settings: StageSettings) -> VaeCodecServicer:
         device=settings.device,
         dtype=settings.dtype,
         determinism=DETERMINISM,
-        fingerprint=stage_fingerprint(checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM),
+        fingerprint=stage_fingerprint(
+            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization
+        ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        quantization=quantization,
     )
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 

@@ -80,16 +80,19 @@ class Checkpoint:
 
 
 class _Weights(Mapping[str, "torch.Tensor"]):
-    """The tensors of some safetensors files."""
+    """The tensors of some safetensors files.
+
+    Each look-up maps the file anew: when the tensor is gone, so are the pages that were read for it, and a
+    model that copies its weights one by one never has the file in memory beside itself.
+    """
 
     def __init__(self, files: list[Path]) -> None:
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         for path in files:
-            opened = open_safetensors(path)
-            self._file_of.update(dict.fromkeys(opened.keys(), opened))
+            self._file_of.update(dict.fromkeys(open_safetensors(path).keys(), path))
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        tensor: torch.Tensor = open_safetensors(self._file_of[name]).get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
 
 from triptych.addresses import check_listen
+from triptych.quantization import Quantization
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
@@ -38,6 +39,21 @@ class StageSettings(ServerSettings):
     model: str = Field("triptych-small", description="A model's name, or a checkpoint's folder.")
     device: str = Field("cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the weights.")
+
+
+class QuantizedStageSettings(StageSettings):
+    """A stage in a process of its own."""
+
+    quantization: Quantization = Field(
+        "none",
+        description="How its weights are stored and multiplied. Refused at start if the device cannot.",
+    )
+
+
+def described(settings: QuantizedStageSettings) -> str:
+    """A stage's model, dtype, quantization and device, for its log."""
+    quantized = "" if settings.quantization == "none" else f", {settings.quantization}"
+    return f"{settings.model}, {settings.dtype}{quantized} on {settings.device}"
 
 
 S = TypeVar("S", bound=ServerSettings)

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from tests.denoiser.loras import Q, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
+from triptych.checkpoints import open_checkpoint
 from triptych.errors import StartError, TriptychError, from_rpc_error
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest, PredictResponse
 from triptych.v1.lora_pb2 import Lora
-from triptych_denoiser.models.layers import row_products
+from triptych_denoiser.models import linears_of
+from triptych_denoiser.models.layers import Linear
+from triptych_denoiser.models.lora import place, read_lora
 from triptych_denoiser.settings import DenoiserSettings
 
 CAT = Prompt.random(1)
@@ -115,16 +118,20 @@ async def test_requests_with_different_loras_have_the_same_bits_at_once_as_alone
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
-@pytest.mark.parametrize("rank", [1, 2, 4, 8, 16, 23, 24, 32, 64, 128])
-def test_a_low_ranks_rows_do_not_depend_on_how_many_there_are(rank: int) -> None:
-    generator = torch.Generator().manual_seed(rank)
-    for columns, features in ((32, 96), (256, 64), (640, 16)):
-        rows = torch.randn(130, columns, generator=generator)
-        down = torch.randn(rank, columns, generator=generator)
-        up = torch.randn(features, rank, generator=generator)
-        alone = torch.cat([row_products(row_products(row[None], down), up) for row in rows])
+@pytest.mark.parametrize("rank", [1, 2, 3, 8, 23, 24, 33, 64, 128])
+def test_a_row_with_a_lora_does_not_depend_on_how_many_there_are(
+    rank: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    linears = linears_of(open_checkpoint(str(tiny_checkpoint)))
+    file = read_lora(written(tmp_path / "a.safetensors", random_lora(1, rank)), linears)
+    lora = place(file, linears, torch.device("cpu"), torch.float32)
+    for low_rank in lora.low_ranks.values():
+        linear = Linear(32, len(low_rank.up)).requires_grad_(False)
+        linear.low_ranks = ((low_rank, 0.8),)
+        rows = torch.randn(130, 32)
+        alone = torch.cat([linear(row[None]) for row in rows])
         for count in (2, 3, 5, 16, 33, 130):
-            assert torch.equal(row_products(row_products(rows[:count], down), up), alone[:count])
+            assert torch.equal(linear(rows[:count]), alone[:count])
 
 
 @pytest.mark.parametrize("word", ["ink=0.7", "{folder}/ink.safetensors=0.7"])
@@ -266,6 +273,22 @@ async def test_a_bfloat16_model_takes_them(with_folder: DenoiserSettings) -> Non
         exact = velocities(await answer(denoiser, asked(0, ink=1)))
 
     assert (rounded - exact).abs().max() < 0.25 * (plain - exact).abs().max()
+
+
+async def test_quantized_weights_take_them_per_request_and_at_start(with_folder: DenoiserSettings) -> None:
+    """Those at start are fused before the weights are quantized."""
+    quantized = with_folder.model_copy(update={"quantization": "int8-weight-only"})
+    async with serving(with_folder) as denoiser:
+        exact = velocities(await answer(denoiser, asked(0, ink=1)))
+        plain = velocities(await answer(denoiser, asked(0)))
+    async with serving(quantized) as denoiser:
+        per_request = velocities(await answer(denoiser, asked(0, ink=1)))
+    async with serving(quantized.model_copy(update={"lora": ["ink=1"]})) as denoiser:
+        at_start = velocities(await answer(denoiser, asked(0)))
+
+    change = (plain - exact).abs().max()
+    assert 0 < (per_request - exact).abs().max() < 0.1 * change
+    assert 0 < (at_start - exact).abs().max() < 0.1 * change
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import Checkpoint, CheckpointError
+from triptych.quantization import Quantizer
 from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
@@ -26,17 +27,20 @@ def load_transformer(
     checkpoint: Checkpoint,
     device: str,
     dtype: torch.dtype,
+    quantizer: Quantizer | None = None,
     loras: Sequence[tuple[LoraFile, float]] = (),
 ) -> Transformer:
     """The checkpoint's transformer, with LoRAs and their weights in it, ready to run.
 
     Raises:
-        CheckpointError: the family is not supported, or the weights do not fit the config.
+        CheckpointError: the family is not supported, or the weights do not fit the config or the
+            quantization.
     """
     config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
     family = _family(checkpoint)
     try:
-        transformer: Transformer = build(family, config, FusedTensors(tensors, loras), device, dtype)
+        fused = FusedTensors(tensors, loras)
+        transformer: Transformer = build(family, config, fused, device, dtype, quantizer)
     except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
     return transformer

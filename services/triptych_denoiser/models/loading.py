@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from triptych.loading import check_names, copy_weight, fill, storage_of
+from triptych.quantization import Exceptions, Quantizer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,6 +34,17 @@ JOINT_BLOCK: Table = (
 )
 """A block of an image and a text stream that attend to both, as SD3 and FLUX have it."""
 
+OUTSIDE_BLOCKS = (
+    "patch_embed",
+    "time_embed",
+    "guidance_embed",
+    "pooled_embed",
+    "text_embed",
+    "final_modulation",
+    "final",
+)
+"""What no family quantizes: few of the weights, and all blocks or the velocity itself have their error."""
+
 
 @dataclass(frozen=True)
 class Family(Generic[Model]):
@@ -39,10 +54,12 @@ class Family(Generic[Model]):
         support.
     checkpoint_keys: diffusers' name of every weight, with the view of the module's parameter or buffer that
         holds it. Copying into the views loads a checkpoint; copying them out writes one.
+    exceptions: the linears that are quantized differently, or not.
     """
 
     create: Callable[[Mapping[str, Any]], Model]
     checkpoint_keys: Callable[[Model], dict[str, Tensor]]
+    exceptions: Exceptions
 
 
 def build(
@@ -51,16 +68,20 @@ def build(
     tensors: Mapping[str, Tensor],
     device: str,
     dtype: torch.dtype,
+    quantizer: Quantizer | None = None,
 ) -> Model:
     """The transformer of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
 
     Raises:
-        ValueError: the config is not supported or the tensors do not fit it.
+        ValueError: the config is not supported, the tensors do not fit it, or a linear cannot be quantized.
     """
     with torch.device("meta"):
         model = family.create(config)
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    load_weights(family.checkpoint_keys(model), tensors)
+    model = model.to(dtype).requires_grad_(False).eval()
+    targets = family.checkpoint_keys(model)
+    check_names(targets, tensors)
+    finish = None if quantizer is None else partial(quantizer.finish, exceptions=family.exceptions)
+    fill(model, targets, tensors, torch.device(device), finish)
     return model
 
 
@@ -72,19 +93,9 @@ def load_weights(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
     Raises:
         ValueError: a tensor is missing, unknown or of another shape than the config says.
     """
-    missing, unknown = sorted(targets.keys() - set(tensors)), sorted(set(tensors) - targets.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"the transformer's weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    for key, target in targets.items():
-        tensor = tensors[key]
-        if tensor.shape != target.shape:
-            raise ValueError(
-                f"{key} has shape {list(tensor.shape)}, the config asks for {list(target.shape)}"
-            )
-        target.copy_(tensor)
+    check_names(targets, tensors)
+    for name, target in targets.items():
+        copy_weight(name, target, tensors[name])
 
 
 @dataclass(frozen=True)
@@ -103,23 +114,18 @@ def linear_places(family: Family[Model], config: Mapping[str, Any]) -> dict[str,
     with torch.device("meta"):
         model = family.create(config)
     linears = {
-        _storage(module.weight): (path, module)
+        storage_of(module.weight): (path, module)
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
     places = {}
     for key, view in family.checkpoint_keys(model).items():
-        if key.endswith(".weight") and _storage(view) in linears:
-            path, linear = linears[_storage(view)]
+        if key.endswith(".weight") and storage_of(view) in linears:
+            path, linear = linears[storage_of(view)]
             first_row = view.storage_offset() // linear.in_features
             place = Place(path, first_row, len(view), linear.out_features, linear.in_features)
             places[key.removesuffix(".weight")] = place
     return places
-
-
-def _storage(tensor: Tensor) -> int:
-    """Tells the memory of tensors apart, those on the meta device included."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.checkpoints import CheckpointError, open_safetensors
@@ -29,6 +30,8 @@ from triptych_denoiser.models.transformer import Transformer
 
 log = logging.getLogger(__name__)
 
+RANK_MULTIPLE = 8
+"""Of the ranks that are multiplied; the rest are zeros."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers' save_lora_weights puts the configuration that PEFT trained with."""
 
@@ -231,12 +234,17 @@ def _split(spelled: Spelled, up: Tensor, places: Mapping[str, Place]) -> Iterato
 
 
 def _joined(placed: Sequence[tuple[Place, LowRank]]) -> LowRank:
-    """One low rank of a linear's parts: those with the same `down` share it, others are stacked."""
+    """One low rank of a linear's parts: those with the same `down` share it, others are stacked.
+
+    Zeros make the rank a multiple of eight, since products of a rank of one round by how many rows there are.
+    """
     downs = list({id(low_rank.down): low_rank.down for _, low_rank in placed}.values())
     starts = dict(zip(map(id, downs), accumulate(map(len, downs), initial=0), strict=False))
-    up = torch.zeros(placed[0][0].all_rows, sum(map(len, downs)))
+    rank = sum(map(len, downs))
+    padding = -rank % RANK_MULTIPLE
+    up = torch.zeros(placed[0][0].all_rows, rank + padding)
     for found, low_rank in placed:
         start = starts[id(low_rank.down)]
         rows = slice(found.first_row, found.first_row + found.rows)
         up[rows, start : start + len(low_rank.down)] = low_rank.up
-    return LowRank(torch.cat(downs), up)
+    return LowRank(F.pad(torch.cat(downs), (0, 0, 0, padding)), up)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.quantization import Exceptions
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -26,7 +27,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import JOINT_BLOCK, Family, Table, known_keys, views
+from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.transformer import Inputs
 
 MAX_TOKENS = 2048
@@ -162,7 +163,10 @@ class SD3Transformer(nn.Module):
         # The paper's 2 x 2, stride-2 convolution as a linear of patches: it rounds the same in any batch.
         self.patch_embed = Linear(config.in_channels * patch * patch, width)
         spacing = config.sample_size / patch / config.pos_embed_max_size
-        self.register_buffer("positions", position_table(width, config.pos_embed_max_size, spacing))
+        positions = torch.empty(1, config.pos_embed_max_size**2, width)
+        if not positions.is_meta:  # a checkpoint has them, and arithmetic on "meta" takes a second to import
+            positions = position_table(width, config.pos_embed_max_size, spacing)
+        self.register_buffer("positions", positions)
         self.time_embed = TwoLayers(TIMESTEP_CHANNELS, width, width)
         self.pooled_embed = TwoLayers(config.pooled_projection_dim, width, width)
         self.text_embed = Linear(config.joint_attention_dim, width)
@@ -268,5 +272,10 @@ def checkpoint_keys(model: SD3Transformer) -> dict[str, Tensor]:
     return keys
 
 
-FAMILY = Family(lambda config: SD3Transformer(SD3Config.from_dict(config)), checkpoint_keys)
+FAMILY = Family(
+    lambda config: SD3Transformer(SD3Config.from_dict(config)),
+    checkpoint_keys,
+    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
+    Exceptions(OUTSIDE_BLOCKS, weights_only=("image_modulation", "text_modulation")),
+)
 """SD3Transformer2DModel."""

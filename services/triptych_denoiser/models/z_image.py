@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.quantization import Exceptions
 from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
@@ -25,7 +26,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import Family, Table, known_keys, views
+from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
 from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
 
@@ -286,5 +287,10 @@ def checkpoint_keys(model: ZImageTransformer) -> dict[str, Tensor]:
     return keys
 
 
-FAMILY = Family(lambda config: ZImageTransformer(ZImageConfig.from_dict(config)), checkpoint_keys)
+FAMILY = Family(
+    lambda config: ZImageTransformer(ZImageConfig.from_dict(config)),
+    checkpoint_keys,
+    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
+    Exceptions(OUTSIDE_BLOCKS, weights_only=("modulation",)),
+)
 """ZImageTransformer2DModel."""
