@@ -92,16 +92,21 @@ def test_files_that_are_no_safetensors_are_refused(linears: Linears, tmp_path: P
         read_lora(tmp_path / "a.safetensors", linears)
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, torch.nan), (torch.float16, 1e5)])
-def test_values_that_the_models_dtype_cannot_hold_are_refused(
-    dtype: torch.dtype, value: float, linears: Linears, tmp_path: Path
-) -> None:
+def test_values_that_are_not_finite_are_refused(linears: Linears, tmp_path: Path) -> None:
     lora = random_lora(1)
-    lora[f"{Q}.lora_A.weight"][0, 0] = value
+    lora[f"{Q}.lora_A.weight"][0, 0] = torch.nan
+
+    with pytest.raises(CheckpointError, match="to_q has values that are not finite"):
+        read_lora(written(tmp_path / "a.safetensors", lora), linears)
+
+
+def test_values_that_the_models_dtype_cannot_hold_are_refused(linears: Linears, tmp_path: Path) -> None:
+    lora = random_lora(1)
+    lora[f"{Q}.lora_A.weight"][0, 0] = 1e5
     file = read_lora(written(tmp_path / "a.safetensors", lora), linears)
 
-    with pytest.raises(CheckpointError, match="qkv has values that are not finite"):
-        place(file, linears, torch.device("cpu"), dtype)
+    with pytest.raises(CheckpointError, match=r"qkv has values that are not finite in torch\.float16"):
+        place(file, linears, torch.device("cpu"), torch.float16)
 
 
 def test_a_file_knows_what_is_in_it(linears: Linears, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_other_words_are_refused(text: str) -> None:
 
 
 def test_a_weight_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="the weight of 'ink' is 11; allowed are -10 to 10"):
+    with pytest.raises(ValueError, match="the weight of 'ink' is 11, but must be -10 to 10"):
         read_lora("ink=11")
 
 

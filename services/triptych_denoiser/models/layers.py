@@ -59,7 +59,8 @@ def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
     MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
     and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
-    with 1 to 130 features). A row's bits must not depend on its company.
+    with 2 to 130 features; to one feature and without a bias, odd numbers of rows round differently). A row's
+    bits must not depend on its company.
     """
     features = len(weight)
     least = max(MIN_ROWS, features) if features < NARROW else MIN_ROWS

@@ -110,7 +110,7 @@ def place(file: LoraFile, linears: Linears, device: torch.device, dtype: torch.d
     }
     for module, low_rank in low_ranks.items():
         if not all(tensor.isfinite().all() for tensor in low_rank):
-            raise CheckpointError(f"the LoRA for {module} has values that are not finite in {dtype}")
+            raise CheckpointError(f"what it adds to {module} has values that are not finite in {dtype}")
     return Lora(low_ranks, file.identity)
 
 
@@ -171,6 +171,8 @@ def _low_ranks(
         assert spelled is not None
         down, up = downs[name].flatten(1).float(), ups[name].flatten(1).float()
         _check_shapes(name, down, up, [linears.places[module] for module in spelled.modules])
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise ValueError(f"{name} has values that are not finite")
         scale = alphas[name].item() / len(down) if name in alphas else _scale(config, spelled, len(down))
         for module, part in _split(spelled, up * scale, linears.places):
             if module in low_ranks:
@@ -236,7 +238,7 @@ def _split(spelled: Spelled, up: Tensor, places: Mapping[str, Place]) -> Iterato
 def _joined(placed: Sequence[tuple[Place, LowRank]]) -> LowRank:
     """One low rank of a linear's parts: those with the same `down` share it, others are stacked.
 
-    Zeros make the rank a multiple of eight, since products of a rank of one round by how many rows there are.
+    Zeros make the rank a multiple of eight: products with a rank of one depend on how many rows there are.
     """
     downs = list({id(low_rank.down): low_rank.down for _, low_rank in placed}.values())
     starts = dict(zip(map(id, downs), accumulate(map(len, downs), initial=0), strict=False))
