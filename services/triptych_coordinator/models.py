@@ -54,25 +54,33 @@ class Models:
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
 
-    def check_fit(self, name: str) -> None:
+    def check_fit(self, name: str, revision: str) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
+
+        revision: the coordinator's commit of it on the hub. Stages may not have others; whoever serves a
+            folder has none, "".
 
         Raises:
             TriptychError: FAILED_PRECONDITION that says all that does not fit.
         """
-        misfits = list(self._misfits(name))
+        misfits = list(self._misfits(name, revision))
         if misfits:
             raise errors.failed_precondition("the stages do not fit together: " + "; ".join(misfits))
 
-    def _misfits(self, name: str) -> Iterator[str]:
+    def _misfits(self, name: str, revision: str) -> Iterator[str]:
         text_encoder, denoiser, vae_codec = self.text_encoder, self.denoiser, self.vae_codec
-        for stage, info in (
-            ("text encoder", text_encoder.model),
-            ("denoiser", denoiser.model),
-            ("VAE codec", vae_codec.model),
-        ):
+        stages = {
+            "text encoder": text_encoder.model,
+            "denoiser": denoiser.model,
+            "VAE codec": vae_codec.model,
+        }
+        for stage, info in stages.items():
             if info.name != name:
                 yield f"the {stage} serves {info.name!r}, but the coordinator {name!r}"
+        revisions = {"coordinator": revision} | {stage: info.revision for stage, info in stages.items()}
+        revisions = {service: commit for service, commit in revisions.items() if commit}
+        if len(set(revisions.values())) > 1:
+            yield "revisions differ: " + ", ".join(f"{commit} in the {s}" for s, commit in revisions.items())
         for field in ("joint_attention_dim", "pooled_projection_dim"):
             given, taken = getattr(text_encoder, field), getattr(denoiser, field)
             if given != taken:

@@ -34,6 +34,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             StartError: the checkpoint's scheduler is not supported, or its files cannot be read.
         """
         self._name = checkpoint.name
+        self._revision = checkpoint.revision
         self._schedule = FlowSchedule.from_config(checkpoint.config("scheduler"))
         self._defaults = Defaults.from_folder(checkpoint.path)
         self._settings = limits
@@ -111,7 +112,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
     async def _models(self, deadline: Deadline) -> Models:
         models = await self._stages.models(deadline)
-        models.check_fit(self._name)
+        models.check_fit(self._name, self._revision)
         return models
 
     def _limits(self, models: Models) -> Limits:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints import CheckpointError
-from triptych.errors import TriptychError, failed_precondition
+from triptych.errors import CheckpointError, TriptychError, failed_precondition
 from triptych.fingerprints import fingerprint
 from triptych.loras import read_lora, unknown_lora, weight_of
 from triptych.v1 import lora_pb2

@@ -7,7 +7,6 @@ import asyncio
 import grpc
 import torch
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
@@ -129,7 +128,7 @@ def create_servicer(
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     dtype = getattr(torch, settings.dtype)
     quantizer = create_quantizer(quantization, device, dtype)
     linears = linears_of(checkpoint)
@@ -144,6 +143,7 @@ def create_servicer(
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name("transformer"),
         device=str(device),
         dtype=settings.dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -32,7 +33,23 @@ class Dtype(StrEnum):
 
 
 Model = Annotated[
-    str | None, typer.Option(help="A model's name or a checkpoint's folder. Default: triptych-small.")
+    str | None,
+    typer.Option(
+        help="A model's name (org/name on the Hugging Face hub), a checkpoint's folder, or a .safetensors "
+        "file of SD3, SD3.5 or FLUX.1. Default: triptych-small."
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on the hub. Default: main.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="For a model in one file: name or folder of a checkpoint that has what the file lacks."
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Take models of the hub from its cache; do not ask the hub.")
 ]
 Device = Annotated[str | None, typer.Option(help="torch's name of the device, e.g. cuda:0. Default: cpu.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the weights. Default: float32.")]
@@ -90,6 +107,9 @@ def generate(
     ] = None,
     fused: Annotated[bool, typer.Option("--fused", help="Run everything in this process.")] = False,
     model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
     device: Device = None,
     dtype: DtypeOption = None,
     text_encoder_quantization: TextEncoderQuantization = None,
@@ -106,9 +126,10 @@ def generate(
     from triptych_local.local import ModelChoice, StageQuantization
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
-    if target and (fused or device or dtype or quantization != StageQuantization()):
+    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
+    if target and (fused or replace(choice, model=None) != ModelChoice()):
         raise typer.BadParameter(
-            "the services at --target have their own device, dtype, quantization and processes"
+            "the services at --target have their own device, dtype, quantization, files and processes"
         )
     pixels = _read(read_size, size, "--size") or (None, None)
     options = generation_options(
@@ -127,7 +148,6 @@ def generate(
         files = output_files(output, len(prompts) * (1 if num_images is None else num_images))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
-    choice = ModelChoice(model, device, dtype, quantization)
     _run(generate_files(prompts, options, files, Place(target, fused, choice)))
 
 
@@ -142,6 +162,9 @@ def up(
     ] = 50050,
     fused: Annotated[bool, typer.Option("--fused", help="All four services in one process.")] = False,
     model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
     device: Device = None,
     dtype: DtypeOption = None,
     text_encoder_quantization: TextEncoderQuantization = None,
@@ -153,7 +176,7 @@ def up(
     from triptych_local.up import serve_until_stopped
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
-    choice = ModelChoice(model, device, dtype, quantization)
+    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
     _run(serve_until_stopped(choice, fused, base_port if tcp else None))
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
-from triptych.checkpoints import open_checkpoint
 from triptych.client import AsyncClient, GenerationStub
 from triptych.kernels import fix_kernels
 from triptych.quantization import Quantization
@@ -29,7 +28,7 @@ from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stubs import Stubs
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.direct import DirectStub
-from triptych_local.local import ModelChoice, StageQuantization
+from triptych_local.local import ModelChoice
 
 if TYPE_CHECKING:
     from triptych_denoiser.servicer import DenoiserServicer
@@ -66,7 +65,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
     from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         asyncio.to_thread(create_text_encoder, settings, settings.text_encoder_quantization),
         asyncio.to_thread(create_denoiser, settings, settings, settings.denoiser_quantization),
@@ -77,16 +76,10 @@ async def load_fused(settings: FusedSettings) -> Fused:
 
 
 @asynccontextmanager
-async def fused_client(
-    model: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    quantization: StageQuantization | None = None,
-) -> AsyncIterator[AsyncClient]:
-    """A client of services in this process; None is the services' own default. Raises StartError."""
+async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
+    """A client of services in this process. Raises StartError."""
     fix_kernels()
-    options = ModelChoice(model, device, dtype, quantization or StageQuantization()).fused_options()
-    fused = await load_fused(read_settings(FusedSettings, "fused", options))
+    fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
     try:
         yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.checkpoints import open_checkpoint
@@ -35,6 +35,9 @@ class ModelChoice:
     device: str | None = None
     dtype: str | None = None
     quantization: StageQuantization = StageQuantization()
+    revision: str | None = None
+    base: str | None = None
+    offline: bool = False
 
     def stage_options(self, stage: str) -> list[str]:
         """As the options of one of STAGES."""
@@ -46,16 +49,22 @@ class ModelChoice:
         return [*self._options(), *_given(quantization)]
 
     def _options(self) -> list[str]:
-        return _given({"--model": self.model, "--device": self.device, "--dtype": self.dtype})
-
-    def check(self) -> None:
-        """Raises CheckpointError if there is no such model, sooner than a service could."""
-        if self.model is not None:
-            open_checkpoint(self.model)
+        return [*self.model_options(), *_given({"--device": self.device, "--dtype": self.dtype})]
 
     def model_options(self) -> list[str]:
         """As the options of the coordinator, which computes nothing."""
-        return _given({"--model": self.model})
+        given = _given({"--model": self.model, "--revision": self.revision, "--base": self.base})
+        return [*given, "--offline"] if self.offline else given
+
+    def pinned(self) -> ModelChoice:
+        """The same at the commit that a name on the hub stands for now, so that all services have one.
+
+        Raises CheckpointError if there is no such model, sooner than a service could.
+        """
+        if self.model is None:
+            return self
+        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
+        return replace(self, revision=checkpoint.revision or None)
 
 
 def _given(options: Mapping[str, str | None]) -> list[str]:

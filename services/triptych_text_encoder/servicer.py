@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
@@ -77,7 +76,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
 
 def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
 
     import torch
 
@@ -86,6 +85,7 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
     recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=str(checkpoint.index["_class_name"]),
         device=settings.device,
         dtype=settings.dtype,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.checkpoints import CheckpointError
 from triptych.devices import usable_device
 from triptych.errors import invalid_argument
 from triptych.fingerprints import stage_fingerprint
@@ -140,7 +140,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
 
 def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
 
     import torch
 
@@ -163,6 +163,7 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
     codec = VaeCodec(model)
     info = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name(COMPONENT),
         device=settings.device,
         dtype=settings.dtype,

@@ -53,6 +53,12 @@ def test_text_encoder_parts_are_left_out_with_a_warning(
         ),
         ({f"{Q}.lora_B.weight": torch.ones(32, 5)}, f"{Q} has shapes [4, 32] and [32, 5]"),
         ({f"{Q}.lora_B.weight": torch.ones(96, 4)}, f"{Q} has shapes [4, 32] and [96, 4]"),
+        (
+            {f"{Q}.lora_A.weight": torch.ones(0, 32), f"{Q}.lora_B.weight": torch.ones(32, 0)},
+            "shapes [0, 32] and [32, 0]",
+        ),
+        ({f"{Q}.lora_A.weight": torch.ones(32)}, f"such as ['{Q}.lora_A.weight']"),
+        ({f"{Q}.alpha": torch.tensor(torch.inf)}, f"{Q} has values that are not finite"),
         ({f"{Q}.lora_B.weight": None}, f"{Q} lacks its up part"),
         ({f"{Q}.lora_A.weight": None}, f"{Q} lacks its down part"),
         (
@@ -78,11 +84,24 @@ def test_a_lora_of_text_encoders_alone_is_refused(linears: Linears, tmp_path: Pa
         read_lora(written(tmp_path / "a.safetensors", {"lora_te1_x.alpha": torch.ones(())}), linears)
 
 
-def test_a_record_of_the_training_that_is_none_is_refused(linears: Linears, tmp_path: Path) -> None:
-    save_file(random_lora(1), tmp_path / "a.safetensors", {"lora_adapter_metadata": "[1"})
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        ("[1", "its lora_adapter_metadata is no JSON object"),
+        ("[1]", "its lora_adapter_metadata is no JSON object"),
+        ('{"transformer.lora_alpha": "x"}', "could not convert string to float: 'x'"),
+        ('{"transformer.lora_alpha": [2]}', "float"),
+        ('{"transformer.alpha_pattern": 3}', "'int' object has no attribute 'items'"),
+    ],
+)
+def test_a_record_of_the_training_that_makes_no_sense_is_refused(
+    record: str, sentence: str, linears: Linears, tmp_path: Path
+) -> None:
+    save_file(random_lora(1), tmp_path / "a.safetensors", {"lora_adapter_metadata": record})
 
-    with pytest.raises(CheckpointError, match="its lora_adapter_metadata is no JSON object"):
+    with pytest.raises(CheckpointError) as refused:
         read_lora(tmp_path / "a.safetensors", linears)
+    assert sentence in str(refused.value)
 
 
 def test_files_that_are_no_safetensors_are_refused(linears: Linears, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
 
 
 WRONG_WORDS = {
+    "files for services elsewhere": (["--target", "h:1", "--offline"], "have their own device"),
     "a size without its height": (["--size", "256"], "'256' is no size: it is WIDTHxHEIGHT"),
     "a schedule without its end": (["--guidance-schedule", "linear"], "'linear' is no guidance schedule"),
     "another file format": (["-o", "cat.jpg"], "'cat.jpg' does not end in .png"),

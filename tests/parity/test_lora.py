@@ -36,7 +36,7 @@ class Case:
 
     def linears(self) -> Linears:
         places = linear_places(self.family, dict(self.theirs.config))
-        return Linears(places, LinearNames(NAMES[type(self.theirs).__name__], places))
+        return Linears(places, LinearNames(NAMES[type(self.theirs).__name__](places), places))
 
     def with_lora(self, lora: dict[str, Tensor] | Path, weight: float) -> Tensor:
         """diffusers' velocity."""

@@ -56,7 +56,7 @@ def linears_of(checkpoint: Checkpoint) -> Linears:
         places = linear_places(_family(checkpoint), checkpoint.config("transformer"))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    return Linears(places, LinearNames(NAMES[checkpoint.class_name("transformer")], places))
+    return Linears(places, LinearNames(NAMES[checkpoint.class_name("transformer")](places), places))
 
 
 def _family(checkpoint: Checkpoint) -> Family[Any]:

@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.checkpoints import CheckpointError, open_safetensors
+from triptych.errors import CheckpointError
 from triptych.fingerprints import weights_identity
+from triptych.weights import open_safetensors
 from triptych_denoiser.models.layers import Linear, LowRank
 from triptych_denoiser.models.loading import Place
-from triptych_denoiser.models.lora_names import LinearNames, Spelled
+from triptych_denoiser.models.lora_names import LinearNames
 from triptych_denoiser.models.transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def read_lora(path: Path, linears: Linears) -> LoraFile:
     ignored = len(opened.keys()) - len(tensors)
     try:
         low_ranks = _low_ranks(tensors, opened.metadata() or {}, linears)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:  # the last two: odd values in its metadata
         raise CheckpointError(f"{path} is no LoRA for this transformer: {error}") from error
     if ignored:
         log.warning("%s: its %d tensors for text encoders are not used", path, ignored)
@@ -167,17 +168,19 @@ def _low_ranks(
     for name in sorted(downs.keys() | ups.keys() | alphas.keys()):
         if name not in downs or name not in ups:
             raise ValueError(f"{name} lacks its {'up' if name in downs else 'down'} part")
-        spelled = linears.names.find(name)
-        assert spelled is not None
+        targets = linears.names.find(name) or ()
         down, up = downs[name].flatten(1).float(), ups[name].flatten(1).float()
-        _check_shapes(name, down, up, [linears.places[module] for module in spelled.modules])
+        _check_shapes(name, down, up, [linears.places[module] for module, _ in targets])
+        scale = (
+            alphas[name].item() / len(down) if name in alphas else _scale(config, targets[0][0], len(down))
+        )
+        up = up * scale
         if not (down.isfinite().all() and up.isfinite().all()):
             raise ValueError(f"{name} has values that are not finite")
-        scale = alphas[name].item() / len(down) if name in alphas else _scale(config, spelled, len(down))
-        for module, part in _split(spelled, up * scale, linears.places):
+        for module, rows_of in targets:
             if module in low_ranks:
                 raise ValueError(f"it has {module} twice, once as {name}")
-            low_ranks[module] = LowRank(down, part)
+            low_ranks[module] = LowRank(down, rows_of(up) if rows_of else up)
     return low_ranks
 
 
@@ -192,7 +195,8 @@ def _sorted_out(
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         name = match["module"] if match else key.removesuffix(".alpha")
-        if names.find(name) is None or not (match or (key.endswith(".alpha") and tensor.numel() == 1)):
+        fits = tensor.ndim >= 2 if match else key.endswith(".alpha") and tensor.numel() == 1
+        if names.find(name) is None or not fits:
             unknown.append(key)
         elif match:
             (downs if match["down"] else ups)[name] = tensor
@@ -210,29 +214,21 @@ def _trained_with(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {key.removeprefix("transformer."): value for key, value in stored.items()}
 
 
-def _scale(config: Mapping[str, Any], spelled: Spelled, rank: int) -> float:
+def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rank-stabilized LoRA, by the configuration; 1 without alpha."""
-    (module, *_), alpha = spelled.modules, config.get("lora_alpha", rank)
+    alpha = config.get("lora_alpha", rank)
     for pattern, patterned in (config.get("alpha_pattern") or {}).items():
         if f".{module}".endswith(f".{pattern}"):
             alpha = patterned
-    return float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _check_shapes(name: str, down: Tensor, up: Tensor, places: Sequence[Place]) -> None:
     rows, columns = sum(found.rows for found in places), places[0].columns
-    if down.shape[1] != columns or up.shape != (rows, len(down)):
+    if not len(down) or down.shape[1] != columns or up.shape != (rows, len(down)):
         raise ValueError(
             f"{name} has shapes {list(down.shape)} and {list(up.shape)}, which do not make {[rows, columns]}"
         )
-
-
-def _split(spelled: Spelled, up: Tensor, places: Mapping[str, Place]) -> Iterator[tuple[str, Tensor]]:
-    """Each module's rows."""
-    if spelled.halves_swapped:
-        up = torch.cat(up.chunk(2)[::-1])
-    parts = torch.split(up, [places[module].rows for module in spelled.modules])
-    return zip(spelled.modules, parts, strict=True)
 
 
 def _joined(placed: Sequence[tuple[Place, LowRank]]) -> LowRank:
