@@ -10,7 +10,7 @@ import pytest
 def answer(program: str) -> str:
     command = [sys.executable, "-c", textwrap.dedent(program)]
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        command,
         capture_output=True,
         text=True,
         check=True,
