@@ -11,11 +11,11 @@ from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
-from triptych_coordinator.noise import randn
+from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.requests import Parameters, parameters_to_message
 from triptych_coordinator.sampler import Guided, sample
 from triptych_coordinator.sigmas import FlowSchedule
-from triptych_coordinator.solvers import SOLVERS, Latents
+from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
 
@@ -37,7 +37,8 @@ async def generation_events(
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, encoded))
 
-    noise = await asyncio.to_thread(_noise, parameters, models)
+    noise = _noise(parameters, models)
+    latents = await asyncio.to_thread(noise)
     denoiser = RequestDenoiser(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
@@ -45,8 +46,9 @@ async def generation_events(
         deadline,
     )
     sigmas = schedule.sigmas(parameters.num_inference_steps)
-    async for step, sigma, latents in sample(denoiser, noise, sigmas, guided, SOLVERS[SAMPLER_NAME]):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=sigma)
+    solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
+    async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
+        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
@@ -94,11 +96,11 @@ def _accepted(parameters: Parameters, encoded: Mapping[str, EncodedPrompt]) -> p
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 
-def _noise(parameters: Parameters, models: Models) -> Latents:
-    """The starting latents, float32 [images, C, h, w], each from its own seed alone."""
+def _noise(parameters: Parameters, models: Models) -> NoiseStream:
+    """Where the starting latents, float32 [images, C, h, w], and all later noise come from."""
     downscale = models.vae_codec.downscale
     shape = (models.denoiser.latent_channels, parameters.height // downscale, parameters.width // downscale)
-    return np.stack([randn(shape, seed) for seed in parameters.seeds])
+    return NoiseStream(shape, parameters.seeds)
 
 
 async def _image(

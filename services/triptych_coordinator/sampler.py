@@ -2,14 +2,13 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from triptych_coordinator.guidance import classifier_free_guidance
-from triptych_coordinator.solvers import Latents, Step
+from triptych_coordinator.solvers import Latents, Reached, Solution
 
 Digests: TypeAlias = Sequence[bytes]
 
@@ -44,22 +43,29 @@ class Guided:
 
 
 async def sample(
-    denoiser: Denoiser, latents: Latents, sigmas: NDArray[np.float32], guided: Guided, solve: Step
-) -> AsyncGenerator[tuple[int, float, Latents], None]:
-    """Integrates d(latents)/d(sigma) = velocity from the first noise level to the last.
+    denoiser: Denoiser, solution: Solution, guided: Guided
+) -> AsyncGenerator[tuple[int, Reached], None]:
+    """Integrates d(latents)/d(sigma) = velocity, as the solver asks.
 
     Args:
-        denoiser: the velocity.
-        latents: noise, float32 [B, C, h, w].
-        sigmas: the noise levels, float32 [steps + 1], from 1 to 0.
+        denoiser: the velocities.
+        solution: a solver that has been given its latents and noise levels.
         guided: what each sample attends to.
-        solve: one step of the solver.
 
     Yields:
-        After each step its number from 1, the noise level reached, and the latents. The caller stops the
-        work by not asking for the next.
+        After each step its number from 1, and what was reached. The caller stops the work by not asking for
+        the next.
     """
-    for i, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        velocity = guided.velocity(i, await denoiser.predict(latents, sigma, guided.branches(i)))
-        latents = solve(latents, velocity, sigma, next_sigma)
-        yield i + 1, float(next_sigma), latents
+    step, asked = 0, next(solution)
+    while True:
+        if isinstance(asked, Reached):
+            step += 1
+            yield step, asked
+            answer = asked.latents
+        else:
+            velocities = await denoiser.predict(asked.latents, asked.sigma, guided.branches(step))
+            answer = guided.velocity(step, velocities)
+        try:
+            asked = solution.send(answer)
+        except StopIteration:
+            return

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import euler
 
@@ -25,8 +26,12 @@ def test_euler_steps_are_those_of_diffusers() -> None:
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 4, 6, 5), np.float32)
     reference, sigmas = torch.from_numpy(latents), FlowSchedule(3.0).sigmas(5)
-    for i, timestep in enumerate(scheduler.timesteps):
+    solution = euler(latents, sigmas, NoiseStream((4, 6, 5), [0, 1]))
+    next(solution)
+    for timestep in scheduler.timesteps:
         velocity = rng.standard_normal(latents.shape, np.float32)
-        latents = euler(latents, velocity, sigmas[i], sigmas[i + 1])
+        reached = solution.send(velocity)
         reference = scheduler.step(torch.from_numpy(velocity), timestep, reference).prev_sample
-    assert np.array_equal(latents, reference.numpy())
+        assert np.array_equal(reached.latents, reference.numpy())
+        if timestep != scheduler.timesteps[-1]:
+            solution.send(reached.latents)
