@@ -1,6 +1,7 @@
 """The life of one admitted request: encode the prompts, sample the latents, decode the pictures."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import numpy as np
@@ -9,11 +10,12 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.guidance import Guided
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.requests import Parameters, parameters_to_message
-from triptych_coordinator.sampler import Guided, sample
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
@@ -43,6 +45,7 @@ async def generation_events(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         models.denoiser.max_samples,
+        models.denoiser.max_branches,
         deadline,
     )
     sigmas = schedule.sigmas(parameters.num_inference_steps)
@@ -75,16 +78,27 @@ async def generation_events(
 async def _encode(
     stages: Stages, models: Models, parameters: Parameters, deadline: Deadline
 ) -> tuple[Guided, dict[str, EncodedPrompt]]:
-    """What each picture attends to, and the encoded prompts; negative ones only if some step is guided."""
-    scales = parameters.guidance_scales()
-    negative_prompts = parameters.negative_prompts if any(scale != 1 for scale in scales) else ()
-    encoded = await stages.encode([*parameters.prompts, *negative_prompts], models, deadline)
+    """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
+    scales, guidance = parameters.guidance_scales(), parameters.guidance
+    guided = any(scale != 1 for scale in scales) or len(guidance.compositions) > 0
+    negative_prompts = parameters.negative_prompts if guided else ()
+    additional = guidance.additional_prompts()
+    prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
+    encoded = await stages.encode(prompts, models, deadline)
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
-        per_prompt = [encoded[prompt].conditioning.digest for prompt in prompts]
-        return [digest for digest in per_prompt for _ in range(parameters.num_images_per_prompt)]
+        return parameters.per_image([encoded[prompt].conditioning.digest for prompt in prompts])
 
-    return Guided(digests(parameters.prompts), digests(negative_prompts), scales), encoded
+    return Guided(
+        digests(parameters.prompts),
+        digests(negative_prompts),
+        scales,
+        method=guidance.method,
+        rescale=guidance.rescale,
+        additional=[digests(prompts) for prompts in additional],
+        weights=[parameters.per_image(weights) for weights in guidance.weights()],
+        layer_guidances=guidance.layer_guidances,
+    ), encoded
 
 
 def _accepted(parameters: Parameters, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:

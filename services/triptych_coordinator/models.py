@@ -101,4 +101,5 @@ class Models:
             max_prompt_bytes=self.text_encoder.max_prompt_bytes,
             default_num_inference_steps=defaults.num_inference_steps,
             default_guidance_scale=defaults.guidance_scale,
+            num_layers=denoiser.num_layers,
         )

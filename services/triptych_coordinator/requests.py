@@ -2,15 +2,18 @@
 
 import math
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
 from triptych import errors
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.guidance import GuidanceOptions, GuidanceSchedule
+from triptych_coordinator.guidance.messages import GuidanceReader, write_options
+
+T = TypeVar("T")
 
 MAX_NUM_INFERENCE_STEPS = 200
 MAX_GUIDANCE_SCALE = 100.0
@@ -34,6 +37,7 @@ class Limits:
     max_prompt_bytes: int
     default_num_inference_steps: int
     default_guidance_scale: float
+    num_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,15 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
         return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
+
+    def per_image(self, per_prompt: Sequence[T]) -> list[T]:
+        """Each prompt's value once for every picture of it."""
+        return [value for value in per_prompt for _ in range(self.num_images_per_prompt)]
 
     def prompt(self, image: int) -> str:
         """The prompt of picture number `image`."""
@@ -87,6 +96,7 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
         seeds=given.seeds(),
+        guidance=given.guidance(),
     )
     if not wrong:
         given.check_pixels(parameters)
@@ -109,10 +119,12 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         seeds=parameters.seeds,
         model=parameters.model,
     )
+    if schedule.name == "explicit":
+        message.ClearField("guidance_scale")
     chosen = getattr(message.guidance_schedule, schedule.name)
+    chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
-    for name, value in schedule.parameters.items():
-        setattr(chosen, name, value)
+    write_options(parameters.guidance, message)
     return message
 
 
@@ -129,10 +141,7 @@ class _Given:
         if not prompts:
             self.wrong["prompts"] = "must hold at least one prompt"
         for i, prompt in enumerate(prompts[: self.limits.max_images]):
-            if not prompt.strip():
-                self.wrong[f"prompts[{i}]"] = "must not be empty"
-            else:
-                self._check_text(f"prompts[{i}]", prompt)
+            self._check_prompt(f"prompts[{i}]", prompt)
         return prompts
 
     def negative_prompts(self) -> tuple[str, ...]:
@@ -186,6 +195,22 @@ class _Given:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
 
+    def explicit_scales(self, schedule: pb.ExplicitGuidance) -> dict[str, tuple[float, ...]]:
+        path, scales, steps = "guidance_schedule.explicit.scales", schedule.scales, self.num_inference_steps()
+        if self.message.HasField("guidance_scale"):
+            self.wrong["guidance_scale"] = "must not be set: guidance_schedule lists the scale of each step"
+        if len(scales) != steps:
+            self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
+            return {"scales": ()}
+        numbers = [
+            self._number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
+        ]
+        return {"scales": tuple(numbers)}
+
+    def guidance(self) -> GuidanceOptions:
+        reader = GuidanceReader(self._number, self._check_prompt, self.wrong)
+        return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
+
     def num_images_per_prompt(self) -> int:
         return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
 
@@ -218,6 +243,12 @@ class _Given:
                 f" not {image * len(parameters.seeds)}"
             )
 
+    def _check_prompt(self, path: str, text: str) -> None:
+        if not text.strip():
+            self.wrong[path] = "must not be empty"
+        else:
+            self._check_text(path, text)
+
     def _check_text(self, path: str, text: str) -> None:
         size = len(text.encode())
         if size > self.limits.max_prompt_bytes:
@@ -232,11 +263,12 @@ class _Given:
         return value
 
 
-_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], dict[str, float]]] = {
+_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], Mapping[str, Any]]] = {
     "constant": lambda given, schedule: {},
     "linear": lambda given, schedule: given.end_scale("guidance_schedule.linear", schedule),
     "cosine": lambda given, schedule: given.end_scale("guidance_schedule.cosine", schedule),
     "interval": lambda given, schedule: given.interval(schedule),
+    "explicit": lambda given, schedule: given.explicit_scales(schedule),
 }
 
 

@@ -16,8 +16,8 @@ from triptych.v1 import denoiser_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.guidance import Branch
 from triptych_coordinator.models import Models
-from triptych_coordinator.sampler import Digests
 from triptych_coordinator.solvers import Latents
 from triptych_coordinator.stubs import Stubs
 
@@ -147,32 +147,38 @@ class RequestDenoiser:
     stages: Stages
     conditionings: Conditionings
     max_samples: int
+    max_branches: int
     deadline: Deadline
     rows: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch]
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser. More samples than the denoiser takes at once go in several calls."""
-        starts = range(0, len(latents), self.max_samples)
-        parts = [
-            await self._predict_part(
-                latents[start : start + self.max_samples],
-                sigma,
-                [digests[start : start + self.max_samples] for digests in branches],
-            )
-            for start in starts
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        """As sampler.Denoiser. What the denoiser does not take at once goes in several calls."""
+        velocities = np.empty((len(branches), *latents.shape), np.float32)
+        for first in range(0, len(branches), self.max_branches):
+            some = slice(first, first + self.max_branches)
+            for start in range(0, len(latents), self.max_samples):
+                part = slice(start, start + self.max_samples)
+                velocities[some, part] = await self._predict_part(latents, sigma, branches[some], part)
+        return velocities
 
     async def _predict_part(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch], part: slice
     ) -> NDArray[np.float32]:
+        latents = latents[part]
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
             sigmas=[float(sigma)] * len(latents),
-            branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
+            branches=[
+                denoiser_pb2.Branch(
+                    conditioning_digests=branch.digests[part],
+                    skipped_layers=branch.skipped_layers,
+                    perturbed_layers=branch.perturbed_layers,
+                )
+                for branch in branches
+            ],
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))

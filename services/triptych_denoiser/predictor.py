@@ -24,17 +24,22 @@ _PROBE_MAX_SIZE = 32
 
 @dataclass(frozen=True)
 class Row:
-    """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to."""
+    """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to.
+
+    Layers are sorted.
+    """
 
     latents: Tensor
     sigma: float
     conditioning: Conditioning
+    skipped_layers: tuple[int, ...] = ()
+    perturbed_layers: tuple[int, ...] = ()
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[object, ...]:
         """What rows of one forward pass must have in common."""
         tokens, repeats = len(self.conditioning.sequence), self.conditioning.trailing_repeats
-        return (*self.latents.shape, tokens, repeats)
+        return (*self.latents.shape, tokens, repeats, self.skipped_layers, self.perturbed_layers)
 
 
 class Predictor:
@@ -56,6 +61,8 @@ class Predictor:
             torch.stack([conditioning.sequence for conditioning in conditionings]),
             torch.stack([conditioning.pooled for conditioning in conditionings]),
             conditionings[0].trailing_repeats,
+            rows[0].skipped_layers,
+            rows[0].perturbed_layers,
         )
         return velocities.float().cpu()  # type: ignore[no-any-return]
 

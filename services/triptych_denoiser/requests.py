@@ -30,6 +30,7 @@ class Limits:
     max_size: int
     joint_attention_dim: int
     pooled_projection_dim: int
+    num_layers: int
     max_samples: int
     max_branches: int
     max_message_bytes: int
@@ -54,6 +55,7 @@ class Limits:
             max_size=config.pos_embed_max_size * config.patch_size,
             joint_attention_dim=config.joint_attention_dim,
             pooled_projection_dim=config.pooled_projection_dim,
+            num_layers=config.num_layers,
             max_samples=max(1, max_samples),
             max_branches=max_branches,
             max_message_bytes=max_message_bytes,
@@ -148,3 +150,7 @@ def _branch_violations(
             yield field, f"{len(digests)} of them for {samples} samples"
         if any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
+        for name in ("skipped_layers", "perturbed_layers"):
+            for layer in getattr(branch, name):
+                if not 0 <= layer < limits.num_layers:
+                    yield f"branches[{index}].{name}", f"{layer} is none of the {limits.num_layers} layers"

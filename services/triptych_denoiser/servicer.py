@@ -85,6 +85,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             pooled_projection_dim=self._limits.pooled_projection_dim,
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
+            num_layers=self._limits.num_layers,
         )
 
     async def close(self) -> None:
@@ -98,10 +99,18 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        samples = list(zip(latents, request.sigmas, strict=True)) * len(request.branches)
         return [
-            Row(latent, sigma, conditioning)
-            for (latent, sigma), digest in zip(samples, digests, strict=True)
+            Row(
+                latent,
+                sigma,
+                conditioning,
+                skipped_layers=tuple(sorted(set(branch.skipped_layers))),
+                perturbed_layers=tuple(sorted(set(branch.perturbed_layers))),
+            )
+            for branch in request.branches
+            for latent, sigma, digest in zip(
+                latents, request.sigmas, branch.conditioning_digests, strict=True
+            )
             if (conditioning := found[digest])
         ]
 

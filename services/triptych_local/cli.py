@@ -11,7 +11,16 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from triptych_local.options import SCHEDULES, read_schedule, read_size
+from triptych_local.options import (
+    LAYERS,
+    METHODS,
+    SCHEDULES,
+    read_composition,
+    read_layers,
+    read_method,
+    read_schedule,
+    read_size,
+)
 
 T = TypeVar("T")
 
@@ -56,6 +65,25 @@ def generate(
         float | None, typer.Option(help="How strongly to follow the prompt; 1 is off.")
     ] = None,
     guidance_schedule: Annotated[str | None, typer.Option(metavar="SCHEDULE", help=f"{SCHEDULES}.")] = None,
+    guidance_method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help=f"{METHODS}. Default: cfg.")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How much of guidance's contrast is taken back, 0 to 1.")
+    ] = None,
+    skip_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Skip-layer guidance: {LAYERS}.")
+    ] = None,
+    perturb_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Perturbed attention guidance: {LAYERS}.")
+    ] = None,
+    compose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROMPT[:WEIGHT]", help="Composed with each prompt; may be given again."),
+    ] = None,
+    prompt_weight: Annotated[
+        float | None, typer.Option(help="With --compose: the weight of the prompt itself. Default: 1.")
+    ] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
     target: Annotated[
         str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
@@ -76,6 +104,10 @@ def generate(
     if target and (fused or device or dtype):
         raise typer.BadParameter("the services at --target have their own device, dtype and processes")
     pixels = _read(read_size, size, "--size") or (None, None)
+    if prompt_weight is not None and not compose:
+        raise typer.BadParameter("--prompt-weight weighs a prompt against those of --compose: give some")
+    skipped = _read(read_layers, skip_layers, "--skip-layers")
+    perturbed = _read(read_layers, perturb_layers, "--perturb-layers")
     options = generation_options(
         negative_prompt=negative,
         seed=seed,
@@ -84,6 +116,11 @@ def generate(
         num_inference_steps=steps,
         guidance_scale=guidance,
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
+        guidance_method=_read(read_method, guidance_method, "--guidance-method"),
+        guidance_rescale=guidance_rescale,
+        skip_layer_guidance=skipped,
+        perturbed_attention_guidance=perturbed,
+        compositions=[read_composition(compose, prompt_weight)] if compose else None,
         num_images_per_prompt=num_images,
         model=model if target else None,
     )

@@ -40,6 +40,11 @@ class GenerationOptions(TypedDict, total=False):
     seed: int
     seeds: Sequence[int]
     model: str
+    guidance_method: pb2.GuidanceMethod
+    guidance_rescale: float
+    skip_layer_guidance: pb2.SkipLayerGuidance
+    perturbed_attention_guidance: pb2.PerturbedAttentionGuidance
+    compositions: Sequence[pb2.Composition]
     timeout: float
 
 

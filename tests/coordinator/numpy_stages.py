@@ -24,7 +24,7 @@ from triptych.v1.text_encoder_pb2_grpc import (
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceServicer, add_VaeCodecServiceServicer_to_server
 
 MODEL = "numpy-model"
-CHANNELS, DOWNSCALE, WIDTH = 4, 8, 6
+CHANNELS, DOWNSCALE, WIDTH, LAYERS = 4, 8, 6, 4
 
 
 def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
@@ -34,6 +34,13 @@ def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
 def velocity(latents: NDArray[np.float32], sigma: float, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
     """A velocity that depends on all its arguments, the same for a sample whatever its neighbours are."""
     return latents * np.float32(0.3) + np.float32(sigma) - pooled.mean(dtype=np.float32)
+
+
+def weakened(branch: denoiser_pb2.Branch) -> np.float32:
+    """What a branch's skipped and perturbed layers leave of a velocity."""
+    skipped, perturbed = (sum(1 + layer for layer in layers) for layers in
+                          (branch.skipped_layers, branch.perturbed_layers))  # fmt: skip
+    return np.float32(1 / (1 + 0.1 * skipped + 0.01 * perturbed))
 
 
 class TextEncoder(TextEncoderServiceServicer):
@@ -80,6 +87,7 @@ class Denoiser(DenoiserServiceServicer):
         self.pooled: dict[bytes, NDArray[np.float32]] = {}
         self.predictions = 0
         self.rows = 0
+        self.branches: list[int] = []
         self.uploads = 0
 
     async def Predict(self, request: Any, context: Any) -> Any:
@@ -93,12 +101,16 @@ class Denoiser(DenoiserServiceServicer):
         if missing:
             raise missing_conditioning(missing)
         latents = message_to_array(request.latents, "latents")
-        if len(latents) > 3:
-            raise invalid_argument(("latents", "at most 3 samples"))
+        if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
+            raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
         velocities = [
-            [velocity(*row) for row in zip(latents, request.sigmas, self._branch(branch), strict=True)]
+            [
+                velocity(*row) * weakened(branch)
+                for row in zip(latents, request.sigmas, self._branch(branch), strict=True)
+            ]
             for branch in request.branches
         ]
+        self.branches.append(len(request.branches))
         self.rows += len(wanted)
         return denoiser_pb2.PredictResponse(
             velocities=array_to_message(np.array(velocities, np.float32)), fingerprint="denoiser-fingerprint"
@@ -124,6 +136,7 @@ class Denoiser(DenoiserServiceServicer):
             pooled_projection_dim=WIDTH,
             max_samples=3,
             max_branches=2,
+            num_layers=LAYERS,
         )
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import GuidanceSchedule, classifier_free_guidance
+from triptych_coordinator.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
 from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.sampler import Digests, Guided, sample
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import Latents, euler
 
@@ -22,10 +22,10 @@ class AnalyticDenoiser:
         self.branches: list[int] = []
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch]
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
-        rates = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        rates = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
         return rates[..., None, None, None] * np.float32(np.log(2)) * latents
 
 

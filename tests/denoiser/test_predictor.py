@@ -8,9 +8,10 @@ import torch
 
 from triptych.checkpoints import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
+from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.sd3 import SD3Transformer
-from triptych_denoiser.predictor import Predictor, create_predictor, rows_are_independent
+from triptych_denoiser.predictor import Predictor, Row, create_predictor, rows_are_independent
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,23 @@ def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
         latents, sequence = torch.randn(count, 4, 2, 2), torch.randn(count, 1, 32)
         model(latents, torch.rand(count), sequence, torch.randn(count, 32))
     assert {(dims, rows >= 4, contiguous) for dims, rows, contiguous in products} == {(2, True, True)}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"skipped_layers": (0,)},
+        {"perturbed_layers": (0, 1)},
+        {"skipped_layers": (1,), "perturbed_layers": (0,)},
+    ],
+)
+def test_rows_of_a_weakened_model_have_the_same_bits_alone_and_in_company(
+    model: SD3Transformer, layers: dict[str, tuple[int, ...]]
+) -> None:
+    predictor = Predictor(model, 4)
+    conditioning = Conditioning(torch.randn(5, 32), torch.randn(32), 256)
+    rows = [Row(torch.randn(4, 8, 8), 0.1 + k / 5, conditioning, **layers) for k in range(4)]
+    together = predictor.predict(rows)
+    assert torch.equal(together, torch.cat([predictor.predict([row]) for row in rows]))
+    whole = predictor.predict([Row(row.latents, row.sigma, conditioning) for row in rows])
+    assert not torch.isclose(together, whole).all(dim=3).any()

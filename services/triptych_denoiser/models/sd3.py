@@ -5,7 +5,7 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -155,6 +155,22 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias).transpose(1, 2).flatten(2)
 
 
+def perturbed_bias(image: Tensor, text: Tensor, key_bias: Tensor | None) -> Tensor:
+    """The bias with which an image token attends to itself and to the text, but to no other image token.
+
+    As diffusers' PAGJointAttnProcessor2_0 perturbs SD3's joint attention; text tokens attend to everything.
+    Where a block has an attention among image tokens alone, the same leaves each token its own value.
+
+    Returns:
+        [1, 1, tokens, tokens] of image and text: 0 or minus infinity, and key_bias added.
+    """
+    patches = image.shape[1]
+    bias = image.new_zeros(1, 1, patches + text.shape[1], patches + text.shape[1])
+    bias[..., :patches, :patches] = -math.inf
+    bias.diagonal(dim1=-2, dim2=-1).zero_()
+    return bias if key_bias is None else bias + key_bias
+
+
 class JointBlock(nn.Module):
     """One block: image and text tokens are modulated, attend to all of both, and pass through their own MLPs.
 
@@ -174,9 +190,17 @@ class JointBlock(nn.Module):
         self.text_mlp = None if last else FeedForward(width)
 
     def forward(
-        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None
+        self,
+        image: Tensor,
+        text: Tensor,
+        embedding: Tensor,
+        key_bias: Tensor | None,
+        perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
+        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width].
+
+        `perturbed`: image tokens do not see each other.
+        """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(embedding)
         image_in = modulate(image, shift, scale)
         if self.text_mlp is None:
@@ -189,14 +213,16 @@ class JointBlock(nn.Module):
 
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = attention(q, k, v, key_bias)
+        bias = perturbed_bias(image, text, key_bias) if perturbed else key_bias
+        attended = attention(q, k, v, bias)
         image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
 
         image_before = image
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
         if self.image_attention_2 is not None:
             shift_2, scale_2, gate_2 = dual
-            attended_2 = attention(*self.image_attention_2(modulate(image_before, shift_2, scale_2)))
+            q, k, v = self.image_attention_2(modulate(image_before, shift_2, scale_2))
+            attended_2 = v.transpose(1, 2).flatten(2) if perturbed else attention(q, k, v)
             image = torch.addcmul(image, gate_2, self.image_attention_2.out(attended_2))
         image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
 
@@ -257,7 +283,14 @@ class SD3Transformer(nn.Module):
         self.final = Linear(width, config.out_channels * patch * patch)
 
     def forward(
-        self, latents: Tensor, sigma: Tensor, sequence: Tensor, pooled: Tensor, trailing_repeats: int = 1
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        pooled: Tensor,
+        trailing_repeats: int = 1,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -269,6 +302,8 @@ class SD3Transformer(nn.Module):
             trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have
                 no positions, so n equal ones stay equal in every block and weigh as one with log n added to
                 its logit.
+            skipped_layers: blocks that change nothing.
+            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
 
         Returns:
             [rows, out_channels, height, width], dtype of the latents.
@@ -279,8 +314,9 @@ class SD3Transformer(nn.Module):
         image = self.patch_embed(self.patchify(latents)) + self.cropped_positions(height, width)
         text = self.text_embed(sequence)
         key_bias = self.key_bias(image, text, trailing_repeats)
-        for block in self.blocks:
-            image, text = block(image, text, embedding, key_bias)
+        for index, block in enumerate(self.blocks):
+            if index not in skipped_layers:
+                image, text = block(image, text, embedding, key_bias, index in perturbed_layers)
         scale, shift = self.final_modulation(embedding)
         return self.unpatchify(self.final(modulate(image, shift, scale)), height, width)
 

@@ -21,16 +21,32 @@ class Branch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONDITIONING_DIGESTS_FIELD_NUMBER: builtins.int
+    SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
+    PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
+
+    @property
+    def skipped_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, 0 to GetModel's num_layers - 1, that this branch goes without: their output is not applied (skip-layer
+        guidance).
+        """
+
+    @property
+    def perturbed_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, as above, in whose attention a token of the image sees itself and the text's tokens, but no other of the
+        image (perturbed attention guidance).
+        """
 
     def __init__(
         self,
         *,
         conditioning_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
 
@@ -170,6 +186,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     POOLED_PROJECTION_DIM_FIELD_NUMBER: builtins.int
     MAX_SAMPLES_FIELD_NUMBER: builtins.int
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
+    NUM_LAYERS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -186,6 +203,8 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of samples in one call."""
     max_branches: builtins.int
     """Largest number of branches in one call."""
+    num_layers: builtins.int
+    """Number of layers that a branch may skip or perturb; 0 for a family in which none may be."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -202,8 +221,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         pooled_projection_dim: builtins.int = ...,
         max_samples: builtins.int = ...,
         max_branches: builtins.int = ...,
+        num_layers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
