@@ -14,6 +14,7 @@ from triptych_coordinator.guidance import Guided
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
+from triptych_coordinator.prompt_weighting import WeightedText
 from triptych_coordinator.requests import Parameters, parameters_to_message
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
@@ -77,17 +78,18 @@ async def generation_events(
 
 async def _encode(
     stages: Stages, models: Models, parameters: Parameters, deadline: Deadline
-) -> tuple[Guided, dict[str, EncodedPrompt]]:
+) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     scales, guidance = parameters.guidance_scales(), parameters.guidance
     guided = any(scale != 1 for scale in scales) or len(guidance.compositions) > 0
     negative_prompts = parameters.negative_prompts if guided else ()
     additional = guidance.additional_prompts()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
-    encoded = await stages.encode(prompts, models, deadline)
+    encoded = await stages.encode([parameters.weighted(prompt) for prompt in prompts], models, deadline)
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
-        return parameters.per_image([encoded[prompt].conditioning.digest for prompt in prompts])
+        texts = [parameters.weighted(prompt) for prompt in prompts]
+        return parameters.per_image([encoded[text].conditioning.digest for text in texts])
 
     return Guided(
         digests(parameters.prompts),
@@ -101,9 +103,9 @@ async def _encode(
     ), encoded
 
 
-def _accepted(parameters: Parameters, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:
+def _accepted(parameters: Parameters, encoded: Mapping[WeightedText, EncodedPrompt]) -> pb.Accepted:
     warnings = [
-        f"the prompt {prompt!r} is too long for the text encoders; they did not read {entry.truncated!r}"
+        f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated
     ]

@@ -66,6 +66,7 @@ def png_text(
             parameters.guidance_schedule.name: dict(parameters.guidance_schedule.parameters)
         },
         **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
+        **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
         "sampler": SAMPLER_NAME,
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},

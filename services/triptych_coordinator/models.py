@@ -102,4 +102,5 @@ class Models:
             default_num_inference_steps=defaults.num_inference_steps,
             default_guidance_scale=defaults.guidance_scale,
             num_layers=denoiser.num_layers,
+            prompt_weighting=self.text_encoder.weighting,
         )

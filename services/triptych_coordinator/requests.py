@@ -12,6 +12,7 @@ from triptych import errors
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.guidance import GuidanceOptions, GuidanceSchedule
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
+from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Limits:
     default_num_inference_steps: int
     default_guidance_scale: float
     num_layers: int = 0
+    prompt_weighting: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Parameters:
     num_images_per_prompt: int
     seeds: tuple[int, ...]
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    prompt_weighting: bool = False
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -63,6 +66,10 @@ class Parameters:
     def per_image(self, per_prompt: Sequence[T]) -> list[T]:
         """Each prompt's value once for every picture of it."""
         return [value for value in per_prompt for _ in range(self.num_images_per_prompt)]
+
+    def weighted(self, prompt: str) -> WeightedText:
+        """A prompt of this request as the text encoder is given it."""
+        return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
 
     def prompt(self, image: int) -> str:
         """The prompt of picture number `image`."""
@@ -97,6 +104,7 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         num_images_per_prompt=given.num_images_per_prompt(),
         seeds=given.seeds(),
         guidance=given.guidance(),
+        prompt_weighting=given.prompt_weighting(),
     )
     if not wrong:
         given.check_pixels(parameters)
@@ -118,6 +126,7 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         num_images_per_prompt=parameters.num_images_per_prompt,
         seeds=parameters.seeds,
         model=parameters.model,
+        prompt_weighting=parameters.prompt_weighting,
     )
     if schedule.name == "explicit":
         message.ClearField("guidance_scale")
@@ -211,6 +220,11 @@ class _Given:
         reader = GuidanceReader(self._number, self._check_prompt, self.wrong)
         return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
 
+    def prompt_weighting(self) -> bool:
+        if self.message.prompt_weighting and not self.limits.prompt_weighting:
+            self.wrong["prompt_weighting"] = "is not possible with the served model's text encoders"
+        return self.message.prompt_weighting
+
     def num_images_per_prompt(self) -> int:
         return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
 
@@ -248,6 +262,8 @@ class _Given:
             self.wrong[path] = "must not be empty"
         else:
             self._check_text(path, text)
+        if self.message.prompt_weighting and path not in self.wrong and not read_weighted(text).text.strip():
+            self.wrong[path] = "must not be empty between its brackets"
 
     def _check_text(self, path: str, text: str) -> None:
         size = len(text.encode())
@@ -255,6 +271,11 @@ class _Given:
             self.wrong[path] = f"must be at most {self.limits.max_prompt_bytes} bytes of UTF-8, not {size}"
         elif "\0" in text:
             self.wrong[path] = "must not hold the character U+0000"
+        elif self.message.prompt_weighting:
+            try:
+                read_weighted(text)
+            except ValueError as error:
+                self.wrong[path] = str(error)
 
     def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
         value = shortest_decimal(wire_value)

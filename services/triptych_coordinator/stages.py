@@ -18,6 +18,7 @@ from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.guidance import Branch
 from triptych_coordinator.models import Models
+from triptych_coordinator.prompt_weighting import Span, WeightedText
 from triptych_coordinator.solvers import Latents
 from triptych_coordinator.stubs import Stubs
 
@@ -69,8 +70,8 @@ class Stages:
         return Models(text_encoder, denoiser, vae_codec)
 
     async def encode(
-        self, prompts: Sequence[str], models: Models, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
+        self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
         """Encodes prompts, each once; those that were encoded before are remembered."""
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
         found = {prompt: self._cache.get(fingerprint, prompt) for prompt in prompts}
@@ -81,9 +82,11 @@ class Stages:
         return encoded
 
     async def _encode_new(
-        self, prompts: Sequence[str], fingerprint: str, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
-        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=prompts)
+        self, prompts: Sequence[WeightedText], fingerprint: str, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
+        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=[text for text, _ in prompts])
+        if any(spans for _, spans in prompts):
+            request.weights.extend(_weights(spans) for _, spans in prompts)
         response = await self._text_encoder.call(
             self._stubs.text_encoder.Encode, request, self._patience, deadline
         )
@@ -187,6 +190,12 @@ class RequestDenoiser:
         self.rows += len(branches) * len(latents)
         self.fingerprints.add(response.fingerprint)
         return velocities
+
+
+def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
+    return text_encoder_pb2.PromptWeights(
+        spans=[text_encoder_pb2.WeightedSpan(start=s.start, stop=s.stop, weight=s.weight) for s in spans]
+    )
 
 
 def _array(message: tensor_pb2.Tensor, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:

@@ -84,6 +84,9 @@ def generate(
     prompt_weight: Annotated[
         float | None, typer.Option(help="With --compose: the weight of the prompt itself. Default: 1.")
     ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Read (text), (text:1.3) and [text] in prompts as weights.")
+    ] = False,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
     target: Annotated[
         str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
@@ -121,6 +124,7 @@ def generate(
         skip_layer_guidance=skipped,
         perturbed_attention_guidance=perturbed,
         compositions=[read_composition(compose, prompt_weight)] if compose else None,
+        prompt_weighting=weights or None,
         num_images_per_prompt=num_images,
         model=model if target else None,
     )

@@ -45,6 +45,7 @@ class GenerationOptions(TypedDict, total=False):
     skip_layer_guidance: pb2.SkipLayerGuidance
     perturbed_attention_guidance: pb2.PerturbedAttentionGuidance
     compositions: Sequence[pb2.Composition]
+    prompt_weighting: bool
     timeout: float
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -53,13 +53,18 @@ class TextEncoder(TextEncoderServiceServicer):
 
     async def Encode(self, request: Any, context: Any) -> Any:
         self.encoded += request.prompts
+        weights = request.weights or [text_encoder_pb2.PromptWeights()] * len(request.prompts)
+        weighted = zip(request.prompts, weights, strict=True)
         return text_encoder_pb2.TextEncoderServiceEncodeResponse(
-            conditionings=[self.conditioning(prompt) for prompt in request.prompts],
+            conditionings=[self.conditioning(prompt, spans.spans) for prompt, spans in weighted],
             truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
         )
 
-    def conditioning(self, prompt: str) -> text_encoder_pb2.Conditioning:
-        rng = np.random.default_rng(list(hashlib.sha256(prompt.encode()).digest()))
+    def conditioning(
+        self, prompt: str, spans: Iterable[text_encoder_pb2.WeightedSpan] = ()
+    ) -> text_encoder_pb2.Conditioning:
+        said = prompt + "".join(f"\0{prompt[s.start : s.stop]}\0{s.weight:.6g}" for s in spans)
+        rng = np.random.default_rng(list(hashlib.sha256(said.encode()).digest()))
         sequence = array_to_message(rng.standard_normal((3, WIDTH), np.float32))
         pooled = array_to_message(rng.standard_normal(WIDTH, np.float32))
         digest = conditioning_digest(sequence, pooled)
@@ -73,6 +78,7 @@ class TextEncoder(TextEncoderServiceServicer):
             max_prompts=2,
             max_prompt_bytes=1000,
             tokens=3,
+            weighting=True,
         )
 
 

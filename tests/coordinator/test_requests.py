@@ -19,6 +19,7 @@ from triptych_coordinator.guidance import (
     SkipLayerGuidance,
     ZeroStar,
 )
+from triptych_coordinator.prompt_weighting import Span, WeightedText
 from triptych_coordinator.requests import (
     Limits,
     Parameters,
@@ -39,6 +40,7 @@ LIMITS = Limits(
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
     num_layers=6,
+    prompt_weighting=True,
 )
 
 
@@ -247,6 +249,19 @@ def test_numbers_are_those_the_client_wrote() -> None:
             "compositions",
             "the same number of prompts",
         ),
+        ({"prompts": ["a (b:11)"], "prompt_weighting": True}, "prompts[0]", "weight 11; allowed are -10"),
+        ({"prompts": ["()"], "prompt_weighting": True}, "prompts[0]", "between its brackets"),
+        ({"prompts": ["(" * 65], "prompt_weighting": True}, "prompts[0]", "more than 64 brackets"),
+        (
+            {"negative_prompts": ["(" * 26 + "b"], "prompt_weighting": True},
+            "negative_prompts[0]",
+            "weight 11.9",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "[]"}]}], "prompt_weighting": True},
+            "compositions[0].prompts[0].prompt",
+            "between its brackets",
+        ),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": -3}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": 7}, "num_images_per_prompt", "at most 6"),
@@ -345,3 +360,16 @@ def test_a_model_whose_layers_cannot_be_skipped_is_said_so() -> None:
     message = pb.GenerationParameters(prompts=["a"], skip_layer_guidance={"layers": [0]})
     with pytest.raises(TriptychError, match="skip_layer_guidance: the served model's layers cannot"):
         parameters_from_message(message, replace(LIMITS, num_layers=0))
+
+
+def test_marks_are_text_unless_weights_are_asked_for() -> None:
+    assert parsed(prompts=["(a:2) b"]).weighted("(a:2) b") == WeightedText("(a:2) b")
+    parameters = parsed(prompts=["(a:2) b"], prompt_weighting=True)
+    assert parameters.weighted("(a:2) b") == WeightedText("a b", (Span(0, 1, 2.0),))
+    assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+def test_weights_are_refused_where_the_text_encoder_has_none() -> None:
+    message = pb.GenerationParameters(prompts=["a"], prompt_weighting=True)
+    with pytest.raises(TriptychError, match="prompt_weighting: is not possible with the served model"):
+        parameters_from_message(message, replace(LIMITS, prompt_weighting=False))

@@ -347,3 +347,20 @@ async def test_a_branch_that_a_step_does_not_need_is_not_computed(
     assert answer.finished.rows == house.denoiser.rows == sum(rows)
     in_calls_of_two = [min(2, count - start) for count in rows for start in range(0, count, 2)]
     assert house.denoiser.branches == in_calls_of_two
+
+
+async def test_weights_of_a_prompt_reach_the_text_encoder(house: House) -> None:
+    plain = await house.images("a red hat", seeds=[1])
+    weighted = await house.images("a (red:1.3) hat", seeds=[1], prompt_weighting=True)
+    assert house.text_encoder.encoded == ["a red hat", "", "a red hat"]
+    assert weighted.images[0].png != plain.images[0].png
+    assert weighted.images[0].prompt == "a (red:1.3) hat"
+    escaped = await house.images(r"a \(red\) hat", seeds=[1], prompt_weighting=True)
+    text = await house.images("a (red) hat", seeds=[1])
+    assert house.text_encoder.encoded[3:] == ["a (red) hat"]
+    assert pixels(escaped) == pixels(text)
+
+
+def pixels(answer: pb.GenerateImagesResponse) -> bytes:
+    with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as image:
+        return image.tobytes()

@@ -42,7 +42,7 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
         *("--negative", "a dog", "--guidance", "3.5", "--guidance-schedule", "interval:0.25:0.75"),
         *("--guidance-method", "apg:0.125:9:-0.375", "--guidance-rescale", "0.625"),
         *("--skip-layers", "1:1.75:0:0.875", "--perturb-layers", "0"),
-        *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375"),
+        *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375", "--weights"),
     )
     result = run(
         *("generate", "a cat", "--seed", "3", "--steps", "4", *options, "-o", tmp_path / "cat.png"),
@@ -51,8 +51,11 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
     assert result.status == 0, result.stderr
     with Image.open(tmp_path / "cat.png", formats=["PNG"]) as picture:
         said = json.dumps(json.loads(picture.info["triptych"]))
-    words = ('"a dog"', "3.5", "interval", "0.25", "0.75", "adaptive_projected", "0.125", "9.0", "-0.375",
-             "0.625", "skip_layer", "1.75", "0.875", "perturbed", '"a red hat"', "-0.0625", "0.9375")  # fmt: skip
+    words = (
+        *('"a dog"', "3.5", "interval", "0.25", "0.75", "adaptive_projected", "0.125", "9.0", "-0.375"),
+        *("0.625", "skip_layer", "1.75", "0.875", "perturbed", '"a red hat"', "-0.0625", "0.9375"),
+        "prompt_weighting",
+    )
     assert all(word in said for word in words)
 
 

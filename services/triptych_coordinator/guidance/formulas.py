@@ -73,7 +73,7 @@ def adaptive_projected_guidance(
     direction = positive / np.maximum(np.sqrt(_dot(positive, positive)), _EPS_DIRECTION)
     along = _dot(shortened, direction) * direction
     across = shortened - along
-    update = across.astype(np.float32) + np.float32(eta) * along.astype(np.float32)
+    update: Velocity = (across + eta * along).astype(np.float32)
     return negative + np.float32(scale) * update, difference
 
 

@@ -8,8 +8,8 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.guidance.layers import LayerGuidance, PerturbedAttentionGuidance, SkipLayerGuidance
 from triptych_coordinator.guidance.methods import (
     AdaptiveProjected,
+    ChosenMethod,
     ClassifierFree,
-    GuidanceMethod,
     ZeroStar,
     method_name,
 )
@@ -56,7 +56,7 @@ class GuidanceReader:
             compositions=self._compositions(message.compositions, len(message.prompts)),
         )
 
-    def _method(self, message: pb.GuidanceMethod, num_inference_steps: int) -> GuidanceMethod:
+    def _method(self, message: pb.GuidanceMethod, num_inference_steps: int) -> ChosenMethod:
         match message.WhichOneof("method"):
             case "adaptive_projected":
                 return self._adaptive_projected(message.adaptive_projected)

@@ -75,13 +75,15 @@ class ZeroStar:
         return zero_star_guidance(negative, positive, scale), memory
 
 
-METHODS: Mapping[str, type[ClassifierFree] | type[AdaptiveProjected] | type[ZeroStar]] = {
+ChosenMethod: TypeAlias = ClassifierFree | AdaptiveProjected | ZeroStar
+
+METHODS: Mapping[str, type[ChosenMethod]] = {
     "classifier_free": ClassifierFree,
     "adaptive_projected": AdaptiveProjected,
     "zero_star": ZeroStar,
 }
 
 
-def method_name(method: GuidanceMethod) -> str:
+def method_name(method: ChosenMethod) -> str:
     """The method's name in METHODS."""
     return next(name for name, kind in METHODS.items() if isinstance(method, kind))

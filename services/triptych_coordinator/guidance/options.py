@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from triptych_coordinator.guidance.layers import LayerGuidance, PerturbedAttentionGuidance, SkipLayerGuidance
-from triptych_coordinator.guidance.methods import ClassifierFree, GuidanceMethod
+from triptych_coordinator.guidance.methods import ChosenMethod, ClassifierFree
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Composition:
 class GuidanceOptions:
     """The methods of a request; `compositions` has one for each of its prompts, or is empty."""
 
-    method: GuidanceMethod = field(default_factory=ClassifierFree)
+    method: ChosenMethod = field(default_factory=ClassifierFree)
     rescale: float = 0.0
     skip_layers: SkipLayerGuidance | None = None
     perturbed_attention: PerturbedAttentionGuidance | None = None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
+
 TIMESTEP_CHANNELS = 256
 EPS = 1e-6
 MIN_ROWS = 4
@@ -155,22 +157,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -
     return F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias).transpose(1, 2).flatten(2)
 
 
-def perturbed_bias(image: Tensor, text: Tensor, key_bias: Tensor | None) -> Tensor:
-    """The bias with which an image token attends to itself and to the text, but to no other image token.
-
-    As diffusers' PAGJointAttnProcessor2_0 perturbs SD3's joint attention; text tokens attend to everything.
-    Where a block has an attention among image tokens alone, the same leaves each token its own value.
-
-    Returns:
-        [1, 1, tokens, tokens] of image and text: 0 or minus infinity, and key_bias added.
-    """
-    patches = image.shape[1]
-    bias = image.new_zeros(1, 1, patches + text.shape[1], patches + text.shape[1])
-    bias[..., :patches, :patches] = -math.inf
-    bias.diagonal(dim1=-2, dim2=-1).zero_()
-    return bias if key_bias is None else bias + key_bias
-
-
 class JointBlock(nn.Module):
     """One block: image and text tokens are modulated, attend to all of both, and pass through their own MLPs.
 
@@ -190,17 +176,9 @@ class JointBlock(nn.Module):
         self.text_mlp = None if last else FeedForward(width)
 
     def forward(
-        self,
-        image: Tensor,
-        text: Tensor,
-        embedding: Tensor,
-        key_bias: Tensor | None,
-        perturbed: bool = False,
+        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None, perturbed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width].
-
-        `perturbed`: image tokens do not see each other.
-        """
+        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(embedding)
         image_in = modulate(image, shift, scale)
         if self.text_mlp is None:

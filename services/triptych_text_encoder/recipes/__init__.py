@@ -8,10 +8,13 @@ from triptych.checkpoints import CheckpointError
 from triptych_text_encoder.recipes.sd3 import load_sd3_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from triptych.checkpoints import Checkpoint
     from triptych_text_encoder.encoding import Encoding
+    from triptych_text_encoder.weighting import Span
 
 
 class Recipe(Protocol):
@@ -23,6 +26,8 @@ class Recipe(Protocol):
     joint_attention_dim: int
     #: Width of the pooled vector.
     pooled_projection_dim: int
+    #: Whether parts of a prompt can have weights: every sequence has as many tokens as the empty prompt's.
+    weighting: bool
 
     #: Names of the checkpoint's folders that were loaded: encoders and tokenizers.
     encoders: tuple[str, ...]
@@ -35,6 +40,10 @@ class Recipe(Protocol):
 
     def encode(self, prompt: str) -> Encoding:
         """Encode one prompt. Blocks; one thread at a time."""
+        ...
+
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each vector of the prompt's sequence. As `encode`."""
         ...
 
 

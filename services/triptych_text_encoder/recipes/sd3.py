@@ -9,12 +9,14 @@ Source: `StableDiffusion3Pipeline.encode_prompt` of diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import CheckpointError
 from triptych_text_encoder.components import load_text_model, load_tokenizer
 from triptych_text_encoder.encoding import Encoding
+from triptych_text_encoder.weighting import Span, offsets_to_weights
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,17 @@ class Tower:
         token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
         return token_ids
 
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each of the `max_length` tokens; marks and padding weigh 1."""
+        tokens = self.tokenizer(
+            prompt,
+            padding="max_length",
+            max_length=self.max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )
+        return offsets_to_weights(tokens.offset_mapping, spans)
+
     def characters_read(self, prompt: str) -> int:
         """How many characters of the prompt fit into `max_length` tokens."""
         tokens = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -53,6 +66,8 @@ class Tower:
 
 class SD3Recipe:
     """The text encoders of one SD3 checkpoint."""
+
+    weighting = True
 
     def __init__(self, clips: tuple[Tower, Tower], t5: Tower | None, joint_attention_dim: int) -> None:
         self.joint_attention_dim = joint_attention_dim
@@ -85,6 +100,14 @@ class SD3Recipe:
             pooled = torch.cat(projected)
         read = max(tower.characters_read(prompt) for tower in self._towers)
         return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
+
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each vector of the prompt's sequence.
+
+        CLIP-G's features are joined to CLIP-L's token by token: both have CLIP's one vocabulary.
+        """
+        after = [1.0] * T5_TOKENS if self._t5 is None else self._t5.token_weights(prompt, spans)
+        return [*self._clips[0].token_weights(prompt, spans), *after]
 
     def _t5_features(self, prompt: str, like: torch.Tensor) -> torch.Tensor:
         """What T5 makes of the prompt, [T5_TOKENS, joint_attention_dim]; zeros like `like` without a T5."""

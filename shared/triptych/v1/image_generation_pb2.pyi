@@ -34,6 +34,7 @@ class GenerationParameters(google.protobuf.message.Message):
     SKIP_LAYER_GUIDANCE_FIELD_NUMBER: builtins.int
     PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
     COMPOSITIONS_FIELD_NUMBER: builtins.int
+    PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
     width: builtins.int
@@ -51,6 +52,10 @@ class GenerationParameters(google.protobuf.message.Message):
     guidance_rescale: builtins.float
     """phi, 0 to 1: how much of the contrast that guidance added is taken back, velocity x (phi std(prompt's velocity) /
     std(velocity) + 1 - phi), of each picture alone. Default 0.
+    """
+    prompt_weighting: builtins.bool
+    """Read marks in all prompts, negative and composed ones too, as weights of their parts: (text) 1.1 times, (text:1.3)
+    1.3 times, [text] divided by 1.1, nested ones multiply; \\( \\) \\[ \\] \\\\ for the characters. Default: they are text.
     """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -107,9 +112,10 @@ class GenerationParameters(google.protobuf.message.Message):
         skip_layer_guidance: global___SkipLayerGuidance | None = ...,
         perturbed_attention_guidance: global___PerturbedAttentionGuidance | None = ...,
         compositions: collections.abc.Iterable[global___Composition] | None = ...,
+        prompt_weighting: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompts", b"prompts", "seeds", b"seeds", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
