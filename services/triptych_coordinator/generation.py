@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.guidance import Guided
+from triptych_coordinator.guidance import GuidanceInput, Guided
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
+from triptych_coordinator.pipelines import Sampling
 from triptych_coordinator.prompt_weighting import WeightedText
-from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
 from triptych_coordinator.sampler import sample
-from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
@@ -25,7 +25,7 @@ from triptych_coordinator.stages import RequestDenoiser, Stages
 async def generation_events(
     stages: Stages,
     models: Models,
-    schedule: FlowSchedule,
+    sampling: Sampling,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -36,9 +36,9 @@ async def generation_events(
     """
     finished = pb.Finished()
     stopwatch.lap()
-    guided, encoded = await _encode(stages, models, parameters, deadline)
+    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, encoded))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
 
     noise = _noise(parameters, models)
     latents = await asyncio.to_thread(noise)
@@ -48,8 +48,10 @@ async def generation_events(
         models.denoiser.max_samples,
         models.denoiser.max_branches,
         deadline,
+        loras_to_messages(parameters.loras),
     )
-    sigmas = schedule.sigmas(parameters.num_inference_steps)
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
     solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
     async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
         completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
@@ -77,13 +79,13 @@ async def generation_events(
 
 
 async def _encode(
-    stages: Stages, models: Models, parameters: Parameters, deadline: Deadline
+    stages: Stages, models: Models, takes: GuidanceInput, parameters: Parameters, deadline: Deadline
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
-    scales, guidance = parameters.guidance_scales(), parameters.guidance
-    guided = any(scale != 1 for scale in scales) or len(guidance.compositions) > 0
-    negative_prompts = parameters.negative_prompts if guided else ()
+    guidance = parameters.guidance
     additional = guidance.additional_prompts()
+    guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
+    negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.encode([parameters.weighted(prompt) for prompt in prompts], models, deadline)
 
@@ -94,7 +96,8 @@ async def _encode(
     return Guided(
         digests(parameters.prompts),
         digests(negative_prompts),
-        scales,
+        parameters.guidance_scales(),
+        embedded=takes is GuidanceInput.EMBEDDED,
         method=guidance.method,
         rescale=guidance.rescale,
         additional=[digests(prompts) for prompts in additional],
@@ -103,12 +106,16 @@ async def _encode(
     ), encoded
 
 
-def _accepted(parameters: Parameters, encoded: Mapping[WeightedText, EncodedPrompt]) -> pb.Accepted:
+def _accepted(
+    parameters: Parameters, guided: Guided, encoded: Mapping[WeightedText, EncodedPrompt]
+) -> pb.Accepted:
     warnings = [
         f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated
     ]
+    if any(parameters.negative_prompts) and not guided.negative:
+        warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

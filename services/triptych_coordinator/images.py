@@ -67,6 +67,7 @@ def png_text(
         },
         **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
         **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
         "sampler": SAMPLER_NAME,
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
@@ -92,6 +93,7 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         if "constant" in record["guidance_schedule"]
         else json.dumps(record["guidance_schedule"]),
         **{name: json.dumps(record[field]) for field, name in _GUIDANCE_NAMES.items() if field in record},
+        "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]) or None,
         "Version": f"Triptych {record['version']}",
     }
     negative = f"\nNegative prompt: {record['negative_prompt']}" if record["negative_prompt"] else ""

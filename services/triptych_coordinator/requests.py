@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from triptych import errors
+from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceOptions, GuidanceSchedule
+from triptych.v1 import lora_pb2
+from triptych_coordinator.guidance import ClassifierFree, GuidanceInput, GuidanceOptions, GuidanceSchedule
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
 from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
 
@@ -38,8 +40,18 @@ class Limits:
     max_prompt_bytes: int
     default_num_inference_steps: int
     default_guidance_scale: float
+    guidance: GuidanceInput
     num_layers: int = 0
     prompt_weighting: bool = False
+    loras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of the denoiser, by name, and how much of it."""
+
+    name: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Parameters:
     seeds: tuple[int, ...]
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     prompt_weighting: bool = False
+    loras: tuple[Lora, ...] = ()
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -84,7 +97,8 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
     """Checks a request and fills in its defaults.
 
     Raises:
-        TriptychError: NOT_FOUND for another model; INVALID_ARGUMENT that names every wrong field.
+        TriptychError: NOT_FOUND for another model or an unknown LoRA; INVALID_ARGUMENT that names every wrong
+            field.
     """
     if message.model and message.model != limits.model:
         raise errors.not_found(
@@ -105,11 +119,16 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         seeds=given.seeds(),
         guidance=given.guidance(),
         prompt_weighting=given.prompt_weighting(),
+        loras=given.loras(),
     )
     if not wrong:
         given.check_pixels(parameters)
+        given.check_guidance(parameters)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
+    for lora in parameters.loras:
+        if lora.name not in limits.loras:
+            raise unknown_lora(lora.name, limits.loras)
     return parameters
 
 
@@ -127,6 +146,7 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         seeds=parameters.seeds,
         model=parameters.model,
         prompt_weighting=parameters.prompt_weighting,
+        loras=loras_to_messages(parameters.loras),
     )
     if schedule.name == "explicit":
         message.ClearField("guidance_scale")
@@ -135,6 +155,11 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
     chosen.SetInParent()
     write_options(parameters.guidance, message)
     return message
+
+
+def loras_to_messages(loras: Sequence[Lora]) -> list[lora_pb2.Lora]:
+    """As requests name them, to the coordinator and to the denoiser."""
+    return [lora_pb2.Lora(name=lora.name, weight=lora.weight) for lora in loras]
 
 
 @dataclass(frozen=True)
@@ -245,6 +270,12 @@ class _Given:
         first = given[0] if given else secrets.randbelow(1 << 32)
         return tuple((first + k) % (1 << 64) for k in range(images))
 
+    def loras(self) -> tuple[Lora, ...]:
+        self.wrong.update(lora_violations(self.message.loras))
+        return tuple(
+            Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
+        )
+
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width
         if image > self.limits.max_image_pixels:
@@ -255,6 +286,37 @@ class _Given:
             self.wrong["num_images_per_prompt"] = (
                 f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
                 f" not {image * len(parameters.seeds)}"
+            )
+
+    def check_guidance(self, parameters: Parameters) -> None:
+        """Refuses what the model cannot do, whatever the rest of the request is."""
+        guidance = self.limits.guidance
+        if guidance is GuidanceInput.NONE and any(scale != 1 for scale in parameters.guidance_scales()):
+            field = "guidance_scale" if parameters.guidance_scale != 1 else "guidance_schedule"
+            self.wrong[field] = (
+                "this model was distilled to do without guidance: leave it out, or make the scale 1, which"
+                f" means none, not {max(parameters.guidance_scales()):g}"
+            )
+        if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
+            self.wrong["negative_prompts"] = (
+                "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
+                " classifier-free guidance on top of distilled guidance is not supported): leave it out"
+            )
+        if guidance is not GuidanceInput.BRANCHES:
+            self._check_no_branches(parameters.guidance)
+
+    def _check_no_branches(self, options: GuidanceOptions) -> None:
+        reason = (
+            "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
+        )
+        if options.method != ClassifierFree():
+            self.wrong["guidance_method"] = reason
+        if options.compositions:
+            self.wrong["compositions"] = reason
+        if options.rescale and not options.layer_guidances:
+            self.wrong["guidance_rescale"] = (
+                "this model's guidance is distilled, and only what skip_layer_guidance or"
+                " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
             )
 
     def _check_prompt(self, path: str, text: str) -> None:

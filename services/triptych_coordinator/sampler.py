@@ -14,9 +14,12 @@ class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work."""
+        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
+
+        `guidance` is the scale for a model that takes it as an input, None for every other.
+        """
         ...
 
 
@@ -42,7 +45,8 @@ async def sample(
             yield step, asked
             answer = asked.latents
         else:
-            velocities = await denoiser.predict(asked.latents, asked.sigma, guided.branches(step))
+            branches, guidance = guided.branches(step), guided.input_scale(step)
+            velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
             answer, memory = guided.velocity(step, velocities, memory)
         try:
             asked = solution.send(answer)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.tensors import array_to_message, message_to_array
-from triptych.v1 import denoiser_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
@@ -145,18 +145,22 @@ class Stages:
 
 @dataclass
 class RequestDenoiser:
-    """The denoiser for the samples of one request; it remembers how many rows were computed, and by whom."""
+    """The denoiser for the samples of one request, with its LoRAs.
+
+    It remembers how many rows were computed, and by whom.
+    """
 
     stages: Stages
     conditionings: Conditionings
     max_samples: int
     max_branches: int
     deadline: Deadline
+    loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch]
+        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
         """As sampler.Denoiser. What the denoiser does not take at once goes in several calls."""
         velocities = np.empty((len(branches), *latents.shape), np.float32)
@@ -164,13 +168,19 @@ class RequestDenoiser:
             some = slice(first, first + self.max_branches)
             for start in range(0, len(latents), self.max_samples):
                 part = slice(start, start + self.max_samples)
-                velocities[some, part] = await self._predict_part(latents, sigma, branches[some], part)
+                velocities[some, part] = await self._predict_part(
+                    latents[part], sigma, branches[some], part, guidance
+                )
         return velocities
 
     async def _predict_part(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch], part: slice
+        self,
+        latents: Latents,
+        sigma: np.float32,
+        branches: Sequence[Branch],
+        part: slice,
+        guidance: float | None,
     ) -> NDArray[np.float32]:
-        latents = latents[part]
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
             sigmas=[float(sigma)] * len(latents),
@@ -182,6 +192,8 @@ class RequestDenoiser:
                 )
                 for branch in branches
             ],
+            guidance_scales=[] if guidance is None else [guidance] * len(latents),
+            loras=self.loras,
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))

@@ -61,7 +61,7 @@ class TextEncoder:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text-encoder")
 
     async def encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
-        """The encoding of one prompt, whose spans have weights.
+        """The encoding of one prompt, whose spans have weights if the recipe has token_weights.
 
         When the caller is cancelled, work that has not begun is dropped.
         """
@@ -79,9 +79,10 @@ class TextEncoder:
         known = self._cache.get((prompt, spans))
         if known is not None:
             return known
-        encoding = self._weighted(prompt, spans) if spans else self.recipe.encode(prompt)
+        token_weights = self.recipe.token_weights
+        if spans and token_weights is not None:
+            encoding = weighted(self._encode(prompt), self._encode(""), token_weights(prompt, spans))
+        else:
+            encoding = self.recipe.encode(prompt)
         self._cache.put((prompt, spans), encoding)
         return encoding
-
-    def _weighted(self, prompt: str, spans: tuple[Span, ...]) -> Encoding:
-        return weighted(self._encode(prompt), self._encode(""), self.recipe.token_weights(prompt, spans))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
+from triptych.quantization import create_quantizer
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
@@ -22,6 +22,7 @@ from triptych_text_encoder.weighting import Span
 if TYPE_CHECKING:
     import torch
 
+    from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.recipes import Recipe
@@ -52,7 +53,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
         _check_prompts(request.prompts, self._max_prompts)
-        spans = _spans(request, self._encoder.recipe.weighting)
+        spans = _spans(request, self._encoder.recipe.token_weights is not None)
         encodings = [await self._encoder.encode(*entry) for entry in zip(request.prompts, spans, strict=True)]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings)
@@ -69,7 +70,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             max_prompts=self._max_prompts,
             max_prompt_bytes=MAX_PROMPT_BYTES,
             tokens=recipe.tokens,
-            weighting=recipe.weighting,
+            weighting=recipe.token_weights is not None,
         )
 
     async def close(self) -> None:
@@ -77,22 +78,27 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         self._encoder.close()
 
 
-def create_servicer(settings: StageSettings) -> TextEncoderServicer:
+def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
 
     import torch
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    recipe = load_recipe(checkpoint, dtype, usable_device(settings.device))
+    device = usable_device(settings.device)
+    recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=str(checkpoint.index["_class_name"]),
         device=settings.device,
         dtype=settings.dtype,
         determinism=DETERMINISM,
-        fingerprint=text_encoder_fingerprint(checkpoint, recipe, settings.device, settings.dtype),
+        fingerprint=text_encoder_fingerprint(
+            checkpoint, recipe, settings.device, settings.dtype, quantization
+        ),
         parameters=recipe.parameters,
+        quantization=quantization,
     )
     return TextEncoderServicer(
         TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)

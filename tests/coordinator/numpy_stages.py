@@ -95,9 +95,13 @@ class Denoiser(DenoiserServiceServicer):
         self.rows = 0
         self.branches: list[int] = []
         self.uploads = 0
+        self.guidance_embedded = False
+        self.guidance_scales: list[list[float]] = []
+        self.loras: list[dict[str, float]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
+        self.loras.append({lora.name: lora.weight for lora in request.loras})
         await self.open.wait()
         await asyncio.sleep(self.seconds)
         if self.failures:
@@ -106,6 +110,7 @@ class Denoiser(DenoiserServiceServicer):
         missing = [digest for digest in wanted if digest not in self.pooled]
         if missing:
             raise missing_conditioning(missing)
+        self.guidance_scales.append(list(request.guidance_scales))
         latents = message_to_array(request.latents, "latents")
         if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
             raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
@@ -143,6 +148,8 @@ class Denoiser(DenoiserServiceServicer):
             max_samples=3,
             max_branches=2,
             num_layers=LAYERS,
+            guidance_embedded=self.guidance_embedded,
+            loras=["ink", "oil paint"],
         )
 
 

@@ -1,5 +1,6 @@
 """What a request may ask for, and what it is told otherwise."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from triptych_coordinator.guidance import (
     AdaptiveProjected,
     ClassifierFree,
     Composition,
+    GuidanceInput,
     GuidanceOptions,
     GuidanceSchedule,
     PerturbedAttentionGuidance,
@@ -22,6 +24,7 @@ from triptych_coordinator.guidance import (
 from triptych_coordinator.prompt_weighting import Span, WeightedText
 from triptych_coordinator.requests import (
     Limits,
+    Lora,
     Parameters,
     parameters_from_message,
     parameters_to_message,
@@ -41,17 +44,21 @@ LIMITS = Limits(
     default_guidance_scale=5.0,
     num_layers=6,
     prompt_weighting=True,
+    guidance=GuidanceInput.BRANCHES,
+    loras=("ink", "oil paint"),
 )
+EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
+WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)
 
 
-def parsed(**fields: Any) -> Parameters:
-    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), LIMITS)
+def parsed(limits: Limits = LIMITS, **fields: Any) -> Parameters:
+    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), limits)
 
 
-def wrong(**fields: Any) -> dict[str, str]:
+def wrong(limits: Limits = LIMITS, **fields: Any) -> dict[str, str]:
     """The violations of a request that is refused."""
     with pytest.raises(TriptychError) as raised:
-        parsed(**fields)
+        parsed(limits, **fields)
     assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
     (detail,) = raised.value.details
     assert isinstance(detail, error_details_pb2.BadRequest)
@@ -69,6 +76,34 @@ def test_every_default_is_filled_in() -> None:
     first = parameters.seeds[0]
     assert parameters.seeds == (first, first + 1, first + 2, first + 3)
     assert [parameters.prompt(k) for k in range(4)] == ["a", "a", "b", "b"]
+
+
+def test_loras_keep_their_order_and_weigh_one_by_default() -> None:
+    parameters = parsed(loras=[{"name": "oil paint", "weight": 0.7}, {"name": "ink"}])
+    assert parameters.loras == (Lora("oil paint", 0.7), Lora("ink", 1.0))
+    again = parameters_from_message(parameters_to_message(parameters), LIMITS)
+    assert again == parameters
+
+
+@pytest.mark.parametrize(
+    ("loras", "violations"),
+    [
+        ([{"name": "ink", "weight": 10.5}], {"loras[0].weight": "is 10.5; allowed are -10 to 10"}),
+        ([{"name": "tea", "weight": math.inf}], {"loras[0].weight": "is inf; allowed are -10 to 10"}),
+        ([{"name": "ink"}, {"name": "ink"}], {"loras[1].name": "'ink' is named twice"}),
+        ([{"name": "ink"}] * 9, {"loras": "9 of them; allowed are 0 to 8"}),
+    ],
+)
+def test_bad_loras_are_refused_by_field(loras: list[dict[str, Any]], violations: dict[str, str]) -> None:
+    assert wrong(loras=loras) == violations
+
+
+@pytest.mark.parametrize("name", ["tempera", "", "../ink"])
+def test_an_unknown_lora_is_not_found_and_the_others_are_listed(name: str) -> None:
+    with pytest.raises(TriptychError) as raised:
+        parsed(loras=[{"name": "ink"}, {"name": name}])
+    assert raised.value.code is grpc.StatusCode.NOT_FOUND
+    assert raised.value.message == f"there is no LoRA {name!r}; there are: ink, oil paint"
 
 
 def test_two_requests_without_seeds_get_different_ones() -> None:
@@ -287,6 +322,33 @@ def test_every_wrong_field_is_named_at_once() -> None:
     assert wrong(**fields).keys() == {
         "prompts[0]", "height", "width", "num_inference_steps", "guidance_scale", "seeds",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+def test_a_negative_prompt_that_cannot_steer_is_refused(limits: Limits) -> None:
+    assert parsed(limits, negative_prompts=[""]).negative_prompts == ("",)
+    violations = wrong(limits, negative_prompts=["mud"])
+    assert list(violations) == ["negative_prompts"]
+    assert "true classifier-free guidance" in violations["negative_prompts"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"guidance_scale": 3.5}, "guidance_scale"),
+        ({"guidance_scale": 0}, "guidance_scale"),
+        ({"guidance_schedule": {"linear": {"end_scale": 4}}}, "guidance_schedule"),
+    ],
+)
+def test_guidance_of_a_model_without_any_is_refused(fields: dict[str, Any], field: str) -> None:
+    violations = wrong(WITHOUT_GUIDANCE, **fields)
+    assert list(violations) == [field]
+    assert "leave it out, or make the scale 1" in violations[field]
+
+
+def test_no_guidance_may_be_said_to_a_model_without_any() -> None:
+    assert parsed(WITHOUT_GUIDANCE, guidance_scale=1).guidance_scales() == [1.0] * 28
+    assert parsed(EMBEDDED, guidance_scale=2.5).guidance_scales() == [2.5] * 28
 
 
 def test_an_unknown_model_is_not_found() -> None:

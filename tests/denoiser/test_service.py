@@ -36,10 +36,13 @@ def called_directly(
     model = denoiser.servicer._predictor.model
     tokens = len(prompt.sequence) - repeats + 1
     with torch.inference_mode():
-        velocity: Tensor = model(
-            latents, torch.tensor([sigma]), prompt.sequence[None, :tokens], prompt.pooled[None], repeats
+        return model(
+            latents,
+            torch.tensor([sigma]),
+            prompt.sequence[None, :tokens],
+            pooled=prompt.pooled[None],
+            trailing_repeats=repeats,
         )
-    return velocity
 
 
 async def test_velocities_are_the_models_to_the_bit(denoiser: Denoiser) -> None:
@@ -150,6 +153,7 @@ async def test_get_model_says_shapes_and_limits(denoiser: Denoiser, settings: De
     assert (answer.max_latent_size, answer.default_latent_size) == (48, 8)
     assert (answer.joint_attention_dim, answer.pooled_projection_dim) == (32, 32)
     assert (answer.max_samples, answer.max_branches, answer.num_layers) == (64, 4, 2)
+    assert not answer.guidance_embedded
     assert answer.model.name == "tiny"
     assert answer.model.family == "SD3Transformer2DModel"
     assert (answer.model.device, answer.model.dtype) == ("cpu", "float32")
@@ -230,6 +234,10 @@ BAD_REQUESTS = {
     "65 samples": (
         request(random_latents(0, samples=65), [0.5] * 65, [[CAT] * 65]),
         "latents: 65 samples; allowed are 1 to 64",
+    ),
+    "guidance for a model that takes none": (
+        changed(guidance_scales=[3.5]),
+        "guidance_scales: 1 of them; this model does not take any",
     ),
     "no samples": (request(random_latents(0, samples=0), [], [[]]), "latents: 0 samples"),
 }

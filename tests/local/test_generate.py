@@ -60,6 +60,7 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
 
 
 WRONG_WORDS = {
+    "files for services elsewhere": (["--target", "h:1", "--offline"], "have their own device"),
     "a size without its height": (["--size", "256"], "'256' is no size: it is WIDTHxHEIGHT"),
     "a schedule without its end": (["--guidance-schedule", "linear"], "'linear' is no guidance schedule"),
     "an empty list of scales": (["--guidance-schedule", "list:"], "'list:' is no guidance schedule"),
@@ -70,6 +71,8 @@ WRONG_WORDS = {
     "another file format": (["-o", "cat.jpg"], "'cat.jpg' does not end in .png"),
     "a folder that is not there": (["-o", "nowhere/cat.png"], "there is no folder 'nowhere'"),
     "a negative seed": (["--seed", "-1"], "should be greater than or equal to 0"),
+    "a LoRA without its weight": (["--lora", "ink="], "'ink=' is no LoRA: it is NAME=WEIGHT"),
+    "a LoRA twice": (["--lora", "ink", "--lora", "ink=1"], "a LoRA is named twice"),
     "a device for services elsewhere": (["--target", "h:1", "--device", "cuda"], "have their own device"),
 }
 

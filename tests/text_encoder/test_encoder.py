@@ -19,7 +19,6 @@ class CountingRecipe:
     tokens, joint_attention_dim, pooled_projection_dim, parameters = 1, 4, 1, 0
     encoders: tuple[str, ...] = ()
     tokenizers: tuple[str, ...] = ()
-    weighting = True
 
     def __init__(self) -> None:
         self.prompts: list[str] = []

@@ -15,7 +15,7 @@ from triptych.channels import channel_options
 from triptych.digests import conditioning_digest
 from triptych.errors import from_rpc_error
 from triptych.serving import Server
-from triptych.settings import StageSettings, read_settings
+from triptych.settings import QuantizedStageSettings, read_settings
 from triptych.tensors import message_to_torch
 from triptych.v1 import text_encoder_pb2_grpc
 from triptych.v1.text_encoder_pb2 import (
@@ -30,18 +30,20 @@ from triptych_text_encoder.recipes import Recipe
 
 
 @pytest.fixture
-def settings(without_t5: Path, tmp_path: Path) -> StageSettings:
+def settings(without_t5: Path, tmp_path: Path) -> QuantizedStageSettings:
     options = {
         "--listen": f"unix:{tmp_path}/text_encoder.sock",
         "--model": str(without_t5),
         "--drain-seconds": "0",
         "--grace-seconds": "1",
     }
-    return read_settings(StageSettings, "test", [word for option in options.items() for word in option])
+    return read_settings(
+        QuantizedStageSettings, "test", [word for option in options.items() for word in option]
+    )
 
 
 @pytest.fixture
-async def stub(settings: StageSettings) -> AsyncIterator[Any]:
+async def stub(settings: QuantizedStageSettings) -> AsyncIterator[Any]:
     loaded = await load(settings)
     server = Server(loaded.services, settings)
     await server.start()
@@ -95,7 +97,7 @@ async def test_what_was_cut_off_is_reported_for_its_prompt(stub: Any) -> None:
     assert list(response.truncated) == ["", "RED cat"]
 
 
-async def test_get_model_says_shapes_and_limits(stub: Any, settings: StageSettings) -> None:
+async def test_get_model_says_shapes_and_limits(stub: Any, settings: QuantizedStageSettings) -> None:
     answer = await stub.GetModel(TextEncoderServiceGetModelRequest())
 
     assert answer.tokens == MAX_LENGTH + 256
@@ -137,7 +139,7 @@ async def test_the_largest_request_is_answered(stub: Any) -> None:
     assert all(response.truncated)
 
 
-async def test_max_prompts_is_what_fits_into_a_message(settings: StageSettings) -> None:
+async def test_max_prompts_is_what_fits_into_a_message(settings: QuantizedStageSettings) -> None:
     """A conditioning has (32 + 256) x 64 + 36 float32 numbers: 74 kB, beside 16 kB of truncated text."""
     small = settings.model_copy(update={"max_message_bytes": 300_000})
     loaded = await load(small)

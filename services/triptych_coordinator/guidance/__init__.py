@@ -2,6 +2,7 @@
 
 from triptych_coordinator.guidance.formulas import classifier_free_guidance
 from triptych_coordinator.guidance.guided import Guided
+from triptych_coordinator.guidance.inputs import GuidanceInput
 from triptych_coordinator.guidance.layers import (
     Branch,
     Digests,
@@ -18,6 +19,7 @@ __all__ = [
     "ClassifierFree",
     "Composition",
     "Digests",
+    "GuidanceInput",
     "GuidanceOptions",
     "GuidanceSchedule",
     "Guided",

@@ -20,6 +20,7 @@ class Guided:
     additional: digests of prompts that are composed with the prompt.
     weights: the weight of the prompt and of each additional one: a number per sample each. Without additional
         prompts there are none.
+    embedded: whether the model takes the scale as an input. Then no step needs the negative prompt.
     """
 
     positive: Digests
@@ -30,6 +31,7 @@ class Guided:
     additional: Sequence[Digests] = ()
     weights: Sequence[Sequence[float]] = ()
     layer_guidances: Sequence[LayerGuidance] = ()
+    embedded: bool = False
 
     def branches(self, step: int) -> list[Branch]:
         """The branches that this step needs: without guidance, only the prompt's."""
@@ -39,6 +41,10 @@ class Guided:
         prompts = [Branch(digests) for digests in (self.positive, *self.additional)]
         weakened = [guidance.branch(self.positive) for guidance in self._active(step)]
         return [*negative, *prompts, *weakened]
+
+    def input_scale(self, step: int) -> float | None:
+        """The scale that the model takes as an input, if it does."""
+        return self.scales[step] if self.embedded else None
 
     def velocity(
         self, step: int, velocities: NDArray[np.float32], memory: Memory = None
@@ -65,7 +71,7 @@ class Guided:
         return velocity, memory
 
     def _needs_negative(self, step: int) -> bool:
-        return self.scales[step] != 1 or len(self.additional) > 0
+        return not self.embedded and (self.scales[step] != 1 or len(self.additional) > 0)
 
     def _active(self, step: int) -> list[LayerGuidance]:
         return [guidance for guidance in self.layer_guidances if guidance.active(step, len(self.scales))]

@@ -22,66 +22,69 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from triptych.v1 import lora_pb2 as triptych_dot_v1_dot_lora__pb2
 from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/model.proto\"\xbf\x05\n\x14GenerationParameters\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x18\n\x10negative_prompts\x18\x02 \x03(\t\x12\x13\n\x06height\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x38\n\x11guidance_schedule\x18\x07 \x01(\x0b\x32\x1d.triptych.v1.GuidanceSchedule\x12\"\n\x15num_images_per_prompt\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\x04\x12\r\n\x05model\x18\n \x01(\t\x12\x34\n\x0fguidance_method\x18\x0f \x01(\x0b\x32\x1b.triptych.v1.GuidanceMethod\x12\x1d\n\x10guidance_rescale\x18\x10 \x01(\x02H\x05\x88\x01\x01\x12;\n\x13skip_layer_guidance\x18\x11 \x01(\x0b\x32\x1e.triptych.v1.SkipLayerGuidance\x12M\n\x1cperturbed_attention_guidance\x18\x12 \x01(\x0b\x32\'.triptych.v1.PerturbedAttentionGuidance\x12.\n\x0c\x63ompositions\x18\x13 \x03(\x0b\x32\x18.triptych.v1.Composition\x12\x18\n\x10prompt_weighting\x18\x14 \x01(\x08\x42\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x18\n\x16_num_images_per_promptB\x13\n\x11_guidance_rescale\"\x95\x02\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x12\x31\n\x08\x65xplicit\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ExplicitGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"\"\n\x10\x45xplicitGuidance\x12\x0e\n\x06scales\x18\x01 \x03(\x02\"\xd4\x01\n\x0eGuidanceMethod\x12>\n\x0f\x63lassifier_free\x18\x01 \x01(\x0b\x32#.triptych.v1.ClassifierFreeGuidanceH\x00\x12\x44\n\x12\x61\x64\x61ptive_projected\x18\x02 \x01(\x0b\x32&.triptych.v1.AdaptiveProjectedGuidanceH\x00\x12\x32\n\tzero_star\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ZeroStarGuidanceH\x00\x42\x08\n\x06method\"\x18\n\x16\x43lassifierFreeGuidance\"\x89\x01\n\x19\x41\x64\x61ptiveProjectedGuidance\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0enorm_threshold\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08momentum\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x06\n\x04_etaB\x11\n\x0f_norm_thresholdB\x0b\n\t_momentum\"D\n\x10ZeroStarGuidance\x12\x1c\n\x0fzero_init_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_zero_init_steps\"{\n\x11SkipLayerGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"\x84\x01\n\x1aPerturbedAttentionGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"i\n\x0b\x43omposition\x12\x1a\n\rprompt_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.WeightedPromptB\x10\n\x0e_prompt_weight\"@\n\x0eWeightedPrompt\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"?\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\"i\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\"\xa2\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\xca\x02\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\"\xe1\x05\n\x14GenerationParameters\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x18\n\x10negative_prompts\x18\x02 \x03(\t\x12\x13\n\x06height\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x38\n\x11guidance_schedule\x18\x07 \x01(\x0b\x32\x1d.triptych.v1.GuidanceSchedule\x12\"\n\x15num_images_per_prompt\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\x04\x12\r\n\x05model\x18\n \x01(\t\x12\x34\n\x0fguidance_method\x18\x0f \x01(\x0b\x32\x1b.triptych.v1.GuidanceMethod\x12\x1d\n\x10guidance_rescale\x18\x10 \x01(\x02H\x05\x88\x01\x01\x12;\n\x13skip_layer_guidance\x18\x11 \x01(\x0b\x32\x1e.triptych.v1.SkipLayerGuidance\x12M\n\x1cperturbed_attention_guidance\x18\x12 \x01(\x0b\x32\'.triptych.v1.PerturbedAttentionGuidance\x12.\n\x0c\x63ompositions\x18\x13 \x03(\x0b\x32\x18.triptych.v1.Composition\x12\x18\n\x10prompt_weighting\x18\x14 \x01(\x08\x12 \n\x05loras\x18( \x03(\x0b\x32\x11.triptych.v1.LoraB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x18\n\x16_num_images_per_promptB\x13\n\x11_guidance_rescale\"\x95\x02\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x12\x31\n\x08\x65xplicit\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ExplicitGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"\"\n\x10\x45xplicitGuidance\x12\x0e\n\x06scales\x18\x01 \x03(\x02\"\xd4\x01\n\x0eGuidanceMethod\x12>\n\x0f\x63lassifier_free\x18\x01 \x01(\x0b\x32#.triptych.v1.ClassifierFreeGuidanceH\x00\x12\x44\n\x12\x61\x64\x61ptive_projected\x18\x02 \x01(\x0b\x32&.triptych.v1.AdaptiveProjectedGuidanceH\x00\x12\x32\n\tzero_star\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ZeroStarGuidanceH\x00\x42\x08\n\x06method\"\x18\n\x16\x43lassifierFreeGuidance\"\x89\x01\n\x19\x41\x64\x61ptiveProjectedGuidance\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0enorm_threshold\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08momentum\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x06\n\x04_etaB\x11\n\x0f_norm_thresholdB\x0b\n\t_momentum\"D\n\x10ZeroStarGuidance\x12\x1c\n\x0fzero_init_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_zero_init_steps\"{\n\x11SkipLayerGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"\x84\x01\n\x1aPerturbedAttentionGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"i\n\x0b\x43omposition\x12\x1a\n\rprompt_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.WeightedPromptB\x10\n\x0e_prompt_weight\"@\n\x0eWeightedPrompt\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"?\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\"i\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\"\xa2\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\x87\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\r\n\x05loras\x18( \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.image_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATIONPARAMETERS']._serialized_start=77
-  _globals['_GENERATIONPARAMETERS']._serialized_end=780
-  _globals['_GUIDANCESCHEDULE']._serialized_start=783
-  _globals['_GUIDANCESCHEDULE']._serialized_end=1060
-  _globals['_CONSTANTGUIDANCE']._serialized_start=1062
-  _globals['_CONSTANTGUIDANCE']._serialized_end=1080
-  _globals['_LINEARGUIDANCE']._serialized_start=1082
-  _globals['_LINEARGUIDANCE']._serialized_end=1117
-  _globals['_COSINEGUIDANCE']._serialized_start=1119
-  _globals['_COSINEGUIDANCE']._serialized_end=1154
-  _globals['_INTERVALGUIDANCE']._serialized_start=1156
-  _globals['_INTERVALGUIDANCE']._serialized_end=1203
-  _globals['_EXPLICITGUIDANCE']._serialized_start=1205
-  _globals['_EXPLICITGUIDANCE']._serialized_end=1239
-  _globals['_GUIDANCEMETHOD']._serialized_start=1242
-  _globals['_GUIDANCEMETHOD']._serialized_end=1454
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_start=1456
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_end=1480
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_start=1483
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_end=1620
-  _globals['_ZEROSTARGUIDANCE']._serialized_start=1622
-  _globals['_ZEROSTARGUIDANCE']._serialized_end=1690
-  _globals['_SKIPLAYERGUIDANCE']._serialized_start=1692
-  _globals['_SKIPLAYERGUIDANCE']._serialized_end=1815
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_start=1818
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_end=1950
-  _globals['_COMPOSITION']._serialized_start=1952
-  _globals['_COMPOSITION']._serialized_end=2057
-  _globals['_WEIGHTEDPROMPT']._serialized_start=2059
-  _globals['_WEIGHTEDPROMPT']._serialized_end=2123
-  _globals['_GENERATEREQUEST']._serialized_start=2125
-  _globals['_GENERATEREQUEST']._serialized_end=2197
-  _globals['_GENERATERESPONSE']._serialized_start=2200
-  _globals['_GENERATERESPONSE']._serialized_end=2413
-  _globals['_ACCEPTED']._serialized_start=2415
-  _globals['_ACCEPTED']._serialized_end=2498
-  _globals['_STEPCOMPLETED']._serialized_start=2500
-  _globals['_STEPCOMPLETED']._serialized_end=2563
-  _globals['_GENERATEDIMAGE']._serialized_start=2565
-  _globals['_GENERATEDIMAGE']._serialized_end=2670
-  _globals['_FINISHED']._serialized_start=2673
-  _globals['_FINISHED']._serialized_end=2835
-  _globals['_GENERATEIMAGESREQUEST']._serialized_start=2837
-  _globals['_GENERATEIMAGESREQUEST']._serialized_end=2915
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=2918
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=3101
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=3103
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=3142
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=3145
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=3475
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=3478
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=3785
+  _globals['_GUIDANCEINPUT']._serialized_start=3597
+  _globals['_GUIDANCEINPUT']._serialized_end=3727
+  _globals['_GENERATIONPARAMETERS']._serialized_start=101
+  _globals['_GENERATIONPARAMETERS']._serialized_end=838
+  _globals['_GUIDANCESCHEDULE']._serialized_start=841
+  _globals['_GUIDANCESCHEDULE']._serialized_end=1118
+  _globals['_CONSTANTGUIDANCE']._serialized_start=1120
+  _globals['_CONSTANTGUIDANCE']._serialized_end=1138
+  _globals['_LINEARGUIDANCE']._serialized_start=1140
+  _globals['_LINEARGUIDANCE']._serialized_end=1175
+  _globals['_COSINEGUIDANCE']._serialized_start=1177
+  _globals['_COSINEGUIDANCE']._serialized_end=1212
+  _globals['_INTERVALGUIDANCE']._serialized_start=1214
+  _globals['_INTERVALGUIDANCE']._serialized_end=1261
+  _globals['_EXPLICITGUIDANCE']._serialized_start=1263
+  _globals['_EXPLICITGUIDANCE']._serialized_end=1297
+  _globals['_GUIDANCEMETHOD']._serialized_start=1300
+  _globals['_GUIDANCEMETHOD']._serialized_end=1512
+  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_start=1514
+  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_end=1538
+  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_start=1541
+  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_end=1678
+  _globals['_ZEROSTARGUIDANCE']._serialized_start=1680
+  _globals['_ZEROSTARGUIDANCE']._serialized_end=1748
+  _globals['_SKIPLAYERGUIDANCE']._serialized_start=1750
+  _globals['_SKIPLAYERGUIDANCE']._serialized_end=1873
+  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_start=1876
+  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_end=2008
+  _globals['_COMPOSITION']._serialized_start=2010
+  _globals['_COMPOSITION']._serialized_end=2115
+  _globals['_WEIGHTEDPROMPT']._serialized_start=2117
+  _globals['_WEIGHTEDPROMPT']._serialized_end=2181
+  _globals['_GENERATEREQUEST']._serialized_start=2183
+  _globals['_GENERATEREQUEST']._serialized_end=2255
+  _globals['_GENERATERESPONSE']._serialized_start=2258
+  _globals['_GENERATERESPONSE']._serialized_end=2471
+  _globals['_ACCEPTED']._serialized_start=2473
+  _globals['_ACCEPTED']._serialized_end=2556
+  _globals['_STEPCOMPLETED']._serialized_start=2558
+  _globals['_STEPCOMPLETED']._serialized_end=2621
+  _globals['_GENERATEDIMAGE']._serialized_start=2623
+  _globals['_GENERATEDIMAGE']._serialized_end=2728
+  _globals['_FINISHED']._serialized_start=2731
+  _globals['_FINISHED']._serialized_end=2893
+  _globals['_GENERATEIMAGESREQUEST']._serialized_start=2895
+  _globals['_GENERATEIMAGESREQUEST']._serialized_end=2973
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=2976
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=3159
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=3161
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=3200
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=3203
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=3594
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=3730
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=4037
 # @@protoc_insertion_point(module_scope)

@@ -7,11 +7,51 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import sys
+import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _GuidanceInput:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GuidanceInputEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GuidanceInput.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GUIDANCE_INPUT_UNSPECIFIED: _GuidanceInput.ValueType  # 0
+    """Not said."""
+    GUIDANCE_INPUT_BRANCHES: _GuidanceInput.ValueType  # 1
+    """Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+    prompt's branch is computed.
+    """
+    GUIDANCE_INPUT_EMBEDDED: _GuidanceInput.ValueType  # 2
+    """As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+    GUIDANCE_INPUT_NONE: _GuidanceInput.ValueType  # 3
+    """Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+
+class GuidanceInput(_GuidanceInput, metaclass=_GuidanceInputEnumTypeWrapper):
+    """How a model takes guidance_scale."""
+
+GUIDANCE_INPUT_UNSPECIFIED: GuidanceInput.ValueType  # 0
+"""Not said."""
+GUIDANCE_INPUT_BRANCHES: GuidanceInput.ValueType  # 1
+"""Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+prompt's branch is computed.
+"""
+GUIDANCE_INPUT_EMBEDDED: GuidanceInput.ValueType  # 2
+"""As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+GUIDANCE_INPUT_NONE: GuidanceInput.ValueType  # 3
+"""Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+global___GuidanceInput = GuidanceInput
 
 @typing.final
 class GenerationParameters(google.protobuf.message.Message):
@@ -35,6 +75,7 @@ class GenerationParameters(google.protobuf.message.Message):
     PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
     COMPOSITIONS_FIELD_NUMBER: builtins.int
     PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
     width: builtins.int
@@ -42,8 +83,8 @@ class GenerationParameters(google.protobuf.message.Message):
     num_inference_steps: builtins.int
     """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps."""
     guidance_scale: builtins.float
-    """Classifier-free guidance: velocity = negative + scale x (positive - negative). 0 to 100. Where a step's scale
-    is 1, only the prompt's branch is computed. Default: GetModel's default_guidance_scale.
+    """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
+    default_guidance_scale.
     """
     num_images_per_prompt: builtins.int
     """Pictures per prompt, at least 1; prompts x pictures at most GetModel's max_images. Default 1."""
@@ -63,7 +104,9 @@ class GenerationParameters(google.protobuf.message.Message):
 
     @property
     def negative_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What to steer away from: none (the empty text), one for all prompts, or one per prompt."""
+        """What to steer away from: none (the empty text), one for all prompts, or one per prompt. Refused unless GetModel's
+        guidance is GUIDANCE_INPUT_BRANCHES.
+        """
 
     @property
     def guidance_schedule(self) -> global___GuidanceSchedule:
@@ -94,6 +137,10 @@ class GenerationParameters(google.protobuf.message.Message):
         same number of prompts.
         """
 
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
+        """LoRAs of GetModel's loras, at most 8, each at most once. They are added in this order."""
+
     def __init__(
         self,
         *,
@@ -113,9 +160,10 @@ class GenerationParameters(google.protobuf.message.Message):
         perturbed_attention_guidance: global___PerturbedAttentionGuidance | None = ...,
         compositions: collections.abc.Iterable[global___Composition] | None = ...,
         prompt_weighting: builtins.bool = ...,
+        loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "loras", b"loras", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "skip_layer_guidance", b"skip_layer_guidance", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
@@ -581,7 +629,9 @@ class Accepted(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Prompts that were too long for the text encoders, each with the part that was cut off."""
+        """Prompts that were too long for the text encoders, each with the part that was cut off, and negative prompts that
+        no step used.
+        """
 
     def __init__(
         self,
@@ -789,6 +839,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     DEFAULT_GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
     MAX_IMAGES_FIELD_NUMBER: builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
+    GUIDANCE_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "triptych-small"."""
     default_height: builtins.int
@@ -809,9 +861,15 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of pictures in one request."""
     max_prompt_bytes: builtins.int
     """Largest size of a prompt in bytes of UTF-8."""
+    guidance: global___GuidanceInput.ValueType
+    """How it takes guidance_scale."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that requests may use, at most 1000."""
 
     def __init__(
         self,
@@ -827,7 +885,9 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         default_guidance_scale: builtins.float = ...,
         max_images: builtins.int = ...,
         max_prompt_bytes: builtins.int = ...,
+        guidance: global___GuidanceInput.ValueType = ...,
+        loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

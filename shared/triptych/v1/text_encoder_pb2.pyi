@@ -175,13 +175,13 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     joint_attention_dim: builtins.int
     """Width of a `sequence` vector."""
     pooled_projection_dim: builtins.int
-    """Width of a `pooled` vector."""
+    """Width of a `pooled` vector; 0 for a family that has none."""
     max_prompts: builtins.int
     """Largest number of prompts in one request."""
     max_prompt_bytes: builtins.int
     """Largest size of one prompt in bytes of UTF-8."""
     tokens: builtins.int
-    """Number of tokens in every `sequence`."""
+    """Number of tokens in every `sequence`, the largest one where it follows the prompt's length."""
     weighting: builtins.bool
     """Whether parts of prompts can have weights."""
     @property
