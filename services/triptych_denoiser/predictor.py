@@ -33,6 +33,7 @@ class Row:
 
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
     loras: what is added to the model's linears.
+    skipped_layers, perturbed_layers: sorted, as Transformer takes them.
     """
 
     latents: Tensor
@@ -40,12 +41,15 @@ class Row:
     conditioning: Conditioning
     guidance: float | None = None
     loras: Loras = ()
+    skipped_layers: tuple[int, ...] = ()
+    perturbed_layers: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What rows of one forward pass must have in common."""
         tokens, repeats = len(self.conditioning.sequence), self.conditioning.trailing_repeats
-        return (*self.latents.shape, tokens, repeats, *self.loras)
+        layers = self.skipped_layers, self.perturbed_layers
+        return (*self.latents.shape, tokens, repeats, *layers, *self.loras)
 
 
 class Predictor:
@@ -85,6 +89,10 @@ class Predictor:
             others["trailing_repeats"] = rows[0].conditioning.trailing_repeats
         if inputs.guidance:
             others["guidance"] = self._float32([row.guidance for row in rows])
+        if rows[0].skipped_layers:
+            others["skipped_layers"] = rows[0].skipped_layers
+        if rows[0].perturbed_layers:
+            others["perturbed_layers"] = rows[0].perturbed_layers
         return others
 
     def _float32(self, numbers: Sequence[float | None]) -> Tensor:

@@ -163,3 +163,10 @@ def _branch_violations(
             yield field, f"{len(digests)} of them for {samples} samples"
         if any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
+        for name in ("skipped_layers", "perturbed_layers"):
+            for layer in getattr(branch, name):
+                if not 0 <= layer < limits.inputs.num_layers:
+                    yield (
+                        f"branches[{index}].{name}",
+                        f"{layer} is none of the {limits.inputs.num_layers} layers",
+                    )

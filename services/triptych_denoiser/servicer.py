@@ -94,6 +94,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_branches=self._limits.max_branches,
             guidance_embedded=inputs.guidance,
             loras=await asyncio.to_thread(lambda: list(self._loras.files())),
+            num_layers=inputs.num_layers,
         )
 
     async def close(self) -> None:
@@ -108,10 +109,20 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         if missing:
             raise missing_conditioning(missing)
         guidance = request.guidance_scales or [None] * len(latents)
-        samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
         return [
-            Row(latent, sigma, conditioning, scale, loras)
-            for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
+            Row(
+                latent,
+                sigma,
+                conditioning,
+                scale,
+                loras,
+                skipped_layers=tuple(sorted(set(branch.skipped_layers))),
+                perturbed_layers=tuple(sorted(set(branch.perturbed_layers))),
+            )
+            for branch in request.branches
+            for latent, sigma, scale, digest in zip(
+                latents, request.sigmas, guidance, branch.conditioning_digests, strict=True
+            )
             if (conditioning := found[digest])
         ]
 

@@ -6,9 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import ParseDict
 from PIL import Image
 
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    Composition,
+    GuidanceOptions,
+    GuidanceSchedule,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
+from triptych_coordinator.guidance.messages import write_options
 from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.requests import Lora, Parameters
 
@@ -16,7 +26,10 @@ FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"
 
 
 def parameters(
-    prompt: str, negative_prompt: str = "", schedule: GuidanceSchedule | None = None
+    prompt: str,
+    negative_prompt: str = "",
+    schedule: GuidanceSchedule | None = None,
+    guidance: GuidanceOptions | None = None,
 ) -> Parameters:
     return Parameters(
         model="triptych-small",
@@ -29,6 +42,7 @@ def parameters(
         guidance_schedule=schedule or GuidanceSchedule(),
         num_images_per_prompt=2,
         seeds=(1, 2, 3, 2**64 - 1),
+        guidance=guidance or GuidanceOptions(),
     )
 
 
@@ -101,3 +115,31 @@ def test_any_text_survives(prompt: str) -> None:
     text = png_text(parameters(prompt, prompt), 2, FINGERPRINTS)
     assert read_back(text) == text
     assert json.loads(read_back(text)["triptych"])["prompt"] == prompt
+
+
+def test_the_guidance_that_was_chosen_is_recorded_as_a_request_has_it() -> None:
+    guidance = GuidanceOptions(
+        AdaptiveProjected(0.3, 15.0, -0.5),
+        0.7,
+        SkipLayerGuidance((1, 2)),
+        PerturbedAttentionGuidance((0,), 0.7),
+        (Composition(("fog",), (1.0,)), Composition(("a red hat",), (-0.3,), 0.9)),
+    )
+    text = png_text(parameters("a zebra", guidance=guidance), 2, FINGERPRINTS)
+    record = json.loads(text["triptych"])
+    fields = ("guidance_method", "guidance_rescale", "skip_layer_guidance",
+              "perturbed_attention_guidance", "compositions")  # fmt: skip
+    message = ParseDict({field: record[field] for field in fields}, pb.GenerationParameters())
+    expected = pb.GenerationParameters()
+    write_options(replace(guidance, compositions=guidance.compositions[1:]), expected)
+    assert message == expected
+    assert ', CFG rescale: 0.7, Skip layer guidance: "{' in text["parameters"]
+
+
+def test_an_explicit_schedule_stands_for_the_scale() -> None:
+    schedule = GuidanceSchedule("explicit", {"scales": (7.0, 1.0)})
+    text = png_text(parameters("a zebra", schedule=schedule), 2, FINGERPRINTS)
+    record = json.loads(text["triptych"])
+    assert record["guidance_schedule"] == {"explicit": {"scales": [7.0, 1.0]}}
+    assert "guidance_scale" not in record
+    assert "CFG scale" not in text["parameters"]

@@ -29,6 +29,8 @@ class Inputs:
     text_positions: whether text tokens have positions. Without them, a run of equal last tokens may be given
         once, with its length as `trailing_repeats`.
     guidance: whether the model was distilled to take the guidance scale.
+    num_layers: the blocks that may be skipped or perturbed, counted from 0 through all stacks that see image
+        and text.
     """
 
     channels: int
@@ -40,6 +42,7 @@ class Inputs:
     max_tokens: int
     text_positions: bool
     guidance: bool
+    num_layers: int
 
 
 class Transformer(Protocol):
@@ -58,7 +61,9 @@ class Transformer(Protocol):
             sigma: float32 [rows], in [0, 1].
             sequence: [rows, tokens, joint_attention_dim], in the model's dtype.
             others: what `inputs` names and nothing else: `pooled` [rows, pooled_projection_dim] unless that
-                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken.
+                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken;
+                and, of the `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in
+                which image tokens do not see each other (see perturbed_bias).
         """
         ...
 

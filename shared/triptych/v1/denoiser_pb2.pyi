@@ -22,16 +22,32 @@ class Branch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONDITIONING_DIGESTS_FIELD_NUMBER: builtins.int
+    SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
+    PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
+
+    @property
+    def skipped_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, 0 to GetModel's num_layers - 1, that this branch goes without: their output is not applied (skip-layer
+        guidance).
+        """
+
+    @property
+    def perturbed_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, as above, in whose attention a token of the image sees itself and the text's tokens, but no other of the
+        image (perturbed attention guidance).
+        """
 
     def __init__(
         self,
         *,
         conditioning_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
 
@@ -187,6 +203,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    NUM_LAYERS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -205,6 +222,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of branches in one call."""
     guidance_embedded: builtins.bool
     """Whether the model was distilled to take the guidance scale as an input (FLUX.1-dev): then one branch is enough."""
+    num_layers: builtins.int
+    """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
+    all; of FLUX first those of two streams, then those of one; of Z-Image those over image and text.
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -227,8 +248,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_branches: builtins.int = ...,
         guidance_embedded: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
+        num_layers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
