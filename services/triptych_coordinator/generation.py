@@ -34,7 +34,7 @@ async def generation_events(
 
     Errors are the stages'.
     """
-    finished = pb.Finished()
+    finished = pb.Finished(determinism=models.determinism)
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     finished.encode_milliseconds = stopwatch.lap()

@@ -722,6 +722,7 @@ class Finished(google.protobuf.message.Message):
     TOTAL_MILLISECONDS_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    DETERMINISM_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Text encoding, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -732,6 +733,10 @@ class Finished(google.protobuf.message.Message):
     """From the request's arrival to this message."""
     rows: builtins.int
     """Number of rows that were denoised: a sample under one branch at one step is a row."""
+    determinism: builtins.str
+    """What the stages together promise of the pictures' bits (see ModelInfo): "batch-invariant" if every one of them
+    does, else "fast".
+    """
     @property
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
@@ -745,8 +750,9 @@ class Finished(google.protobuf.message.Message):
         total_milliseconds: builtins.float = ...,
         fingerprints: collections.abc.Iterable[builtins.str] | None = ...,
         rows: builtins.int = ...,
+        determinism: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "fingerprints", b"fingerprints", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "fingerprints", b"fingerprints", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
 
 global___Finished = Finished
 
