@@ -207,6 +207,7 @@ class Batcher:
             return
         seconds = time.monotonic() - started
         self._costs.note(batch[0].tokens, len(batch), seconds)
+        log.debug("%d rows of %d tokens in %.1f ms", len(batch), batch[0].tokens, 1000 * seconds)
         for call in {waiting.call for waiting in batch}:
             call.compute_seconds += seconds
         for waiting, velocity in zip(batch, velocities, strict=True):
