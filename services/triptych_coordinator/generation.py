@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
+from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import Guided, sample
+from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
@@ -45,10 +47,13 @@ async def generation_events(
         models.denoiser.max_samples,
         deadline,
     )
-    sigmas = schedule.sigmas(parameters.num_inference_steps)
-    solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
-    async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
+    sampling, num_steps = parameters.sampling, parameters.num_inference_steps
+    levels, solver = SIGMA_SCHEDULES[sampling.sigma_schedule.name], SOLVERS[sampling.solver.name]
+    sigmas = levels(schedule, num_steps, **sampling.sigma_schedule.parameters)
+    solution = solver(latents, sigmas, noise, **sampling.solver.parameters)
+    velocities = reusing(denoiser, guided.positive, sampling.reuse)
+    async for step, (latents, sigma) in sample(velocities, solution, guided):  # noqa: B007 (the last is used)
+        completed = pb.StepCompleted(step=step, num_steps=num_steps, sigma=float(sigma))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
@@ -67,7 +72,8 @@ async def generation_events(
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
-    finished.rows = denoiser.rows
+    finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
+    finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
 

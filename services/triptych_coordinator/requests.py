@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,12 @@ import numpy as np
 from triptych import errors
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.sampling_options import (
+    SamplingOptions,
+    explicit_steps,
+    read_sampling,
+    write_sampling,
+)
 
 MAX_NUM_INFERENCE_STEPS = 200
 MAX_GUIDANCE_SCALE = 100.0
@@ -50,6 +56,7 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -87,6 +94,7 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
         seeds=given.seeds(),
+        sampling=read_sampling(message, given._number, wrong),
     )
     if not wrong:
         given.check_pixels(parameters)
@@ -113,6 +121,7 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
     chosen.SetInParent()
     for name, value in schedule.parameters.items():
         setattr(chosen, name, value)
+    write_sampling(parameters.sampling, message)
     return message
 
 
@@ -159,10 +168,20 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
+        listed = explicit_steps(self.message)
         if not self.message.HasField("num_inference_steps"):
-            return self.limits.default_num_inference_steps
-        steps = self.message.num_inference_steps
-        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            steps = self.limits.default_num_inference_steps if listed is None else listed
+        else:
+            steps = self.message.num_inference_steps
+        if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
+        elif listed not in (None, steps):
+            self.wrong["num_inference_steps"] = (
+                f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
+            )
+        elif not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 

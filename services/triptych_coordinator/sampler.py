@@ -17,9 +17,12 @@ class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
     ) -> NDArray[np.float32]:
-        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; a branch has one digest per sample."""
+        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; a branch has one digest per sample.
+
+        sigma is the same for all samples, or float32 [B, 1, 1, 1].
+        """
         ...
 
 

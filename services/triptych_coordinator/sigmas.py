@@ -69,8 +69,13 @@ class FlowSchedule:
         levels = np.linspace(
             float(largest) * _TRAIN_TIMESTEPS, float(smallest) * _TRAIN_TIMESTEPS, num_inference_steps
         )
-        levels = _shifted(levels / _TRAIN_TIMESTEPS, self.shift)
+        levels = self.shifted(levels / _TRAIN_TIMESTEPS)
         return np.append(levels, 0.0).astype(np.float32)
+
+    def shifted(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Levels of an unshifted schedule, each moved by the checkpoint's shift."""
+        moved: NDArray[np.float64] = _shifted(levels, self.shift)
+        return moved
 
 
 def _shifted(sigma: Any, shift: Any) -> Any:

@@ -142,24 +142,27 @@ class Stages:
 
 @dataclass
 class RequestDenoiser:
-    """The denoiser for the samples of one request; it remembers how many rows were computed, and by whom."""
+    """The denoiser for the samples of one request; it remembers how much was computed, and by whom."""
 
     stages: Stages
     conditionings: Conditionings
     max_samples: int
     deadline: Deadline
     rows: int = 0
+    evaluations: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
     ) -> NDArray[np.float32]:
         """As sampler.Denoiser. More samples than the denoiser takes at once go in several calls."""
+        sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
+        self.evaluations += len(latents)
         starts = range(0, len(latents), self.max_samples)
         parts = [
             await self._predict_part(
                 latents[start : start + self.max_samples],
-                sigma,
+                sigmas[start : start + self.max_samples],
                 [digests[start : start + self.max_samples] for digests in branches],
             )
             for start in starts
@@ -167,11 +170,11 @@ class RequestDenoiser:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     async def _predict_part(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self, latents: Latents, sigmas: Sequence[float], branches: Sequence[Digests]
     ) -> NDArray[np.float32]:
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
-            sigmas=[float(sigma)] * len(latents),
+            sigmas=sigmas,
             branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)

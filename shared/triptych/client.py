@@ -40,6 +40,9 @@ class GenerationOptions(TypedDict, total=False):
     seed: int
     seeds: Sequence[int]
     model: str
+    solver: pb2.Solver
+    sigma_schedule: pb2.SigmaSchedule
+    step_reuse: pb2.StepReuse
     timeout: float
 
 
