@@ -67,14 +67,15 @@ def beta_quantile(probability: float, alpha: float, beta: float) -> float:
     By bisection of the incomplete beta function's power series, in the half where it converges: as
     scipy.stats.beta.ppf, which would bring 140 MB for this.
     """
-    if probability > _beta_probability(0.5, alpha, beta):
-        return 1 - beta_quantile(1 - probability, beta, alpha)
+    if upper := probability > _beta_probability(0.5, alpha, beta):
+        probability, alpha, beta = 1 - probability, beta, alpha
     low, high = 0.0, 0.5
     for _ in range(60):
         middle = (low + high) / 2
         below = _beta_probability(middle, alpha, beta) < probability
         low, high = (middle, high) if below else (low, middle)
-    return high if probability > 0 else 0.0
+    quantile = high if probability > 0 else 0.0
+    return 1 - quantile if upper else quantile
 
 
 def _beta_probability(x: float, alpha: float, beta: float) -> float:

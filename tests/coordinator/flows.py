@@ -28,6 +28,17 @@ def gaussian_path(noise: Latents, sigma: float) -> Latents:
     return np.float32(alpha * MEAN) + np.float32(np.sqrt((alpha * STD) ** 2 + sigma**2)) * noise
 
 
+def curved(latents: Latents, sigma: Any) -> NDArray[np.float32]:
+    """4 cos(4 sigma) / cosh(x): linear in neither, so that no rule is better here than its order says."""
+    return np.asarray(4 * np.cos(4 * np.float64(sigma)) / np.cosh(np.float64(latents)), np.float32)
+
+
+def curved_path(latents: Latents, first: float, last: float) -> Latents:
+    """Where the flow of `curved` takes these latents of the first level: asinh(sin(4 sigma) + constant)."""
+    constant = np.sinh(np.float64(latents)) - np.sin(4 * first)
+    return np.asarray(np.arcsinh(constant + np.sin(4 * last)), np.float32)
+
+
 def waves(latents: Latents, sigma: Any) -> NDArray[np.float32]:
     """Neither linear in the latents nor in sigma."""
     return np.asarray(np.sin(2 * latents + 3 * sigma) - latents, np.float32)

@@ -89,8 +89,8 @@ def test_linear_levels_are_what_diffusers_makes_of_even_ones(num_steps: int) -> 
 
 
 @pytest.mark.parametrize("num_steps", [4, 28])
-def test_linear_levels_are_unipc_s_grid_but_for_a_thousandth(num_steps: int) -> None:
+def test_linear_levels_are_unipc_s_grid_but_for_a_thousandth_before_the_shift(num_steps: int) -> None:
     scheduler = REFERENCES["unipc"]()
     scheduler.set_timesteps(num_steps)
     sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps)
-    assert sigmas == pytest.approx(scheduler.sigmas.numpy(), abs=2e-3)
+    assert sigmas == pytest.approx(scheduler.sigmas.numpy(), abs=3e-3)

@@ -24,9 +24,10 @@ def stochastic_euler(
 ) -> Solution:
     """(1 - sigma') x0 + sigma' (sqrt(1 - f^2) e + f noise), with x0 = x - sigma v and e = x + (1 - sigma) v.
 
-    f is noise_fraction: 0 is Euler, 1 replaces all noise. One evaluation a step (f = 1: diffusers'
-    FlowMatchEulerDiscreteScheduler with stochastic_sampling; between: the eta of Song et al., 2020, equation
-    12, in a flow).
+    f is noise_fraction: 0 is Euler, 1 replaces all noise. It counts at every step, so many steps with much
+    fresh noise narrow what is sampled: each forgets how x0 varied around its mean. One evaluation a step
+    (f = 1: diffusers' FlowMatchEulerDiscreteScheduler with stochastic_sampling; between: the eta of Song et
+    al., 2020, equation 12, in a flow).
     """
     fresh, kept = np.float32(noise_fraction), np.float32(math.sqrt(1 - noise_fraction**2))
     for sigma, next_sigma in pairwise(sigmas):

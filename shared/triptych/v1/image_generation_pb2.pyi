@@ -256,7 +256,7 @@ class Solver(google.protobuf.message.Message):
 
     @property
     def unipc(self) -> global___UnipcSolver:
-        """UniPC, a predictor and corrector of order 2; an evaluation per step."""
+        """UniPC: the step of dpmpp_2m, corrected by the next evaluation to order 3; an evaluation per step."""
 
     @property
     def lcm(self) -> global___LcmSolver:
