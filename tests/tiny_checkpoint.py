@@ -15,49 +15,56 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from tests.text_encoder.small_text_encoders import t5_model, t5_tokenizer
+
 MAX_TOKENS = 32
 ENCODER_WIDTH = 16
+JOINT_ATTENTION_DIM = 2 * ENCODER_WIDTH
 LATENT_CHANNELS = 4
 
 
 def write_tiny_checkpoint(folder: Path) -> Path:
     """Writes the checkpoint. The weights are the same on every call."""
+    sd3_pipeline().save_pretrained(folder)
+    return folder
+
+
+def sd3_pipeline(t5: bool = False, scheduler: dict[str, Any] | None = None, **transformer: Any) -> Any:
+    """A StableDiffusion3Pipeline; `transformer` are keys of its transformer's config."""
     torch.manual_seed(0)
-    pipeline = StableDiffusion3Pipeline(
-        transformer=_transformer(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+    return StableDiffusion3Pipeline(
+        transformer=_transformer(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler or {"shift": 3.0}),
+        vae=tiny_vae(),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(),
         tokenizer_2=_tokenizer(pad_token="!"),
-        text_encoder_3=None,
-        tokenizer_3=None,
-    )
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-def _transformer() -> Any:
-    return _lively(
-        SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=2 * ENCODER_WIDTH,
-            caption_projection_dim=32,
-            pooled_projection_dim=2 * ENCODER_WIDTH,
-            pos_embed_max_size=24,
-            qk_norm="rms_norm",
-        )
+        text_encoder_3=t5_model(JOINT_ATTENTION_DIM) if t5 else None,
+        tokenizer_3=t5_tokenizer() if t5 else None,
     )
 
 
-def _vae() -> Any:
+def _transformer(config: dict[str, Any]) -> Any:
+    defaults = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": JOINT_ATTENTION_DIM,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 2 * ENCODER_WIDTH,
+        "pos_embed_max_size": 24,
+        "qk_norm": "rms_norm",
+    }
+    return lively(SD3Transformer2DModel(**defaults | config))
+
+
+def tiny_vae(scaling_factor: float = 1.5, shift_factor: float = 0.06) -> Any:
+    """As SD3's, FLUX's and Z-Image's: no quant convolutions, latents shifted and scaled."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -66,8 +73,8 @@ def _vae() -> Any:
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
         sample_size=64,
-        scaling_factor=1.5,
-        shift_factor=0.06,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
         use_quant_conv=False,
         use_post_quant_conv=False,
     ).eval()
@@ -75,7 +82,7 @@ def _vae() -> Any:
 
 def _text_encoder() -> Any:
     vocabulary = _vocabulary()
-    return _lively(
+    return lively(
         CLIPTextModelWithProjection(
             CLIPTextConfig(
                 vocab_size=len(vocabulary),
@@ -103,7 +110,7 @@ def _vocabulary() -> dict[str, int]:
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def _lively(model: Any) -> Any:
+def lively(model: Any) -> Any:
     """The model with every weight moved away from its initial value, so that prompts and steps matter."""
     with torch.no_grad():
         for weight in model.parameters():

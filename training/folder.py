@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-SHIFT = 2.0
+SHIFT = 3.0
 DEFAULT_STEPS = 28
 DEFAULT_GUIDANCE = 3.0
 

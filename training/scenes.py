@@ -132,8 +132,8 @@ def place_pair(first: str, second: str, relation: str, background: str, rng: np.
 
 
 def sample_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
-    """A scene of the split: 45 % single objects, 55 % pairs."""
-    if rng.random() < 0.45:
+    """A scene of the split: one object or two, as often."""
+    if rng.random() < 0.5:
         name, background = SINGLES[split][rng.integers(len(SINGLES[split]))]
         return place_single(name, background, rng)
     first, second = PAIRS[split][rng.integers(len(PAIRS[split]))]

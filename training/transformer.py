@@ -29,13 +29,8 @@ from training.conditioning import TextConditioning
 from training.latent_scenes import LatentScenes
 from training.run_folder import RunFolder
 from training.token_naming import AFTER_BLOCK, TokenNaming
-from triptych_denoiser.models.sd3 import (
-    SD3Config,
-    SD3Transformer,
-    checkpoint_keys,
-    load_weights,
-    position_table,
-)
+from triptych_denoiser.models.loading import load_weights
+from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, checkpoint_keys, position_table
 
 CONFIG = SD3Config(
     sample_size=16,
@@ -201,7 +196,8 @@ class Training:
         self.model = SD3Transformer(CONFIG)
         initialise(self.model)
         if weights:
-            load_weights(self.model, load_file(weights / "diffusion_pytorch_model.safetensors"))
+            tensors = load_file(weights / "diffusion_pytorch_model.safetensors")
+            load_weights(checkpoint_keys(self.model), tensors)
         self.model = self.model.to(device, torch.bfloat16)
         self.naming = TokenNaming(CONFIG.width).to(device)
         self.naming_optimizer = torch.optim.AdamW(self.naming.parameters(), lr=recipe.learning_rate / 3)

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from triptych.checkpoints import open_checkpoint
 from triptych.serving import Loaded, Service, run
 from triptych.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
@@ -16,7 +15,7 @@ async def load(settings: CoordinatorSettings) -> Loaded:
     channels = Channels(
         settings.text_encoder, settings.denoiser, settings.vae_codec, settings.max_message_bytes
     )
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     servicer = ImageGenerationServicer(checkpoint, channels.stubs, settings)
     service = Service(
         "triptych.v1.ImageGenerationService",

@@ -1,6 +1,7 @@
 """The life of one admitted request: encode the prompts, sample the latents, decode the pictures."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import numpy as np
@@ -9,14 +10,16 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
 from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
-from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.pipelines import Sampling
+from triptych_coordinator.prompt_weighting import WeightedText
+from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
 from triptych_coordinator.reuse import reusing
-from triptych_coordinator.sampler import Guided, sample
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
@@ -24,7 +27,7 @@ from triptych_coordinator.stages import RequestDenoiser, Stages
 async def generation_events(
     stages: Stages,
     models: Models,
-    schedule: FlowSchedule,
+    sampling: Sampling,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -35,9 +38,9 @@ async def generation_events(
     """
     finished = pb.Finished()
     stopwatch.lap()
-    guided, encoded = await _encode(stages, models, parameters, deadline)
+    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, encoded))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
 
     noise = _noise(parameters, models)
     latents = await asyncio.to_thread(noise)
@@ -45,13 +48,16 @@ async def generation_events(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         models.denoiser.max_samples,
+        models.denoiser.max_branches,
         deadline,
+        loras_to_messages(parameters.loras),
     )
-    sampling, num_steps = parameters.sampling, parameters.num_inference_steps
-    levels, solver = SIGMA_SCHEDULES[sampling.sigma_schedule.name], SOLVERS[sampling.solver.name]
-    sigmas = levels(schedule, num_steps, **sampling.sigma_schedule.parameters)
-    solution = solver(latents, sigmas, noise, **sampling.solver.parameters)
-    velocities = reusing(denoiser, guided.positive, sampling.reuse)
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    chosen, num_steps = parameters.sampling, parameters.num_inference_steps
+    levels, solver = SIGMA_SCHEDULES[chosen.sigma_schedule.name], SOLVERS[chosen.solver.name]
+    sigmas = levels(sampling.schedule, num_steps, image_tokens, **chosen.sigma_schedule.parameters)
+    solution = solver(latents, sigmas, noise, **chosen.solver.parameters)
+    velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
     async for step, (latents, sigma) in sample(velocities, solution, guided):  # noqa: B007 (the last is used)
         completed = pb.StepCompleted(step=step, num_steps=num_steps, sigma=float(sigma))
         yield pb.GenerateResponse(step_completed=completed)
@@ -79,26 +85,43 @@ async def generation_events(
 
 
 async def _encode(
-    stages: Stages, models: Models, parameters: Parameters, deadline: Deadline
-) -> tuple[Guided, dict[str, EncodedPrompt]]:
-    """What each picture attends to, and the encoded prompts; negative ones only if some step is guided."""
-    scales = parameters.guidance_scales()
-    negative_prompts = parameters.negative_prompts if any(scale != 1 for scale in scales) else ()
-    encoded = await stages.encode([*parameters.prompts, *negative_prompts], models, deadline)
+    stages: Stages, models: Models, takes: GuidanceInput, parameters: Parameters, deadline: Deadline
+) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
+    """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
+    guidance = parameters.guidance
+    additional = guidance.additional_prompts()
+    guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
+    negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
+    prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
+    encoded = await stages.encode([parameters.weighted(prompt) for prompt in prompts], models, deadline)
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
-        per_prompt = [encoded[prompt].conditioning.digest for prompt in prompts]
-        return [digest for digest in per_prompt for _ in range(parameters.num_images_per_prompt)]
+        texts = [parameters.weighted(prompt) for prompt in prompts]
+        return parameters.per_image([encoded[text].conditioning.digest for text in texts])
 
-    return Guided(digests(parameters.prompts), digests(negative_prompts), scales), encoded
+    return Guided(
+        digests(parameters.prompts),
+        digests(negative_prompts),
+        parameters.guidance_scales(),
+        embedded=takes is GuidanceInput.EMBEDDED,
+        method=guidance.method,
+        rescale=guidance.rescale,
+        additional=[digests(prompts) for prompts in additional],
+        weights=[parameters.per_image(weights) for weights in guidance.weights()],
+        layer_guidances=guidance.layer_guidances,
+    ), encoded
 
 
-def _accepted(parameters: Parameters, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:
+def _accepted(
+    parameters: Parameters, guided: Guided, encoded: Mapping[WeightedText, EncodedPrompt]
+) -> pb.Accepted:
     warnings = [
-        f"the prompt {prompt!r} is too long for the text encoders; they did not read {entry.truncated!r}"
+        f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated
     ]
+    if any(parameters.negative_prompts) and not guided.negative:
+        warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

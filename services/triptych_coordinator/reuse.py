@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampler import Denoiser, Digests
+from triptych_coordinator.guidance import Branch
+from triptych_coordinator.sampler import Denoiser
 from triptych_coordinator.sampling_options import Choice
-from triptych_coordinator.solvers import Latents
+from triptych_coordinator.solvers import Latents, Sigma
 
 
 class Reuse(Denoiser, Protocol):
@@ -22,7 +23,7 @@ class Reuse(Denoiser, Protocol):
     reused_rows: int
 
 
-def reusing(denoiser: Denoiser, prompt: Digests, choice: Choice) -> Reuse:
+def reusing(denoiser: Denoiser, prompt: Branch, choice: Choice) -> Reuse:
     """The denoiser with the reuse that a request chose; `prompt` is the branch of the prompt."""
     match choice.name:
         case "guidance":
@@ -49,27 +50,28 @@ class GuidanceReuse:
     Guidance).
     """
 
-    def __init__(self, denoiser: Denoiser, prompt: Digests, every: int) -> None:
+    def __init__(self, denoiser: Denoiser, prompt: Branch, every: int) -> None:
         """`prompt` is the branch that is always computed."""
         self.reused_rows = 0
         self._denoiser = denoiser
         self._prompt = prompt
         self._every = every
-        self._branches: list[Digests] = []
+        self._branches: list[Branch] = []
         self._differences: NDArray[np.float32] | None = None
         self._age = 0
 
     async def predict(
-        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
         """As sampler.Denoiser."""
         if len(branches) < 2:
-            return await self._denoiser.predict(latents, sigma, branches)
+            return await self._denoiser.predict(latents, sigma, branches, guidance)
         self._age += 1
         if self._differences is not None and self._branches == list(branches) and self._age < self._every:
             self.reused_rows += (len(branches) - 1) * len(latents)
-            return await self._denoiser.predict(latents, sigma, [self._prompt]) + self._differences
-        velocities = await self._denoiser.predict(latents, sigma, branches)
+            prompts = await self._denoiser.predict(latents, sigma, [self._prompt], guidance)
+            return prompts + self._differences
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
         self._branches, self._age = list(branches), 0
         self._differences = velocities - velocities[self._branches.index(self._prompt)]
         return velocities
@@ -86,12 +88,12 @@ class VelocityExtrapolation:
         self.reused_rows = 0
         self._denoiser = denoiser
         self._every = every
-        self._branches: list[Digests] = []
-        self._computed: list[tuple[np.float32 | NDArray[np.float32], NDArray[np.float32]]] = []
+        self._branches: list[Branch] = []
+        self._computed: list[tuple[Sigma, NDArray[np.float32]]] = []
         self._age = 0
 
     async def predict(
-        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
         """As sampler.Denoiser."""
         if self._branches != list(branches):
@@ -101,7 +103,7 @@ class VelocityExtrapolation:
             (sigma_0, before), (sigma_1, last) = self._computed
             self.reused_rows += len(branches) * len(latents)
             return last + (sigma - sigma_1) / (sigma_1 - sigma_0) * (last - before)
-        velocities = await self._denoiser.predict(latents, sigma, branches)
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
         earlier = [computed for computed in self._computed if computed[0] != sigma]
         self._computed, self._age = [*earlier[-1:], (sigma, velocities)], 0
         return velocities

@@ -1,48 +1,27 @@
 """The sampler loop."""
 
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import classifier_free_guidance
-from triptych_coordinator.solvers import Latents, Reached, Solution
-
-Digests: TypeAlias = Sequence[bytes]
+from triptych_coordinator.guidance import Branch, Guided, Memory
+from triptych_coordinator.solvers import Latents, Reached, Sigma, Solution
 
 
 class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; a branch has one digest per sample.
+        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
 
         sigma is the same for all samples, or float32 [B, 1, 1, 1].
+        `guidance` is the scale for a model that takes it as an input, None for every other.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Guided:
-    """What a batch attends to: one conditioning digest per sample and branch, one guidance scale per step."""
-
-    positive: Digests
-    negative: Digests
-    scales: Sequence[float]
-
-    def branches(self, step: int) -> list[Digests]:
-        """The branches that this step needs: without guidance, only the prompt's."""
-        return [self.positive] if self.scales[step] == 1 else [self.negative, self.positive]
-
-    def velocity(self, step: int, velocities: NDArray[np.float32]) -> Latents:
-        """One velocity per sample, [B, C, h, w], from those of branches(step)."""
-        positive: Latents = velocities[-1]
-        scale = self.scales[step]
-        return positive if scale == 1 else classifier_free_guidance(velocities[0], positive, scale)
 
 
 async def sample(
@@ -60,14 +39,16 @@ async def sample(
         the next.
     """
     step, asked = 0, next(solution)
+    memory: Memory = None
     while True:
         if isinstance(asked, Reached):
             step += 1
             yield step, asked
             answer = asked.latents
         else:
-            velocities = await denoiser.predict(asked.latents, asked.sigma, guided.branches(step))
-            answer = guided.velocity(step, velocities)
+            branches, guidance = guided.branches(step), guided.input_scale(step)
+            velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
+            answer, memory = guided.velocity(step, velocities, memory)
         try:
             asked = solution.send(answer)
         except StopIteration:

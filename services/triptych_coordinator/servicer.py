@@ -14,14 +14,21 @@ from triptych_coordinator.calls import Patience
 from triptych_coordinator.conditioning import ConditioningCache
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.generation import generation_events
-from triptych_coordinator.models import Defaults, Models
+from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.models import Models
+from triptych_coordinator.pipelines import sampling_of
 from triptych_coordinator.requests import MAX_NUM_INFERENCE_STEPS, Limits, parameters_from_message
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.stages import Stages
 from triptych_coordinator.stubs import Stubs
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_GUIDANCE_INPUTS = {
+    GuidanceInput.BRANCHES: pb.GUIDANCE_INPUT_BRANCHES,
+    GuidanceInput.EMBEDDED: pb.GUIDANCE_INPUT_EMBEDDED,
+    GuidanceInput.NONE: pb.GUIDANCE_INPUT_NONE,
+}
 
 
 class ImageGenerationServicer(ImageGenerationServiceServicer):
@@ -31,11 +38,11 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         """Reads the checkpoint's schedule and defaults; the stages are first called by the first request.
 
         Raises:
-            StartError: the checkpoint's scheduler is not supported, or its files cannot be read.
+            StartError: the checkpoint's pipeline or scheduler is not supported, or its files cannot be read.
         """
         self._name = checkpoint.name
-        self._schedule = FlowSchedule.from_config(checkpoint.config("scheduler"))
-        self._defaults = Defaults.from_folder(checkpoint.path)
+        self._revision = checkpoint.revision
+        self._sampling = sampling_of(checkpoint)
         self._settings = limits
         self._admission = Admission(limits.max_running, limits.max_waiting)
         self._stages = Stages(
@@ -87,6 +94,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             default_guidance_scale=limits.default_guidance_scale,
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
+            guidance=_GUIDANCE_INPUTS[limits.guidance],
+            loras=limits.loras,
         )
 
     async def _events(
@@ -102,7 +111,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         async with (
             self._admission.admit(),
             aclosing(
-                generation_events(self._stages, models, self._schedule, parameters, deadline, stopwatch)
+                generation_events(self._stages, models, self._sampling, parameters, deadline, stopwatch)
             ) as events,
         ):
             async for event in events:
@@ -110,10 +119,10 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
     async def _models(self, deadline: Deadline) -> Models:
         models = await self._stages.models(deadline)
-        models.check_fit(self._name)
+        models.check_fit(self._name, self._revision, self._sampling.guidance)
         return models
 
     def _limits(self, models: Models) -> Limits:
         return models.limits(
-            self._name, self._defaults, self._settings.max_images, self._settings.max_request_pixels
+            self._name, self._sampling, self._settings.max_images, self._settings.max_request_pixels
         )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from triptych.addresses import check_listen
-from triptych.settings import ServerSettings
+from triptych.settings import ModelOptions, ServerSettings
 
 Address = Annotated[str, AfterValidator(check_listen)]
 
@@ -31,12 +31,9 @@ class CoordinatorLimits(BaseModel):
     )
 
 
-class CoordinatorSettings(CoordinatorLimits, ServerSettings):
+class CoordinatorSettings(CoordinatorLimits, ModelOptions, ServerSettings):
     """The coordinator's command line and environment."""
 
-    model: str = Field(
-        "triptych-small", description="The model that the stages serve: a name, or a checkpoint's folder."
-    )
     text_encoder: Address = Field(description="Address of the text encoder: host:port or unix:/path.")
     denoiser: Address = Field(description="Address of the denoiser: host:port or unix:/path.")
     vae_codec: Address = Field(description="Address of the VAE codec: host:port or unix:/path.")

@@ -2,8 +2,8 @@
 
 Each gives the levels of n steps from the highest, 1 in general, down to 0: float32 [n + 1]. Karras,
 exponential and beta lie between the largest and the smallest level, 0 left out, of the checkpoint's own
-schedule, as diffusers' FlowMatchEulerDiscreteScheduler.set_timesteps has it: it shifts first and converts
-then.
+schedule for a picture of so many tokens, as diffusers' FlowMatchEulerDiscreteScheduler.set_timesteps has it:
+it shifts, stretches and converts then.
 """
 
 import math
@@ -15,38 +15,42 @@ from numpy.typing import NDArray
 from triptych_coordinator.sigmas import FlowSchedule
 
 
-def checkpoint(own: FlowSchedule, num_steps: int) -> NDArray[np.float32]:
+def checkpoint(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
     """The checkpoint's own."""
-    return own.sigmas(num_steps)
+    return own.sigmas(num_steps, image_tokens)
 
 
-def linear(own: FlowSchedule, num_steps: int) -> NDArray[np.float32]:
-    """The checkpoint's shift of 1, 1 - 1/n, ..., 1/n, 0: every level is shifted once."""
-    return own.shifted(np.linspace(1, 0, num_steps + 1)).astype(np.float32)
+def linear(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+    """The checkpoint's shift of 1, 1 - 1/n, ..., 1/n, and 0: every level is shifted once."""
+    return own.shifted(np.linspace(1, 1 / num_steps, num_steps), image_tokens)
 
 
-def karras(own: FlowSchedule, num_steps: int, rho: float = 7.0) -> NDArray[np.float32]:
+def karras(own: FlowSchedule, num_steps: int, image_tokens: int, rho: float = 7.0) -> NDArray[np.float32]:
     """Even in sigma^(1 / rho) (Karras et al., 2022, equation 5)."""
-    largest, smallest = (sigma ** (1 / rho) for sigma in _ends(own, num_steps))
+    largest, smallest = (sigma ** (1 / rho) for sigma in _ends(own, num_steps, image_tokens))
     return _to_zero(np.linspace(largest, smallest, num_steps) ** rho)
 
 
-def exponential(own: FlowSchedule, num_steps: int) -> NDArray[np.float32]:
+def exponential(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
     """Even in log(sigma) (k-diffusion's get_sigmas_exponential)."""
-    largest, smallest = (math.log(sigma) for sigma in _ends(own, num_steps))
+    largest, smallest = (math.log(sigma) for sigma in _ends(own, num_steps, image_tokens))
     return _to_zero(np.exp(np.linspace(largest, smallest, num_steps)))
 
 
-def beta(own: FlowSchedule, num_steps: int, alpha: float = 0.6, beta: float = 0.6) -> NDArray[np.float32]:
+def beta(
+    own: FlowSchedule, num_steps: int, image_tokens: int, alpha: float = 0.6, beta: float = 0.6
+) -> NDArray[np.float32]:
     """Quantiles of the beta distribution: dense at both ends where alpha and beta are below 1
     (Lee et al., 2024, Beta Sampling is All You Need).
     """
-    largest, smallest = _ends(own, num_steps)
+    largest, smallest = _ends(own, num_steps, image_tokens)
     quantiles = [beta_quantile(float(p), alpha, beta) for p in np.linspace(1, 0, num_steps)]
     return _to_zero(smallest + (largest - smallest) * np.array(quantiles))
 
 
-def explicit(own: FlowSchedule, num_steps: int, sigmas: Sequence[float]) -> NDArray[np.float32]:
+def explicit(
+    own: FlowSchedule, num_steps: int, image_tokens: int, sigmas: Sequence[float]
+) -> NDArray[np.float32]:
     """The request's own list, which ends at 0."""
     return np.array(sigmas, np.float32)
 
@@ -85,12 +89,12 @@ def _beta_probability(x: float, alpha: float, beta: float) -> float:
         total += term / (alpha + n)
         term *= (n + 1 - beta) * x / (n + 1)
     logarithm = math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)
-    return math.exp(logarithm) * x**alpha * total
+    return math.exp(logarithm) * math.pow(x, alpha) * total
 
 
-def _ends(own: FlowSchedule, num_steps: int) -> tuple[float, float]:
+def _ends(own: FlowSchedule, num_steps: int, image_tokens: int) -> tuple[float, float]:
     """The largest and the smallest level of the checkpoint's own schedule."""
-    sigmas = own.sigmas(num_steps)
+    sigmas = own.sigmas(num_steps, image_tokens)
     return float(sigmas[0]), float(sigmas[-2])
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.tensors import array_to_message, message_to_array
-from triptych.v1 import denoiser_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.guidance import Branch
 from triptych_coordinator.models import Models
-from triptych_coordinator.sampler import Digests
-from triptych_coordinator.solvers import Latents
+from triptych_coordinator.prompt_weighting import Span, WeightedText
+from triptych_coordinator.solvers import Latents, Sigma
 from triptych_coordinator.stubs import Stubs
 
 Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
@@ -69,8 +70,8 @@ class Stages:
         return Models(text_encoder, denoiser, vae_codec)
 
     async def encode(
-        self, prompts: Sequence[str], models: Models, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
+        self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
         """Encodes prompts, each once; those that were encoded before are remembered."""
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
         found = {prompt: self._cache.get(fingerprint, prompt) for prompt in prompts}
@@ -81,9 +82,11 @@ class Stages:
         return encoded
 
     async def _encode_new(
-        self, prompts: Sequence[str], fingerprint: str, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
-        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=prompts)
+        self, prompts: Sequence[WeightedText], fingerprint: str, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
+        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=[text for text, _ in prompts])
+        if any(spans for _, spans in prompts):
+            request.weights.extend(_weights(spans) for _, spans in prompts)
         response = await self._text_encoder.call(
             self._stubs.text_encoder.Encode, request, self._patience, deadline
         )
@@ -142,40 +145,58 @@ class Stages:
 
 @dataclass
 class RequestDenoiser:
-    """The denoiser for the samples of one request; it remembers how much was computed, and by whom."""
+    """The denoiser for the samples of one request, with its LoRAs.
+
+    It remembers how much was computed, and by whom.
+    """
 
     stages: Stages
     conditionings: Conditionings
     max_samples: int
+    max_branches: int
     deadline: Deadline
+    loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
     evaluations: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32 | NDArray[np.float32], branches: Sequence[Digests]
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser. More samples than the denoiser takes at once go in several calls."""
+        """As sampler.Denoiser. What the denoiser does not take at once goes in several calls."""
         sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
-        self.evaluations += len(latents)
-        starts = range(0, len(latents), self.max_samples)
-        parts = [
-            await self._predict_part(
-                latents[start : start + self.max_samples],
-                sigmas[start : start + self.max_samples],
-                [digests[start : start + self.max_samples] for digests in branches],
-            )
-            for start in starts
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        self.evaluations += len(latents) if branches else 0
+        velocities = np.empty((len(branches), *latents.shape), np.float32)
+        for first in range(0, len(branches), self.max_branches):
+            some = slice(first, first + self.max_branches)
+            for start in range(0, len(latents), self.max_samples):
+                part = slice(start, start + self.max_samples)
+                velocities[some, part] = await self._predict_part(
+                    latents[part], sigmas[part], branches[some], part, guidance
+                )
+        return velocities
 
     async def _predict_part(
-        self, latents: Latents, sigmas: Sequence[float], branches: Sequence[Digests]
+        self,
+        latents: Latents,
+        sigmas: Sequence[float],
+        branches: Sequence[Branch],
+        part: slice,
+        guidance: float | None,
     ) -> NDArray[np.float32]:
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
             sigmas=sigmas,
-            branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
+            branches=[
+                denoiser_pb2.Branch(
+                    conditioning_digests=branch.digests[part],
+                    skipped_layers=branch.skipped_layers,
+                    perturbed_layers=branch.perturbed_layers,
+                )
+                for branch in branches
+            ],
+            guidance_scales=[] if guidance is None else [guidance] * len(latents),
+            loras=self.loras,
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
@@ -184,6 +205,12 @@ class RequestDenoiser:
         self.rows += len(branches) * len(latents)
         self.fingerprints.add(response.fingerprint)
         return velocities
+
+
+def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
+    return text_encoder_pb2.PromptWeights(
+        spans=[text_encoder_pb2.WeightedSpan(start=s.start, stop=s.stop, weight=s.weight) for s in spans]
+    )
 
 
 def _array(message: tensor_pb2.Tensor, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:

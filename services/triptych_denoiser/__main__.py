@@ -5,7 +5,7 @@ from functools import partial
 
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
-from triptych.settings import read_settings
+from triptych.settings import described, read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
 from triptych_denoiser.settings import DenoiserSettings
 
@@ -14,9 +14,9 @@ async def load(settings: DenoiserSettings) -> Loaded:
     """Loads the transformer on a thread of its own."""
     from triptych_denoiser.servicer import create_servicer  # imports torch, which --help does not need
 
-    servicer = await asyncio.to_thread(create_servicer, settings, settings)
+    servicer = await asyncio.to_thread(create_servicer, settings, settings, settings.quantization)
     service = Service("triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, servicer))
-    return Loaded([service], f"{settings.model}, {settings.dtype} on {settings.device}", servicer.close)
+    return Loaded([service], described(settings), servicer.close)
 
 
 def main() -> None:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
+from triptych.loras import lora_violations
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
-from triptych_denoiser.models.sd3 import SD3Config
+from triptych_denoiser.models.transformer import Inputs
 
 DIGEST_BYTES = 32
-MAX_TOKENS = 2048
+MAX_GUIDANCE_SCALE = 100.0
 
 Violation = tuple[str, str]
 """A field's path and what is wrong with it."""
@@ -23,22 +24,23 @@ Violation = tuple[str, str]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model and its server take: sizes in latent pixels."""
+    """What a model and its server take."""
 
-    channels: int
-    size_multiple: int
-    max_size: int
-    joint_attention_dim: int
-    pooled_projection_dim: int
+    inputs: Inputs
     max_samples: int
     max_branches: int
     max_message_bytes: int
     dtype: torch.dtype
 
+    @property
+    def max_guidance_scale(self) -> float:
+        """The largest scale: models take a thousand times it, in their dtype."""
+        return min(MAX_GUIDANCE_SCALE, torch.finfo(self.dtype).max / 1000)
+
     @classmethod
     def of(
         cls,
-        config: SD3Config,
+        inputs: Inputs,
         dtype: torch.dtype,
         max_branches: int,
         max_queued_rows: int,
@@ -46,14 +48,10 @@ class Limits:
     ) -> Limits:
         """The limits of a model; max_samples is what fits in the queue and, at the size that the model was
         trained at, with every branch in one message."""
-        sample_bytes = config.out_channels * config.sample_size**2 * 4
+        sample_bytes = inputs.channels * inputs.default_size**2 * 4
         max_samples = min(max_queued_rows, max_message_bytes // sample_bytes) // max_branches
         return cls(
-            channels=config.in_channels,
-            size_multiple=config.patch_size,
-            max_size=config.pos_embed_max_size * config.patch_size,
-            joint_attention_dim=config.joint_attention_dim,
-            pooled_projection_dim=config.pooled_projection_dim,
+            inputs=inputs,
             max_samples=max(1, max_samples),
             max_branches=max_branches,
             max_message_bytes=max_message_bytes,
@@ -68,12 +66,17 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
         TriptychError: INVALID_ARGUMENT that names every field that is wrong.
     """
     latents = message_to_torch(
-        request.latents, "latents", dtypes=["float32"], shape=["samples", limits.channels, "height", "width"]
+        request.latents,
+        "latents",
+        dtypes=["float32"],
+        shape=["samples", limits.inputs.channels, "height", "width"],
     )
     violations = [
         *_latents_violations(latents, len(request.branches), limits),
         *_sigma_violations(request.sigmas, len(latents)),
+        *_guidance_violations(request.guidance_scales, len(latents), limits),
         *_branch_violations(request.branches, len(latents), limits),
+        *lora_violations(request.loras),
     ]
     if violations:
         raise invalid_argument(*violations)
@@ -83,20 +86,22 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
 def read_conditioning(request: denoiser_pb2.PutConditioningRequest, limits: Limits) -> tuple[Tensor, Tensor]:
     """The sequence [tokens, joint_attention_dim] and pooled [pooled_projection_dim] of a checked request.
 
+    `pooled` has shape [0] for a model that takes none.
+
     Raises:
         TriptychError: INVALID_ARGUMENT that names every field that is wrong.
     """
-    floats = ("float32", "float16", "bfloat16")
+    inputs, floats = limits.inputs, ("float32", "float16", "bfloat16")
     sequence = message_to_torch(
-        request.sequence, "sequence", dtypes=floats, shape=["tokens", limits.joint_attention_dim]
+        request.sequence, "sequence", dtypes=floats, shape=["tokens", inputs.joint_attention_dim]
     )
-    pooled = message_to_torch(request.pooled, "pooled", dtypes=floats, shape=[limits.pooled_projection_dim])
+    pooled = message_to_torch(request.pooled, "pooled", dtypes=floats, shape=[inputs.pooled_projection_dim])
     violations = [
         *_finite_violations("sequence", sequence, limits),
         *_finite_violations("pooled", pooled, limits),
     ]
-    if not 1 <= len(sequence) <= MAX_TOKENS:
-        violations.append(("sequence", f"{len(sequence)} tokens; allowed are 1 to {MAX_TOKENS}"))
+    if not 1 <= len(sequence) <= inputs.max_tokens:
+        violations.append(("sequence", f"{len(sequence)} tokens; allowed are 1 to {inputs.max_tokens}"))
     if request.digest != conditioning_digest(request.sequence, request.pooled):
         violations.append(("digest", "is not that of sequence and pooled"))
     if violations:
@@ -109,11 +114,9 @@ def _latents_violations(latents: Tensor, branches: int, limits: Limits) -> Itera
     if not 1 <= samples <= limits.max_samples:
         yield "latents", f"{samples} samples; allowed are 1 to {limits.max_samples}"
     for name, size in (("height", height), ("width", width)):
-        if size % limits.size_multiple or not 0 < size <= limits.max_size:
-            yield (
-                "latents",
-                f"{name} is {size}; allowed are multiples of {limits.size_multiple} up to {limits.max_size}",
-            )
+        multiple, largest = limits.inputs.size_multiple, limits.inputs.max_size
+        if size % multiple or not 0 < size <= largest:
+            yield "latents", f"{name} is {size}; allowed are multiples of {multiple} up to {largest}"
     if branches * latents.nbytes > limits.max_message_bytes:
         yield (
             "latents",
@@ -137,6 +140,18 @@ def _sigma_violations(sigmas: Sequence[float], samples: int) -> Iterator[Violati
             yield f"sigmas[{index}]", f"is {sigma:g}; allowed are 0 to 1"
 
 
+def _guidance_violations(scales: Sequence[float], samples: int, limits: Limits) -> Iterator[Violation]:
+    if not limits.inputs.guidance:
+        if scales:
+            yield "guidance_scales", f"{len(scales)} of them; this model does not take any"
+        return
+    if len(scales) != samples:
+        yield "guidance_scales", f"{len(scales)} of them for {samples} samples; this model takes one for each"
+    for index, scale in enumerate(scales):
+        if not 0 <= scale <= limits.max_guidance_scale:  # NaN is not either
+            yield f"guidance_scales[{index}]", f"is {scale:g}; allowed are 0 to {limits.max_guidance_scale:g}"
+
+
 def _branch_violations(
     branches: Sequence[denoiser_pb2.Branch], samples: int, limits: Limits
 ) -> Iterator[Violation]:
@@ -148,3 +163,10 @@ def _branch_violations(
             yield field, f"{len(digests)} of them for {samples} samples"
         if any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
+        for name in ("skipped_layers", "perturbed_layers"):
+            for layer in getattr(branch, name):
+                if not 0 <= layer < limits.inputs.num_layers:
+                    yield (
+                        f"branches[{index}].{name}",
+                        f"{layer} is none of the {limits.inputs.num_layers} layers",
+                    )

@@ -7,16 +7,18 @@ import asyncio
 import grpc
 import torch
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
+from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache, prepare
-from triptych_denoiser.models import load_transformer
+from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
+from triptych_denoiser.models import linears_of, load_transformer
+from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.predictor import Predictor, Row, create_predictor
 from triptych_denoiser.requests import Limits, read_conditioning, read_latents
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
@@ -37,12 +39,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         predictor: Predictor,
         batcher: Batcher,
         cache: ConditioningCache,
+        loras: LoraFolder,
         limits: Limits,
         model: model_pb2.ModelInfo,
     ) -> None:
         self._predictor = predictor
         self._batcher = batcher
         self._cache = cache
+        self._loras = loras
         self._limits = limits
         self._model = model
 
@@ -51,12 +55,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> PredictResponse:
         """Predict a row for every sample under every branch."""
         latents = read_latents(request, self._limits)
-        rows = self._rows(request, latents)
+        # Loading a LoRA would hold up the event loop.
+        loras = await asyncio.to_thread(self._loras.find, request.loras) if request.loras else ()
+        rows = self._rows(request, latents, loras)
         prediction = await self._batcher.predict(rows, context.time_remaining())
         velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)
         return PredictResponse(
             velocities=torch_to_message(velocities),
-            fingerprint=self._model.fingerprint,
+            fingerprint=fingerprint_with(self._model.fingerprint, loras),
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
         )
@@ -75,68 +81,96 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
     ) -> GetModelResponse:
         """Describe the model and its limits."""
+        inputs = self._limits.inputs
         return GetModelResponse(
             model=self._model,
-            latent_channels=self._limits.channels,
-            latent_multiple=self._limits.size_multiple,
-            max_latent_size=self._limits.max_size,
-            default_latent_size=self._predictor.model.config.sample_size,
-            joint_attention_dim=self._limits.joint_attention_dim,
-            pooled_projection_dim=self._limits.pooled_projection_dim,
+            latent_channels=inputs.channels,
+            latent_multiple=inputs.size_multiple,
+            max_latent_size=inputs.max_size,
+            default_latent_size=inputs.default_size,
+            joint_attention_dim=inputs.joint_attention_dim,
+            pooled_projection_dim=inputs.pooled_projection_dim,
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
+            guidance_embedded=inputs.guidance,
+            loras=await asyncio.to_thread(lambda: list(self._loras.files())),
+            num_layers=inputs.num_layers,
         )
 
     async def close(self) -> None:
         """Let the worker thread end."""
         await self._batcher.close()
 
-    def _rows(self, request: PredictRequest, latents: torch.Tensor) -> list[Row]:
+    def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
         """Branch after branch, each with every sample."""
         digests = [digest for branch in request.branches for digest in branch.conditioning_digests]
         found = {digest: self._cache.get(digest) for digest in set(digests)}
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        samples = list(zip(latents, request.sigmas, strict=True)) * len(request.branches)
+        guidance = request.guidance_scales or [None] * len(latents)
         return [
-            Row(latent, sigma, conditioning)
-            for (latent, sigma), digest in zip(samples, digests, strict=True)
+            Row(
+                latent,
+                sigma,
+                conditioning,
+                scale,
+                loras,
+                skipped_layers=tuple(sorted(set(branch.skipped_layers))),
+                perturbed_layers=tuple(sorted(set(branch.perturbed_layers))),
+            )
+            for branch in request.branches
+            for latent, sigma, scale, digest in zip(
+                latents, request.sigmas, guidance, branch.conditioning_digests, strict=True
+            )
             if (conditioning := found[digest])
         ]
 
     def _put(self, request: PutConditioningRequest) -> None:
         sequence, pooled = read_conditioning(request, self._limits)
-        conditioning = prepare(sequence, pooled, self._predictor.device, self._predictor.dtype)
+        device, dtype = self._predictor.device, self._predictor.dtype
+        conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
         self._cache.put(request.digest, conditioning)
 
 
-def create_servicer(settings: StageSettings, options: DenoiserOptions | None = None) -> DenoiserServicer:
+def create_servicer(
+    settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
+) -> DenoiserServicer:
     """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
     options = options or DenoiserOptions()
     device = usable_device(settings.device)
-    checkpoint = open_checkpoint(settings.model)
-    transformer = load_transformer(checkpoint, str(device), getattr(torch, settings.dtype))
-    predictor = create_predictor(transformer, options.determinism, options.max_batch_rows)
+    checkpoint = settings.open_checkpoint()
+    dtype = getattr(torch, settings.dtype)
+    quantizer = create_quantizer(quantization, device, dtype)
+    linears = linears_of(checkpoint)
+    loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
+    fused = read_fused(options.lora, loras, linears)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
+    predictor = create_predictor(
+        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
+    )
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name("transformer"),
         device=str(device),
         dtype=settings.dtype,
         determinism=options.determinism,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_with(fingerprint, fused),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        quantization=quantization,
     )
     return DenoiserServicer(
         predictor,
         Batcher(predictor, options.max_queued_rows),
         ConditioningCache(options.conditioning_cache_mb << 20),
+        loras,
         Limits.of(
-            transformer.config,
-            predictor.dtype,
+            transformer.inputs,
+            dtype,
             MAX_BRANCHES,
             options.max_queued_rows,
             settings.max_message_bytes,

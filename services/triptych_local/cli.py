@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -12,10 +13,15 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from triptych_local.options import (
+    LAYERS,
+    METHODS,
     REUSES,
     SCHEDULES,
     SIGMA_SCHEDULES,
     SOLVERS,
+    read_composition,
+    read_layers,
+    read_method,
     read_schedule,
     read_sigma_schedule,
     read_size,
@@ -42,10 +48,48 @@ class Dtype(StrEnum):
 
 
 Model = Annotated[
-    str | None, typer.Option(help="A model's name or a checkpoint's folder. Default: triptych-small.")
+    str | None,
+    typer.Option(
+        help="A model's name (org/name on the Hugging Face hub), a checkpoint's folder, or a .safetensors "
+        "file of SD3, SD3.5 or FLUX.1. Default: triptych-small."
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on the hub. Default: main.")
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        help="For a model in one file: name or folder of a checkpoint that has what the file lacks."
+    ),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Take models of the hub from its cache; do not ask the hub.")
 ]
 Device = Annotated[str | None, typer.Option(help="torch's name of the device, e.g. cuda:0. Default: cpu.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the weights. Default: float32.")]
+
+
+class QuantizationMode(StrEnum):
+    """How a stage's weights are stored and multiplied."""
+
+    none = "none"
+    int8_weight_only = "int8-weight-only"
+    int8_dynamic = "int8-dynamic"
+    int4_weight_only = "int4-weight-only"
+    float8 = "float8"
+
+
+TextEncoderQuantization = Annotated[
+    QuantizationMode | None, typer.Option(help="How the text encoders are quantized. Default: none.")
+]
+DenoiserQuantization = Annotated[
+    QuantizationMode | None, typer.Option(help="How the denoiser is quantized. Default: none.")
+]
+VaeCodecQuantization = Annotated[
+    QuantizationMode | None,
+    typer.Option(help="How the VAE codec is quantized: int8-weight-only or, by default, none."),
+]
 
 
 @app.command()
@@ -74,26 +118,69 @@ def generate(
         float | None, typer.Option(help="How strongly to follow the prompt; 1 is off.")
     ] = None,
     guidance_schedule: Annotated[str | None, typer.Option(metavar="SCHEDULE", help=f"{SCHEDULES}.")] = None,
+    guidance_method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help=f"{METHODS}. Default: cfg.")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How much of guidance's contrast is taken back, 0 to 1.")
+    ] = None,
+    skip_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Skip-layer guidance: {LAYERS}.")
+    ] = None,
+    perturb_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Perturbed attention guidance: {LAYERS}.")
+    ] = None,
+    compose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROMPT[:WEIGHT]", help="Composed with each prompt; may be given again."),
+    ] = None,
+    prompt_weight: Annotated[
+        float | None, typer.Option(help="With --compose: the weight of the prompt itself. Default: 1.")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Read (text), (text:1.3) and [text] in prompts as weights.")
+    ] = False,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="A LoRA of the denoiser's --lora-folder; repeat it for more."
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
     ] = None,
     fused: Annotated[bool, typer.Option("--fused", help="Run everything in this process.")] = False,
     model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
     device: Device = None,
     dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
 ) -> None:
     """Make pictures.
 
     They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
-    --model, --device or --dtype ask for another), else by services that are started for this command alone.
+    --model, --device, --dtype or a quantization ask for another), else by services that are started for this
+    command alone.
     """
     from triptych_local.generation import Place, generate_files, generation_options, output_files
-    from triptych_local.local import ModelChoice
+    from triptych_local.local import ModelChoice, StageQuantization
 
-    if target and (fused or device or dtype):
-        raise typer.BadParameter("the services at --target have their own device, dtype and processes")
+    quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
+    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
+    if target and (fused or replace(choice, model=None) != ModelChoice()):
+        raise typer.BadParameter(
+            "the services at --target have their own device, dtype, quantization, files and processes"
+        )
     pixels = _read(read_size, size, "--size") or (None, None)
+    if prompt_weight is not None and not compose:
+        raise typer.BadParameter("--prompt-weight weighs a prompt against those of --compose: give some")
+    skipped = _read(read_layers, skip_layers, "--skip-layers")
+    perturbed = _read(read_layers, perturb_layers, "--perturb-layers")
     options = generation_options(
         negative_prompt=negative,
         seed=seed,
@@ -105,14 +192,21 @@ def generate(
         step_reuse=_read(read_step_reuse, step_reuse, "--step-reuse"),
         guidance_scale=guidance,
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
+        guidance_method=_read(read_method, guidance_method, "--guidance-method"),
+        guidance_rescale=guidance_rescale,
+        skip_layer_guidance=skipped,
+        perturbed_attention_guidance=perturbed,
+        compositions=[read_composition(compose, prompt_weight)] if compose else None,
+        prompt_weighting=weights or None,
         num_images_per_prompt=num_images,
+        loras=_loras(lora or []),
         model=model if target else None,
     )
     try:
         files = output_files(output, len(prompts) * (1 if num_images is None else num_images))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
-    _run(generate_files(prompts, options, files, Place(target, fused, ModelChoice(model, device, dtype))))
+    _run(generate_files(prompts, options, files, Place(target, fused, choice)))
 
 
 @app.command()
@@ -126,14 +220,22 @@ def up(
     ] = 50050,
     fused: Annotated[bool, typer.Option("--fused", help="All four services in one process.")] = False,
     model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
     device: Device = None,
     dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
-    from triptych_local.local import ModelChoice
+    from triptych_local.local import ModelChoice, StageQuantization
     from triptych_local.up import serve_until_stopped
 
-    _run(serve_until_stopped(ModelChoice(model, device, dtype), fused, base_port if tcp else None))
+    quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
+    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
+    _run(serve_until_stopped(choice, fused, base_port if tcp else None))
 
 
 def main() -> None:
@@ -146,6 +248,15 @@ def _read(reader: Callable[[str], T], text: str | None, option: str) -> T | None
         return None if text is None else reader(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _loras(texts: list[str]) -> dict[str, float] | None:
+    from triptych.loras import read_lora
+
+    loras = [lora for text in texts if (lora := _read(read_lora, text, "--lora"))]
+    if len(dict(loras)) < len(loras):
+        raise typer.BadParameter("a LoRA is named twice", param_hint="--lora")
+    return dict(loras) or None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from triptych.checkpoints import open_checkpoint
+from pydantic import Field
+
 from triptych.client import AsyncClient, GenerationStub
 from triptych.kernels import fix_kernels
+from triptych.quantization import Quantization
 from triptych.serving import Loaded, Service, run
 from triptych.settings import StageSettings, read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 class FusedSettings(CoordinatorLimits, DenoiserOptions, StageSettings):
     """What the stages and the coordinator can be told together."""
+
+    text_encoder_quantization: Quantization = Field("none", description="As the stage's own.")
+    denoiser_quantization: Quantization = Field("none", description="As the stage's own.")
+    vae_codec_quantization: Quantization = Field("none", description="As the stage's own.")
 
 
 @dataclass(frozen=True)
@@ -59,24 +65,21 @@ async def load_fused(settings: FusedSettings) -> Fused:
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
     from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
     text_encoder, denoiser, vae_codec = await asyncio.gather(
-        asyncio.to_thread(create_text_encoder, settings),
-        asyncio.to_thread(create_denoiser, settings, settings),
-        asyncio.to_thread(create_vae_codec, settings),
+        asyncio.to_thread(create_text_encoder, settings, settings.text_encoder_quantization),
+        asyncio.to_thread(create_denoiser, settings, settings, settings.denoiser_quantization),
+        asyncio.to_thread(create_vae_codec, settings, settings.vae_codec_quantization),
     )
     stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
     return Fused(text_encoder, denoiser, vae_codec, ImageGenerationServicer(checkpoint, stubs, settings))
 
 
 @asynccontextmanager
-async def fused_client(
-    model: str | None = None, device: str | None = None, dtype: str | None = None
-) -> AsyncIterator[AsyncClient]:
-    """A client of services in this process; None is the services' own default. Raises StartError."""
+async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
+    """A client of services in this process. Raises StartError."""
     fix_kernels()
-    options = ModelChoice(model, device, dtype).options()
-    fused = await load_fused(read_settings(FusedSettings, "fused", options))
+    fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
     try:
         yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
     finally:

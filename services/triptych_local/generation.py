@@ -93,8 +93,7 @@ async def _client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
         from triptych_local.fused import fused_client
 
         shown.phase("loading the model into this process")
-        choice = place.choice
-        async with fused_client(choice.model, choice.device, choice.dtype) as client:
+        async with fused_client(place.choice) as client:
             yield client
     elif place.target is not None:
         await _check_answers(place.target)
@@ -112,7 +111,7 @@ async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
     if choice == ModelChoice() and standing.is_socket() and await serves(f"unix:{standing}"):
         yield f"unix:{standing}"
         return
-    choice.check()
+    choice = choice.pinned()
     shown.note("Starting the services for this command alone; 'triptych up' in another terminal keeps them.")
     shown.phase("starting the text encoder, the denoiser, the VAE codec and the coordinator")
     with temporary_folder() as folder:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.checkpoints import open_checkpoint
@@ -15,26 +15,61 @@ SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "
 
 
 @dataclass(frozen=True)
+class StageQuantization:
+    """Each stage's quantization; None is the service's own default (or its environment's)."""
+
+    text_encoder: str | None = None
+    denoiser: str | None = None
+    vae_codec: str | None = None
+
+    def of(self, stage: str) -> str | None:
+        """The quantization of one of STAGES."""
+        return dict(zip(STAGES, (self.text_encoder, self.denoiser, self.vae_codec), strict=True))[stage]
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which model to serve and how; None is the services' own default (or their environment's)."""
 
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantization: StageQuantization = StageQuantization()
+    revision: str | None = None
+    base: str | None = None
+    offline: bool = False
 
-    def options(self) -> list[str]:
-        """As a stage's options."""
-        given = {"--model": self.model, "--device": self.device, "--dtype": self.dtype}
-        return [word for option, value in given.items() if value is not None for word in (option, value)]
+    def stage_options(self, stage: str) -> list[str]:
+        """As the options of one of STAGES."""
+        return [*self._options(), *_given({"--quantization": self.quantization.of(stage)})]
 
-    def check(self) -> None:
-        """Raises CheckpointError if there is no such model, sooner than a service could."""
-        if self.model is not None:
-            open_checkpoint(self.model)
+    def fused_options(self) -> list[str]:
+        """As the options of all services in one process."""
+        quantization = {f"--{stage}-quantization": self.quantization.of(stage) for stage in STAGES}
+        return [*self._options(), *_given(quantization)]
+
+    def _options(self) -> list[str]:
+        return [*self.model_options(), *_given({"--device": self.device, "--dtype": self.dtype})]
 
     def model_options(self) -> list[str]:
         """As the options of the coordinator, which computes nothing."""
-        return ModelChoice(self.model).options()
+        given = _given({"--model": self.model, "--revision": self.revision, "--base": self.base})
+        return [*given, "--offline"] if self.offline else given
+
+    def pinned(self) -> ModelChoice:
+        """The same at the commit that a name on the hub stands for now, so that all services have one.
+
+        Raises CheckpointError if there is no such model, sooner than a service could.
+        """
+        if self.model is None:
+            return self
+        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
+        return replace(self, revision=checkpoint.revision or None)
+
+
+def _given(options: Mapping[str, str | None]) -> list[str]:
+    """The words of the options that have a value."""
+    return [word for option, value in options.items() if value is not None for word in (option, value)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +94,7 @@ class Addresses:
 def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
     """A process per service."""
     stages = [
-        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.options())
+        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.stage_options(stage))
         for stage, address in zip(STAGES, addresses.stages, strict=True)
     ]
     targets = [
@@ -75,4 +110,4 @@ def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:
     """One process for all, on the coordinator's address."""
-    return Program("fused services", "triptych_local.fused", addresses.coordinator, choice.options())
+    return Program("fused services", "triptych_local.fused", addresses.coordinator, choice.fused_options())

@@ -19,7 +19,7 @@ async def serve_until_stopped(choice: ModelChoice, fused: bool, base_port: int |
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    choice.check()
+    choice = choice.pinned()
     with ExitStack() as stack:
         if base_port is None:
             addresses = Addresses.in_folder(stack.enter_context(claimed_folder(well_known_folder())))

@@ -4,52 +4,132 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import CheckpointError
+from triptych.quantization import Exceptions, torchao_quietly
 
 if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
 
 
-def load_text_model(checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a CLIPTextModelWithProjection or T5EncoderModel, ready for inference.
+#: The linears of a class that are not quantized like the others.
+_EXCEPTIONS = {
+    # One product per prompt, and the pooled vector is its result.
+    "CLIPTextModelWithProjection": Exceptions(full_precision=("text_projection",)),
+    # A few of its inputs are thousands of times the others (in T5 more than float16 holds): rounded by one
+    # scale, the others would be lost. So in Qwen3.
+    "T5EncoderModel": Exceptions(weights_only=("wo",)),
+    "Qwen3Model": Exceptions(weights_only=("down_proj",)),
+    "Qwen3ForCausalLM": Exceptions(weights_only=("down_proj",)),
+}
+#: What a checkpoint's names may begin with although transformers' do not, and the other way round.
+_PREFIXES = ("text_model.", "model.")
 
-    transformers accepts keys with and without the `text_model.` prefix and T5's embedding under any of its
-    names, and keeps T5's `wo` in float32 when dtype is float16.
 
-    Raises CheckpointError if the class is another one or the weights do not fit the config.
+def load_text_model(
+    checkpoint: Checkpoint,
+    component: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantizer: Quantizer | None = None,
+) -> Any:
+    """Load a CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel or Qwen3Model, ready for inference.
+
+    Weights go to the device one by one, linears quantized on the way. Names with and without the
+    `text_model.` or `model.` prefix are accepted, T5's embedding under any of its names; T5's `wo` is
+    float32 when dtype is float16.
+
+    Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
+    be quantized.
     """
-    model_class, config_class = _model_classes(checkpoint, component)
+    import torch
+
+    from triptych.loading import fill
+
+    with torchao_quietly():  # transformers imports it where it is installed
+        model_class, config_class = _model_classes(checkpoint, component)
+    class_name = checkpoint.class_name(component)
     with _quiet():
         try:
             config = config_class.from_dict(checkpoint.config(component))
-            model, report = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(checkpoint.tensors(component)),
-                dtype=dtype,
-                attn_implementation="sdpa",
-                ignore_mismatched_sizes=True,  # they are reported below
-                output_loading_info=True,
-            )
+            model = _without_memory(model_class, config, dtype, device)
+            if dtype == torch.float16 and class_name == "T5EncoderModel":
+                _keep_wo_in_float32(model)
+            tensors = checkpoint.tensors(component)
+            targets, missing = _targets(model, set(tensors))
+            if not missing:
+                exceptions = _EXCEPTIONS.get(class_name, Exceptions())
+                finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
+                fill(model, targets, tensors, device, finish)
         except (
             Exception
         ) as error:  # a config can be wrong in many ways, and transformers has as many exceptions
             raise _broken(checkpoint, component, error) from error
-    wrong = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in sorted(report[kind])]
-    if wrong:
+    if missing:
         raise CheckpointError(
-            f"{checkpoint.folder(component)} lacks {len(wrong)} weights that its config.json asks for, "
-            f"or has them in another shape; the first is {wrong[0]}"
+            f"{checkpoint.folder(component)} lacks {len(missing)} weights that its config.json asks for; "
+            f"the first is {missing[0]}"
         )
-    return model.to(device).eval()
+    return model.requires_grad_(False).eval()
+
+
+def _without_memory(model_class: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model with its weights on "meta"; buffers that no checkpoint has are real, on the device."""
+    import torch
+
+    with torch.device("meta"):
+        model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model.tie_weights()
+    for module in model.modules():
+        computed = [
+            (name, buffer)
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in module._non_persistent_buffers_set
+        ]
+        for name, buffer in computed:
+            setattr(module, name, torch.empty_like(buffer, device=device))
+        if computed:
+            model._init_weights(module)  # transformers' way to compute them; weights on "meta" stay there
+    return model
+
+
+def _keep_wo_in_float32(model: Any) -> None:
+    for path, module in model.named_modules():
+        if path.endswith(".wo"):
+            module.float()
+
+
+def _targets(model: Any, names: set[str]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The model's weights by the checkpoint's names, and the model's names of those that it lacks."""
+    weights = model.state_dict()
+    own_names: dict[int, list[str]] = {}  # one weight has several if modules share it
+    for name, weight in weights.items():
+        own_names.setdefault(weight.untyped_storage()._cdata, []).append(name)
+    targets, missing = {}, []
+    for shared in own_names.values():
+        known = [spelling for name in shared for spelling in _spellings(name) if spelling in names]
+        if known:
+            targets[known[0]] = weights[shared[0]]
+        else:
+            missing.append(shared[0])
+    return targets, missing
+
+
+def _spellings(name: str) -> list[str]:
+    return [
+        name,
+        *(prefix + name for prefix in _PREFIXES),
+        *(name.removeprefix(prefix) for prefix in _PREFIXES),
+    ]
 
 
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
-    """Load a CLIP or T5 tokenizer.
+    """Load a CLIP, T5 or Qwen tokenizer.
 
     Raises CheckpointError if the class is another one or the files are missing or broken.
     """
@@ -68,6 +148,11 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
 def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
     """The model class that model_index.json names for `component`, and its config class."""
     match checkpoint.class_name(component):
+        case "CLIPTextModel":
+            from transformers.models.clip.configuration_clip import CLIPTextConfig
+            from transformers.models.clip.modeling_clip import CLIPTextModel
+
+            return CLIPTextModel, CLIPTextConfig
         case "CLIPTextModelWithProjection":
             from transformers.models.clip.configuration_clip import CLIPTextConfig
             from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
@@ -78,8 +163,14 @@ def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
             from transformers.models.t5.modeling_t5 import T5EncoderModel
 
             return T5EncoderModel, T5Config
+        case "Qwen3Model" | "Qwen3ForCausalLM":  # the head, which gives words, is left out
+            from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+            from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+
+            return Qwen3Model, Qwen3Config
         case other:
-            raise _unsupported(checkpoint, component, other, "CLIPTextModelWithProjection and T5EncoderModel")
+            supported = "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Qwen3Model"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
@@ -93,13 +184,13 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
             return T5Tokenizer
+        case "Qwen2Tokenizer" | "Qwen2TokenizerFast":
+            from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+
+            return Qwen2Tokenizer
         case other:
-            raise _unsupported(
-                checkpoint,
-                component,
-                other,
-                "CLIPTokenizer, CLIPTokenizerFast, T5Tokenizer and T5TokenizerFast",
-            )
+            supported = "CLIPTokenizer, T5Tokenizer and Qwen2Tokenizer, with and without Fast"
+            raise _unsupported(checkpoint, component, other, supported)
 
 
 def _broken(checkpoint: Checkpoint, component: str, error: Exception) -> CheckpointError:

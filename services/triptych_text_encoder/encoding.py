@@ -15,7 +15,7 @@ class Encoding:
 
     #: One vector per token, [tokens, joint_attention_dim].
     sequence: torch.Tensor
-    #: One vector for the whole prompt, [pooled_projection_dim].
+    #: One vector for the whole prompt, [pooled_projection_dim]; [0] for a family without one.
     pooled: torch.Tensor
     #: The end of the prompt that no encoder read because it was too long; "" if all was read.
     truncated: str

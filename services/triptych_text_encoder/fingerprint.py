@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 DETERMINISM = "batch-invariant"
 
 
-def text_encoder_fingerprint(checkpoint: Checkpoint, recipe: Recipe, device: str, dtype: str) -> str:
+def text_encoder_fingerprint(
+    checkpoint: Checkpoint, recipe: Recipe, device: str, dtype: str, quantization: str = "none"
+) -> str:
     """The digest of encoders, tokenizers and the libraries that run them; 64 hexadecimal digits."""
-    parts = {"encoders": stage_fingerprint(checkpoint, recipe.encoders, device, dtype, DETERMINISM)}
+    encoders = stage_fingerprint(checkpoint, recipe.encoders, device, dtype, DETERMINISM, quantization)
+    parts = {"encoders": encoders}
     for component in recipe.tokenizers:
         files = [file for file in checkpoint.folder(component).iterdir() if file.is_file()]
         parts[component] = weights_identity(files)

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from triptych.checkpoints import open_checkpoint
 from triptych.devices import usable_device
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
+from triptych.quantization import create_quantizer
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import DETERMINISM, text_encoder_fingerprint
 from triptych_text_encoder.recipes import load_recipe
+from triptych_text_encoder.weighting import Span
 
 if TYPE_CHECKING:
     import torch
 
+    from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.recipes import Recipe
@@ -31,6 +33,7 @@ GetModelRequest = text_encoder_pb2.TextEncoderServiceGetModelRequest
 GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
 
 MAX_PROMPTS = 64
+MAX_WEIGHT = 10.0
 # Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
 MAX_PROMPT_BYTES = 16 * 1024
 
@@ -50,7 +53,8 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
         _check_prompts(request.prompts, self._max_prompts)
-        encodings = [await self._encoder.encode(prompt) for prompt in request.prompts]
+        spans = _spans(request, self._encoder.recipe.token_weights is not None)
+        encodings = [await self._encoder.encode(*entry) for entry in zip(request.prompts, spans, strict=True)]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings)
 
@@ -66,6 +70,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             max_prompts=self._max_prompts,
             max_prompt_bytes=MAX_PROMPT_BYTES,
             tokens=recipe.tokens,
+            weighting=recipe.token_weights is not None,
         )
 
     async def close(self) -> None:
@@ -73,22 +78,27 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         self._encoder.close()
 
 
-def create_servicer(settings: StageSettings) -> TextEncoderServicer:
+def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
 
     import torch
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
-    recipe = load_recipe(checkpoint, dtype, usable_device(settings.device))
+    device = usable_device(settings.device)
+    recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=str(checkpoint.index["_class_name"]),
         device=settings.device,
         dtype=settings.dtype,
         determinism=DETERMINISM,
-        fingerprint=text_encoder_fingerprint(checkpoint, recipe, settings.device, settings.dtype),
+        fingerprint=text_encoder_fingerprint(
+            checkpoint, recipe, settings.device, settings.dtype, quantization
+        ),
         parameters=recipe.parameters,
+        quantization=quantization,
     )
     return TextEncoderServicer(
         TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)
@@ -115,6 +125,36 @@ def _check_prompts(prompts: Sequence[str], max_prompts: int) -> None:
     ]
     if too_long:
         raise invalid_argument(*too_long)
+
+
+def _spans(request: EncodeRequest, weighting: bool) -> list[tuple[Span, ...]]:
+    """The checked spans of every prompt."""
+    if not request.weights:
+        return [()] * len(request.prompts)
+    if not weighting:
+        raise invalid_argument(("weights", "parts of prompts have no weights with these text encoders"))
+    if len(request.weights) != len(request.prompts):
+        raise invalid_argument(
+            ("weights", f"{len(request.weights)} of them for {len(request.prompts)} prompts")
+        )
+    violations = []
+    for i, (prompt, weights) in enumerate(zip(request.prompts, request.weights, strict=True)):
+        before = 0
+        for k, span in enumerate(weights.spans):
+            field = f"weights[{i}].spans[{k}]"
+            if not before <= span.start < span.stop <= len(prompt):
+                violations.append(
+                    (field, f"{span.start} to {span.stop} is no part of {before} to {len(prompt)}")
+                )
+            if not -MAX_WEIGHT <= span.weight <= MAX_WEIGHT:  # NaN is not either
+                violations.append((f"{field}.weight", f"is {span.weight:g}; allowed are -10 to 10"))
+            before = span.stop
+    if violations:
+        raise invalid_argument(*violations)
+    return [
+        tuple(Span(span.start, span.stop, span.weight) for span in weights.spans)
+        for weights in request.weights
+    ]
 
 
 def _encode_response(encodings: Sequence[Encoding]) -> EncodeResponse:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.checkpoints import CheckpointError
 from triptych.devices import usable_device
 from triptych.errors import invalid_argument
 from triptych.fingerprints import stage_fingerprint
@@ -20,6 +20,7 @@ from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
 if TYPE_CHECKING:
     import torch
 
+    from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
 
@@ -137,15 +138,17 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             )
 
 
-def create_servicer(settings: StageSettings) -> VaeCodecServicer:
+def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
-    checkpoint = open_checkpoint(settings.model)
+    checkpoint = settings.open_checkpoint()
 
     import torch
 
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import build
+    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
 
+    check_quantization(quantization)
     device = usable_device(settings.device)
     try:
         model = build(
@@ -153,18 +156,23 @@ def create_servicer(settings: StageSettings) -> VaeCodecServicer:
             checkpoint.tensors(COMPONENT),
             str(device),
             getattr(torch, settings.dtype),
+            None if quantization == "none" else quantize_convolution,
         )
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
     codec = VaeCodec(model)
     info = model_pb2.ModelInfo(
         name=checkpoint.name,
+        revision=checkpoint.revision,
         family=checkpoint.class_name(COMPONENT),
         device=settings.device,
         dtype=settings.dtype,
         determinism=DETERMINISM,
-        fingerprint=stage_fingerprint(checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM),
+        fingerprint=stage_fingerprint(
+            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization
+        ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        quantization=quantization,
     )
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 

@@ -1,13 +1,15 @@
-"""Checkpoints in the diffusers folder layout: their index, configs and memory-mapped safetensors weights."""
+"""Checkpoints: a folder in diffusers' layout, on the disk or on the hub, and how any model is opened."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.errors import StartError
+from triptych.errors import CheckpointError as CheckpointError
+from triptych.hub import Repository, is_hub_name, open_repository
+from triptych.weights import Weights, open_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -17,19 +19,28 @@ MODELS = Path(__file__).parent / "models"
 
 _CONFIG_NAMES = ("config.json", "scheduler_config.json")
 _WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_SMALL_SUFFIXES = {".jinja", ".json", ".model", ".txt"}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
-class CheckpointError(StartError):
-    """Why a checkpoint cannot be used, in one sentence that names the file."""
-
-
 class Checkpoint:
-    """A folder with a model_index.json and one folder per component. Weights are read when asked for."""
+    """A folder with a model_index.json and one folder per component. Files are read when asked for.
 
-    def __init__(self, path: Path) -> None:
+    Of a repository on the hub, files are downloaded when they are asked for: of each component that a stage
+    uses its configs, vocabularies and safetensors files, of the others nothing.
+
+    path: the folder.
+    name: what all stages and the coordinator call the model.
+    revision: the commit of a repository on the hub, else "".
+    """
+
+    def __init__(self, path: Path, repository: Repository | None = None) -> None:
         self.path = path
-        self.name = path.name
+        self.name = repository.name.rpartition("/")[2] if repository else path.name
+        self.revision = repository.commit if repository else ""
+        self._repository = repository
+        if repository:
+            repository.fetch(["triptych.json"])
         self.index = _read_object(path / "model_index.json")
 
     def has(self, component: str) -> bool:
@@ -44,11 +55,13 @@ class Checkpoint:
         return str(self.index[component][1])
 
     def folder(self, component: str) -> Path:
-        """The component's folder."""
+        """The component's folder, with its configs and vocabularies; `files` brings its weights."""
         self.class_name(component)
         folder = self.path / component
+        small = [name for name in self._names(component) if Path(name).suffix in _SMALL_SUFFIXES]
+        self._fetch(component, small)
         if not folder.is_dir():
-            raise CheckpointError(f"{self.path} has no folder for its component '{component}'")
+            raise self._lacks(self.path, f"folder for its component '{component}'")
         return folder
 
     def config(self, component: str) -> dict[str, Any]:
@@ -57,55 +70,80 @@ class Checkpoint:
         for name in _CONFIG_NAMES:
             if (folder / name).is_file():
                 return _read_object(folder / name)
-        raise CheckpointError(f"{folder} has no {' or '.join(_CONFIG_NAMES)}")
+        raise self._lacks(folder, " or ".join(_CONFIG_NAMES))
 
     def files(self, component: str) -> list[Path]:
         """The component's safetensors files: one, or the shards its index names."""
-        folder = self.folder(component)
+        folder, names = self.folder(component), self._names(component)
         for name in _WEIGHT_NAMES:
-            if (folder / name).is_file():
+            if name in names:
+                self._fetch(component, [name])
                 return [folder / name]
-            if (folder / f"{name}.index.json").is_file():
-                return _read_shards(folder / f"{name}.index.json")
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+            if f"{name}.index.json" in names:
+                index = folder / f"{name}.index.json"
+                shards = _read_shards(index)
+                self._fetch(component, shards)
+                return _checked_shards(index, shards)
+        pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
         if pickles:
             raise CheckpointError(
                 f"{folder} has only {', '.join(pickles)}: only safetensors files are loaded"
             )
-        raise CheckpointError(f"{folder} has no {' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
+        raise self._lacks(folder, f"{' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
 
     def tensors(self, component: str) -> Mapping[str, torch.Tensor]:
         """The component's weights by name, each memory-mapped when it is looked up."""
-        return _Weights(self.files(component))
+        return Weights(self.files(component))
+
+    def _names(self, component: str) -> list[str]:
+        """The names of the files in a component's folder, sorted."""
+        if self._repository:
+            return self._repository.names(component)
+        folder = self.path / component
+        return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+
+    def _fetch(self, component: str, names: Iterable[str]) -> None:
+        if self._repository:
+            self._repository.fetch(f"{component}/{name}" for name in names)
+
+    def _lacks(self, folder: Path, what: str) -> CheckpointError:
+        offline = self._repository is not None and self._repository.offline
+        as_far = ", as far as the cache has it," if offline else ""
+        return CheckpointError(f"{folder}{as_far} has no {what}")
 
 
-class _Weights(Mapping[str, "torch.Tensor"]):
-    """The tensors of some safetensors files."""
+def open_checkpoint(
+    model: str, *, revision: str | None = None, offline: bool = False, base: str | None = None
+) -> Checkpoint:
+    """Opens a model: by name one that the package brings or one on the hub, by path a folder or a file.
 
-    def __init__(self, files: list[Path]) -> None:
-        self._file_of: dict[str, Any] = {}
-        for path in files:
-            opened = _open_safetensors(path)
-            self._file_of.update(dict.fromkeys(opened.keys(), opened))
+    What is on the disk wins over a name on the hub.
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
-        return tensor
+    model: e.g. "triptych-small", "org/name", "/path/to/folder", "/path/to/file.safetensors".
+    revision: a branch, tag or commit of the name on the hub; None: its main branch.
+    offline: the hub is not asked, only its cache.
+    base: for a single file: the checkpoint, by name or path, that has the components which the file lacks.
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+    Raises:
+        CheckpointError: there is no such model, or its index or header cannot be read.
+    """
+    path = MODELS / model if model in bundled_models() else Path(model).expanduser().resolve()
+    if path.is_file():
+        from triptych.single_files import SingleFile  # it is built on this module
 
-    def __len__(self) -> int:
-        return len(self._file_of)
-
-
-def open_checkpoint(name_or_path: str) -> Checkpoint:
-    """Opens a model that the package brings, by name, or a folder, by its path. Raises CheckpointError."""
-    brought = bundled_models()
-    path = MODELS / name_or_path if name_or_path in brought else Path(name_or_path).expanduser().resolve()
+        return SingleFile(path, open_checkpoint(base, revision=revision, offline=offline) if base else None)
+    if base is not None:
+        raise CheckpointError(f"a base is for a single file, and '{model}' is none")
+    if not path.exists() and is_hub_name(model):
+        repository = open_repository(model, revision, offline)
+        return Checkpoint(repository.folder, repository)
+    if revision is not None:
+        raise CheckpointError(f"a revision is for a name on the hub, and '{model}' is none")
     if not path.is_dir():
-        known = f"; the models by name are: {', '.join(brought)}" if brought else ""
-        raise CheckpointError(f"'{name_or_path}' is neither a known model nor a folder{known}")
+        raise CheckpointError(
+            f"'{model}' is neither a known model nor a folder, a file or a name on the hub (org/name); "
+            f"the models by name are: {', '.join(bundled_models())}"
+        )
     if not (path / "model_index.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint: it has no model_index.json")
     return Checkpoint(path)
@@ -128,29 +166,28 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_shards(index: Path) -> list[Path]:
-    """The shards an index names. Each lies beside it and has the tensors that the index puts there."""
+def _read_shards(index: Path) -> list[str]:
+    """The names of the shards that an index names."""
+    names = _weight_map(index).values()
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it")
+    return sorted(set(names))
+
+
+def _checked_shards(index: Path, names: Iterable[str]) -> list[Path]:
+    """The shards of an index, each of which has the tensors that the index puts there."""
+    weight_map = _weight_map(index)
+    for name in names:
+        tensors = {tensor for tensor, shard in weight_map.items() if shard == name}
+        missing = sorted(tensors.difference(open_safetensors(index.parent / name).keys()))
+        if missing:
+            raise CheckpointError(f"{index.parent / name} has no tensor '{missing[0]}'")
+    return [index.parent / name for name in names]
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
     weight_map = _read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
-    tensors_of: dict[str, set[str]] = {}
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name!r}, which is no safetensors file beside it")
-        tensors_of.setdefault(name, set()).add(tensor)
-    for name, tensors in tensors_of.items():
-        missing = sorted(tensors.difference(_open_safetensors(index.parent / name).keys()))
-        if missing:
-            raise CheckpointError(f"{index.parent / name} has no tensor '{missing[0]}'")
-    return [index.parent / name for name in sorted(tensors_of)]
-
-
-def _open_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {error}") from error
+    return weight_map

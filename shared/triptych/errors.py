@@ -33,6 +33,10 @@ class StartError(Exception):
     """Why a service cannot start, in one sentence for its operator."""
 
 
+class CheckpointError(StartError):
+    """Why a checkpoint cannot be used, in one sentence that names the file."""
+
+
 class TriptychError(Exception):
     """A failed call: what a servicer raises and what a client gets."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -21,14 +22,21 @@ def fingerprint(parts: Mapping[str, str]) -> str:
 
 
 def stage_fingerprint(
-    checkpoint: Checkpoint, components: Iterable[str], device: str, dtype: str, determinism: str
+    checkpoint: Checkpoint,
+    components: Iterable[str],
+    device: str,
+    dtype: str,
+    determinism: str,
+    quantization: str = "none",
 ) -> str:
     """The fingerprint of a stage that computes `components` of a checkpoint on a torch device.
 
     Two replicas with equal fingerprints have the same weights and config, torch version, kind of processor,
-    thread count, choice of kernels (see triptych.kernels), dtype and determinism.
+    thread count, choice of kernels (see triptych.kernels), dtype, determinism and quantization.
     """
-    parts = _runtime(device) | {"dtype": dtype, "determinism": determinism}
+    parts = _runtime(device) | {"dtype": dtype, "determinism": determinism, "quantization": quantization}
+    if quantization != "none":
+        parts["torchao"] = _version("torchao")
     for component in components:
         parts[f"config of {component}"] = json.dumps(checkpoint.config(component), sort_keys=True)
         parts[f"weights of {component}"] = weights_identity(checkpoint.files(component))
@@ -63,6 +71,14 @@ def _runtime(device: str) -> dict[str, str]:
     if kind == "cuda":
         parts["processor"] = torch.cuda.get_device_name(device)
     return parts
+
+
+def _version(library: str) -> str:
+    """The library's version, "" if it is not here: the VAE codec quantizes without torchao."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _hash_of_all(file: Path) -> str:

@@ -162,3 +162,5 @@ def _log_to_stderr(name: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    for library in ("httpx", "httpx2"):  # under huggingface_hub: a line with the address for every request
+        logging.getLogger(library).setLevel(logging.WARNING)

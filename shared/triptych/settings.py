@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliSettingsSource, SettingsConfigDict
 
 from triptych.addresses import check_listen
+from triptych.checkpoints import Checkpoint, open_checkpoint
+from triptych.quantization import Quantization
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
@@ -32,12 +34,58 @@ class ServerSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
 
 
-class StageSettings(ServerSettings):
+class ModelOptions(BaseModel):
+    """Which model a service serves. All services of one model are told of the same."""
+
+    model: str = Field(
+        default="triptych-small",
+        description="A model's name (org/name for one on the Hugging Face hub), a checkpoint's folder, "
+        "or a .safetensors file of SD3, SD3.5 or FLUX.1.",
+    )
+    revision: str | None = Field(
+        default=None, description="For a model on the hub: its branch, tag or commit. Default: main."
+    )
+    offline: CliImplicitFlag[bool] = Field(
+        default=False, description="Take models of the hub from the cache alone, as HF_HUB_OFFLINE=1 does."
+    )
+    base: str | None = Field(
+        default=None,
+        description="For a model in a single file: the name or folder of a checkpoint that has what the "
+        "file lacks, e.g. text encoders and tokenizers.",
+    )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What the model is called, the same in all services. Default: the last part of --model.",
+    )
+
+    def open_checkpoint(self) -> Checkpoint:
+        """The checkpoint that these options name. Raises CheckpointError."""
+        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
+        checkpoint.name = self.name or checkpoint.name
+        return checkpoint
+
+
+class StageSettings(ModelOptions, ServerSettings):
     """A service that computes with a model."""
 
-    model: str = Field("triptych-small", description="A model's name, or a checkpoint's folder.")
     device: str = Field("cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the weights.")
+
+
+class QuantizedStageSettings(StageSettings):
+    """A stage in a process of its own."""
+
+    quantization: Quantization = Field(
+        "none",
+        description="How its weights are stored and multiplied. Refused at start if the device cannot.",
+    )
+
+
+def described(settings: QuantizedStageSettings) -> str:
+    """A stage's model, dtype, quantization and device, for its log."""
+    quantized = "" if settings.quantization == "none" else f", {settings.quantization}"
+    return f"{settings.model}, {settings.dtype}{quantized} on {settings.device}"
 
 
 S = TypeVar("S", bound=ServerSettings)

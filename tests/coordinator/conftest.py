@@ -26,12 +26,23 @@ from triptych_coordinator.stubs import Channels
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Checkpoint:
     """A checkpoint folder with what the coordinator reads of it."""
-    folder = tmp_path / MODEL
-    (folder / "scheduler").mkdir(parents=True)
-    scheduler = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-    (folder / "model_index.json").write_text(json.dumps({"scheduler": scheduler}))
-    config = {"_class_name": scheduler[1], "num_train_timesteps": 1000, "shift": 3.0}
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return write_checkpoint(tmp_path / MODEL)
+
+
+def write_checkpoint(
+    folder: Path, pipeline: str = "StableDiffusion3Pipeline", guidance_embeds: bool = False, **scheduler: Any
+) -> Checkpoint:
+    """A folder without weights; `scheduler` are keys of its config."""
+    index = {"_class_name": pipeline}
+    configs = {
+        "scheduler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, **scheduler}),
+        "transformer": ("Transformer", {"guidance_embeds": guidance_embeds}),
+    }
+    for component, (class_name, config) in configs.items():
+        (folder / component).mkdir(parents=True)
+        (folder / component / "config.json").write_text(json.dumps({"_class_name": class_name, **config}))
+        index[component] = ["diffusers", class_name]
+    (folder / "model_index.json").write_text(json.dumps(index))
     return Checkpoint(folder)
 
 

@@ -2,14 +2,25 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import ParseDict
 from PIL import Image
 
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    Composition,
+    GuidanceOptions,
+    GuidanceSchedule,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
+from triptych_coordinator.guidance.messages import write_options
 from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.requests import Parameters
+from triptych_coordinator.requests import Lora, Parameters
 from triptych_coordinator.sampling_options import Choice, SamplingOptions
 from triptych_coordinator.solvers import SOLVERS
 
@@ -21,6 +32,7 @@ def parameters(
     negative_prompt: str = "",
     schedule: GuidanceSchedule | None = None,
     sampling: SamplingOptions | None = None,
+    guidance: GuidanceOptions | None = None,
 ) -> Parameters:
     return Parameters(
         model="triptych-small",
@@ -34,6 +46,7 @@ def parameters(
         num_images_per_prompt=2,
         seeds=(1, 2, 3, 2**64 - 1),
         sampling=sampling or SamplingOptions(),
+        guidance=guidance or GuidanceOptions(),
     )
 
 
@@ -93,6 +106,16 @@ def test_sampling_is_in_the_json() -> None:
     assert r'Step reuse: "{\"guidance\": {\"every\": 2}}"' in text["parameters"]
 
 
+def test_loras_are_named_with_their_weights() -> None:
+    drawn = replace(parameters("a zebra"), loras=(Lora("ink", 0.8), Lora("oil, thick", -1.0)))
+    text = png_text(drawn, 2, FINGERPRINTS)
+    assert ', LoRAs: "ink=0.8, oil, thick=-1", Version: ' in text["parameters"]
+    assert json.loads(text["triptych"])["loras"] == [
+        {"name": "ink", "weight": 0.8},
+        {"name": "oil, thick", "weight": -1.0},
+    ]
+
+
 def test_the_json_gives_this_picture_alone() -> None:
     record = json.loads(png_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
     assert record.pop("version")
@@ -109,6 +132,7 @@ def test_the_json_gives_this_picture_alone() -> None:
         "solver": {"euler": {}},
         "sigma_schedule": {"checkpoint": {}},
         "step_reuse": {"none": {}},
+        "loras": [],
         "fingerprints": {"text_encoder": ["t"], "denoiser": ["d1", "d2"], "vae_codec": ["v"]},
     }
 
@@ -120,3 +144,31 @@ def test_any_text_survives(prompt: str) -> None:
     text = png_text(parameters(prompt, prompt), 2, FINGERPRINTS)
     assert read_back(text) == text
     assert json.loads(read_back(text)["triptych"])["prompt"] == prompt
+
+
+def test_the_guidance_that_was_chosen_is_recorded_as_a_request_has_it() -> None:
+    guidance = GuidanceOptions(
+        AdaptiveProjected(0.3, 15.0, -0.5),
+        0.7,
+        SkipLayerGuidance((1, 2)),
+        PerturbedAttentionGuidance((0,), 0.7),
+        (Composition(("fog",), (1.0,)), Composition(("a red hat",), (-0.3,), 0.9)),
+    )
+    text = png_text(parameters("a zebra", guidance=guidance), 2, FINGERPRINTS)
+    record = json.loads(text["triptych"])
+    fields = ("guidance_method", "guidance_rescale", "skip_layer_guidance",
+              "perturbed_attention_guidance", "compositions")  # fmt: skip
+    message = ParseDict({field: record[field] for field in fields}, pb.GenerationParameters())
+    expected = pb.GenerationParameters()
+    write_options(replace(guidance, compositions=guidance.compositions[1:]), expected)
+    assert message == expected
+    assert ', CFG rescale: 0.7, Skip layer guidance: "{' in text["parameters"]
+
+
+def test_an_explicit_schedule_stands_for_the_scale() -> None:
+    schedule = GuidanceSchedule("explicit", {"scales": (7.0, 1.0)})
+    text = png_text(parameters("a zebra", schedule=schedule), 2, FINGERPRINTS)
+    record = json.loads(text["triptych"])
+    assert record["guidance_schedule"] == {"explicit": {"scales": [7.0, 1.0]}}
+    assert "guidance_scale" not in record
+    assert "CFG scale" not in text["parameters"]

@@ -1,5 +1,7 @@
 """What a request may ask for, and what it is told otherwise."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -8,9 +10,21 @@ from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    Composition,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    ZeroStar,
+)
+from triptych_coordinator.prompt_weighting import Span, WeightedText
 from triptych_coordinator.requests import (
     Limits,
+    Lora,
     Parameters,
     parameters_from_message,
     parameters_to_message,
@@ -29,17 +43,23 @@ LIMITS = Limits(
     max_prompt_bytes=100,
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
+    num_layers=6,
+    prompt_weighting=True,
+    guidance=GuidanceInput.BRANCHES,
+    loras=("ink", "oil paint"),
 )
+EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
+WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)
 
 
-def parsed(**fields: Any) -> Parameters:
-    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), LIMITS)
+def parsed(limits: Limits = LIMITS, **fields: Any) -> Parameters:
+    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), limits)
 
 
-def wrong(**fields: Any) -> dict[str, str]:
+def wrong(limits: Limits = LIMITS, **fields: Any) -> dict[str, str]:
     """The violations of a request that is refused."""
     with pytest.raises(TriptychError) as raised:
-        parsed(**fields)
+        parsed(limits, **fields)
     assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
     (detail,) = raised.value.details
     assert isinstance(detail, error_details_pb2.BadRequest)
@@ -57,6 +77,34 @@ def test_every_default_is_filled_in() -> None:
     first = parameters.seeds[0]
     assert parameters.seeds == (first, first + 1, first + 2, first + 3)
     assert [parameters.prompt(k) for k in range(4)] == ["a", "a", "b", "b"]
+
+
+def test_loras_keep_their_order_and_weigh_one_by_default() -> None:
+    parameters = parsed(loras=[{"name": "oil paint", "weight": 0.7}, {"name": "ink"}])
+    assert parameters.loras == (Lora("oil paint", 0.7), Lora("ink", 1.0))
+    again = parameters_from_message(parameters_to_message(parameters), LIMITS)
+    assert again == parameters
+
+
+@pytest.mark.parametrize(
+    ("loras", "violations"),
+    [
+        ([{"name": "ink", "weight": 10.5}], {"loras[0].weight": "is 10.5; allowed are -10 to 10"}),
+        ([{"name": "tea", "weight": math.inf}], {"loras[0].weight": "is inf; allowed are -10 to 10"}),
+        ([{"name": "ink"}, {"name": "ink"}], {"loras[1].name": "'ink' is named twice"}),
+        ([{"name": "ink"}] * 9, {"loras": "9 of them; allowed are 0 to 8"}),
+    ],
+)
+def test_bad_loras_are_refused_by_field(loras: list[dict[str, Any]], violations: dict[str, str]) -> None:
+    assert wrong(loras=loras) == violations
+
+
+@pytest.mark.parametrize("name", ["tempera", "", "../ink"])
+def test_an_unknown_lora_is_not_found_and_the_others_are_listed(name: str) -> None:
+    with pytest.raises(TriptychError) as raised:
+        parsed(loras=[{"name": "ink"}, {"name": name}])
+    assert raised.value.code is grpc.StatusCode.NOT_FOUND
+    assert raised.value.message == f"there is no LoRA {name!r}; there are: ink, oil paint"
 
 
 def test_two_requests_without_seeds_get_different_ones() -> None:
@@ -192,6 +240,111 @@ def test_numbers_are_those_the_client_wrote() -> None:
             "guidance_schedule.interval.stop",
             "at least start (0.6)",
         ),
+        (
+            {"guidance_schedule": {"explicit": {"scales": [1.0, 2.0]}}},
+            "guidance_schedule.explicit.scales",
+            "one per step (28), not 2",
+        ),
+        (
+            {"num_inference_steps": 2, "guidance_schedule": {"explicit": {"scales": [1.0, -2.0]}}},
+            "guidance_schedule.explicit.scales[1]",
+            "0 to 100",
+        ),
+        (
+            {
+                "num_inference_steps": 1,
+                "guidance_scale": 3.0,
+                "guidance_schedule": {"explicit": {"scales": [1.0]}},
+            },
+            "guidance_scale",
+            "must not be set",
+        ),
+        ({"guidance_rescale": 1.5}, "guidance_rescale", "0 to 1"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale", "not nan"),
+        (
+            {"guidance_method": {"adaptive_projected": {"momentum": -1.5}}},
+            "guidance_method.adaptive_projected.momentum",
+            "-1 to 1",
+        ),
+        (
+            {"guidance_method": {"adaptive_projected": {"norm_threshold": -1}}},
+            "guidance_method.adaptive_projected.norm_threshold",
+            "0 to 10000",
+        ),
+        (
+            {"guidance_method": {"adaptive_projected": {"eta": 11}}},
+            "guidance_method.adaptive_projected.eta",
+            "-10 to 10",
+        ),
+        (
+            {"guidance_method": {"zero_star": {"zero_init_steps": 28}}},
+            "guidance_method.zero_star.zero_init_steps",
+            "0 to 27, not 28",
+        ),
+        (
+            {"num_inference_steps": 1, "guidance_method": {"zero_star": {}}},
+            "guidance_method.zero_star.zero_init_steps",
+            "at least one of the 1 steps: 0 to 0, not 1",
+        ),
+        ({"skip_layer_guidance": {}}, "skip_layer_guidance.layers", "at least one layer"),
+        ({"skip_layer_guidance": {"layers": [1, 1]}}, "skip_layer_guidance.layers", "none twice"),
+        ({"skip_layer_guidance": {"layers": [0, 6]}}, "skip_layer_guidance.layers[1]", "0 to 5, not 6"),
+        ({"skip_layer_guidance": {"layers": [-1]}}, "skip_layer_guidance.layers[0]", "0 to 5, not -1"),
+        (
+            {"skip_layer_guidance": {"layers": [1], "start": 0.5}},
+            "skip_layer_guidance.stop",
+            "at least start (0.5), not 0.2",
+        ),
+        (
+            {"perturbed_attention_guidance": {"layers": [1], "scale": 101}},
+            "perturbed_attention_guidance.scale",
+            "0 to 100",
+        ),
+        (
+            {"perturbed_attention_guidance": {"layers": [9]}},
+            "perturbed_attention_guidance.layers[0]",
+            "0 to 5, not 9",
+        ),
+        ({"compositions": [{}]}, "compositions[0].prompts", "1 to 8"),
+        ({"compositions": [{"prompts": [{"prompt": "a"}] * 9}]}, "compositions[0].prompts", "1 to 8"),
+        ({"compositions": [{"prompts": [{}]}]}, "compositions[0].prompts[0].prompt", "empty"),
+        (
+            {"compositions": [{"prompts": [{"prompt": "x" * 101}]}]},
+            "compositions[0].prompts[0].prompt",
+            "at most 100 bytes",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "a", "weight": float("inf")}]}]},
+            "compositions[0].prompts[0].weight",
+            "-10 to 10",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "a"}], "prompt_weight": 11}]},
+            "compositions[0].prompt_weight",
+            "-10 to 10",
+        ),
+        ({"compositions": [{}, {}]}, "compositions", "one per prompt (1)"),
+        (
+            {
+                "prompts": ["a", "b"],
+                "compositions": [{"prompts": [{"prompt": "c"}]}, {"prompts": [{"prompt": "d"}] * 2}],
+            },
+            "compositions",
+            "the same number of prompts",
+        ),
+        ({"prompts": ["a (b:11)"], "prompt_weighting": True}, "prompts[0]", "weight 11; allowed are -10"),
+        ({"prompts": ["()"], "prompt_weighting": True}, "prompts[0]", "between its brackets"),
+        ({"prompts": ["(" * 65], "prompt_weighting": True}, "prompts[0]", "more than 64 brackets"),
+        (
+            {"negative_prompts": ["(" * 26 + "b"], "prompt_weighting": True},
+            "negative_prompts[0]",
+            "weight 11.9",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "[]"}]}], "prompt_weighting": True},
+            "compositions[0].prompts[0].prompt",
+            "between its brackets",
+        ),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": -3}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": 7}, "num_images_per_prompt", "at most 6"),
@@ -267,8 +420,114 @@ def test_every_wrong_field_is_named_at_once() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+def test_a_negative_prompt_that_cannot_steer_is_refused(limits: Limits) -> None:
+    assert parsed(limits, negative_prompts=[""]).negative_prompts == ("",)
+    violations = wrong(limits, negative_prompts=["mud"])
+    assert list(violations) == ["negative_prompts"]
+    assert "true classifier-free guidance" in violations["negative_prompts"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"guidance_scale": 3.5}, "guidance_scale"),
+        ({"guidance_scale": 0}, "guidance_scale"),
+        ({"guidance_schedule": {"linear": {"end_scale": 4}}}, "guidance_schedule"),
+    ],
+)
+def test_guidance_of_a_model_without_any_is_refused(fields: dict[str, Any], field: str) -> None:
+    violations = wrong(WITHOUT_GUIDANCE, **fields)
+    assert list(violations) == [field]
+    assert "leave it out, or make the scale 1" in violations[field]
+
+
+def test_no_guidance_may_be_said_to_a_model_without_any() -> None:
+    assert parsed(WITHOUT_GUIDANCE, guidance_scale=1).guidance_scales() == [1.0] * 28
+    assert parsed(EMBEDDED, guidance_scale=2.5).guidance_scales() == [2.5] * 28
+
+
 def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(TriptychError, match="'big' is not served here; this server has 'small'") as raised:
         parsed(model="big")
     assert raised.value.code is grpc.StatusCode.NOT_FOUND
     assert parsed(model="small") is not None
+
+
+CHOSEN: dict[str, tuple[dict[str, Any], GuidanceOptions]] = {
+    "nothing": ({}, GuidanceOptions()),
+    "classifier-free": ({"guidance_method": {"classifier_free": {}}}, GuidanceOptions(ClassifierFree())),
+    "APG as it is": (
+        {"guidance_method": {"adaptive_projected": {}}},
+        GuidanceOptions(AdaptiveProjected(0.0, 15.0, -0.5)),
+    ),
+    "APG": (
+        {"guidance_method": {"adaptive_projected": {"eta": 0.3, "norm_threshold": 0, "momentum": 0}}},
+        GuidanceOptions(AdaptiveProjected(0.3, 0.0, 0.0)),
+    ),
+    "CFG-Zero* as it is": ({"guidance_method": {"zero_star": {}}}, GuidanceOptions(ZeroStar(1))),
+    "CFG-Zero*": ({"guidance_method": {"zero_star": {"zero_init_steps": 0}}}, GuidanceOptions(ZeroStar(0))),
+    "rescale": ({"guidance_rescale": 0.7}, GuidanceOptions(rescale=0.7)),
+    "SLG as it is": (
+        {"skip_layer_guidance": {"layers": [3, 1]}},
+        GuidanceOptions(skip_layers=SkipLayerGuidance((1, 3), 2.8, 0.01, 0.2)),
+    ),
+    "SLG and PAG": (
+        {
+            "skip_layer_guidance": {"layers": [2], "scale": 1.1, "start": 0, "stop": 0.3},
+            "perturbed_attention_guidance": {"layers": [0], "scale": 0.7, "stop": 0.5},
+        },
+        GuidanceOptions(
+            skip_layers=SkipLayerGuidance((2,), 1.1, 0.0, 0.3),
+            perturbed_attention=PerturbedAttentionGuidance((0,), 0.7, 0.0, 0.5),
+        ),
+    ),
+    "one composition for all prompts": (
+        {"compositions": [{"prompts": [{"prompt": "c"}, {"prompt": "d", "weight": -0.3}]}]},
+        GuidanceOptions(compositions=(Composition(("c", "d"), (1.0, -0.3)),) * 2),
+    ),
+    "a composition per prompt": (
+        {
+            "compositions": [
+                {"prompts": [{"prompt": "c", "weight": 0.1}], "prompt_weight": 0.9},
+                {"prompts": [{"prompt": "d"}]},
+            ]
+        },
+        GuidanceOptions(compositions=(Composition(("c",), (0.1,), 0.9), Composition(("d",), (1.0,)))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "options"), CHOSEN.values(), ids=CHOSEN)
+def test_guidance_is_as_chosen_and_says_so_again(fields: dict[str, Any], options: GuidanceOptions) -> None:
+    parameters = parsed(prompts=["a", "b"], **fields)
+    assert parameters.guidance == options
+    assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+def test_an_explicit_schedule_says_the_same_again() -> None:
+    schedule = {"explicit": {"scales": [7.1, 0.0, 3.3]}}
+    parameters = parsed(num_inference_steps=3, guidance_schedule=schedule)
+    assert parameters.guidance_scales() == [7.1, 0.0, 3.3]
+    message = parameters_to_message(parameters)
+    assert not message.HasField("guidance_scale")
+    assert parameters_from_message(message, LIMITS) == parameters
+
+
+def test_a_model_whose_layers_cannot_be_skipped_is_said_so() -> None:
+    message = pb.GenerationParameters(prompts=["a"], skip_layer_guidance={"layers": [0]})
+    with pytest.raises(TriptychError, match="skip_layer_guidance: the served model's layers cannot"):
+        parameters_from_message(message, replace(LIMITS, num_layers=0))
+
+
+def test_marks_are_text_unless_weights_are_asked_for() -> None:
+    assert parsed(prompts=["(a:2) b"]).weighted("(a:2) b") == WeightedText("(a:2) b")
+    parameters = parsed(prompts=["(a:2) b"], prompt_weighting=True)
+    assert parameters.weighted("(a:2) b") == WeightedText("a b", (Span(0, 1, 2.0),))
+    assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+def test_weights_are_refused_where_the_text_encoder_has_none() -> None:
+    message = pb.GenerationParameters(prompts=["a"], prompt_weighting=True)
+    with pytest.raises(TriptychError, match="prompt_weighting: is not possible with the served model"):
+        parameters_from_message(message, replace(LIMITS, prompt_weighting=False))

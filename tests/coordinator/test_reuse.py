@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from triptych_coordinator.guidance import Branch, Guided
 from triptych_coordinator.noise import NoiseStream, randn
 from triptych_coordinator.reuse import reusing
-from triptych_coordinator.sampler import Digests, Guided, sample
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sampling_options import Choice
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import SOLVERS, Latents
@@ -25,9 +26,11 @@ class ParallelBranches:
         self.slope = np.float32(slope)
         self.branches: list[int] = []
 
-    async def predict(self, latents: Latents, sigma: Any, branches: Sequence[Digests]) -> NDArray[np.float32]:
+    async def predict(
+        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
-        digests = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
         return latents + digests[..., None, None, None] * (1 + self.slope * sigma)
 
 
@@ -37,9 +40,11 @@ class StraightVelocities:
     def __init__(self) -> None:
         self.branches: list[int] = []
 
-    async def predict(self, latents: Latents, sigma: Any, branches: Sequence[Digests]) -> NDArray[np.float32]:
+    async def predict(
+        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
-        digests = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
         return digests[..., None, None, None] * sigma * np.ones_like(latents)
 
 
@@ -51,9 +56,9 @@ async def sampled(
     denoiser: Any, reuse: Choice, latents: Latents, scales: Sequence[float], solver: str = "euler"
 ) -> tuple[Latents, int]:
     guided = Guided([PROMPT] * len(latents), [NEGATIVE] * len(latents), scales)
-    sigmas = FlowSchedule(3.0).sigmas(len(scales))
+    sigmas = FlowSchedule(3.0).sigmas(len(scales), 1)
     solution = SOLVERS[solver](latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
-    velocities = reusing(denoiser, guided.positive, reuse)
+    velocities = reusing(denoiser, Branch(guided.positive), reuse)
     last = [reached.latents async for _, reached in sample(velocities, solution, guided)][-1]
     return last, velocities.reused_rows
 

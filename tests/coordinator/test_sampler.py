@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import GuidanceSchedule, classifier_free_guidance
+from triptych_coordinator.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
 from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.sampler import Digests, Guided, sample
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import Latents, euler
 
@@ -20,12 +20,18 @@ class AnalyticDenoiser:
 
     def __init__(self) -> None:
         self.branches: list[int] = []
+        self.guidance: list[float | None] = []
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests]
+        self,
+        latents: Latents,
+        sigma: np.float32,
+        branches: Sequence[Branch],
+        guidance: float | None,
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
-        rates = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        self.guidance.append(guidance)
+        rates = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
         return rates[..., None, None, None] * np.float32(np.log(2)) * latents
 
 
@@ -37,7 +43,7 @@ async def sampled(
 
 
 async def last_latents(denoiser: AnalyticDenoiser, latents: Latents, guided: Guided) -> Latents:
-    sigmas = FlowSchedule(3.0).sigmas(len(guided.scales))
+    sigmas = FlowSchedule(3.0).sigmas(len(guided.scales), image_tokens=1)
     solution = euler(latents, sigmas, NoiseStream(latents.shape[1:], [0] * len(latents)))
     return [reached.latents async for _step, reached in sample(denoiser, solution, guided)][-1]
 
@@ -54,7 +60,7 @@ async def test_euler_is_of_first_order() -> None:
 
 
 async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
-    sigmas = FlowSchedule(3.0).sigmas(4)
+    sigmas = FlowSchedule(3.0).sigmas(4, image_tokens=1)
     guided = Guided([PROMPT], [NEGATIVE], [1.0] * 4)
     solution = euler(noise(1), sigmas, NoiseStream((4, 2, 2), [1]))
     told = [(step, sigma) async for step, (_, sigma) in sample(AnalyticDenoiser(), solution, guided)]
@@ -64,7 +70,9 @@ async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
 
 
 async def test_sigmas_fall_from_one_and_the_last_is_shifted_twice() -> None:
-    assert FlowSchedule(3.0).sigmas(4) == pytest.approx([1, 0.85769, 0.60215, 0.0089286, 0], abs=1e-5)
+    assert FlowSchedule(3.0).sigmas(4, image_tokens=1) == pytest.approx(
+        [1, 0.85769, 0.60215, 0.0089286, 0], abs=1e-5
+    )
 
 
 async def test_cfg_at_one_is_the_conditional_branch() -> None:
@@ -94,6 +102,22 @@ async def test_steps_outside_the_interval_do_not_compute_the_negative_branch() -
     scales = GuidanceSchedule("interval", {"start": 0.2, "stop": 0.7}).scales(10, 4.0)
     await sampled(noise(1), scales, denoiser)
     assert denoiser.branches == [1, 1, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+async def test_an_embedded_scale_goes_to_the_model_and_needs_one_branch() -> None:
+    denoiser = AnalyticDenoiser()
+    scales = GuidanceSchedule("interval", {"start": 0.25, "stop": 1.0}).scales(4, 3.5)
+    embedded = await last_latents(denoiser, noise(1), Guided([PROMPT], [], scales, embedded=True))
+    assert denoiser.branches == [1] * 4
+    assert denoiser.guidance == [1.0, 3.5, 3.5, 3.5]
+    # this model ignores the scale, so nothing else may have used it
+    assert np.array_equal(embedded, await sampled(noise(1), [1.0] * 4))
+
+
+async def test_a_model_without_embedded_guidance_is_sent_no_scale() -> None:
+    denoiser = AnalyticDenoiser()
+    await sampled(noise(1), [4.0, 1.0], denoiser)
+    assert denoiser.guidance == [None, None]
 
 
 async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone() -> None:

@@ -78,6 +78,30 @@ async def test_the_accepted_parameters_give_the_same_pictures_again(house: House
     assert list(answer.images) == list(first.images)
 
 
+async def test_loras_go_with_every_step_and_into_the_picture(house: House) -> None:
+    loras = [{"name": "oil paint", "weight": 0.5}, {"name": "ink"}]
+    answer = await house.images("a cat", seeds=[5], loras=loras)
+    assert house.denoiser.loras == [{"oil paint": 0.5, "ink": 1.0}] * 3
+    with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as picture:
+        record = json.loads(picture.info["triptych"])
+    assert record["loras"] == [{"name": "oil paint", "weight": 0.5}, {"name": "ink", "weight": 1.0}]
+    assert answer.parameters.loras[1].weight == 1
+
+
+async def test_a_lora_that_no_denoiser_has_is_not_found(house: House) -> None:
+    with refused(grpc.StatusCode.NOT_FOUND, "there is no LoRA 'tea'; there are: ink, oil paint"):
+        await house.images("a cat", loras=[{"name": "tea"}])
+    assert house.denoiser.predictions == 0
+    model = await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert list(model.loras) == ["ink", "oil paint"]
+
+
+async def test_what_the_denoiser_says_of_a_lora_is_passed_on(house: House) -> None:
+    house.denoiser.failures = [errors.failed_precondition("the LoRA 'ink' cannot be used: it is torn")]
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "the LoRA 'ink' cannot be used: it is torn"):
+        await house.images("a cat", loras=[{"name": "ink"}])
+
+
 async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone(house: House) -> None:
     batch = await house.images(
         "a cat", "a dog", num_images_per_prompt=3, negative_prompts=["", "mud"], seeds=[1]
@@ -336,3 +360,70 @@ class TestWithoutRoomForConditioning:
         first = await house.images("a cat", seeds=[1])
         assert list((await house.images("a cat", seeds=[1])).images) == list(first.images)
         assert house.text_encoder.encoded.count("a cat") == 2
+
+
+EVERYTHING: dict[str, Any] = {
+    "guidance_scale": 4.0,
+    "guidance_method": {"adaptive_projected": {"eta": 0.3, "norm_threshold": 2.0}},
+    "guidance_rescale": 0.7,
+    "skip_layer_guidance": {"layers": [1, 2], "start": 0, "stop": 0.5},
+    "perturbed_attention_guidance": {"layers": [0]},
+    "compositions": [{"prompts": [{"prompt": "a hat", "weight": 0.5}, {"prompt": "fog", "weight": -0.3}]}],
+}
+
+
+async def test_with_every_guidance_a_picture_of_a_batch_is_the_one_its_seed_gives_alone(house: House) -> None:
+    batch = await house.images("a cat", "a dog", num_images_per_prompt=2, seeds=[1], **EVERYTHING)
+    for k, image in enumerate(batch.images):
+        prompt = ("a cat", "a dog")[k // 2]
+        (alone,) = (await house.images(prompt, seeds=[1 + k], **EVERYTHING)).images
+        assert alone.png == image.png
+
+
+@pytest.mark.parametrize("option", sorted(EVERYTHING.keys() - {"guidance_scale"}))
+async def test_every_guidance_changes_the_picture(house: House, option: str) -> None:
+    chosen = {"guidance_scale": 4.0, option: EVERYTHING[option]}
+    plain = await house.images("a cat", seeds=[1], guidance_scale=4.0)
+    assert (await house.images("a cat", seeds=[1], **chosen)).images[0].png != plain.images[0].png
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({"guidance_scale": 1.0}, [1, 1, 1, 1, 1, 1]),
+        ({"guidance_schedule": {"interval": {"start": 0.34, "stop": 0.7}}}, [1, 1, 2, 2, 1, 1]),
+        ({"guidance_schedule": {"explicit": {"scales": [2, 1, 1, 3, 1, 0]}}}, [2, 1, 1, 2, 1, 2]),
+        ({"guidance_method": {"zero_star": {"zero_init_steps": 2}}}, [0, 0, 2, 2, 2, 2]),
+        ({"skip_layer_guidance": {"layers": [1], "stop": 0.5}}, [2, 3, 3, 2, 2, 2]),
+        ({"perturbed_attention_guidance": {"layers": [1], "start": 0.5}}, [2, 2, 2, 3, 3, 3]),
+        (
+            {"guidance_scale": 1.0, "perturbed_attention_guidance": {"layers": [1], "stop": 0.5}},
+            [2, 2, 2, 1, 1, 1],
+        ),
+        ({"guidance_scale": 1.0, "compositions": [{"prompts": [{"prompt": "b"}] * 2}]}, [4] * 6),
+    ],
+)
+async def test_a_branch_that_a_step_does_not_need_is_not_computed(
+    house: House, fields: dict[str, Any], rows: list[int]
+) -> None:
+    answer = await house.images("a cat", num_inference_steps=6, **fields)
+    assert answer.finished.rows == house.denoiser.rows == sum(rows)
+    in_calls_of_two = [min(2, count - start) for count in rows for start in range(0, count, 2)]
+    assert house.denoiser.branches == in_calls_of_two
+
+
+async def test_weights_of_a_prompt_reach_the_text_encoder(house: House) -> None:
+    plain = await house.images("a red hat", seeds=[1])
+    weighted = await house.images("a (red:1.3) hat", seeds=[1], prompt_weighting=True)
+    assert house.text_encoder.encoded == ["a red hat", "", "a red hat"]
+    assert weighted.images[0].png != plain.images[0].png
+    assert weighted.images[0].prompt == "a (red:1.3) hat"
+    escaped = await house.images(r"a \(red\) hat", seeds=[1], prompt_weighting=True)
+    text = await house.images("a (red) hat", seeds=[1])
+    assert house.text_encoder.encoded[3:] == ["a (red) hat"]
+    assert pixels(escaped) == pixels(text)
+
+
+def pixels(answer: pb.GenerateImagesResponse) -> bytes:
+    with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as image:
+        return image.tobytes()

@@ -66,7 +66,7 @@ def test_the_error_falls_as_the_order_says(solver: str, order: int, parameters: 
 
 
 def test_higher_orders_are_closer_from_noise_to_picture() -> None:
-    sigmas = SIGMA_SCHEDULES["linear"](OWN, 16)
+    sigmas = SIGMA_SCHEDULES["linear"](OWN, 16, 1)
     exact = gaussian_path(noise(1), 0)
     errors = {
         solver: float(np.abs(solved(solver, gaussian, noise(1), sigmas)[0] - exact).max())
@@ -79,7 +79,7 @@ def test_higher_orders_are_closer_from_noise_to_picture() -> None:
 def test_solvers_over_lambda_want_the_linear_levels(solver: str) -> None:
     exact = gaussian_path(noise(1), 0)
     linear, own = (
-        float(np.abs(solved(solver, gaussian, noise(1), SIGMA_SCHEDULES[name](OWN, 16))[0] - exact).max())
+        float(np.abs(solved(solver, gaussian, noise(1), SIGMA_SCHEDULES[name](OWN, 16, 1))[0] - exact).max())
         for name in ("linear", "checkpoint")
     )
     assert linear < own / 2
@@ -99,7 +99,7 @@ def test_solvers_over_lambda_want_the_linear_levels(solver: str) -> None:
     ],
 )
 def test_a_solver_costs_what_it_says(solver: str, evaluations: int) -> None:
-    assert solved(solver, waves, noise(1), OWN.sigmas(7))[1] == evaluations
+    assert solved(solver, waves, noise(1), OWN.sigmas(7, 1))[1] == evaluations
 
 
 @every_solver
@@ -107,13 +107,13 @@ def test_a_solver_costs_what_it_says(solver: str, evaluations: int) -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9])
 def test_no_grid_gives_infinite_numbers(solver: str, schedule: str, num_steps: int) -> None:
     with np.errstate(all="raise", under="ignore"):
-        latents, _ = solved(solver, waves, noise(1), SIGMA_SCHEDULES[schedule](OWN, num_steps))
+        latents, _ = solved(solver, waves, noise(1), SIGMA_SCHEDULES[schedule](OWN, num_steps, 1))
     assert np.isfinite(latents).all()
 
 
 @every_solver
 def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(solver: str) -> None:
-    seeds, sigmas = (1, 2, 3), OWN.sigmas(5)
+    seeds, sigmas = (1, 2, 3), OWN.sigmas(5, 1)
     latents = noise(*seeds) * np.array([1, 3, 0.1], np.float32).reshape(-1, 1, 1, 1)
     parameters = STOCHASTIC.get(solver, {})
     batch, _ = solved(solver, waves, latents, sigmas, seeds, **parameters)
@@ -124,14 +124,16 @@ def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(solver: str) -> None
 
 @every_solver
 def test_the_seed_alone_decides(solver: str) -> None:
-    first, second, other = (solved(solver, waves, noise(1), OWN.sigmas(5), (seed,))[0] for seed in (1, 1, 2))
+    first, second, other = (
+        solved(solver, waves, noise(1), OWN.sigmas(5, 1), (seed,))[0] for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, second)
     assert np.array_equal(first, other) == (solver not in STOCHASTIC)
 
 
 @every_solver
 def test_a_solver_goes_on_from_edited_latents(solver: str) -> None:
-    solution = SOLVERS[solver](noise(1), OWN.sigmas(3), NoiseStream(SHAPE, [1]))
+    solution = SOLVERS[solver](noise(1), OWN.sigmas(3, 1), NoiseStream(SHAPE, [1]))
     asked: Any = next(solution)
     edits = 0
     while edits < 2:
@@ -149,13 +151,14 @@ def test_a_solver_goes_on_from_edited_latents(solver: str) -> None:
     ("solver", "parameters"), [("stochastic_euler", {"noise_fraction": 0}), ("euler_ancestral", {"eta": 0})]
 )
 def test_without_noise_a_stochastic_solver_is_euler(solver: str, parameters: Mapping[str, float]) -> None:
-    sigmas = OWN.sigmas(9)
+    sigmas = OWN.sigmas(9, 1)
     euler, _ = solved("euler", waves, noise(1), sigmas)
     assert np.allclose(solved(solver, waves, noise(1), sigmas, **parameters)[0], euler, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("solver", "parameters"), [("stochastic_euler", {"noise_fraction": 0.2}), ("euler_ancestral", {"eta": 0.7})]
+    ("solver", "parameters"),
+    [("stochastic_euler", {"noise_fraction": 0.2}), ("euler_ancestral", {"eta": 0.7})],
 )
 def test_fresh_noise_keeps_the_distribution(solver: str, parameters: Mapping[str, float]) -> None:
     latents = randn((1, 4, 64, 64), 5)
@@ -174,14 +177,14 @@ def test_much_fresh_noise_at_every_step_narrows_the_distribution() -> None:
 
 
 def test_lcm_is_stochastic_euler_with_nothing_but_fresh_noise() -> None:
-    sigmas = OWN.sigmas(4)
+    sigmas = OWN.sigmas(4, 1)
     lcm, _ = solved("lcm", waves, noise(1), sigmas, (1,))
     assert np.array_equal(lcm, solved("stochastic_euler", waves, noise(1), sigmas, (1,), noise_fraction=1)[0])
 
 
 @pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc", "stochastic_euler", "euler_ancestral", "lcm"])
 def test_one_step_is_euler_s(solver: str) -> None:
-    sigmas = OWN.sigmas(1)
+    sigmas = OWN.sigmas(1, 1)
     euler, _ = solved("euler", waves, noise(1), sigmas)
     assert np.allclose(solved(solver, waves, noise(1), sigmas)[0], euler, atol=1e-6)
 

@@ -93,6 +93,20 @@ async def test_the_longest_waiting_row_says_the_shape_of_a_pass(
     assert predictor.passes == [[1], [2, 4], [3, 5], [6]]
 
 
+async def test_rows_of_a_weakened_model_share_a_pass_with_their_like_alone(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    latents = [row(name).latents for name in range(6)]
+    layers = [{}, {"skipped_layers": (7, 8)}, {}, {"skipped_layers": (7,)}, {"perturbed_layers": (7,)},
+              {"skipped_layers": (7, 8)}]  # fmt: skip
+    rows = [Row(each, 0.5, CONDITIONING, **weak) for each, weak in zip(latents, layers, strict=True)]
+    predictor.release()
+    prediction = await batcher.predict(rows)
+
+    assert predictor.passes == [[0, 2], [1, 5], [3], [4]]
+    assert prediction.velocities.amax((1, 2, 3)).tolist() == list(range(6))
+
+
 async def test_a_call_with_more_rows_than_a_pass_gets_them_all_in_order(
     batcher: Batcher, predictor: HeldPredictor
 ) -> None:

@@ -18,7 +18,7 @@ from triptych_denoiser.servicer import create_servicer
             "model_index.json",
             "transformer",
             ["diffusers", "UNet"],
-            "a UNet; supported is SD3Transformer2DModel",
+            "a UNet; supported are SD3Transformer2DModel, FluxTransformer2DModel, ZImageTransformer2DModel",
         ),
         ("transformer/config.json", "num_layers", "six", "transformer cannot be loaded"),
         ("transformer/config.json", "num_layers", 3, "weights do not fit its config.json"),

@@ -4,6 +4,8 @@ import torch
 
 from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare, trailing_repeats
 
+CPU = torch.device("cpu")
+
 
 def conditioning(tokens: int) -> Conditioning:
     return Conditioning(torch.zeros(tokens, 4), torch.zeros(4), 1)
@@ -21,14 +23,21 @@ def test_a_prepared_prompt_holds_its_distinct_tokens_in_memory_of_its_own() -> N
     sequence = torch.randn(300, 8, dtype=torch.float64)
     sequence[44:] = 0
 
-    prepared = prepare(sequence, sequence[0], torch.device("cpu"), torch.float32)
+    prepared = prepare(sequence, sequence[0], CPU, torch.float32, text_positions=False)
 
     assert prepared.trailing_repeats == 256
     assert torch.equal(prepared.sequence, sequence[:45].float())
     assert prepared.sequence.untyped_storage().nbytes() == 45 * 8 * 4 == prepared.sequence.nbytes
-    kept = prepare(prepared.sequence, prepared.pooled, torch.device("cpu"), torch.float32)
+    kept = prepare(prepared.sequence, prepared.pooled, CPU, torch.float32, text_positions=False)
     prepared.sequence.zero_()
     assert kept.sequence.any()
+
+
+def test_equal_tokens_that_have_positions_are_all_kept() -> None:
+    prepared = prepare(torch.zeros(5, 8), torch.zeros(0), CPU, torch.float32, text_positions=True)
+
+    assert prepared.trailing_repeats == 1
+    assert len(prepared.sequence) == 5
 
 
 def test_the_longest_unused_is_forgotten_and_who_holds_it_keeps_it() -> None:

@@ -1,20 +1,25 @@
 """What the predictor promises about rows that share a pass."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
+from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
-from triptych_denoiser.models.sd3 import SD3Transformer
-from triptych_denoiser.predictor import Predictor, create_predictor, rows_are_independent
+from triptych_denoiser.models.transformer import Inputs, Transformer
+from triptych_denoiser.predictor import Predictor, Row, create_predictor, rows_are_independent
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> SD3Transformer:
+def model(tiny_checkpoint: Path) -> Transformer:
     return load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
 
 
@@ -26,49 +31,93 @@ class CompanyMatters(Predictor):
         return super().predict(rows) + 1e-6 * (len(rows) - 1)
 
 
-def test_the_probe_sees_a_difference_of_the_last_bits(model: SD3Transformer) -> None:
-    assert not rows_are_independent(CompanyMatters(model, 4))
+def test_the_probe_sees_a_difference_of_the_last_bits(model: Transformer) -> None:
+    assert not rows_are_independent(CompanyMatters(model, CPU, torch.float32, 4))
 
 
 def test_rows_run_alone_where_company_matters(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(predictor_module, "rows_are_independent", lambda predictor: False)
 
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
     assert "rows run one at a time" in caplog.text
-    assert create_predictor(model, "fast", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, "fast", 16).max_rows == 16
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_rows_run_alone_where_the_kernels_are_not_fixed(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
     monkeypatch.setenv("MKL_CBWR", "AUTO")
-    assert create_predictor(model, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
 
 
 def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 
-    assert create_predictor(half, "batch-invariant", 16).max_rows == 1
-    assert create_predictor(half, "fast", 16).max_rows == 16
+    assert create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
+
+
+@pytest.fixture(params=["SD3", "FLUX", "Z-Image"])
+def family(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Transformer:
+    """A small transformer of each family; conditioning is 32 wide."""
+    if request.param == "SD3":
+        folder = tiny_checkpoint
+    else:
+        folder = (
+            write_z_image(tmp_path) if request.param == "Z-Image" else write_flux(tmp_path, guidance=True)
+        )
+    return load_transformer(open_checkpoint(str(folder)), "cpu", torch.float32)
+
+
+def row_of(inputs: Inputs, size: int, tokens: int, sigma: float = 0.5) -> Row:
+    """A random row: an image of size x size latent pixels, text of so many tokens."""
+    sequence = torch.randn(tokens, inputs.joint_attention_dim)
+    conditioning = Conditioning(sequence, torch.randn(inputs.pooled_projection_dim), 1)
+    return Row(torch.randn(inputs.channels, size, size), sigma, conditioning, guidance=3.5)
 
 
 def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
-    model: SD3Transformer, monkeypatch: pytest.MonkeyPatch
+    family: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such products round differently: one row of a 2x2 latent and one text token has only such."""
+    """Such products round differently, and those to few features also with fewer rows than features."""
     products = []
 
-    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        products.append((rows.dim(), len(rows), rows.is_contiguous()))
-        return torch.addmm(bias, rows, weight.T)
+    def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        enough = len(rows) >= (max(4, len(weight)) if len(weight) < 24 else 4)
+        products.append((rows.dim(), enough, rows.is_contiguous()))
+        return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     for count in (1, 2, 3):
-        latents, sequence = torch.randn(count, 4, 2, 2), torch.randn(count, 1, 32)
-        model(latents, torch.rand(count), sequence, torch.randn(count, 32))
-    assert {(dims, rows >= 4, contiguous) for dims, rows, contiguous in products} == {(2, True, True)}
+        rows = [row_of(family.inputs, 2, 1) for _ in range(count)]
+        Predictor(family, CPU, torch.float32, 3).predict(rows)
+    assert set(products) == {(2, True, True)}
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_rows_of_every_family_share_passes(family: Transformer) -> None:
+    assert create_predictor(family, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"skipped_layers": (0,)},
+        {"perturbed_layers": (0, 1)},
+        {"skipped_layers": (1,), "perturbed_layers": (0,)},
+    ],
+)
+def test_rows_of_a_weakened_model_have_the_same_bits_alone_and_in_company(
+    family: Transformer, layers: dict[str, tuple[int, ...]]
+) -> None:
+    predictor = Predictor(family, CPU, torch.float32, 4)
+    rows = [row_of(family.inputs, 8, 5, sigma=0.1 + k / 5) for k in range(4)]
+    weakened = [replace(row, **layers) for row in rows]
+    together = predictor.predict(weakened)
+    assert torch.equal(together, torch.cat([predictor.predict([row]) for row in weakened]))
+    assert not torch.isclose(together, predictor.predict(rows)).all(dim=3).any()

@@ -1,6 +1,5 @@
 """The SD3 text recipe gives what diffusers' encode_prompt gives, for a folder that diffusers saved."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,10 @@ import diffusers
 import pytest
 import torch
 
+from tests.parity.text import PROMPTS, assert_close, load
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, text_components
-from triptych.checkpoints import open_checkpoint
-from triptych_text_encoder.recipes import load_recipe
 
 reference_library: Any = diffusers  # most of it has no types
-
-PROMPTS = ["", "a red cat", "A red  CAT, and a cat that's red!", "a red cat é日本 " * 40]
 
 
 def pipeline(with_t5: bool) -> Any:
@@ -36,21 +32,6 @@ def pipeline(with_t5: bool) -> Any:
     )
 
 
-def encode(folder: Path) -> Callable[[str], tuple[torch.Tensor, torch.Tensor]]:
-    recipe = load_recipe(open_checkpoint(str(folder)), torch.float32, torch.device("cpu"))
-
-    def encode_one(prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        encoding = recipe.encode(prompt)
-        return encoding.sequence, encoding.pooled
-
-    return encode_one
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 @pytest.mark.parametrize("with_t5", [False, True], ids=["zeros for T5", "T5"])
 def test_conditioning_is_what_diffusers_makes_of_the_same_prompts(with_t5: bool, tmp_path: Path) -> None:
     reference = pipeline(with_t5)
@@ -60,11 +41,12 @@ def test_conditioning_is_what_diffusers_makes_of_the_same_prompts(with_t5: bool,
             PROMPTS, None, None, device="cpu", do_classifier_free_guidance=False
         )
 
-    ours = [encode_one(prompt) for encode_one in [encode(tmp_path)] for prompt in PROMPTS]
+    recipe = load(tmp_path)
 
-    for (sequence, pooled), their_sequence, their_pooled in zip(ours, sequences, pooleds, strict=True):
-        assert relative_error(sequence, their_sequence) <= 1e-5
-        assert relative_error(pooled, their_pooled) <= 1e-5
+    for prompt, their_sequence, their_pooled in zip(PROMPTS, sequences, pooleds, strict=True):
+        ours = recipe.encode(prompt)
+        assert_close(ours.sequence, their_sequence)
+        assert_close(ours.pooled, their_pooled)
 
 
 def test_the_negative_prompt_of_guidance_is_the_empty_prompt(tmp_path: Path) -> None:
@@ -75,7 +57,7 @@ def test_the_negative_prompt_of_guidance_is_the_empty_prompt(tmp_path: Path) -> 
             "a red cat", None, None, device="cpu"
         )
 
-    sequence, pooled = encode(tmp_path)("")
+    ours = load(tmp_path).encode("")
 
-    assert relative_error(sequence, negative_sequence[0]) <= 1e-5
-    assert relative_error(pooled, negative_pooled[0]) <= 1e-5
+    assert_close(ours.sequence, negative_sequence[0])
+    assert_close(ours.pooled, negative_pooled[0])

@@ -1,5 +1,6 @@
 """Solvers and sigma schedules against diffusers' schedulers, on their own grids, each along its own path."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffusers import (
 
 from tests.coordinator.flows import SHAPE, Flow, gaussian, solved, waves
 from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.sigmas import FlowSchedule
+from triptych_coordinator.sigmas import DynamicShift, FlowSchedule, Grid
 from triptych_coordinator.solvers import Latents
 
 SEEDS = (3, 2**32 - 1)
@@ -76,7 +77,33 @@ def test_a_sigma_schedule_is_diffusers_own(name: str, num_steps: int, shift: flo
         pytest.importorskip("scipy")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, **{f"use_{name}_sigmas": True})
     scheduler.set_timesteps(num_steps)
-    sigmas = SIGMA_SCHEDULES[name](FlowSchedule(shift), num_steps)
+    sigmas = SIGMA_SCHEDULES[name](FlowSchedule(shift), num_steps, 1)
+    assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-5)
+
+
+DYNAMIC = {
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+}
+
+
+@pytest.mark.parametrize("terminal", [{}, {"shift_terminal": 0.02}], ids=["as it is", "stretched"])
+@pytest.mark.parametrize("image_tokens", [64, 1024, 4096])
+@pytest.mark.parametrize("num_steps", [2, 4, 28])  # of one step, stretched, diffusers makes a NaN
+@pytest.mark.parametrize("name", ["checkpoint", "linear", "karras", "exponential", "beta"])
+def test_a_sigma_schedule_follows_a_shift_that_grows_with_the_picture(
+    name: str, num_steps: int, image_tokens: int, terminal: dict[str, float]
+) -> None:
+    own = FlowSchedule.from_config(DYNAMIC | terminal, Grid.EVEN)
+    assert isinstance(own.shift, DynamicShift)
+    used = {f"use_{name}_sigmas": True} if name in ("karras", "exponential", "beta") else {}
+    scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC, **terminal, **used)
+    even = np.linspace(1, 1 / num_steps, num_steps).tolist()
+    scheduler.set_timesteps(sigmas=even, mu=math.log(own.shift.shift(image_tokens)))
+    sigmas = SIGMA_SCHEDULES[name](own, num_steps, image_tokens)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-5)
 
 
@@ -84,7 +111,7 @@ def test_a_sigma_schedule_is_diffusers_own(name: str, num_steps: int, shift: flo
 def test_linear_levels_are_what_diffusers_makes_of_even_ones(num_steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist())
-    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps)
+    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps, 1)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-6)
 
 
@@ -92,5 +119,5 @@ def test_linear_levels_are_what_diffusers_makes_of_even_ones(num_steps: int) -> 
 def test_linear_levels_are_unipc_s_grid_but_for_a_thousandth_before_the_shift(num_steps: int) -> None:
     scheduler = REFERENCES["unipc"]()
     scheduler.set_timesteps(num_steps)
-    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps)
+    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps, 1)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), abs=3e-3)

@@ -1,9 +1,12 @@
 """Settings: an option wins over the environment, which wins over the default; addresses are checked."""
 
+from pathlib import Path
+
 import pytest
 
 from triptych.addresses import check_listen, unix_path
 from triptych.settings import StageSettings, read_settings
+from triptych_coordinator.settings import CoordinatorSettings
 
 
 def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,6 +14,21 @@ def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TRIPTYCH_MODEL", "from-environment")
     settings = read_settings(StageSettings, "stage", ["--dtype", "bfloat16"])
     assert (settings.dtype, settings.model, settings.device) == ("bfloat16", "from-environment", "cpu")
+
+
+def test_a_model_has_the_same_options_in_every_service(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_OFFLINE", "true")
+    options = ["--model", str(tiny_checkpoint), "--name", "mine"]
+    addresses = [f"--{stage}=unix:/{stage}" for stage in ("text-encoder", "denoiser", "vae-codec")]
+    for kind, more in ((StageSettings, []), (CoordinatorSettings, addresses)):
+        settings = read_settings(kind, "service", [*options, *more])
+        assert (settings.offline, settings.revision, settings.base) == (True, None, None)
+        checkpoint = settings.open_checkpoint()
+        assert (checkpoint.name, checkpoint.path) == ("mine", tiny_checkpoint)
+    assert read_settings(StageSettings, "stage", options).open_checkpoint().config("vae")
+    assert not read_settings(StageSettings, "stage", [*options, "--no-offline"]).offline
 
 
 @pytest.mark.parametrize(

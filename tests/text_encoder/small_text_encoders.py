@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers.models.clip.configuration_clip import CLIPTextConfig
-from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
@@ -16,6 +19,13 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 MAX_LENGTH = 32
 JOINT_ATTENTION_DIM = 64
 CLIP_MERGES = [("c", "a"), ("ca", "t</w>"), ("r", "e"), ("re", "d</w>")]
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif -%}
+{%- if not enable_thinking %}<think></think>{% endif -%}"""
 T5_PIECES = "abcdefghijklmnopqrstuvwxyz0123456789,.!?'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -37,21 +47,57 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(pieces, extra_ids=0, model_max_length=512)
 
 
+def qwen_tokenizer() -> Any:
+    """Qwen's kind of tokenizer: a token per byte, marks of a chat, a template."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {piece: index for index, piece in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
+    return Qwen2Tokenizer(
+        vocabulary,
+        [],
+        additional_special_tokens=marks[1:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
 def clip_model(hidden_size: int, projection_dim: int, hidden_act: str) -> Any:
-    vocabulary = clip_vocabulary()
     return _with_random_weights(
         CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(vocabulary),
+            _clip_config(hidden_size, projection_dim=projection_dim, hidden_act=hidden_act)
+        )
+    )
+
+
+def clip_model_without_projection(hidden_size: int, **config: Any) -> Any:
+    return _with_random_weights(CLIPTextModel(_clip_config(hidden_size, **config)))
+
+
+def _clip_config(hidden_size: int, **config: Any) -> CLIPTextConfig:
+    vocabulary = clip_vocabulary()
+    marks = {"bos_token_id": vocabulary["<|startoftext|>"], "eos_token_id": vocabulary["<|endoftext|>"]}
+    return CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        **marks | config,
+    )
+
+
+def qwen_model(hidden_size: int) -> Any:
+    return _with_random_weights(
+        Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(qwen_tokenizer()),
                 hidden_size=hidden_size,
-                projection_dim=projection_dim,
-                hidden_act=hidden_act,
                 intermediate_size=2 * hidden_size,
                 num_hidden_layers=3,
-                num_attention_heads=2,
-                max_position_embeddings=MAX_LENGTH,
-                bos_token_id=vocabulary["<|startoftext|>"],
-                eos_token_id=vocabulary["<|endoftext|>"],
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                max_position_embeddings=2048,
             )
         )
     )

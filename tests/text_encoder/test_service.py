@@ -15,31 +15,35 @@ from triptych.channels import channel_options
 from triptych.digests import conditioning_digest
 from triptych.errors import from_rpc_error
 from triptych.serving import Server
-from triptych.settings import StageSettings, read_settings
+from triptych.settings import QuantizedStageSettings, read_settings
 from triptych.tensors import message_to_torch
 from triptych.v1 import text_encoder_pb2_grpc
 from triptych.v1.text_encoder_pb2 import (
+    PromptWeights,
     TextEncoderServiceEncodeRequest,
     TextEncoderServiceEncodeResponse,
     TextEncoderServiceGetModelRequest,
+    WeightedSpan,
 )
 from triptych_text_encoder.__main__ import load
 from triptych_text_encoder.recipes import Recipe
 
 
 @pytest.fixture
-def settings(without_t5: Path, tmp_path: Path) -> StageSettings:
+def settings(without_t5: Path, tmp_path: Path) -> QuantizedStageSettings:
     options = {
         "--listen": f"unix:{tmp_path}/text_encoder.sock",
         "--model": str(without_t5),
         "--drain-seconds": "0",
         "--grace-seconds": "1",
     }
-    return read_settings(StageSettings, "test", [word for option in options.items() for word in option])
+    return read_settings(
+        QuantizedStageSettings, "test", [word for option in options.items() for word in option]
+    )
 
 
 @pytest.fixture
-async def stub(settings: StageSettings) -> AsyncIterator[Any]:
+async def stub(settings: QuantizedStageSettings) -> AsyncIterator[Any]:
     loaded = await load(settings)
     server = Server(loaded.services, settings)
     await server.start()
@@ -93,7 +97,7 @@ async def test_what_was_cut_off_is_reported_for_its_prompt(stub: Any) -> None:
     assert list(response.truncated) == ["", "RED cat"]
 
 
-async def test_get_model_says_shapes_and_limits(stub: Any, settings: StageSettings) -> None:
+async def test_get_model_says_shapes_and_limits(stub: Any, settings: QuantizedStageSettings) -> None:
     answer = await stub.GetModel(TextEncoderServiceGetModelRequest())
 
     assert answer.tokens == MAX_LENGTH + 256
@@ -135,7 +139,7 @@ async def test_the_largest_request_is_answered(stub: Any) -> None:
     assert all(response.truncated)
 
 
-async def test_max_prompts_is_what_fits_into_a_message(settings: StageSettings) -> None:
+async def test_max_prompts_is_what_fits_into_a_message(settings: QuantizedStageSettings) -> None:
     """A conditioning has (32 + 256) x 64 + 36 float32 numbers: 74 kB, beside 16 kB of truncated text."""
     small = settings.model_copy(update={"max_message_bytes": 300_000})
     loaded = await load(small)
@@ -155,3 +159,38 @@ async def test_text_with_nul_and_odd_unicode_is_encoded(stub: Any) -> None:
     prompts = ["\0", "a\0cat", "\u202e\u0301\ufeff", "\U0010ffff", "<|endoftext|>", "\r\n\t"]
 
     assert len((await encode(stub, *prompts)).conditionings) == len(prompts)
+
+
+async def test_weights_change_the_sequence_alone(stub: Any) -> None:
+    weights = [PromptWeights(), PromptWeights(spans=[WeightedSpan(start=2, stop=5, weight=1.5)])]
+    request = TextEncoderServiceEncodeRequest(prompts=["a red cat"] * 2, weights=weights)
+    plain, weighted = (await stub.Encode(request)).conditionings
+    assert plain == (await encode(stub, "a red cat")).conditionings[0]
+    assert plain.pooled == weighted.pooled
+    assert plain.digest != weighted.digest
+
+
+BAD_WEIGHTS = {
+    "for too few prompts": ([[]], "weights: 1 of them for 2 prompts"),
+    "past the end": ([[], [(1, 4, 1.0)]], "weights[1].spans[0]: 1 to 4 is no part of 0 to 3"),
+    "before the start": ([[(-1, 2, 1.0)], []], "weights[0].spans[0]: -1 to 2 is no part of 0 to 3"),
+    "empty": ([[(1, 1, 1.0)], []], "weights[0].spans[0]: 1 to 1 is no part"),
+    "overlapping": ([[(0, 2, 1.0), (1, 3, 2.0)], []], "weights[0].spans[1]: 1 to 3 is no part of 2 to 3"),
+    "too large": ([[(0, 2, 11.0)], []], "weights[0].spans[0].weight: is 11; allowed are -10 to 10"),
+    "not a number": ([[(0, 2, float("nan"))], []], "weights[0].spans[0].weight: is nan"),
+}
+
+
+@pytest.mark.parametrize(("spans", "sentence"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+async def test_weights_that_fit_no_prompt_are_refused(
+    spans: list[list[tuple[int, int, float]]], sentence: str, stub: Any
+) -> None:
+    weights = [
+        PromptWeights(spans=[WeightedSpan(start=a, stop=b, weight=w) for a, b, w in each]) for each in spans
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Encode(TextEncoderServiceEncodeRequest(prompts=["cat", "red"], weights=weights))
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message

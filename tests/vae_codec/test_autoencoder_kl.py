@@ -48,5 +48,5 @@ def test_weights_that_do_not_fit_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"1 missing \['decoder.conv_in.bias'\], 1 unknown \['stray'\]"):
         build(config, without | {"stray": torch.zeros(1)}, "cpu", torch.float32)
-    with pytest.raises(ValueError, match=r"decoder.conv_in.bias has shape \[9\], the config asks \[8\]"):
+    with pytest.raises(ValueError, match=r"decoder.conv_in.bias has shape \[9\], the config asks for \[8\]"):
         build(config, weights | {"decoder.conv_in.bias": torch.zeros(9)}, "cpu", torch.float32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from triptych.errors import from_rpc_error
-from triptych.settings import StageSettings
+from triptych.settings import QuantizedStageSettings
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
 from triptych.v1.vae_codec_pb2 import (
@@ -49,7 +49,7 @@ async def test_encode_gives_mean_and_std(stub: Any, codec: VaeCodec) -> None:
     assert len(response.fingerprint) == 64
 
 
-async def test_get_model_says_geometry_and_limits(stub: Any, settings: StageSettings) -> None:
+async def test_get_model_says_geometry_and_limits(stub: Any, settings: QuantizedStageSettings) -> None:
     answer = await stub.GetModel(VaeCodecServiceGetModelRequest())
 
     assert (answer.latent_channels, answer.downscale, answer.max_pixels) == (4, 8, 4 << 20)
@@ -107,7 +107,7 @@ async def test_bytes_that_do_not_match_their_shape_are_refused(stub: Any) -> Non
     await assert_refused(stub.Decode(VaeCodecServiceDecodeRequest()), "latents.dtype", "no known dtype")
 
 
-async def test_the_limit_is_what_fits_into_a_message(settings: StageSettings) -> None:
+async def test_the_limit_is_what_fits_into_a_message(settings: QuantizedStageSettings) -> None:
     small = create_servicer(settings.model_copy(update={"max_message_bytes": 1024 + 10 * 192 + 191}))
     request = VaeCodecServiceGetModelRequest()
 

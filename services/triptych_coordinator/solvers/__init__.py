@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from triptych_coordinator.solvers.adaptive import adaptive
 from triptych_coordinator.solvers.multistep import dpmpp_2m, unipc
 from triptych_coordinator.solvers.runge_kutta import euler, heun, midpoint
-from triptych_coordinator.solvers.solution import Evaluate, Latents, Noise, Reached, Solution, Solver
+from triptych_coordinator.solvers.solution import Evaluate, Latents, Noise, Reached, Sigma, Solution, Solver
 from triptych_coordinator.solvers.stochastic import euler_ancestral, lcm, stochastic_euler
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Latents",
     "Noise",
     "Reached",
+    "Sigma",
     "Solution",
     "Solver",
     "adaptive",

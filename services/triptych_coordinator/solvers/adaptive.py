@@ -39,8 +39,9 @@ def adaptive(
             if new.any():
                 v1 = yield Evaluate(latents, sigma)
             lands = step >= sigma - next_sigma
-            h = np.where(lands, sigma - next_sigma, step)
-            v2 = yield Evaluate(latents - h / 2 * v1, sigma - h / 2)
+            h: NDArray[np.float32] = np.where(lands, sigma - next_sigma, step)
+            half = h * np.float32(0.5)
+            v2 = yield Evaluate(latents - half * v1, sigma - half)
             v3 = yield Evaluate(latents - h * np.float32(0.75) * v2, sigma - h * np.float32(0.75))
             reached = latents - h / 9 * (2 * v1 + 3 * v2 + 4 * v3)
             allowed = np.float32(absolute_tolerance) + np.float32(relative_tolerance) * np.maximum(

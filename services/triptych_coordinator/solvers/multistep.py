@@ -43,8 +43,8 @@ def unipc(latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Soluti
     When x0 at the end of a step is known, the step's X becomes
     x0_before + rho_1 slope + rho_2 (x0 - x0_before), and x0 stays what it was for the uncorrected latents.
     One evaluation a step; of first order where 2M is (Zhao et al., 2023, algorithms 5 to 7; diffusers'
-    UniPCMultistepScheduler with use_flow_sigmas, solver_order 2, bh2). The correction is added to what the solver was given
-    to go on with, so that an edit stays.
+    UniPCMultistepScheduler with use_flow_sigmas, solver_order 2, bh2). The correction is added to what the
+    solver was given to go on with, so that an edit stays.
     """
     before: Latents | None = None
     slope = np.zeros_like(latents)

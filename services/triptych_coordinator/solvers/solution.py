@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Latents: TypeAlias = NDArray[np.float32]
+Sigma: TypeAlias = np.float32 | NDArray[np.float32]
+"""The same for all images, or [B, 1, 1, 1]."""
 Noise: TypeAlias = Callable[[], Latents]
 """Fresh standard normal numbers of the latents' shape, every image's from its own seed."""
 
@@ -24,7 +26,7 @@ class Evaluate(NamedTuple):
     """
 
     latents: Latents
-    sigma: np.float32 | NDArray[np.float32]
+    sigma: Sigma
 
 
 class Reached(NamedTuple):

@@ -9,46 +9,23 @@ Source: `StableDiffusion3Pipeline.encode_prompt` of diffusers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from triptych.checkpoints import CheckpointError
-from triptych_text_encoder.components import load_text_model, load_tokenizer
 from triptych_text_encoder.encoding import Encoding
+from triptych_text_encoder.towers import Tower, load_tower
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
+    from triptych_text_encoder.weighting import Span
 
 #: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.
 T5_TOKENS = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Tower:
-    """A text encoder with its tokenizer, reading `max_length` tokens of a prompt."""
-
-    tokenizer: Any
-    model: Any
-    max_length: int
-
-    def token_ids(self, prompt: str) -> torch.Tensor:
-        """The prompt's tokens, cut off or padded: int64 [1, max_length]."""
-        tokens = self.tokenizer(
-            [prompt], padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
-        )
-        token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
-        return token_ids
-
-    def characters_read(self, prompt: str) -> int:
-        """How many characters of the prompt fit into `max_length` tokens."""
-        tokens = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        kept = self.max_length - self.tokenizer.num_special_tokens_to_add()
-        if len(tokens.offset_mapping) <= kept:
-            return len(prompt)
-        start, _ = tokens.offset_mapping[kept]
-        return int(start)
 
 
 class SD3Recipe:
@@ -86,6 +63,14 @@ class SD3Recipe:
         read = max(tower.characters_read(prompt) for tower in self._towers)
         return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
 
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each vector of the prompt's sequence.
+
+        CLIP-G's features are joined to CLIP-L's token by token: both have CLIP's one vocabulary.
+        """
+        after = [1.0] * T5_TOKENS if self._t5 is None else self._t5.token_weights(prompt, spans)
+        return [*self._clips[0].token_weights(prompt, spans), *after]
+
     def _t5_features(self, prompt: str, like: torch.Tensor) -> torch.Tensor:
         """What T5 makes of the prompt, [T5_TOKENS, joint_attention_dim]; zeros like `like` without a T5."""
         if self._t5 is None:
@@ -100,25 +85,29 @@ def _clip_features(clip: Tower, prompt: str) -> tuple[torch.Tensor, torch.Tensor
     return output.hidden_states[-2][0], output.text_embeds[0]
 
 
-def load_sd3_recipe(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> SD3Recipe:
+def load_sd3_recipe(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+) -> SD3Recipe:
     """Load the text encoders of an SD3 checkpoint.
 
     Raises CheckpointError if a component is missing, broken or of an unsupported class,
     or does not fit the others.
     """
-    first, second = load_tokenizer(checkpoint, "tokenizer"), load_tokenizer(checkpoint, "tokenizer_2")
+    first = load_tower(checkpoint, 1, dtype, device, quantizer)
     # Both CLIP encoders read as many tokens as the first tokenizer says, as in diffusers.
-    max_length = first.model_max_length
-    clips = (
-        Tower(first, load_text_model(checkpoint, "text_encoder", dtype, device), max_length),
-        Tower(second, load_text_model(checkpoint, "text_encoder_2", dtype, device), max_length),
+    clips = (first, load_tower(checkpoint, 2, dtype, device, quantizer, first.max_length))
+    t5 = (
+        load_tower(checkpoint, 3, dtype, device, quantizer, T5_TOKENS)
+        if checkpoint.has("text_encoder_3")
+        else None
     )
-    t5 = None
-    if checkpoint.has("text_encoder_3"):
-        third = load_tokenizer(checkpoint, "tokenizer_3")
-        t5 = Tower(third, load_text_model(checkpoint, "text_encoder_3", dtype, device), T5_TOKENS)
     joint_attention_dim = _joint_attention_dim(checkpoint, t5)
-    _check_fit(checkpoint, clips, t5, joint_attention_dim)
+    width = sum(clip.model.config.hidden_size for clip in clips)
+    if width > joint_attention_dim:
+        raise CheckpointError(
+            f"the CLIP encoders of {checkpoint.path} give {width} features, "
+            f"joint_attention_dim is {joint_attention_dim}"
+        )
     return SD3Recipe(clips, t5, joint_attention_dim)
 
 
@@ -132,27 +121,3 @@ def _joint_attention_dim(checkpoint: Checkpoint, t5: Tower | None) -> int:
         raise CheckpointError(
             f"transformer/config.json in {checkpoint.path} has no joint_attention_dim"
         ) from None
-
-
-def _check_fit(
-    checkpoint: Checkpoint, clips: tuple[Tower, Tower], t5: Tower | None, joint_attention_dim: int
-) -> None:
-    """Refuse encoders that would fail, or quietly lose features, at the first prompt."""
-    for number, tower in enumerate(clips if t5 is None else (*clips, t5), start=1):
-        if len(tower.tokenizer) > tower.model.config.vocab_size:
-            raise CheckpointError(
-                f"tokenizer {number} of {checkpoint.path} has {len(tower.tokenizer)} tokens, "
-                f"its encoder {tower.model.config.vocab_size}"
-            )
-    positions = min(clip.model.config.max_position_embeddings for clip in clips)
-    if clips[0].max_length > positions:
-        raise CheckpointError(
-            f"the tokenizer of {checkpoint.path} has a model_max_length of {clips[0].max_length}, "
-            f"its CLIP encoders {positions} positions"
-        )
-    width = sum(clip.model.config.hidden_size for clip in clips)
-    if width > joint_attention_dim:
-        raise CheckpointError(
-            f"the CLIP encoders of {checkpoint.path} give {width} features, "
-            f"joint_attention_dim is {joint_attention_dim}"
-        )

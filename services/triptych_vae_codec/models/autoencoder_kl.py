@@ -5,13 +5,16 @@ Architecture: Rombach et al., "High-Resolution Image Synthesis with Latent Diffu
 diffusers' AutoencoderKL, so that the state dict is the checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from triptych.loading import check_names, fill
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -276,36 +279,24 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(latents))  # type: ignore[no-any-return]
 
 
-def load_weights(model: AutoencoderKL, tensors: Mapping[str, Tensor]) -> None:
-    """Copies a checkpoint's tensors into the model, converting to its dtype and device.
-
-    Raises:
-        ValueError: a tensor is missing, unknown or of another shape than the config says.
-    """
-    targets = model.state_dict()
-    missing, unknown = sorted(targets.keys() - set(tensors)), sorted(set(tensors) - targets.keys())
-    if missing or unknown:
-        raise ValueError(
-            f"the autoencoder's weights do not fit its config.json: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    for key, target in targets.items():
-        tensor = tensors[key]
-        if tensor.shape != target.shape:
-            raise ValueError(f"{key} has shape {list(tensor.shape)}, the config asks {list(target.shape)}")
-        target.copy_(tensor)
-
-
 def build(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor], device: str, dtype: torch.dtype
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    device: str,
+    dtype: torch.dtype,
+    quantize: Callable[[nn.Module, str, nn.Module], None] | None = None,
 ) -> AutoencoderKL:
     """The autoencoder of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
+
+    `quantize` is called with the autoencoder and the path and the module of everything that is loaded.
 
     Raises:
         ValueError: the config is not supported or the tensors do not fit it.
     """
     with torch.device("meta"):
         model = AutoencoderKL(AutoencoderKLConfig.from_dict(config))
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    load_weights(model, tensors)
+    model = model.to(dtype).requires_grad_(False).eval()
+    targets = model.state_dict()
+    check_names(targets, tensors)
+    fill(model, targets, tensors, torch.device(device), quantize and partial(quantize, model))
     return model

@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
 import triptych.v1.tensor_pb2
 import typing
@@ -21,16 +22,32 @@ class Branch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONDITIONING_DIGESTS_FIELD_NUMBER: builtins.int
+    SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
+    PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
+
+    @property
+    def skipped_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, 0 to GetModel's num_layers - 1, that this branch goes without: their output is not applied (skip-layer
+        guidance).
+        """
+
+    @property
+    def perturbed_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, as above, in whose attention a token of the image sees itself and the text's tokens, but no other of the
+        image (perturbed attention guidance).
+        """
 
     def __init__(
         self,
         *,
         conditioning_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
 
@@ -43,6 +60,8 @@ class PredictRequest(google.protobuf.message.Message):
     LATENTS_FIELD_NUMBER: builtins.int
     SIGMAS_FIELD_NUMBER: builtins.int
     BRANCHES_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """x: float32, shape [samples, channels, height, width] in latent pixels."""
@@ -55,15 +74,27 @@ class PredictRequest(google.protobuf.message.Message):
     def branches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Branch]:
         """1 to GetModel's max_branches, e.g. the negative prompt's and the prompt's."""
 
+    @property
+    def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """For a model whose GetModel says guidance_embedded: one guidance scale per sample, which the model takes as an
+        input. Empty for every other model.
+        """
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
+        """LoRAs for every row of the call, at most 8, each at most once. Rows share a forward pass if these are the same."""
+
     def __init__(
         self,
         *,
         latents: triptych.v1.tensor_pb2.Tensor | None = ...,
         sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         branches: collections.abc.Iterable[global___Branch] | None = ...,
+        guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+        loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["branches", b"branches", "latents", b"latents", "sigmas", b"sigmas"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "loras", b"loras", "sigmas", b"sigmas"]) -> None: ...
 
 global___PredictRequest = PredictRequest
 
@@ -78,7 +109,7 @@ class PredictResponse(google.protobuf.message.Message):
     QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
-    """Fingerprint of the replica that computed them (see ModelInfo)."""
+    """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
     """Milliseconds the rows waited for a forward pass."""
     compute_milliseconds: builtins.float
@@ -170,6 +201,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     POOLED_PROJECTION_DIM_FIELD_NUMBER: builtins.int
     MAX_SAMPLES_FIELD_NUMBER: builtins.int
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
+    GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
+    NUM_LAYERS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -181,14 +215,24 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     joint_attention_dim: builtins.int
     """Width of a conditioning `sequence` vector."""
     pooled_projection_dim: builtins.int
-    """Width of a conditioning `pooled` vector."""
+    """Width of a conditioning `pooled` vector; 0 for a family that has none."""
     max_samples: builtins.int
     """Largest number of samples in one call."""
     max_branches: builtins.int
     """Largest number of branches in one call."""
+    guidance_embedded: builtins.bool
+    """Whether the model was distilled to take the guidance scale as an input (FLUX.1-dev): then one branch is enough."""
+    num_layers: builtins.int
+    """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
+    all; of FLUX first those of two streams, then those of one; of Z-Image those over image and text.
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that calls may use, at most 1000."""
 
     def __init__(
         self,
@@ -202,8 +246,11 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         pooled_projection_dim: builtins.int = ...,
         max_samples: builtins.int = ...,
         max_branches: builtins.int = ...,
+        guidance_embedded: builtins.bool = ...,
+        loras: collections.abc.Iterable[builtins.str] | None = ...,
+        num_layers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

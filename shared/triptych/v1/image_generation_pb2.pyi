@@ -7,11 +7,51 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import sys
+import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _GuidanceInput:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _GuidanceInputEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_GuidanceInput.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    GUIDANCE_INPUT_UNSPECIFIED: _GuidanceInput.ValueType  # 0
+    """Not said."""
+    GUIDANCE_INPUT_BRANCHES: _GuidanceInput.ValueType  # 1
+    """Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+    prompt's branch is computed.
+    """
+    GUIDANCE_INPUT_EMBEDDED: _GuidanceInput.ValueType  # 2
+    """As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+    GUIDANCE_INPUT_NONE: _GuidanceInput.ValueType  # 3
+    """Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+
+class GuidanceInput(_GuidanceInput, metaclass=_GuidanceInputEnumTypeWrapper):
+    """How a model takes guidance_scale."""
+
+GUIDANCE_INPUT_UNSPECIFIED: GuidanceInput.ValueType  # 0
+"""Not said."""
+GUIDANCE_INPUT_BRANCHES: GuidanceInput.ValueType  # 1
+"""Classifier-free guidance: velocity = negative + scale x (positive - negative). Where a step's scale is 1, only the
+prompt's branch is computed.
+"""
+GUIDANCE_INPUT_EMBEDDED: GuidanceInput.ValueType  # 2
+"""As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+GUIDANCE_INPUT_NONE: GuidanceInput.ValueType  # 3
+"""Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+global___GuidanceInput = GuidanceInput
 
 @typing.final
 class GenerationParameters(google.protobuf.message.Message):
@@ -32,6 +72,13 @@ class GenerationParameters(google.protobuf.message.Message):
     SOLVER_FIELD_NUMBER: builtins.int
     SIGMA_SCHEDULE_FIELD_NUMBER: builtins.int
     STEP_REUSE_FIELD_NUMBER: builtins.int
+    GUIDANCE_METHOD_FIELD_NUMBER: builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: builtins.int
+    SKIP_LAYER_GUIDANCE_FIELD_NUMBER: builtins.int
+    PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
+    COMPOSITIONS_FIELD_NUMBER: builtins.int
+    PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
     width: builtins.int
@@ -41,20 +88,30 @@ class GenerationParameters(google.protobuf.message.Message):
     many as an explicit sigma_schedule has.
     """
     guidance_scale: builtins.float
-    """Classifier-free guidance: velocity = negative + scale x (positive - negative). 0 to 100. Where a step's scale
-    is 1, only the prompt's branch is computed. Default: GetModel's default_guidance_scale.
+    """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
+    default_guidance_scale.
     """
     num_images_per_prompt: builtins.int
     """Pictures per prompt, at least 1; prompts x pictures at most GetModel's max_images. Default 1."""
     model: builtins.str
     """The model to use; empty for the served one. Another name gives NOT_FOUND."""
+    guidance_rescale: builtins.float
+    """phi, 0 to 1: how much of the contrast that guidance added is taken back, velocity x (phi std(prompt's velocity) /
+    std(velocity) + 1 - phi), of each picture alone. Default 0.
+    """
+    prompt_weighting: builtins.bool
+    """Read marks in all prompts, negative and composed ones too, as weights of their parts: (text) 1.1 times, (text:1.3)
+    1.3 times, [text] divided by 1.1, nested ones multiply; \\( \\) \\[ \\] \\\\ for the characters. Default: they are text.
+    """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What to show, 1 to GetModel's max_images of them. Each not empty and at most max_prompt_bytes of UTF-8."""
 
     @property
     def negative_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What to steer away from: none (the empty text), one for all prompts, or one per prompt."""
+        """What to steer away from: none (the empty text), one for all prompts, or one per prompt. Refused unless GetModel's
+        guidance is GUIDANCE_INPUT_BRANCHES.
+        """
 
     @property
     def guidance_schedule(self) -> global___GuidanceSchedule:
@@ -79,6 +136,28 @@ class GenerationParameters(google.protobuf.message.Message):
     def step_reuse(self) -> global___StepReuse:
         """Velocities that are told from earlier ones instead of computed. Default: none."""
 
+    @property
+    def guidance_method(self) -> global___GuidanceMethod:
+        """How the branches of a prompt and a negative prompt become one. Default: classifier-free."""
+
+    @property
+    def skip_layer_guidance(self) -> global___SkipLayerGuidance:
+        """Steers away from the model without some of its layers. Default: not."""
+
+    @property
+    def perturbed_attention_guidance(self) -> global___PerturbedAttentionGuidance:
+        """Steers away from the model in which the patches of the picture do not see each other. Default: not."""
+
+    @property
+    def compositions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Composition]:
+        """Prompts composed with each of `prompts`: none, one composition for all prompts, or one per prompt; all with the
+        same number of prompts.
+        """
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
+        """LoRAs of GetModel's loras, at most 8, each at most once. They are added in this order."""
+
     def __init__(
         self,
         *,
@@ -95,9 +174,18 @@ class GenerationParameters(google.protobuf.message.Message):
         solver: global___Solver | None = ...,
         sigma_schedule: global___SigmaSchedule | None = ...,
         step_reuse: global___StepReuse | None = ...,
+        guidance_method: global___GuidanceMethod | None = ...,
+        guidance_rescale: builtins.float | None = ...,
+        skip_layer_guidance: global___SkipLayerGuidance | None = ...,
+        perturbed_attention_guidance: global___PerturbedAttentionGuidance | None = ...,
+        compositions: collections.abc.Iterable[global___Composition] | None = ...,
+        prompt_weighting: builtins.bool = ...,
+        loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "sigma_schedule", b"sigma_schedule", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "prompts", b"prompts", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "loras", b"loras", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload
@@ -121,6 +209,7 @@ class GuidanceSchedule(google.protobuf.message.Message):
     LINEAR_FIELD_NUMBER: builtins.int
     COSINE_FIELD_NUMBER: builtins.int
     INTERVAL_FIELD_NUMBER: builtins.int
+    EXPLICIT_FIELD_NUMBER: builtins.int
     @property
     def constant(self) -> global___ConstantGuidance:
         """guidance_scale at every step."""
@@ -137,6 +226,10 @@ class GuidanceSchedule(google.protobuf.message.Message):
     def interval(self) -> global___IntervalGuidance:
         """guidance_scale within an interval of the steps, 1 (no guidance) outside."""
 
+    @property
+    def explicit(self) -> global___ExplicitGuidance:
+        """A number for each step. guidance_scale must not be set."""
+
     def __init__(
         self,
         *,
@@ -144,10 +237,11 @@ class GuidanceSchedule(google.protobuf.message.Message):
         linear: global___LinearGuidance | None = ...,
         cosine: global___CosineGuidance | None = ...,
         interval: global___IntervalGuidance | None = ...,
+        explicit: global___ExplicitGuidance | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["constant", "linear", "cosine", "interval"] | None: ...
+    def HasField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "explicit", b"explicit", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "explicit", b"explicit", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["constant", "linear", "cosine", "interval", "explicit"] | None: ...
 
 global___GuidanceSchedule = GuidanceSchedule
 
@@ -684,6 +778,265 @@ class VelocityExtrapolation(google.protobuf.message.Message):
 global___VelocityExtrapolation = VelocityExtrapolation
 
 @typing.final
+class ExplicitGuidance(google.protobuf.message.Message):
+    """The guidance scale of each step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCALES_FIELD_NUMBER: builtins.int
+    @property
+    def scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """num_inference_steps numbers, 0 to 100."""
+
+    def __init__(
+        self,
+        *,
+        scales: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["scales", b"scales"]) -> None: ...
+
+global___ExplicitGuidance = ExplicitGuidance
+
+@typing.final
+class GuidanceMethod(google.protobuf.message.Message):
+    """How velocity c of the prompt's branch and u of the negative prompt's become one, with guidance scale g. Where g is 1,
+    c is the answer of every method.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASSIFIER_FREE_FIELD_NUMBER: builtins.int
+    ADAPTIVE_PROJECTED_FIELD_NUMBER: builtins.int
+    ZERO_STAR_FIELD_NUMBER: builtins.int
+    @property
+    def classifier_free(self) -> global___ClassifierFreeGuidance:
+        """u + g (c - u)."""
+
+    @property
+    def adaptive_projected(self) -> global___AdaptiveProjectedGuidance:
+        """The difference c - u with a memory, a largest norm and less of what only saturates."""
+
+    @property
+    def zero_star(self) -> global___ZeroStarGuidance:
+        """The best multiple of u instead of u, and no movement in the first steps."""
+
+    def __init__(
+        self,
+        *,
+        classifier_free: global___ClassifierFreeGuidance | None = ...,
+        adaptive_projected: global___AdaptiveProjectedGuidance | None = ...,
+        zero_star: global___ZeroStarGuidance | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["method", b"method"]) -> typing.Literal["classifier_free", "adaptive_projected", "zero_star"] | None: ...
+
+global___GuidanceMethod = GuidanceMethod
+
+@typing.final
+class ClassifierFreeGuidance(google.protobuf.message.Message):
+    """u + g (c - u) (Ho and Salimans, 2022)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ClassifierFreeGuidance = ClassifierFreeGuidance
+
+@typing.final
+class AdaptiveProjectedGuidance(google.protobuf.message.Message):
+    """APG (Sadat et al., 2024): u + g (d_across + eta d_along), where d_along and d_across are the parts of d along c and
+    across it, and d is c - u + momentum x the d of the evaluation before, shortened to norm_threshold. Each picture's
+    norms and memory are its own.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ETA_FIELD_NUMBER: builtins.int
+    NORM_THRESHOLD_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    eta: builtins.float
+    """The weight of the part along c, -10 to 10; 1 keeps it whole. Default 0."""
+    norm_threshold: builtins.float
+    """The largest norm of d over all values of a picture's latents, 0 to 10000; 0 for any. Default 15."""
+    momentum: builtins.float
+    """The weight of the past, -1 to 1; negative steers away from where d went before. Default -0.5."""
+    def __init__(
+        self,
+        *,
+        eta: builtins.float | None = ...,
+        norm_threshold: builtins.float | None = ...,
+        momentum: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta", b"_eta", "_momentum", b"_momentum", "_norm_threshold", b"_norm_threshold", "eta", b"eta", "momentum", b"momentum", "norm_threshold", b"norm_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta", b"_eta", "_momentum", b"_momentum", "_norm_threshold", b"_norm_threshold", "eta", b"eta", "momentum", b"momentum", "norm_threshold", b"norm_threshold"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_momentum", b"_momentum"]) -> typing.Literal["momentum"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_norm_threshold", b"_norm_threshold"]) -> typing.Literal["norm_threshold"] | None: ...
+
+global___AdaptiveProjectedGuidance = AdaptiveProjectedGuidance
+
+@typing.final
+class ZeroStarGuidance(google.protobuf.message.Message):
+    """CFG-Zero* (Fan et al., 2025): s u + g (c - s u) with s = <c, u> / |u|^2, of each picture its own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ZERO_INIT_STEPS_FIELD_NUMBER: builtins.int
+    zero_init_steps: builtins.int
+    """In so many steps from the first the velocity is 0 and nothing is computed: 0 to num_inference_steps - 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        zero_init_steps: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_zero_init_steps", b"_zero_init_steps", "zero_init_steps", b"zero_init_steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_zero_init_steps", b"_zero_init_steps", "zero_init_steps", b"zero_init_steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_zero_init_steps", b"_zero_init_steps"]) -> typing.Literal["zero_init_steps"] | None: ...
+
+global___ZeroStarGuidance = ZeroStarGuidance
+
+@typing.final
+class SkipLayerGuidance(google.protobuf.message.Message):
+    """Adds scale x (c - c'), where c' is the prompt's velocity of the model without `layers`, at the steps i of n with
+    start x n < i < stop x n.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    scale: builtins.float
+    """0 to 100. Default 2.8."""
+    start: builtins.float
+    """Fraction of the steps, 0 to 1. Default 0.01."""
+    stop: builtins.float
+    """Fraction of the steps, start to 1. Default 0.2."""
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """1 or more, each 0 to the number of the model's layers - 1, none twice. SD3.5-medium is used with 7, 8, 9."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        scale: builtins.float | None = ...,
+        start: builtins.float | None = ...,
+        stop: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "layers", b"layers", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop", b"_stop"]) -> typing.Literal["stop"] | None: ...
+
+global___SkipLayerGuidance = SkipLayerGuidance
+
+@typing.final
+class PerturbedAttentionGuidance(google.protobuf.message.Message):
+    """Adds scale x (c - c'), where c' is the prompt's velocity of the model in whose `layers` a token of the picture sees
+    itself and the text, but no other of the picture (Ahn et al., 2024), at the steps i with
+    int(start x n) <= i < int(stop x n).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    scale: builtins.float
+    """0 to 100. Default 3."""
+    start: builtins.float
+    """Fraction of the steps, 0 to 1. Default 0."""
+    stop: builtins.float
+    """Fraction of the steps, start to 1. Default 1."""
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """1 or more, each 0 to the number of the model's layers - 1, none twice."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        scale: builtins.float | None = ...,
+        start: builtins.float | None = ...,
+        stop: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "layers", b"layers", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop", b"_stop"]) -> typing.Literal["stop"] | None: ...
+
+global___PerturbedAttentionGuidance = PerturbedAttentionGuidance
+
+@typing.final
+class Composition(google.protobuf.message.Message):
+    """Several prompts in one picture (Liu et al., 2022): the prompt's velocity c becomes u + sum of w_i (c_i - u) over the
+    prompt and those here. Skipped and perturbed layers are those of the prompt alone.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_WEIGHT_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
+    prompt_weight: builtins.float
+    """The weight of the prompt itself, -10 to 10. Default 1."""
+    @property
+    def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WeightedPrompt]:
+        """1 to 8."""
+
+    def __init__(
+        self,
+        *,
+        prompt_weight: builtins.float | None = ...,
+        prompts: collections.abc.Iterable[global___WeightedPrompt] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prompt_weight", b"_prompt_weight", "prompt_weight", b"prompt_weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prompt_weight", b"_prompt_weight", "prompt_weight", b"prompt_weight", "prompts", b"prompts"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt_weight", b"_prompt_weight"]) -> typing.Literal["prompt_weight"] | None: ...
+
+global___Composition = Composition
+
+@typing.final
+class WeightedPrompt(google.protobuf.message.Message):
+    """A prompt and its weight."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    prompt: builtins.str
+    """As in GenerationParameters.prompts."""
+    weight: builtins.float
+    """-10 to 10; a negative one steers away from the prompt. Default 1."""
+    def __init__(
+        self,
+        *,
+        prompt: builtins.str = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "prompt", b"prompt", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___WeightedPrompt = WeightedPrompt
+
+@typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """Asks for pictures and progress."""
 
@@ -758,7 +1111,9 @@ class Accepted(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Prompts that were too long for the text encoders, each with the part that was cut off."""
+        """Prompts that were too long for the text encoders, each with the part that was cut off, and negative prompts that
+        no step used.
+        """
 
     def __init__(
         self,
@@ -974,6 +1329,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     DEFAULT_GUIDANCE_SCALE_FIELD_NUMBER: builtins.int
     MAX_IMAGES_FIELD_NUMBER: builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
+    GUIDANCE_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "triptych-small"."""
     default_height: builtins.int
@@ -994,9 +1351,15 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of pictures in one request."""
     max_prompt_bytes: builtins.int
     """Largest size of a prompt in bytes of UTF-8."""
+    guidance: global___GuidanceInput.ValueType
+    """How it takes guidance_scale."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
+
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that requests may use, at most 1000."""
 
     def __init__(
         self,
@@ -1012,7 +1375,9 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         default_guidance_scale: builtins.float = ...,
         max_images: builtins.int = ...,
         max_prompt_bytes: builtins.int = ...,
+        guidance: global___GuidanceInput.ValueType = ...,
+        loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

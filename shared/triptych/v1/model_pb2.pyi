@@ -25,8 +25,12 @@ class ModelInfo(google.protobuf.message.Message):
     DETERMINISM_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    QUANTIZATION_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """The checkpoint's name: the last part of its folder's path, e.g. "triptych-small"."""
+    """The checkpoint's name: what it was told to be called, else the last part of its path or of its name on the hub,
+    e.g. "triptych-small".
+    """
     family: builtins.str
     """The family of this stage's part: the class name in the checkpoint's model_index.json, e.g. "SD3Transformer2DModel"."""
     device: builtins.str
@@ -39,11 +43,17 @@ class ModelInfo(google.protobuf.message.Message):
       "fast": it may differ in the last bits.
     """
     fingerprint: builtins.str
-    """Hexadecimal digest of everything that decides the bits of a result: weights, dtype, device type, thread count and
-    library versions.
+    """Hexadecimal digest of everything that decides the bits of a result: weights, dtype, quantization, device type,
+    thread count and library versions.
     """
     parameters: builtins.int
     """Number of parameters of this stage's part."""
+    quantization: builtins.str
+    """How the weights are stored and multiplied: "none" (in the dtype), "int8-weight-only", "int8-dynamic",
+    "int4-weight-only", "float8".
+    """
+    revision: builtins.str
+    """The commit of the checkpoint's repository on the Hugging Face hub; empty for a folder or a file."""
     def __init__(
         self,
         *,
@@ -54,7 +64,9 @@ class ModelInfo(google.protobuf.message.Message):
         determinism: builtins.str = ...,
         fingerprint: builtins.str = ...,
         parameters: builtins.int = ...,
+        quantization: builtins.str = ...,
+        revision: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["determinism", b"determinism", "device", b"device", "dtype", b"dtype", "family", b"family", "fingerprint", b"fingerprint", "name", b"name", "parameters", b"parameters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["determinism", b"determinism", "device", b"device", "dtype", b"dtype", "family", b"family", "fingerprint", b"fingerprint", "name", b"name", "parameters", b"parameters", "quantization", b"quantization", "revision", b"revision"]) -> None: ...
 
 global___ModelInfo = ModelInfo

@@ -1,0 +1,306 @@
+"""The FLUX.1 family of transformers: blocks of two streams, then of one, with rotary positions.
+
+Architecture: Black Forest Labs, https://github.com/black-forest-labs/flux (src/flux/model.py); checkpoints in
+the layout of diffusers' FluxTransformer2DModel.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.quantization import Exceptions
+from triptych_denoiser.models.layers import (
+    TIMESTEP_CHANNELS,
+    AttentionProjections,
+    FeedForward,
+    Linear,
+    Modulation,
+    TwoLayers,
+    attention,
+    modulate,
+    patchify,
+    timestep_features,
+    unpatchify,
+)
+from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
+from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
+from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+
+PACKING = 2
+"""Latent pixels a side that make a token: the transformer's own patch_size is 1."""
+THETA = 10_000.0
+DEFAULT_SIZE = 128
+MAX_TOKENS = 512
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class FluxConfig:
+    """The keys of `transformer/config.json` that decide the architecture. Channels are those of a token.
+
+    Raises:
+        ValueError: from `from_dict`, for a value that this implementation does not support.
+    """
+
+    patch_size: int = 1
+    in_channels: int = 64
+    out_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token inside the blocks."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
+        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
+        known = known_keys(cls, config)
+        known["axes_dims_rope"] = tuple(known.get("axes_dims_rope", cls.axes_dims_rope))
+        known.setdefault("out_channels", known.get("in_channels", cls.in_channels))
+        parsed = cls(**known)
+        if parsed.patch_size != 1:
+            raise ValueError(f"patch_size is {parsed.patch_size}; FLUX transformers have 1")
+        if parsed.out_channels != parsed.in_channels:
+            raise ValueError(
+                f"in_channels is {parsed.in_channels}, out_channels {parsed.out_channels}; supported are "
+                "transformers that take nothing but latents and text, whose channels are as many in as out"
+            )
+        if parsed.in_channels % PACKING**2:
+            raise ValueError(f"in_channels is {parsed.in_channels}, but must be a multiple of {PACKING**2}")
+        axes = parsed.axes_dims_rope
+        if len(axes) != 3 or sum(axes) != parsed.attention_head_dim or any(dim % 2 for dim in axes):
+            raise ValueError(
+                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
+                f"attention_head_dim = {parsed.attention_head_dim}"
+            )
+        return parsed
+
+
+class DoubleBlock(nn.Module):
+    """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
+        self.image_modulation = Modulation(width, width, 6)
+        self.text_modulation = Modulation(width, width, 6)
+        self.image_attention = AttentionProjections(heads, head_dim)
+        self.text_attention = AttentionProjections(heads, head_dim)
+        self.image_mlp = FeedForward(width)
+        self.text_mlp = FeedForward(width)
+
+    def forward(
+        self, image: Tensor, text: Tensor, embedding: Tensor, turns: Tensor, perturbed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.image_modulation(embedding)
+        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
+            self.text_modulation(embedding)
+        )
+        image_qkv = self.image_attention(modulate(image, shift, scale))
+        text_qkv = self.text_attention(modulate(text, text_shift, text_scale))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
+        bias = perturbed_bias(q, slice(text.shape[1], None)) if perturbed else None
+        attended = attention(rotate(q, turns), rotate(k, turns), v, bias)
+        text_attended, image_attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
+
+        image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
+        image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
+        text = torch.addcmul(text, text_gate, self.text_attention.out(text_attended))
+        text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale))
+        return image, within_float16(torch.addcmul(text, text_mlp_gate, text_mlp))
+
+
+class SingleBlock(nn.Module):
+    """All tokens as one stream; attention and MLP run side by side and leave through one linear."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.modulation = Modulation(width, width, 3)
+        self.attention = AttentionProjections(
+            config.num_attention_heads, config.attention_head_dim, has_out=False
+        )
+        self.mlp_in = Linear(width, 4 * width)
+        self.out = Linear(5 * width, width)
+
+    def forward(
+        self, tokens: Tensor, embedding: Tensor, turns: Tensor, perturbed: slice | None = None
+    ) -> Tensor:
+        """The tokens, [rows, text and image tokens, width], of those before.
+
+        perturbed: where the image's tokens are, if they are not to see each other.
+        """
+        shift, scale, gate = self.modulation(embedding)
+        modulated = modulate(tokens, shift, scale)
+        q, k, v = self.attention(modulated)
+        bias = None if perturbed is None else perturbed_bias(q, perturbed)
+        attended = attention(rotate(q, turns), rotate(k, turns), v, bias)
+        mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
+        return within_float16(torch.addcmul(tokens, gate, self.out(torch.cat([attended, mlp], dim=-1))))
+
+
+def within_float16(x: Tensor) -> Tensor:
+    """Float16 that overflowed becomes its largest value, as in the reference; other dtypes as they are."""
+    return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
+
+
+def rounded_timesteps(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """t = 1000 σ, rounded as the reference rounds it: [rows] to [rows] in the model's dtype.
+
+    diffusers' FluxPipeline casts t to the model's dtype and divides by 1000; its transformer multiplies by
+    1000 again. In float32 that is t but for its last bits; in bfloat16 σ = 0.97705 gives 976.
+    """
+    return (1000 * sigma).to(dtype) / 1000 * 1000
+
+
+def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
+    """1000 times the guidance scale in the model's dtype, as in the reference: 3.5 gives 3504 in bfloat16."""
+    return guidance.to(dtype) * 1000
+
+
+class FluxTransformer(nn.Module):
+    """v = f(x, σ, conditioning, guidance) for the FLUX.1 family."""
+
+    def __init__(self, config: FluxConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = Linear(config.in_channels, width)
+        self.time_embed = TwoLayers(TIMESTEP_CHANNELS, width, width)
+        self.guidance_embed = TwoLayers(TIMESTEP_CHANNELS, width, width) if config.guidance_embeds else None
+        self.pooled_embed = TwoLayers(config.pooled_projection_dim, width, width)
+        self.text_embed = Linear(config.joint_attention_dim, width)
+        self.double_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_layers))
+        self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
+        self.final_modulation = Modulation(width, width, 2)
+        self.final = Linear(width, config.in_channels)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model takes: text as long as the reference allows."""
+        return Inputs(
+            channels=self.config.in_channels // PACKING**2,
+            size_multiple=PACKING,
+            max_size=MAX_SIZE,
+            default_size=DEFAULT_SIZE,
+            joint_attention_dim=self.config.joint_attention_dim,
+            pooled_projection_dim=self.config.pooled_projection_dim,
+            max_tokens=MAX_TOKENS,
+            text_positions=True,
+            guidance=self.config.guidance_embeds,
+            num_layers=self.config.num_layers + self.config.num_single_layers,
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        pooled: Tensor,
+        guidance: Tensor | None = None,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+    ) -> Tensor:
+        """The velocity dx/dσ of every row.
+
+        Args:
+            latents: [rows, channels, height, width], height and width even.
+            sigma: float32 [rows], in [0, 1].
+            sequence: [rows, tokens, joint_attention_dim].
+            pooled: [rows, pooled_projection_dim].
+            guidance: float32 [rows], the guidance scales, if and only if the config has guidance_embeds.
+            skipped_layers: blocks that change nothing; those of one stream are counted after those of two.
+            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
+
+        Returns:
+            [rows, channels, height, width], dtype of the latents.
+        """
+        height, width = latents.shape[-2:]
+        embedding = F.silu(self.embed(sigma, pooled, guidance))
+        image = self.patch_embed(patchify(latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2))
+        text = self.text_embed(sequence)
+        turns = self.turns(text.shape[1], height // PACKING, width // PACKING).to(latents.device)
+        for index, block in enumerate(self.double_blocks):
+            if index not in skipped_layers:
+                image, text = block(image, text, embedding, turns, index in perturbed_layers)
+        tokens, image_part = torch.cat([text, image], dim=1), slice(text.shape[1], None)
+        for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
+            if index not in skipped_layers:
+                perturbed = image_part if index in perturbed_layers else None
+                tokens = block(tokens, embedding, turns, perturbed)
+        scale, shift = self.final_modulation(embedding)
+        velocity = self.final(modulate(tokens[:, image_part], shift, scale))
+        patches = velocity.unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
+        return unpatchify(patches, height, width)
+
+    def embed(self, sigma: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
+        """The sum of what modulates: noise level, guidance scale and pooled text, [rows, width]."""
+        dtype = pooled.dtype
+        embedding = self.time_embed(timestep_features(rounded_timesteps(sigma, dtype)).to(dtype))
+        if self.guidance_embed is not None:
+            if guidance is None:
+                raise ValueError("this model takes a guidance scale for every row")
+            features = timestep_features(rounded_guidance(guidance, dtype)).to(dtype)
+            embedding = embedding + self.guidance_embed(features)
+        return embedding + self.pooled_embed(pooled)  # type: ignore[no-any-return]
+
+    def turns(self, tokens: int, rows: int, columns: int) -> Tensor:
+        """Cosines and sines of every token, float32: text at (0, 0, 0), the image's at (0, y, x)."""
+        angles = [axis_angles(max(rows, columns), dim, THETA) for dim in self.config.axes_dims_rope]
+        axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
+        text = torch.zeros(tokens, 3, dtype=torch.int64)
+        return turns_at(torch.cat([text, grid_positions(0, rows, columns)]), axes)
+
+
+_OUTSIDE_BLOCKS: Table = (
+    ("x_embedder", "patch_embed", None),
+    *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
+    *((f"time_text_embed.guidance_embedder.linear_{i}", f"guidance_embed.linear_{i}", None) for i in (1, 2)),
+    *((f"time_text_embed.text_embedder.linear_{i}", f"pooled_embed.linear_{i}", None) for i in (1, 2)),
+    ("context_embedder", "text_embed", None),
+    ("norm_out.linear", "final_modulation.linear", None),
+    ("proj_out", "final", None),
+)
+_SINGLE_BLOCK: Table = (
+    ("norm.linear", "modulation.linear", None),
+    *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
+    ("proj_mlp", "mlp_in", None),
+    ("proj_out", "out", None),
+)
+
+
+def checkpoint_keys(model: FluxTransformer) -> dict[str, Tensor]:
+    """diffusers' name of every weight, with the view of this model's parameter that holds it.
+
+    Copying into the views loads a checkpoint; copying them out writes one.
+    """
+    keys = views(model, _OUTSIDE_BLOCKS)
+    for i, block in enumerate(model.double_blocks):
+        keys |= views(block, JOINT_BLOCK, f"transformer_blocks.{i}.")
+    for i, block in enumerate(model.single_blocks):
+        keys |= views(block, _SINGLE_BLOCK, f"single_transformer_blocks.{i}.")
+    return keys
+
+
+FAMILY = Family(
+    lambda config: FluxTransformer(FluxConfig.from_dict(config)),
+    checkpoint_keys,
+    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
+    Exceptions(OUTSIDE_BLOCKS, weights_only=("image_modulation", "text_modulation", "modulation")),
+)
+"""FluxTransformer2DModel."""

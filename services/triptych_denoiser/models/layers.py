@@ -1,0 +1,171 @@
+"""The layers that families of transformers share."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIMESTEP_CHANNELS = 256
+EPS = 1e-6
+MIN_ROWS = 4
+NARROW = 24
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), cast to the weight's dtype, then times the weight, as the checkpoints were trained."""
+
+    def __init__(self, dim: int, eps: float = EPS) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the same, in the weight's dtype."""
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(self.weight.dtype) * self.weight
+
+
+class LowRank(NamedTuple):
+    """What a LoRA adds to a linear's weight: up @ down.
+
+    down: [rank, in_features].
+    up: [out_features, rank]; alpha / rank is in it.
+    """
+
+    down: Tensor
+    up: Tensor
+
+
+class Linear(nn.Linear):
+    """A linear whose rows round the same however many there are, with the LoRAs of the pass that runs."""
+
+    low_ranks: tuple[tuple[LowRank, float], ...] = ()
+    """What is added to the weight, and how many times. The weight itself stays as it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        rows = input.reshape(-1, self.in_features)
+        product = row_products(rows, self.weight, self.bias)
+        for low_rank, times in self.low_ranks:
+            product = product + row_products(row_products(rows, low_rank.down) * times, low_rank.up)
+        return product.reshape(*input.shape[:-1], self.out_features)
+
+
+def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[rows, in_features] to [rows, out_features], each row's bits the same however many there are.
+
+    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
+    and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
+    with 2 to 130 features; to one feature and without a bias, odd numbers of rows round differently). A row's
+    bits must not depend on its company.
+    """
+    features = len(weight)
+    least = max(MIN_ROWS, features) if features < NARROW else MIN_ROWS
+    lacking = max(least - len(rows), 0)
+    return F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, weight, bias)[: len(rows)]
+
+
+class TwoLayers(nn.Module):
+    """Linear, SiLU, linear: the embedders of time, guidance and pooled text."""
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(dim_in, hidden)
+        self.linear_2 = Linear(hidden, dim_out)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[rows, dim_in] to [rows, dim_out]."""
+        return self.linear_2(F.silu(self.linear_1(rows)))  # type: ignore[no-any-return]
+
+
+class Modulation(nn.Module):
+    """Shifts, scales and gates of an embedding: [rows, embedding] to `parts` of [rows, 1, width]."""
+
+    def __init__(self, embedding: int, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = Linear(embedding, parts * width)
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """The parts, in the order of the checkpoint."""
+        return self.linear(embedding)[:, None].chunk(self.parts, dim=-1)  # type: ignore[no-any-return]
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm(x) * (1 + scale) + shift, without affine weights of its own."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+class FeedForward(nn.Module):
+    """Linear to four times the width, GELU (tanh form), linear back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(width, 4 * width)
+        self.linear_2 = Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class AttentionProjections(nn.Module):
+    """A stream's queries, keys and values, each [rows, heads, tokens, head_dim], and its way out.
+
+    With `qk_norm`, queries and keys are divided by their root mean square.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        *,
+        qk_norm: bool = True,
+        has_out: bool = True,
+        bias: bool = True,
+        eps: float = EPS,
+    ) -> None:
+        super().__init__()
+        width = heads * head_dim
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.norm_q = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.norm_k = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.out = Linear(width, width, bias=bias) if has_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of [rows, tokens, width]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.norm_q(q), self.norm_k(k), v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √head_dim + key_bias) v: [rows, heads, tokens, head_dim] to [rows, tokens, width]."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias).transpose(1, 2).flatten(2)
+
+
+def timestep_features(timesteps: Tensor) -> Tensor:
+    """Sinusoids of timesteps in [0, 1000]: [rows] to float32 [rows, 256], cosines first, periods up to
+    10 000 (2π t).
+    """
+    half = TIMESTEP_CHANNELS // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """[rows, channels, height, width] to [rows, tokens, patch, patch, channels], tokens row by row."""
+    rows, channels, height, width = latents.shape
+    grid = latents.reshape(rows, channels, height // patch, patch, width // patch, patch)
+    return grid.permute(0, 2, 4, 3, 5, 1).flatten(1, 2)
+
+
+def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
+    """[rows, tokens, patch, patch, channels] to [rows, channels, height, width]."""
+    rows, _, patch, _, channels = tokens.shape
+    grid = tokens.reshape(rows, height // patch, width // patch, patch, patch, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(rows, channels, height, width)

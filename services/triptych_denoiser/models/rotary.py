@@ -1,0 +1,40 @@
+"""Rotary positions on several axes: Su et al., "RoFormer", 2021 (https://arxiv.org/abs/2104.09864)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def axis_angles(count: int, dim: int, theta: float) -> Tensor:
+    """The angles of positions 0 to count - 1 on an axis of `dim` channels: float64 [count, dim / 2].
+
+    Position x θ^(-2i / dim) for channel pair i.
+    """
+    frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    return torch.outer(torch.arange(count, dtype=torch.float64), frequencies)
+
+
+def grid_positions(first: int, rows: int, columns: int) -> Tensor:
+    """The positions (first, y, x) of a picture's tokens, row by row: int64 [rows x columns, 3]."""
+    return torch.cartesian_prod(torch.tensor([first]), torch.arange(rows), torch.arange(columns))
+
+
+def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
+    """Cosine and sine for every token and channel pair: [tokens, head_dim / 2, 2].
+
+    Args:
+        positions: int64 [tokens, axes].
+        axes: for each axis, cosine and sine by position, [count, dim / 2, 2].
+    """
+    return torch.cat([axis[at] for axis, at in zip(axes, positions.unbind(-1), strict=True)], dim=1)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turns neighbouring channels of [rows, heads, tokens, head_dim] as complex numbers, in float32."""
+    real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
+    cos, sin = turns.unbind(-1)
+    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,76 @@
+"""What the service needs to know of a transformer, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+MAX_SIZE = 512
+"""The largest height or width that a family without a table of positions takes, in latent pixels.
+
+4096 pixels of the picture: 256 tokens of 2 x 2 latent pixels, whose positions bfloat16 still tells apart.
+"""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a transformer takes. Sizes are in latent pixels.
+
+    channels: of the latents that go in and of the velocity that comes back.
+    size_multiple: what height and width must be multiples of (the patch, packing included).
+    max_size: the largest height or width.
+    default_size: the height and width that the model was trained at.
+    joint_attention_dim: width of a `sequence` vector.
+    pooled_projection_dim: width of the `pooled` vector; 0 for a family that takes none.
+    max_tokens: the largest number of `sequence` vectors; the least is 1.
+    text_positions: whether text tokens have positions. Without them, a run of equal last tokens may be given
+        once, with its length as `trailing_repeats`.
+    guidance: whether the model was distilled to take the guidance scale.
+    num_layers: the blocks that may be skipped or perturbed, counted from 0 through all stacks that see image
+        and text.
+    """
+
+    channels: int
+    size_multiple: int
+    max_size: int
+    default_size: int
+    joint_attention_dim: int
+    pooled_projection_dim: int
+    max_tokens: int
+    text_positions: bool
+    guidance: bool
+    num_layers: int
+
+
+class Transformer(Protocol):
+    """v = f(x, σ, conditioning): a module of one family."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it takes."""
+        ...
+
+    def __call__(self, latents: Tensor, sigma: Tensor, sequence: Tensor, **others: Any) -> Tensor:
+        """The velocity dx/dσ of every row: [rows, channels, height, width], like the latents.
+
+        Args:
+            latents: [rows, channels, height, width], in the model's dtype; packing happens inside.
+            sigma: float32 [rows], in [0, 1].
+            sequence: [rows, tokens, joint_attention_dim], in the model's dtype.
+            others: what `inputs` names and nothing else: `pooled` [rows, pooled_projection_dim] unless that
+                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken;
+                and, of the `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in
+                which image tokens do not see each other (see perturbed_bias).
+        """
+        ...
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module of a dotted name."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every weight."""
+        ...

@@ -1,0 +1,315 @@
+"""The Z-Image family of transformers: refiners of image and text, then blocks of one stream over both.
+
+Architecture: Alibaba's Z-Image, https://github.com/Tongyi-MAI/Z-Image; checkpoints in the layout of
+diffusers' ZImageTransformer2DModel (models/transformers/transformer_z_image.py).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.quantization import Exceptions
+from triptych_denoiser.models.layers import (
+    EPS,
+    TIMESTEP_CHANNELS,
+    AttentionProjections,
+    Linear,
+    Modulation,
+    RMSNorm,
+    TwoLayers,
+    attention,
+    patchify,
+    timestep_features,
+    unpatchify,
+)
+from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
+from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
+from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+
+PATCH = 2
+PADDED_TO = 32
+"""Image and text are padded, each with a learned token, to a multiple of this many tokens."""
+DEFAULT_SIZE = 128
+EMBEDDING_CHANNELS = 256
+TIMESTEP_HIDDEN = 1024
+ATTENTION_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class ZImageConfig:
+    """The keys of `transformer/config.json` that decide the architecture.
+
+    Raises:
+        ValueError: from `from_dict`, for a value that this implementation does not support.
+    """
+
+    all_patch_size: tuple[int, ...] = (PATCH,)
+    all_f_patch_size: tuple[int, ...] = (1,)
+    in_channels: int = 16
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    n_kv_heads: int = 30
+    norm_eps: float = 1e-5
+    qk_norm: bool = True
+    cap_feat_dim: int = 2560
+    siglip_feat_dim: int | None = None
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+    axes_dims: tuple[int, ...] = (32, 48, 48)
+    axes_lens: tuple[int, ...] = (1024, 512, 512)
+
+    @property
+    def embedding(self) -> int:
+        """Channels of the noise level's embedding."""
+        return min(self.dim, EMBEDDING_CHANNELS)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text whose positions, from 1 and padded, leave one more on the first axis."""
+        return (self.axes_lens[0] - 2) // PADDED_TO * PADDED_TO
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "ZImageConfig":
+        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
+        known = known_keys(cls, config)
+        tuples = ("all_patch_size", "all_f_patch_size", "axes_dims", "axes_lens")
+        parsed = cls(**known | {name: tuple(known[name]) for name in tuples if name in known})
+        if (parsed.all_patch_size, parsed.all_f_patch_size) != ((PATCH,), (1,)):
+            raise ValueError(
+                f"all_patch_size is {list(parsed.all_patch_size)} and all_f_patch_size "
+                f"{list(parsed.all_f_patch_size)}; supported are [{PATCH}] and [1]"
+            )
+        if parsed.siglip_feat_dim is not None:
+            raise ValueError(
+                f"siglip_feat_dim is {parsed.siglip_feat_dim}; supported are transformers that take nothing "
+                "but latents and text, where it is null"
+            )
+        if not parsed.qk_norm:
+            raise ValueError("qk_norm is false; Z-Image transformers have true")
+        if parsed.n_kv_heads != parsed.n_heads:
+            raise ValueError(f"n_kv_heads is {parsed.n_kv_heads}, but must equal n_heads = {parsed.n_heads}")
+        parsed._check_axes()
+        return parsed
+
+    def _check_axes(self) -> None:
+        dims, lens = self.axes_dims, self.axes_lens
+        if len(dims) != 3 or sum(dims) * self.n_heads != self.dim or any(dim % 2 for dim in dims):
+            raise ValueError(
+                f"axes_dims is {list(dims)}, but must be three even numbers whose sum is "
+                f"dim / n_heads = {self.dim} / {self.n_heads}"
+            )
+        if len(lens) != 3 or min(lens[1:]) < 1 or self.max_tokens < PADDED_TO:
+            raise ValueError(
+                f"axes_lens is {list(lens)}, but must be three numbers, the first at least {PADDED_TO + 2}"
+            )
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): linear_2(SiLU(linear_1(x)) * linear_3(x)), 8/3 of the width inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = int(width / 3 * 8)
+        self.linear_1 = Linear(width, hidden, bias=False)
+        self.linear_2 = Linear(hidden, width, bias=False)
+        self.linear_3 = Linear(width, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
+        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each between two norms.
+
+    The noise level scales what goes in and gates what comes out; text is refined without it.
+    """
+
+    def __init__(self, config: ZImageConfig, modulated: bool) -> None:
+        super().__init__()
+        width, eps = config.dim, config.norm_eps
+        self.modulation = Modulation(config.embedding, width, 4) if modulated else None
+        self.attention_norm_in = RMSNorm(width, eps)
+        self.attention = AttentionProjections(
+            config.n_heads, width // config.n_heads, bias=False, eps=ATTENTION_EPS
+        )
+        self.attention_norm_out = RMSNorm(width, eps)
+        self.mlp_norm_in = RMSNorm(width, eps)
+        self.mlp = GatedFeedForward(width)
+        self.mlp_norm_out = RMSNorm(width, eps)
+
+    def forward(self, x: Tensor, turns: Tensor, embedding: Tensor, perturbed: slice | None = None) -> Tensor:
+        """The tokens, [rows, tokens, width], of those before and the embedding [rows, embedding].
+
+        perturbed: where the image's tokens are, if they are not to see each other.
+        """
+        scale, gate, mlp_scale, mlp_gate = self.scales_and_gates(embedding)
+        q, k, v = self.attention(self.attention_norm_in(x) * scale)
+        bias = None if perturbed is None else perturbed_bias(q, perturbed)
+        attended = self.attention.out(attention(rotate(q, turns), rotate(k, turns), v, bias))
+        x = x + gate * self.attention_norm_out(attended)
+        return x + mlp_gate * self.mlp_norm_out(self.mlp(self.mlp_norm_in(x) * mlp_scale))  # type: ignore[no-any-return]
+
+    def scales_and_gates(self, embedding: Tensor) -> tuple[Tensor | float, ...]:
+        """For attention and then the MLP, [rows, 1, width] each; ones without modulation."""
+        if self.modulation is None:
+            return 1.0, 1.0, 1.0, 1.0
+        scale, gate, mlp_scale, mlp_gate = self.modulation(embedding)
+        return 1 + scale, gate.tanh(), 1 + mlp_scale, mlp_gate.tanh()
+
+
+class ZImageTransformer(nn.Module):
+    """v = f(x, σ, conditioning) for the Z-Image family."""
+
+    def __init__(self, config: ZImageConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch_channels = config.dim, config.in_channels * PATCH * PATCH
+        self.time_embed = TwoLayers(TIMESTEP_CHANNELS, TIMESTEP_HIDDEN, config.embedding)
+        self.patch_embed = Linear(patch_channels, width)
+        self.image_pad = nn.Parameter(torch.zeros(1, width))
+        self.text_norm = RMSNorm(config.cap_feat_dim, config.norm_eps)
+        self.text_embed = Linear(config.cap_feat_dim, width)
+        self.text_pad = nn.Parameter(torch.zeros(1, width))
+        refiners = range(config.n_refiner_layers)
+        self.image_refiner = nn.ModuleList(Block(config, modulated=True) for _ in refiners)
+        self.text_refiner = nn.ModuleList(Block(config, modulated=False) for _ in refiners)
+        self.blocks = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_layers))
+        self.final_modulation = Modulation(config.embedding, width, 1)
+        self.final = Linear(width, patch_channels)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model takes: sizes and text as far as its axes go."""
+        return Inputs(
+            channels=self.config.in_channels,
+            size_multiple=PATCH,
+            max_size=min(MAX_SIZE, PATCH * min(self.config.axes_lens[1:])),
+            default_size=DEFAULT_SIZE,
+            joint_attention_dim=self.config.cap_feat_dim,
+            pooled_projection_dim=0,
+            max_tokens=self.config.max_tokens,
+            text_positions=True,
+            guidance=False,
+            num_layers=self.config.n_layers,
+        )
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+    ) -> Tensor:
+        """The velocity dx/dσ of every row.
+
+        diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000, and
+        turns the sign of what comes out.
+
+        Args:
+            latents: [rows, channels, height, width], height and width even.
+            sigma: float32 [rows], in [0, 1].
+            sequence: [rows, tokens, joint_attention_dim], without padding.
+            skipped_layers: blocks behind the refiners that change nothing.
+            perturbed_layers: blocks behind the refiners in which image tokens, padding included, do not see
+                each other (perturbed_bias).
+
+        Returns:
+            [rows, channels, height, width], dtype of the latents.
+        """
+        height, width = latents.shape[-2:]
+        timesteps = (1000 - 1000 * sigma) / 1000 * self.config.t_scale
+        embedding = self.time_embed(timestep_features(timesteps).to(latents.dtype))
+        image = padded(self.patch_embed(patchify(latents, PATCH).flatten(2)), self.image_pad)
+        text = padded(self.text_embed(self.text_norm(sequence)), self.text_pad)
+        turns = self.turns(image.shape[1], text.shape[1], height // PATCH, width // PATCH).to(latents.device)
+        for block in self.image_refiner:
+            image = block(image, turns[: image.shape[1]], embedding)
+        for block in self.text_refiner:
+            text = block(text, turns[image.shape[1] :], embedding)
+        tokens = torch.cat([image, text], dim=1)
+        image_part = slice(0, image.shape[1])
+        for index, block in enumerate(self.blocks):
+            if index not in skipped_layers:
+                perturbed = image_part if index in perturbed_layers else None
+                tokens = block(tokens, turns, embedding, perturbed)
+        (scale,) = self.final_modulation(F.silu(embedding))
+        image = tokens[:, : (height // PATCH) * (width // PATCH)]
+        clean = self.final(F.layer_norm(image, image.shape[-1:], eps=EPS) * (1 + scale))
+        return -unpatchify(clean.unflatten(-1, (PATCH, PATCH, -1)), height, width)
+
+    def turns(self, image_tokens: int, text_tokens: int, rows: int, columns: int) -> Tensor:
+        """Cosines and sines of every token, padding included, in the reference's float32.
+
+        Text is at (1, 0, 0), (2, 0, 0), and so on, the image behind it at (last + 1, y, x), the image's
+        padding at (0, 0, 0).
+        """
+        counts = (text_tokens + 2, rows, columns)
+        axes = [
+            axis_angles(count, dim, self.config.rope_theta).float()
+            for count, dim in zip(counts, self.config.axes_dims, strict=True)
+        ]
+        grid = grid_positions(text_tokens + 1, rows, columns)
+        image = F.pad(grid, (0, 0, 0, image_tokens - len(grid)))
+        text = F.pad(torch.arange(1, text_tokens + 1)[:, None], (0, 2))
+        return turns_at(torch.cat([image, text]), [torch.stack([a.cos(), a.sin()], dim=-1) for a in axes])
+
+
+def padded(tokens: Tensor, pad: Tensor) -> Tensor:
+    """[rows, tokens, width] to the next multiple of 32 tokens; `pad` [1, width] is each of the new ones."""
+    rows, count, _ = tokens.shape
+    return torch.cat([tokens, pad.expand(rows, -count % PADDED_TO, -1)], dim=1)
+
+
+_OUTSIDE_BLOCKS: Table = (
+    (f"all_x_embedder.{PATCH}-1", "patch_embed", None),
+    ("x_pad_token", "image_pad", None),
+    ("t_embedder.mlp.0", "time_embed.linear_1", None),
+    ("t_embedder.mlp.2", "time_embed.linear_2", None),
+    ("cap_embedder.0", "text_norm", None),
+    ("cap_embedder.1", "text_embed", None),
+    ("cap_pad_token", "text_pad", None),
+    (f"all_final_layer.{PATCH}-1.adaLN_modulation.1", "final_modulation.linear", None),
+    (f"all_final_layer.{PATCH}-1.linear", "final", None),
+)
+_BLOCK: Table = (
+    ("adaLN_modulation.0", "modulation.linear", None),
+    ("attention_norm1", "attention_norm_in", None),
+    *((f"attention.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attention.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
+    ("attention.to_out.0", "attention.out", None),
+    ("attention_norm2", "attention_norm_out", None),
+    ("ffn_norm1", "mlp_norm_in", None),
+    *((f"feed_forward.w{i}", f"mlp.linear_{i}", None) for i in (1, 2, 3)),
+    ("ffn_norm2", "mlp_norm_out", None),
+)
+
+
+def checkpoint_keys(model: ZImageTransformer) -> dict[str, Tensor]:
+    """diffusers' name of every weight, with the view of this model's parameter that holds it.
+
+    Copying into the views loads a checkpoint; copying them out writes one.
+    """
+    keys = views(model, _OUTSIDE_BLOCKS)
+    stacks = {"noise_refiner": model.image_refiner, "context_refiner": model.text_refiner}
+    for name, blocks in (stacks | {"layers": model.blocks}).items():
+        for i, block in enumerate(blocks):
+            keys |= views(block, _BLOCK, f"{name}.{i}.")
+    return keys
+
+
+FAMILY = Family(
+    lambda config: ZImageTransformer(ZImageConfig.from_dict(config)),
+    checkpoint_keys,
+    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
+    Exceptions(OUTSIDE_BLOCKS, weights_only=("modulation",)),
+)
+"""ZImageTransformer2DModel."""

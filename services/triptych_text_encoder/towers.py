@@ -1,0 +1,95 @@
+"""A text encoder with the tokenizer that feeds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triptych.checkpoints import CheckpointError
+from triptych_text_encoder.components import load_text_model, load_tokenizer
+from triptych_text_encoder.weighting import offsets_to_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from triptych.checkpoints import Checkpoint
+    from triptych.quantization import Quantizer
+    from triptych_text_encoder.weighting import Span
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A text encoder with its tokenizer, reading `max_length` tokens of a text."""
+
+    tokenizer: Any
+    model: Any
+    max_length: int
+
+    def token_ids(self, text: str, padded: bool = True) -> torch.Tensor:
+        """The text's tokens, cut off: int64 [1, max_length], or [1, tokens] if not padded."""
+        tokens = self.tokenizer(
+            [text],
+            padding="max_length" if padded else False,
+            max_length=self.max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
+        return token_ids
+
+    def token_weights(self, text: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each of the `max_length` tokens; marks and padding weigh 1."""
+        tokens = self.tokenizer(
+            text,
+            padding="max_length",
+            max_length=self.max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )
+        return offsets_to_weights(tokens.offset_mapping, spans)
+
+    def characters_read(self, text: str) -> int:
+        """How many characters of the text fit into `max_length` tokens."""
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        kept = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        if len(tokens.offset_mapping) <= kept:
+            return len(text)
+        start, _ = tokens.offset_mapping[kept]
+        return int(start)
+
+
+def load_tower(
+    checkpoint: Checkpoint,
+    number: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantizer: Quantizer | None = None,
+    max_length: int | None = None,
+) -> Tower:
+    """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
+
+    `max_length` None is what the tokenizer says. Raises CheckpointError if a part is missing, broken or of an
+    unsupported class, or the tokenizer has tokens or positions that the encoder does not.
+    """
+    tokenizer = load_tokenizer(checkpoint, component("tokenizer", number))
+    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer)
+    tower = Tower(tokenizer, model, tokenizer.model_max_length if max_length is None else max_length)
+    if len(tokenizer) > model.config.vocab_size:
+        raise CheckpointError(
+            f"tokenizer {number} of {checkpoint.path} has {len(tokenizer)} tokens, "
+            f"its encoder {model.config.vocab_size}"
+        )
+    positions = getattr(model.config, "max_position_embeddings", tower.max_length)  # T5 has no limit
+    if tower.max_length > positions:
+        raise CheckpointError(
+            f"tokenizer {number} of {checkpoint.path} gives {tower.max_length} tokens, "
+            f"its encoder has {positions} positions"
+        )
+    return tower
+
+
+def component(part: str, number: int) -> str:
+    """The folder's name: "tokenizer", "tokenizer_2", ..."""
+    return part if number == 1 else f"{part}_{number}"

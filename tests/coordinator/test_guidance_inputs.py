@@ -1,0 +1,77 @@
+"""The coordinator with models that take the guidance scale as an input, or not at all."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.coordinator.conftest import House, write_checkpoint
+from tests.coordinator.numpy_stages import MODEL
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.settings import CoordinatorLimits
+
+
+async def house_of(folder: Path, limits: CoordinatorLimits, guidance_embeds: bool) -> AsyncIterator[House]:
+    checkpoint = write_checkpoint(folder / MODEL, "FluxPipeline", guidance_embeds)
+    house = House(checkpoint, folder, limits)
+    house.denoiser.guidance_embedded = guidance_embeds
+    await house.start(("text", "denoiser", "vae"))
+    yield house
+    await house.stop()
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path, limits: CoordinatorLimits) -> AsyncIterator[House]:
+    async for house in house_of(tmp_path, limits, guidance_embeds=True):
+        yield house
+
+
+@pytest.fixture
+async def without_guidance(tmp_path: Path, limits: CoordinatorLimits) -> AsyncIterator[House]:
+    async for house in house_of(tmp_path, limits, guidance_embeds=False):
+        yield house
+
+
+async def model(house: House) -> pb.ImageGenerationServiceGetModelResponse:
+    answer = await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert isinstance(answer, pb.ImageGenerationServiceGetModelResponse)
+    return answer
+
+
+async def test_embedded_guidance_is_sent_to_the_denoiser_one_scale_per_sample(embedded: House) -> None:
+    schedule = {"linear": {"end_scale": 1.5}}
+    answer = await embedded.images("a cat", "a dog", guidance_scale=3.5, guidance_schedule=schedule)
+    assert embedded.denoiser.guidance_scales == [[3.5, 3.5], [2.5, 2.5], [1.5, 1.5]]
+    assert answer.finished.rows == 3 * 2
+    assert embedded.text_encoder.encoded == ["a cat", "a dog"]
+
+
+async def test_a_model_says_how_it_takes_guidance(embedded: House) -> None:
+    answer = await model(embedded)
+    assert answer.guidance == pb.GUIDANCE_INPUT_EMBEDDED
+    assert (answer.default_num_inference_steps, answer.default_guidance_scale) == (28, 3.5)
+
+
+async def test_without_guidance_one_branch_is_computed_and_no_scale_sent(without_guidance: House) -> None:
+    answer = await without_guidance.images("a cat", num_inference_steps=4)
+    assert answer.parameters.guidance_scale == 1
+    assert without_guidance.denoiser.guidance_scales == [[]] * 4
+    assert answer.finished.rows == 4
+    again = pb.GenerateImagesRequest(parameters=answer.parameters)
+    assert list((await without_guidance.stub.GenerateImages(again)).images) == list(answer.images)
+    said = await model(without_guidance)
+    assert (said.guidance, said.default_num_inference_steps) == (pb.GUIDANCE_INPUT_NONE, 4)
+
+
+async def test_a_denoiser_that_takes_guidance_otherwise_does_not_fit(embedded: House) -> None:
+    embedded.denoiser.guidance_embedded = False
+    with pytest.raises(grpc.RpcError, match="does not take the guidance scale as an input"):
+        await embedded.images("a cat")
+
+
+async def test_a_negative_prompt_that_no_step_uses_is_said(house: House) -> None:
+    idle = await house.images("a cat", negative_prompts=["mud"], guidance_scale=1)
+    assert list(idle.warnings) == ["the negative prompt changes nothing: guidance_scale 1 is no guidance"]
+    used = await house.images("a cat", negative_prompts=["mud"], guidance_scale=2)
+    assert not used.warnings

@@ -1,0 +1,89 @@
+"""How checkpoints are sampled, and which are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.coordinator.conftest import write_checkpoint
+from triptych.checkpoints import Checkpoint
+from triptych.errors import StartError
+from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.pipelines import sampling_of
+from triptych_coordinator.sigmas import DynamicShift, FlowSchedule, Grid
+
+
+def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline") -> Checkpoint:
+    checkpoint = write_checkpoint(folder, pipeline)
+    (folder / "triptych.json").write_text(text)
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "guidance_embeds", "guidance", "steps", "scale", "grid"),
+    [
+        ("StableDiffusion3Pipeline", False, GuidanceInput.BRANCHES, 28, 7.0, Grid.TRAINING),
+        ("FluxPipeline", True, GuidanceInput.EMBEDDED, 28, 3.5, Grid.EVEN),
+        ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
+        ("ZImagePipeline", False, GuidanceInput.BRANCHES, 50, 6.0, Grid.EVEN_BY_TORCH),
+    ],
+)
+def test_a_pipeline_decides_what_the_configs_do_not_say(
+    pipeline: str,
+    guidance_embeds: bool,
+    guidance: GuidanceInput,
+    steps: int,
+    scale: float,
+    grid: Grid,
+    tmp_path: Path,
+) -> None:
+    sampling = sampling_of(write_checkpoint(tmp_path, pipeline, guidance_embeds, shift=2.5))
+    assert (sampling.guidance, sampling.num_inference_steps, sampling.guidance_scale) == (
+        guidance,
+        steps,
+        scale,
+    )
+    assert sampling.schedule == FlowSchedule(2.5, None, grid)
+
+
+def test_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
+    config = {"use_dynamic_shifting": True, "max_shift": 1.3, "shift_terminal": 0.02}
+    sampling = sampling_of(write_checkpoint(tmp_path, "FluxPipeline", True, **config))
+    assert sampling.schedule == FlowSchedule(DynamicShift(max_shift=1.3), 0.02, Grid.EVEN)
+
+
+@pytest.mark.parametrize(("pipeline", "embeds"), [("PixArtSigmaPipeline", False), ("ZImagePipeline", True)])
+def test_another_pipeline_is_refused(pipeline: str, embeds: bool, tmp_path: Path) -> None:
+    says = "supported are StableDiffusion3Pipeline, FluxPipeline, ZImagePipeline"
+    with pytest.raises(StartError, match=f"is a {pipeline}; {says}"):
+        sampling_of(write_checkpoint(tmp_path, pipeline, embeds))
+
+
+def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
+    scale = sampling_of(settings(tmp_path / "a", json.dumps({"default_guidance_scale": 5})))
+    assert (scale.num_inference_steps, scale.guidance_scale) == (28, 5.0)
+    steps = sampling_of(settings(tmp_path / "b", json.dumps({"default_num_inference_steps": 12})))
+    assert (steps.num_inference_steps, steps.guidance_scale) == (12, 7.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[1]",
+        '{"default_num_inference_steps": 0}',
+        '{"default_num_inference_steps": null}',
+        '{"default_guidance_scale": NaN}',
+        '{"default_guidance_scale": -1}',
+    ],
+)
+def test_wrong_defaults_are_refused_with_the_file_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(StartError, match=r"triptych\.json"):
+        sampling_of(settings(tmp_path, text))
+
+
+def test_a_model_without_guidance_has_no_default_for_it(tmp_path: Path) -> None:
+    steps = sampling_of(settings(tmp_path / "a", '{"default_num_inference_steps": 2}', "FluxPipeline"))
+    assert (steps.num_inference_steps, steps.guidance_scale) == (2, 1.0)
+    with pytest.raises(StartError, match="must be 1 for a model without guidance, not 3"):
+        sampling_of(settings(tmp_path / "b", '{"default_guidance_scale": 3}', "FluxPipeline"))

@@ -1,0 +1,159 @@
+"""What differs between families, over a real socket: guidance as an input, pooled vectors, text positions."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+from torch import Tensor
+
+from tests.denoiser.serving import Prompt, random_latents, request, serving
+from tests.denoiser.small_families import CHANNELS, POOLED, WIDTH, write_flux, write_z_image
+from triptych.errors import from_rpc_error
+from triptych.tensors import message_to_torch
+from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest
+from triptych_denoiser.settings import DenoiserSettings
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "FLUX with guidance": lambda folder: write_flux(folder, guidance=True),
+    "FLUX without": lambda folder: write_flux(folder, guidance=False),
+    "Z-Image": write_z_image,
+}
+CAT = Prompt(torch.randn(7, WIDTH), torch.randn(POOLED))
+CAT_IN_CHINESE = Prompt(torch.cat([torch.randn(3, WIDTH), torch.zeros(4, WIDTH)]), torch.zeros(0))
+
+
+def of_family(settings: DenoiserSettings, family: str, folder: Path) -> DenoiserSettings:
+    return settings.model_copy(update={"model": str(FAMILIES[family](folder))})
+
+
+def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
+    asked.guidance_scales.extend(scales)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("family", "pooled", "guidance", "largest"),
+    [
+        ("FLUX with guidance", POOLED, True, 512),
+        ("FLUX without", POOLED, False, 512),
+        ("Z-Image", 0, False, 64),
+    ],
+)
+async def test_get_model_says_what_the_family_takes(
+    family: str, pooled: int, guidance: bool, largest: int, settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    async with serving(of_family(settings, family, tmp_path)) as denoiser:
+        answer = await denoiser.stub.GetModel(DenoiserServiceGetModelRequest())
+    assert (answer.latent_channels, answer.latent_multiple) == (CHANNELS, 2)
+    assert (answer.max_latent_size, answer.default_latent_size) == (largest, 128)
+    assert (answer.joint_attention_dim, answer.pooled_projection_dim) == (WIDTH, pooled)
+    assert answer.guidance_embedded is guidance
+
+
+async def test_rows_of_different_guidance_have_the_same_bits_as_alone(
+    settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    latents, sigmas, scales = random_latents(0, samples=3, height=6), [0.9, 0.5, 0.5], [3.5, 1.0, 7.0]
+    async with serving(of_family(settings, "FLUX with guidance", tmp_path)) as denoiser:
+        await denoiser.stub.PutConditioning(CAT.upload())
+
+        async def predict(asked: PredictRequest) -> Tensor:
+            return message_to_torch((await denoiser.stub.Predict(asked)).velocities, "velocities")[0]
+
+        together = await predict(with_guidance(request(latents, sigmas, [[CAT] * 3]), *scales))
+        alone = [
+            await predict(with_guidance(request(latents[i : i + 1], sigmas[i : i + 1], [[CAT]]), scales[i]))
+            for i in range(3)
+        ]
+        unguided = await predict(with_guidance(request(latents[:1], sigmas[:1], [[CAT]]), 0.0))
+
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(unguided, alone[0])
+
+
+@pytest.mark.parametrize(
+    ("scales", "sentence"),
+    [
+        ([], "guidance_scales: 0 of them for 2 samples; this model takes one for each"),
+        ([3.5], "guidance_scales: 1 of them for 2 samples"),
+        ([3.5, float("nan")], "guidance_scales[1]: is nan; allowed are 0 to 100"),
+        ([float("inf"), 3.5], "guidance_scales[0]: is inf; allowed are 0 to 100"),
+        ([3.5, -1.0], "guidance_scales[1]: is -1; allowed are 0 to 100"),
+    ],
+)
+async def test_guidance_that_does_not_fit_is_refused(
+    scales: list[float], sentence: str, settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    async with serving(of_family(settings, "FLUX with guidance", tmp_path)) as denoiser:
+        await denoiser.stub.PutConditioning(CAT.upload())
+        asked = with_guidance(request(random_latents(0, samples=2), [0.5, 0.5], [[CAT] * 2]), *scales)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await denoiser.stub.Predict(asked)
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message
+
+
+async def test_float16_takes_no_guidance_that_overflows_it(
+    settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    half = of_family(settings, "FLUX with guidance", tmp_path).model_copy(update={"dtype": "float16"})
+    async with serving(half) as denoiser:
+        await denoiser.stub.PutConditioning(CAT.upload())
+        asked = request(random_latents(0), [0.5], [[CAT]])
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await denoiser.stub.Predict(with_guidance(asked, 66.0))
+
+    assert "guidance_scales[0]: is 66; allowed are 0 to 65.504" in from_rpc_error(refused.value).message
+
+
+async def test_equal_text_tokens_with_positions_are_all_attended(
+    settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    latents = random_latents(0)
+    async with serving(of_family(settings, "Z-Image", tmp_path)) as denoiser:
+        await denoiser.stub.PutConditioning(CAT_IN_CHINESE.upload())
+        answer = await denoiser.stub.Predict(request(latents, [0.5], [[CAT_IN_CHINESE]]))
+        with torch.inference_mode():
+            expected = denoiser.servicer._predictor.model(
+                latents, torch.tensor([0.5]), CAT_IN_CHINESE.sequence[None]
+            )
+
+    assert torch.equal(message_to_torch(answer.velocities, "velocities")[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "sentence"),
+    [
+        (
+            "FLUX without",
+            Prompt(torch.zeros(513, WIDTH), torch.zeros(POOLED)),
+            "513 tokens; allowed are 1 to 512",
+        ),
+        (
+            "FLUX without",
+            Prompt(torch.zeros(5, WIDTH), torch.zeros(0)),
+            "pooled.shape: must be [24], not [0]",
+        ),
+        ("Z-Image", Prompt(torch.zeros(97, WIDTH), torch.zeros(0)), "97 tokens; allowed are 1 to 96"),
+        (
+            "Z-Image",
+            Prompt(torch.zeros(5, WIDTH), torch.zeros(POOLED)),
+            "pooled.shape: must be [0], not [24]",
+        ),
+    ],
+)
+async def test_conditioning_of_another_family_is_refused(
+    family: str, prompt: Prompt, sentence: str, settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    async with serving(of_family(settings, family, tmp_path)) as denoiser:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await denoiser.stub.PutConditioning(prompt.upload())
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message

@@ -1,0 +1,56 @@
+"""A picture from an original file is the picture from the folder that diffusers saves, to the bit."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.shared import original_names
+from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
+from triptych_local.fused import fused_client
+from triptych_local.local import ModelChoice
+
+reference: Any = diffusers
+
+
+async def pixels(choice: ModelChoice) -> Any:
+    async with fused_client(choice) as client:
+        generation = await client.generate("a cat", seed=7, num_inference_steps=2, width=64, height=48)
+    return np.asarray(Image.open(io.BytesIO(generation.images[0].png)))
+
+
+async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    torch.manual_seed(0)
+    transformer = lively(
+        reference.SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_layers=2,
+            attention_head_dim=64,
+            num_attention_heads=1,
+            joint_attention_dim=2 * ENCODER_WIDTH,
+            caption_projection_dim=64,
+            pooled_projection_dim=2 * ENCODER_WIDTH,
+            pos_embed_max_size=24,
+            qk_norm="rms_norm",
+            dual_attention_layers=(0,),
+        )
+    )
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "mine")
+    shutil.rmtree(folder / "transformer")
+    transformer.save_pretrained(folder / "transformer")
+    original = original_names.sd3_transformer(transformer.state_dict())
+    file = tmp_path / "mine.safetensors"
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in original.items()}, file)
+
+    of_folder = await pixels(ModelChoice(str(folder)))
+    of_file = await pixels(ModelChoice(str(file), base=str(tiny_checkpoint)))
+    assert of_folder.std() > 1
+    assert np.array_equal(of_file, of_folder)

@@ -1,0 +1,223 @@
+"""The transformer gives what diffusers' FluxTransformer2DModel gives, for every variant of the config."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.transformers import millions, relative_error, shapes, with_random_weights
+from triptych_denoiser.models.flux import (
+    FAMILY,
+    FluxConfig,
+    FluxTransformer,
+    checkpoint_keys,
+    rounded_guidance,
+    rounded_timesteps,
+)
+from triptych_denoiser.models.layers import timestep_features
+from triptych_denoiser.models.loading import build
+
+reference_library: Any = diffusers  # most of it has no types
+
+SMALL = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 40,
+    "pooled_projection_dim": 24,
+    "guidance_embeds": False,
+    "axes_dims_rope": (4, 6, 6),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "without guidance": {},
+    "with guidance": {"guidance_embeds": True},
+    "one block of each kind": {"num_layers": 1, "num_single_layers": 1, "guidance_embeds": True},
+    "double blocks alone": {"num_layers": 3, "num_single_layers": 0},
+    "single blocks alone": {"num_layers": 0, "num_single_layers": 3},
+    "16 channels": {"in_channels": 64},
+    "other axes": {"axes_dims_rope": (8, 2, 6)},
+}
+REAL = {  # FLUX.1-schnell, as its config.json has it
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": False,
+}
+PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
+    "FLUX.1-schnell": (REAL, 11_891),
+    "FLUX.1-dev": (REAL | {"guidance_embeds": True}, 11_901),
+}
+
+
+def reference(config: dict[str, Any]) -> Any:
+    """diffusers' transformer with random weights."""
+    torch.manual_seed(0)
+    return with_random_weights(reference_library.FluxTransformer2DModel(**config))
+
+
+def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> FluxTransformer:
+    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+
+
+def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
+    """Latents, sequences and pooled vectors; sigmas and guidance scales that differ."""
+    generator = torch.Generator().manual_seed(1)
+    given = {
+        "latents": torch.randn(rows, config["in_channels"] // 4, height, width, generator=generator),
+        "sigma": torch.linspace(1.0, 0.01, rows),
+        "sequence": torch.randn(rows, tokens, config["joint_attention_dim"], generator=generator),
+        "pooled": torch.randn(rows, config["pooled_projection_dim"], generator=generator),
+    }
+    guidance = {"guidance": torch.linspace(3.5, 1.0, rows)} if config["guidance_embeds"] else {}
+    return given | guidance
+
+
+@torch.inference_mode()
+def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+    """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it."""
+    pipeline, latents = reference_library.FluxPipeline, given["latents"]
+    rows, channels, height, width = latents.shape
+    ids = pipeline._prepare_latent_image_ids(rows, height // 2, width // 2, latents.device, latents.dtype)
+    (packed,) = theirs(
+        hidden_states=pipeline._pack_latents(latents, rows, channels, height, width),
+        timestep=(1000 * given["sigma"]).to(latents.dtype) / 1000,
+        guidance=given.get("guidance"),
+        pooled_projections=given["pooled"],
+        encoder_hidden_states=given["sequence"],
+        txt_ids=torch.zeros(given["sequence"].shape[1], 3, dtype=latents.dtype),
+        img_ids=ids,
+        return_dict=False,
+    )
+    unpacked: Tensor = pipeline._unpack_latents(packed, 8 * height, 8 * width, 8)
+    return unpacked
+
+
+@torch.inference_mode()
+def error(theirs: Any, given: dict[str, Tensor]) -> float:
+    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 6, 10), (2, 2, 34)])
+def test_velocities_are_those_of_diffusers(
+    variant: dict[str, Any], rows: int, height: int, width: int
+) -> None:
+    config = SMALL | variant
+
+    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+
+
+@pytest.mark.parametrize("tokens", [1, 77])
+def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
+    assert error(reference(SMALL), inputs(SMALL, 2, 8, 6, tokens)) <= 1e-5
+
+
+def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
+    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
+
+    assert error(reference(SMALL), given) <= 1e-5
+
+
+def test_bfloat16_timesteps_and_guidance_are_those_of_diffusers() -> None:
+    config = SMALL | {"guidance_embeds": True}
+    theirs = reference(config).bfloat16()
+    given = inputs(config, 64, 2, 2)
+    given |= {"sigma": torch.linspace(0, 1, 64), "guidance": torch.linspace(0, 9, 64)}
+    given |= {name: given[name].bfloat16() for name in ("latents", "sequence", "pooled")}
+    seen: list[Tensor] = []
+    theirs.time_text_embed.time_proj.register_forward_hook(lambda module, args, out: seen.append(out))
+    expected_velocity(theirs, given)
+
+    timesteps = rounded_timesteps(given["sigma"], torch.bfloat16)
+    scales = rounded_guidance(given["guidance"], torch.bfloat16)
+
+    torch.testing.assert_close(timestep_features(timesteps), seen[0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(timestep_features(scales), seen[1], rtol=0, atol=1e-3)
+    assert rounded_timesteps(torch.tensor([0.97705]), torch.bfloat16).item() == 976
+    assert rounded_guidance(torch.tensor([3.5]), torch.bfloat16).item() == 3504
+
+
+@pytest.mark.parametrize("variant", ["with guidance", "without guidance"])
+def test_bfloat16_velocities_are_near_those_of_diffusers(variant: str) -> None:
+    """Far nearer than to float32's: there t and guidance are not rounded."""
+    config = SMALL | VARIANTS[variant]
+    theirs, given = reference(config), inputs(config, 3, 8, 12)
+    exact = expected_velocity(theirs, given)
+    given |= {name: given[name].bfloat16() for name in ("latents", "sequence", "pooled")}
+
+    velocity = ours(theirs, torch.bfloat16)(**given)
+
+    assert relative_error(velocity, expected_velocity(theirs.bfloat16(), given)) <= 3e-2
+    assert relative_error(velocity, exact) >= 1e-1
+
+
+def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
+    theirs = reference(SMALL)
+    for bias in (
+        theirs.transformer_blocks[0].ff_context.net[2].bias,
+        theirs.single_transformer_blocks[0].proj_out.bias,
+    ):
+        bias.data += 65000 * torch.linspace(-1, 1, len(bias))
+    theirs.half()
+    given = {name: tensor.half() for name, tensor in inputs(SMALL, 2, 8, 8).items()}
+    given["sigma"] = given["sigma"].float()
+
+    velocity = ours(theirs, torch.float16)(**given)
+
+    assert velocity.isfinite().all()
+    assert relative_error(velocity, expected_velocity(theirs, given)) <= 2e-2
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
+    theirs = reference(SMALL | variant)
+    expected = theirs.state_dict()
+
+    written = checkpoint_keys(ours(theirs))
+
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
+def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
+    with torch.device("meta"):
+        model = FluxTransformer(FluxConfig.from_dict(config))
+        theirs = reference_library.FluxTransformer2DModel(**config)
+
+    assert shapes(checkpoint_keys(model)) == shapes(theirs.state_dict())
+    assert millions(model) == expected_millions
+
+
+def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
+    config = SMALL | {"guidance_embeds": True}
+    given = inputs(config, 1, 2, 2)
+    del given["guidance"]
+
+    with pytest.raises(ValueError, match="takes a guidance scale for every row"):
+        ours(reference(config))(**given)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"patch_size": 2}, "patch_size is 2; FLUX transformers have 1"),
+        ({"in_channels": 384, "out_channels": 64}, "in_channels is 384, out_channels 64; supported are"),
+        ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
+        ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope is \[4, 6\], but must be three even numbers"),
+        ({"axes_dims_rope": [4, 5, 7]}, "axes_dims_rope"),
+        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
+    ],
+)
+def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        FluxConfig.from_dict(SMALL | change)

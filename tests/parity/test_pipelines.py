@@ -1,0 +1,138 @@
+"""Whole pipelines: diffusers and Triptych make the same pictures from a folder that diffusers saved."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.tiny_checkpoint import sd3_pipeline
+from tests.tiny_flux import flux_pipeline
+from tests.tiny_z_image import z_image_pipeline
+from triptych_local.fused import fused_client
+from triptych_local.local import ModelChoice
+
+PROMPTS = ["a red cat", "a dog and a bone, and a cat that is red"]
+SEEDS = [7, 2**40 + 3]
+SIZES = pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96)])
+
+
+async def assert_same_pictures(
+    pipeline: Any, folder: Path, their_options: dict[str, Any], our_options: dict[str, Any], **both: Any
+) -> None:
+    """Every pixel of both pictures is within 1/255; `both` are options with one name and meaning."""
+    pipeline.save_pretrained(folder / "checkpoint")
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        list(PROMPTS),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
+        output_type="np",
+        **their_options,
+        **both,
+    ).images
+    async with fused_client(ModelChoice(str(folder / "checkpoint"))) as client:
+        generation = await client.generate(PROMPTS, seeds=SEEDS, **our_options, **both)
+    ours = np.stack([pixels(image.png) for image in generation.images])
+    assert expected.std() > 0.02  # a picture of something
+    assert np.abs(ours - (expected * 255).round()).max() <= 1
+    assert np.abs(ours[0] - ours[1]).max() > 8
+
+
+def pixels(png: bytes) -> NDArray[np.int64]:
+    return np.asarray(Image.open(io.BytesIO(png))).astype(np.int64)
+
+
+@SIZES
+@pytest.mark.parametrize("t5", [False, True], ids=["without T5", "T5"])
+async def test_sd3(t5: bool, height: int, width: int, tmp_path: Path) -> None:
+    pipeline = sd3_pipeline(t5)
+    negative = ["mud", ""]
+    await assert_same_pictures(
+        pipeline,
+        tmp_path,
+        {"negative_prompt": negative},
+        {"negative_prompt": negative},
+        height=height,
+        width=width,
+        num_inference_steps=5,
+        guidance_scale=4.5,
+    )
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        {"num_layers": 3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
+        {"num_layers": 1, "qk_norm": None},
+    ],
+    ids=["SD3.5-medium's kind", "SD3's kind"],
+)
+async def test_sd3_of_other_configs(transformer: dict[str, Any], tmp_path: Path) -> None:
+    scheduler = {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 64}
+    await assert_same_pictures(
+        sd3_pipeline(t5=False, scheduler=scheduler, **transformer),
+        tmp_path,
+        {},
+        {},
+        height=96,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+    )
+
+
+@SIZES
+@pytest.mark.parametrize("guidance_scale", [3.5, 1.0])
+async def test_flux_dev(guidance_scale: float, height: int, width: int, tmp_path: Path) -> None:
+    await assert_same_pictures(
+        flux_pipeline(guidance=True, eos_token_id=2),
+        tmp_path,
+        {},
+        {},
+        height=height,
+        width=width,
+        num_inference_steps=5,
+        guidance_scale=guidance_scale,
+    )
+
+
+@SIZES
+async def test_flux_schnell(height: int, width: int, tmp_path: Path) -> None:
+    await assert_same_pictures(
+        flux_pipeline(guidance=False, num_layers=1, num_single_layers=2),
+        tmp_path,
+        {"guidance_scale": 0.0, "max_sequence_length": 256, "num_inference_steps": 4},
+        {},  # 4 steps are the default
+        height=height,
+        width=width,
+    )
+
+
+@SIZES
+async def test_z_image(height: int, width: int, tmp_path: Path) -> None:
+    negative = ["mud", "a long and muddy road with nobody on it"]
+    await assert_same_pictures(
+        z_image_pipeline({"shift": 6.0}),
+        tmp_path,
+        {"negative_prompt": list(negative), "guidance_scale": 4.0},  # it writes into the list
+        {"negative_prompt": negative, "guidance_scale": 5.0},  # c + 4 (c - u) = u + 5 (c - u)
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_z_image_turbo(tmp_path: Path) -> None:
+    await assert_same_pictures(
+        z_image_pipeline({"shift": 3.0}, n_refiner_layers=2, n_layers=1),
+        tmp_path,
+        {"guidance_scale": 0.0},
+        {"guidance_scale": 1.0},
+        height=64,
+        width=48,
+        num_inference_steps=8,
+    )

@@ -1,0 +1,258 @@
+"""Original files of SD3, SD3.5 and FLUX.1 are read as if diffusers had saved them, to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from safetensors.torch import save_file
+
+from tests.shared import original_names
+from tests.tiny_checkpoint import tiny_vae
+from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.weights import read_shapes
+
+reference: Any = diffusers  # most of it has no types
+converters: Any = single_file_utils
+
+Tensors = dict[str, torch.Tensor]
+SD3_CONFIGS: dict[str, dict[str, Any]] = {
+    "SD3": {"qk_norm": None, "num_layers": 2, "pos_embed_max_size": 8},
+    "SD3.5-medium": {"qk_norm": "rms_norm", "num_layers": 3, "dual_attention_layers": (0, 1)},
+    "SD3.5-large": {"qk_norm": "rms_norm", "num_layers": 1},
+}
+
+
+def sd3_transformer(**config: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"sample_size": 128, "patch_size": 2, "in_channels": 4, "pos_embed_max_size": 12}
+    sizes |= {"attention_head_dim": 64, "num_attention_heads": 1, "caption_projection_dim": 64}
+    sizes |= {"joint_attention_dim": 24, "pooled_projection_dim": 20, "out_channels": 4}
+    return reference.SD3Transformer2DModel(**sizes | config)
+
+
+def flux_transformer(guidance: bool, **config: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 16, "out_channels": 16, "num_layers": 2, "num_single_layers": 3}
+    sizes |= {"attention_head_dim": 128, "num_attention_heads": 1}
+    sizes |= {"joint_attention_dim": 24, "pooled_projection_dim": 20}
+    return reference.FluxTransformer2DModel(**sizes | config, guidance_embeds=guidance)
+
+
+def vae(quant_convs: bool = False) -> Any:
+    torch.manual_seed(0)
+    return reference.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        latent_channels=4,
+        use_quant_conv=quant_convs,
+        use_post_quant_conv=quant_convs,
+    )
+
+
+def prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def save(tensors: Tensors, file: Path) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    return file
+
+
+def original_vae(model: Any) -> Tensors:
+    return original_names.autoencoder(model.state_dict(), levels=3)
+
+
+def assert_same(found: Any, expected: Tensors) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def assert_config(config: dict[str, Any], model: Any) -> None:
+    """What the shapes tell is what diffusers has; a list and a tuple are the same."""
+    expected = json.loads(json.dumps(dict(model.config)))
+    assert config == {name: expected[name] for name in config}
+
+
+@pytest.mark.parametrize("kind", SD3_CONFIGS)
+def test_an_sd3_transformer_comes_back_to_the_bit(kind: str, tmp_path: Path) -> None:
+    model = sd3_transformer(**SD3_CONFIGS[kind])
+    original = prefixed("model.diffusion_model.", original_names.sd3_transformer(model.state_dict()))
+    checkpoint = open_checkpoint(str(save(original, tmp_path / "sd3.safetensors")))
+    assert checkpoint.class_name("transformer") == "SD3Transformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_sd3_transformer_checkpoint_to_diffusers(original),
+    )
+    assert_config(checkpoint.config("transformer"), model)
+
+
+@pytest.mark.parametrize(("guidance", "prefix"), [(True, ""), (False, "model.diffusion_model.")])
+def test_a_flux_transformer_comes_back_to_the_bit(guidance: bool, prefix: str, tmp_path: Path) -> None:
+    model = flux_transformer(guidance)
+    original = prefixed(prefix, original_names.flux_transformer(model.state_dict()))
+    checkpoint = open_checkpoint(str(save(original, tmp_path / "flux.safetensors")))
+    assert checkpoint.class_name("transformer") == "FluxTransformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_config(checkpoint.config("transformer"), model)
+
+
+def test_flux_at_its_own_width_is_what_diffusers_converts_it_to(tmp_path: Path) -> None:
+    """diffusers' conversion knows only FLUX.1's width, 3072: here with one column of every matrix."""
+    rows = {"img_in": 3072, "qkv": 3 * 3072, "linear1": 7 * 3072, "final_layer.adaLN_modulation.1": 2 * 3072}
+    small = flux_transformer(True, num_layers=1, num_single_layers=1).state_dict()
+    original = {}
+    for name, tensor in original_names.flux_transformer(small).items():
+        count = next((rows[part] for part in rows if part in name), 128)
+        original[name] = torch.randn(count, 1) if tensor.ndim == 2 else torch.randn(count)
+    checkpoint = open_checkpoint(str(save(original, tmp_path / "flux.safetensors")))
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_flux_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+
+
+@pytest.mark.parametrize("quant_convs", [False, True])
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vae."])
+def test_the_vae_in_an_sd3_file_comes_back_to_the_bit(prefix: str, quant_convs: bool, tmp_path: Path) -> None:
+    model, transformer = vae(quant_convs), original_names.sd3_transformer(sd3_transformer().state_dict())
+    original = prefixed(prefix, original_vae(model))
+    file = save(prefixed("model.diffusion_model.", transformer) | original, tmp_path / "sd3.safetensors")
+    checkpoint = open_checkpoint(str(file))
+    assert_same(checkpoint.tensors("vae"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("vae"), converters.convert_ldm_vae_checkpoint(original, dict(model.config))
+    )
+    config = checkpoint.config("vae")
+    assert (config.pop("scaling_factor"), config.pop("shift_factor")) == (1.5305, 0.0609)
+    assert_config(config, model)
+
+
+@pytest.fixture
+def flux_file(tmp_path: Path) -> Path:
+    original = original_names.flux_transformer(flux_transformer(True).state_dict())
+    return save(original, tmp_path / "flux1-dev.safetensors")
+
+
+def test_flux_has_its_vae_beside_it(flux_file: Path) -> None:
+    assert not open_checkpoint(str(flux_file)).has("vae")
+    model = vae()
+    ae = save(original_vae(model), flux_file.with_name("ae.safetensors"))
+    for file in (flux_file, ae):
+        checkpoint = open_checkpoint(str(file))
+        assert_same(checkpoint.tensors("vae"), model.state_dict())
+        assert checkpoint.config("vae")["scaling_factor"] == 0.3611
+        assert checkpoint.files("vae") == [ae]
+
+
+def test_the_published_schedules_go_with_the_families(tmp_path: Path, flux_file: Path) -> None:
+    sd3 = save(original_names.sd3_transformer(sd3_transformer().state_dict()), tmp_path / "sd3.safetensors")
+    schnell = save(
+        original_names.flux_transformer(flux_transformer(False).state_dict()), tmp_path / "s.safetensors"
+    )
+    assert open_checkpoint(str(sd3)).config("scheduler")["shift"] == 3.0
+    assert open_checkpoint(str(schnell)).config("scheduler")["shift"] == 1.0
+    dev = open_checkpoint(str(flux_file)).config("scheduler")
+    assert (dev["use_dynamic_shifting"], dev["max_shift"], dev["max_image_seq_len"]) == (True, 1.15, 4096)
+
+
+def test_a_schedule_is_read_without_torch_and_safetensors(flux_file: Path) -> None:
+    program = """
+import sys
+from triptych.checkpoints import open_checkpoint
+print(open_checkpoint(sys.argv[1]).config("scheduler")["max_shift"])
+assert not {"torch", "safetensors", "huggingface_hub"} & set(sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(flux_file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "1.15\n"
+
+
+def test_a_base_has_what_the_file_lacks(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    model = sd3_transformer()
+    file = save(original_names.sd3_transformer(model.state_dict()), tmp_path / "mine.safetensors")
+    base = open_checkpoint(str(tiny_checkpoint))
+    checkpoint = open_checkpoint(str(file), base=str(tiny_checkpoint))
+    assert checkpoint.name == "mine"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert checkpoint.config("transformer")["joint_attention_dim"] == 24
+    assert checkpoint.files("vae") == base.files("vae")
+    assert checkpoint.folder("tokenizer") == tiny_checkpoint / "tokenizer"
+    assert checkpoint.config("scheduler") == base.config("scheduler")
+    assert checkpoint.index["_class_name"] == "StableDiffusion3Pipeline"
+    assert not checkpoint.has("text_encoder_3")
+
+
+def test_a_vae_alone_is_told_apart_by_its_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file = save(original_vae(vae()), tmp_path / "sd3_vae.safetensors")
+    with pytest.raises(CheckpointError, match=r"whether SD3's or FLUX\.1's: name with --base"):
+        open_checkpoint(str(file))
+    config = open_checkpoint(str(file), base=str(tiny_checkpoint)).config("vae")
+    assert (config["scaling_factor"], config["shift_factor"]) == (1.5, 0.06)
+    assert config["block_out_channels"] == [32, 64, 64]
+
+
+def test_what_a_file_lacks_is_named_with_the_way_out(flux_file: Path) -> None:
+    checkpoint = open_checkpoint(str(flux_file))
+    for read in (checkpoint.config, checkpoint.files, checkpoint.tensors, checkpoint.folder):
+        with pytest.raises(CheckpointError, match=r"flux1-dev\.safetensors has no text_encoder.*--base"):
+            read("text_encoder")
+
+
+def test_a_base_of_another_family_is_refused(flux_file: Path, tiny_checkpoint: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"is for a FluxPipeline, but the base .* a StableDiffusion3Pipeline"
+    ):
+        open_checkpoint(str(flux_file), base=str(tiny_checkpoint))
+
+
+def test_a_base_needs_a_file(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="a base is for a single file"):
+        open_checkpoint(str(tiny_checkpoint), base="triptych-small")
+
+
+def test_a_tensor_that_no_table_has_keeps_its_name(tmp_path: Path) -> None:
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    file = save(original | {"joint_blocks.0.x_block.lora.weight": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert "joint_blocks.0.x_block.lora.weight" in open_checkpoint(str(file)).tensors("transformer")
+
+
+@pytest.mark.parametrize("left_out", ["pos_embed", "context_embedder.weight", "x_embedder.proj.weight"])
+def test_a_file_without_what_tells_its_config_is_refused(left_out: str, tmp_path: Path) -> None:
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    del original[left_out]
+    with pytest.raises(CheckpointError, match=f"incomplete.*{left_out}"):
+        open_checkpoint(str(save(original, tmp_path / "sd3.safetensors")))
+
+
+def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="key names of no known model"):
+        open_checkpoint(str(save(tiny_vae().state_dict(), tmp_path / "unet.safetensors")))
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        open_checkpoint(str(tmp_path / "model.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 8, b"\x02" + 7 * b"\0" + b"[]", b"\x10" + 7 * b"\0" + b'{"a": 1}']
+)
+def test_a_broken_header_is_refused(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "broken.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors is truncated or no safetensors file"):
+        read_shapes(file)
+
+
+def test_a_header_tells_the_shapes_that_safetensors_tells(tmp_path: Path) -> None:
+    file = tmp_path / "file.safetensors"
+    save_file({"a": torch.ones(2, 3), "b": torch.ones(())}, file, metadata={"format": "pt"})
+    assert read_shapes(file) == {"a": (2, 3), "b": ()}
