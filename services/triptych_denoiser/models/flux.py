@@ -28,7 +28,7 @@ from triptych_denoiser.models.layers import (
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -201,6 +201,7 @@ class FluxTransformer(nn.Module):
         sequence: Tensor,
         pooled: Tensor,
         guidance: Tensor | None = None,
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -210,6 +211,7 @@ class FluxTransformer(nn.Module):
             sequence: [rows, tokens, joint_attention_dim].
             pooled: [rows, pooled_projection_dim].
             guidance: float32 [rows], the guidance scales, if and only if the config has guidance_embeds.
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -219,13 +221,22 @@ class FluxTransformer(nn.Module):
         image = self.patch_embed(patchify(latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2))
         text = self.text_embed(sequence)
         turns = self.turns(text.shape[1], height // PACKING, width // PACKING).to(latents.device)
-        for block in self.double_blocks:
-            image, text = block(image, text, embedding, turns)
-        tokens = torch.cat([text, image], dim=1)
-        for block in self.single_blocks:
-            tokens = block(tokens, embedding, turns)
+        first_image, first_text = image, text
+        for block in self.double_blocks[:1]:
+            first_image, first_text = block(image, text, embedding, turns)
+
+        def computed(rows: Rows) -> Tensor:
+            image, text = first_image[rows], first_text[rows]
+            for block in self.double_blocks[1:]:
+                image, text = block(image, text, embedding[rows], turns)
+            tokens = torch.cat([text, image], dim=1)
+            for block in self.single_blocks:
+                tokens = block(tokens, embedding[rows], turns)
+            return tokens[:, text.shape[1] :]
+
+        image = reuse(image, first_image, computed)
         scale, shift = self.final_modulation(embedding)
-        velocity = self.final(modulate(tokens[:, text.shape[1] :], shift, scale))
+        velocity = self.final(modulate(image, shift, scale))
         patches = velocity.unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
         return unpatchify(patches, height, width)
 

@@ -28,7 +28,7 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
-from triptych_denoiser.models.transformer import Inputs
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, Rows, no_reuse
 
 MAX_TOKENS = 2048
 
@@ -194,7 +194,13 @@ class SD3Transformer(nn.Module):
         )
 
     def forward(
-        self, latents: Tensor, sigma: Tensor, sequence: Tensor, pooled: Tensor, trailing_repeats: int = 1
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        pooled: Tensor,
+        trailing_repeats: int = 1,
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -206,6 +212,7 @@ class SD3Transformer(nn.Module):
             trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have
                 no positions, so n equal ones stay equal in every block and weigh as one with log n added to
                 its logit.
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, in_channels, height, width], dtype of the latents.
@@ -217,8 +224,16 @@ class SD3Transformer(nn.Module):
         image = self.patch_embed(patches) + self.cropped_positions(height, width)
         text = self.text_embed(sequence)
         key_bias = self.key_bias(image, text, trailing_repeats)
-        for block in self.blocks:
-            image, text = block(image, text, embedding, key_bias)
+        first, *others = self.blocks
+        first_image, first_text = first(image, text, embedding, key_bias)
+
+        def computed(rows: Rows) -> Tensor:
+            image, text = first_image[rows], first_text[rows]
+            for block in others:
+                image, text = block(image, text, embedding[rows], key_bias)
+            return image  # type: ignore[no-any-return]
+
+        image = reuse(image, first_image, computed)
         scale, shift = self.final_modulation(embedding)
         velocity = self.final(modulate(image, shift, scale))
         patch = self.config.patch_size

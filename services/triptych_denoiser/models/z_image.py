@@ -28,7 +28,7 @@ from triptych_denoiser.models.layers import (
 )
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PATCH = 2
 PADDED_TO = 32
@@ -195,7 +195,9 @@ class ZImageTransformer(nn.Module):
             guidance=False,
         )
 
-    def forward(self, latents: Tensor, sigma: Tensor, sequence: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, sigma: Tensor, sequence: Tensor, reuse: BlockReuse = no_reuse
+    ) -> Tensor:
         """The velocity dx/dσ of every row.
 
         diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000, and
@@ -205,6 +207,7 @@ class ZImageTransformer(nn.Module):
             latents: [rows, channels, height, width], height and width even.
             sigma: float32 [rows], in [0, 1].
             sequence: [rows, tokens, joint_attention_dim], without padding.
+            reuse: which rows need the blocks behind the first one, refiners not counted.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -220,8 +223,16 @@ class ZImageTransformer(nn.Module):
         for block in self.text_refiner:
             text = block(text, turns[image.shape[1] :], embedding)
         tokens = torch.cat([image, text], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens, turns, embedding)
+        first, *others = self.blocks
+        first_tokens = first(tokens, turns, embedding)
+
+        def computed(rows: Rows) -> Tensor:
+            tokens = first_tokens[rows]
+            for block in others:
+                tokens = block(tokens, turns, embedding[rows])
+            return tokens  # type: ignore[no-any-return]
+
+        tokens = reuse(tokens, first_tokens, computed)
         (scale,) = self.final_modulation(F.silu(embedding))
         image = tokens[:, : (height // PATCH) * (width // PATCH)]
         clean = self.final(F.layer_norm(image, image.shape[-1:], eps=EPS) * (1 + scale))
