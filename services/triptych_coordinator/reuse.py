@@ -1,12 +1,12 @@
 """Reuse between steps: denoisers that leave out rows whose velocities can be told from earlier ones.
 
 Each stands between the sampler and the denoiser, for one request. What is left out is counted in
-`reused_rows`. The images of a batch share only when something is left out, which no image's values decide, so
-each is to the bit what it is alone.
+`reused_rows`. What an image's rows leave out is decided by the number of the evaluation or by that image's
+values alone, so each image of a batch is to the bit what it is alone.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,59 @@ from triptych_coordinator.sampling_options import Choice
 from triptych_coordinator.solvers import Latents, Sigma
 
 
+class Earlier(NamedTuple):
+    """An evaluation that features may be reused of: every sample's latents, noise level and guidance scale.
+
+    There are no scales where the model takes none.
+    """
+
+    latents: Latents
+    sigmas: NDArray[np.float32]
+    guidance_scales: Sequence[float]
+
+
+class LayerReuse(NamedTuple):
+    """Up to which change of the first layer's part a branch reuses the others', and of which evaluation.
+
+    None before there is one.
+    """
+
+    threshold: float
+    earlier: Earlier | None
+
+
+class LayerReuser(Denoiser, Protocol):
+    """A denoiser that can leave out the layers behind the first."""
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse | None],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As predict, and whether a row's features were reused: [branches, B]. A branch without LayerReuse
+        is computed whole.
+        """
+        ...
+
+
 class Reuse(Denoiser, Protocol):
     """A denoiser that counts the rows which it did not compute."""
 
     reused_rows: int
 
 
-def reusing(denoiser: Denoiser, prompt: Branch, choice: Choice) -> Reuse:
+def reusing(denoiser: LayerReuser, prompt: Branch, choice: Choice) -> Reuse:
     """The denoiser with the reuse that a request chose; `prompt` is the branch of the prompt."""
     match choice.name:
         case "guidance":
             return GuidanceReuse(denoiser, prompt, **choice.parameters)
         case "extrapolation":
             return VelocityExtrapolation(denoiser, **choice.parameters)
+        case "features":
+            return FeatureReuse(denoiser, **choice.parameters)
     return NoReuse(denoiser)
 
 
@@ -107,3 +147,54 @@ class VelocityExtrapolation:
         earlier = [computed for computed in self._computed if computed[0] != sigma]
         self._computed, self._age = [*earlier[-1:], (sigma, velocities)], 0
         return velocities
+
+
+class FeatureReuse:
+    """Every row's first layer is computed, the others where the first says that they have changed.
+
+    The denoiser decides, row by row (its features.py has the rule and the source). What it decides by comes
+    from here: each row's last whole evaluation goes with the row, so that any replica decides the same, and
+    one that does not remember that evaluation computes it again.
+    """
+
+    def __init__(self, denoiser: LayerReuser, threshold: float) -> None:
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._threshold = threshold
+        self._earlier: list[tuple[Branch, Earlier]] = []
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """As sampler.Denoiser."""
+        earlier = [self._earlier_of(branch) for branch in branches]
+        reuses = [LayerReuse(self._threshold, last) for last in earlier]
+        velocities, reused = await self._denoiser.predict_reusing(latents, sigma, branches, guidance, reuses)
+        self.reused_rows += int(reused.sum())
+        now = evaluation(latents, sigma, guidance)
+        others = [entry for entry in self._earlier if entry[0] not in branches]
+        kept = [mixed(now, last, rows) for last, rows in zip(earlier, reused, strict=True)]
+        self._earlier = [*others, *zip(branches, kept, strict=True)]
+        return velocities
+
+    def _earlier_of(self, branch: Branch) -> Earlier | None:
+        return next((earlier for known, earlier in self._earlier if known == branch), None)
+
+
+def evaluation(latents: Latents, sigma: Sigma, guidance: float | None) -> Earlier:
+    """This evaluation as a later one names it."""
+    samples = len(latents)
+    sigmas = np.broadcast_to(np.ravel(sigma), samples).astype(np.float32)
+    return Earlier(latents, sigmas, [] if guidance is None else [guidance] * samples)
+
+
+def mixed(now: Earlier, last: Earlier | None, reused: NDArray[np.bool_]) -> Earlier:
+    """The last whole evaluation of every sample: `last` where features were reused, [B], else `now`."""
+    if last is None or not reused.any():
+        return now
+    latents = np.where(reused[:, None, None, None], last.latents, now.latents)
+    scales = [
+        old if kept else new
+        for kept, old, new in zip(reused, last.guidance_scales, now.guidance_scales, strict=False)
+    ]
+    return Earlier(latents, np.where(reused, last.sigmas, now.sigmas), scales)

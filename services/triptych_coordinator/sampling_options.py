@@ -47,6 +47,7 @@ _REUSES: Ranges = {
     "none": {},
     "guidance": {"every": Range(2, 2, 20)},
     "extrapolation": {"every": Range(2, 2, 20)},
+    "features": {"threshold": Range(0.1, 0.001, 1)},
 }
 _LAMBDA_SOLVERS = ("dpmpp_2m", "unipc")
 _NOISY_SOLVERS = ("lcm", "euler_ancestral", "stochastic_euler")

@@ -20,7 +20,7 @@ SOLVERS = (
 SIGMA_SCHEDULES = (
     "checkpoint, linear, karras[:RHO], exponential, beta[:ALPHA:BETA] or explicit:SIGMA,SIGMA,..."
 )
-REUSES = "none, guidance[:EVERY] or extrapolation[:EVERY]"
+REUSES = "none, guidance[:EVERY], extrapolation[:EVERY] or features[:THRESHOLD]"
 SCHEDULES = "constant, linear:END, cosine:END, interval:START:STOP or list:SCALE,SCALE,..."
 METHODS = "cfg, apg[:ETA:NORM:MOMENTUM] or zero-star[:STEPS]"
 LAYERS = "LAYER,LAYER,...[:SCALE[:START:STOP]]"

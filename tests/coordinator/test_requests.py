@@ -147,6 +147,7 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
         {"solver": {"stochastic_euler": {}}, "step_reuse": {"guidance": {"every": 3}}},
         {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
         {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
+        {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
         {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
     ],
 )
@@ -396,6 +397,12 @@ def test_numbers_are_those_the_client_wrote() -> None:
         ),
         ({"step_reuse": {"guidance": {"every": 1}}}, "step_reuse.guidance.every", "2 to 20"),
         ({"step_reuse": {"extrapolation": {"every": 21}}}, "step_reuse.extrapolation.every", "2 to 20"),
+        ({"step_reuse": {"features": {"threshold": 0}}}, "step_reuse.features.threshold", "0.001 to 1"),
+        (
+            {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
+            "guidance_method.adaptive_projected.momentum",
+            "must be 0 with the adaptive solver",
+        ),
         ({"solver": {"adaptive": {}}, "step_reuse": {"guidance": {}}}, "step_reuse", "adaptive"),
         ({"solver": {"lcm": {}}, "step_reuse": {"extrapolation": {}}}, "step_reuse.extrapolation", "lcm"),
     ],

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from triptych_coordinator.guidance import Branch, Guided
 from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.reuse import reusing
+from triptych_coordinator.reuse import FeatureReuse, LayerReuse, reusing
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sampling_options import Choice
 from triptych_coordinator.sigmas import FlowSchedule
@@ -119,3 +119,71 @@ async def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(name: str) -> 
     for k, seed in enumerate((1, 2)):
         alone, _ = await sampled(ParallelBranches(0.5), choice, noise(seed), [4.0] * 6)
         assert np.array_equal(batch[k], alone[0])
+
+
+class FewChanges(ParallelBranches):
+    """Says that features were reused where a sample moved little, and notes of which evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.reuses: list[list[LayerReuse]] = []
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Any,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        self.reuses.append(list(reuses))
+        velocities = await self.predict(latents, sigma, branches, guidance)
+        reused = np.array(
+            [
+                np.abs(latents - reuse.earlier.latents).mean(axis=(1, 2, 3)) <= reuse.threshold
+                if reuse.earlier
+                else np.zeros(len(latents), np.bool_)
+                for reuse in reuses
+            ]
+        )
+        velocities[reused] *= np.float32(0.9)
+        return velocities, reused
+
+
+async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
+    denoiser, latents = FewChanges(), noise(1, 2)
+    velocities = FeatureReuse(denoiser, threshold=0.5)
+    moves = np.array([[0, 0], [0.3, 0.6], [0.6, 0.7]], np.float32)
+    for sigma, move in zip((1.0, 0.9, 0.8), moves, strict=True):
+        moved = latents + move[:, None, None, None]
+        await velocities.predict(moved, np.float32(sigma), [Branch([PROMPT] * 2)], 3.5)
+    first, second, third = [[reuse.earlier for reuse in reuses] for reuses in denoiser.reuses]
+    assert first == [None]
+    assert second[0] is not None
+    assert third[0] is not None
+    assert second[0].sigmas.tolist() == [1, 1]
+    assert third[0].sigmas.tolist() == [1, np.float32(0.9)]
+    assert np.array_equal(third[0].latents[0], latents[0])
+    assert np.array_equal(third[0].latents[1], latents[1] + np.float32(0.6))
+    assert third[0].guidance_scales == [3.5, 3.5]
+    assert velocities.reused_rows == 2
+
+
+async def test_a_branch_that_was_not_needed_for_a_while_has_kept_its_evaluation() -> None:
+    denoiser, latents = FewChanges(), noise(1)
+    velocities = FeatureReuse(denoiser, threshold=0.5)
+    both = [Branch([NEGATIVE]), Branch([PROMPT])]
+    for sigma, branches in ((1.0, both), (0.9, both[1:]), (0.8, both)):
+        await velocities.predict(latents, np.float32(sigma), branches, None)
+    last = [reuse.earlier for reuse in denoiser.reuses[-1]]
+    assert [earlier.sigmas.tolist() for earlier in last if earlier] == [[1], [1]]
+    assert [list(earlier.guidance_scales) for earlier in last if earlier] == [[], []]
+
+
+async def test_features_of_an_image_of_a_batch_are_those_of_it_alone() -> None:
+    choice = Choice("features", {"threshold": 2.0})
+    batch, saved = await sampled(FewChanges(), choice, noise(1, 2, 3), [4.0] * 8)
+    alone = [await sampled(FewChanges(), choice, noise(seed), [4.0] * 8) for seed in (1, 2, 3)]
+    assert 0 < saved == sum(rows for _, rows in alone)
+    for image, (latents, _) in zip(batch, alone, strict=True):
+        assert np.array_equal(image, latents[0])

@@ -696,6 +696,7 @@ class StepReuse(google.protobuf.message.Message):
     NONE_FIELD_NUMBER: builtins.int
     GUIDANCE_FIELD_NUMBER: builtins.int
     EXTRAPOLATION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
     @property
     def none(self) -> global___NoReuse:
         """Nothing."""
@@ -708,16 +709,21 @@ class StepReuse(google.protobuf.message.Message):
     def extrapolation(self) -> global___VelocityExtrapolation:
         """The straight line through the last velocities."""
 
+    @property
+    def features(self) -> global___LayerReuse:
+        """What the transformer's later layers add."""
+
     def __init__(
         self,
         *,
         none: global___NoReuse | None = ...,
         guidance: global___GuidanceReuse | None = ...,
         extrapolation: global___VelocityExtrapolation | None = ...,
+        features: global___LayerReuse | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation"] | None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features"] | None: ...
 
 global___StepReuse = StepReuse
 
@@ -1037,6 +1043,28 @@ class WeightedPrompt(google.protobuf.message.Message):
 global___WeightedPrompt = WeightedPrompt
 
 @typing.final
+class LayerReuse(google.protobuf.message.Message):
+    """The first layer is computed at every evaluation. Where it adds nearly the same to a row as at the last evaluation that
+    was computed whole, the other layers are taken to add the same as there (first-block caching).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest relative change of what the first layer adds, 0.001 to 1. Default 0.1."""
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
+
+global___LayerReuse = LayerReuse
+
+@typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """Asks for pictures and progress."""
 
@@ -1215,7 +1243,9 @@ class Finished(google.protobuf.message.Message):
     total_milliseconds: builtins.float
     """From the request's arrival to this message."""
     rows: builtins.int
-    """Number of rows that were denoised: a sample under one branch at one evaluation is a row."""
+    """Number of rows that were denoised: a sample under one branch at one evaluation is a row. Those that only took the
+    first layer are not counted.
+    """
     evaluations: builtins.int
     """Evaluations of the velocity that were computed, summed over the pictures."""
     reused_rows: builtins.int
