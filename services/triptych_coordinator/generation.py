@@ -122,6 +122,11 @@ def _accepted(
     ]
     if any(parameters.negative_prompts) and not guided.negative:
         warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
+    warnings += [
+        f"{guidance.description} changes nothing: of the {parameters.num_inference_steps} steps none is"
+        f" between start {guidance.start:g} and stop {guidance.stop:g}"
+        for guidance in guided.idle_layer_guidances()
+    ]
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from triptych.compute import compute_thread
 from triptych.errors import deadline_exceeded, resource_exhausted, unavailable
 from triptych_denoiser.predictor import Predictor, Row
 
@@ -66,7 +66,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Queues rows and runs them in passes on one worker thread, the event loop stays free.
+    """Queues rows and runs them in passes on the compute thread, the event loop stays free.
 
     A pass is made of the row that has waited longest and those of its shape behind it, so no shape starves
     another. Nothing waits for company: a pass starts when the one before has ended.
@@ -78,7 +78,6 @@ class Batcher:
         self._queue: list[_Waiting] = []
         self._passes: asyncio.Task[None] | None = None
         self._pass_seconds = _FIRST_GUESS_SECONDS
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="denoiser")
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
         """The velocities of a call's rows, in order. Cancelled or late, its waiting rows leave the queue.
@@ -106,12 +105,11 @@ class Batcher:
         return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
 
     async def close(self) -> None:
-        """Refuses what waits, and lets the worker thread end after the pass it is at."""
+        """Refuses what waits, and lets the pass that runs end."""
         for waiting in self._queue:
             waiting.call.fail(unavailable("the denoiser is stopping"))
         if self._passes is not None:
             await self._passes
-        self._worker.shutdown()
 
     def _check_room(self, rows: int) -> None:
         waiting = len(self._queue)
@@ -139,7 +137,7 @@ class Batcher:
         rows = [waiting.row for waiting in batch]
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            predicted = await loop.run_in_executor(self._worker, self._predictor.predict, rows)
+            predicted = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
         except Exception as error:
             for waiting in batch:
                 waiting.call.fail(error)

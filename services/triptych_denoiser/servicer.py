@@ -102,7 +102,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         )
 
     async def close(self) -> None:
-        """Let the worker thread end."""
+        """Refuse what waits."""
         await self._batcher.close()
 
     def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:

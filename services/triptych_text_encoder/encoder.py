@@ -1,13 +1,13 @@
-"""Encodes prompts on one worker thread, each alone, and remembers the latest ones."""
+"""Encodes prompts on the compute thread, each alone, and remembers the latest ones."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
+from triptych.compute import compute_thread
 from triptych_text_encoder.weighting import Span, weighted
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class EncodingCache:
 
 
 class TextEncoder:
-    """A recipe behind a worker thread and a cache.
+    """A recipe behind the compute thread and a cache.
 
     Every prompt is a batch of its own, so that its bits do not depend on the prompts it came with. The cache
     makes up for it: a picture's prompts are encoded once, the usual negative one ("") nearly never.
@@ -58,7 +58,6 @@ class TextEncoder:
     def __init__(self, recipe: Recipe, cache_bytes: int = CACHE_BYTES) -> None:
         self.recipe = recipe
         self._cache = EncodingCache(cache_bytes)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text-encoder")
 
     async def encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
         """The encoding of one prompt, whose spans have weights if the recipe has token_weights.
@@ -68,14 +67,10 @@ class TextEncoder:
         known = self._cache.get((prompt, spans))
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._encode, prompt, spans)
-
-    def close(self) -> None:
-        """Let the worker thread end after the prompt it is at."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        return await asyncio.get_running_loop().run_in_executor(compute_thread(), self._encode, prompt, spans)
 
     def _encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
-        # The one worker takes prompts in turn, so a duplicate finds here what the first of them left.
+        # The one thread takes prompts in turn, so a duplicate finds here what the first of them left.
         known = self._cache.get((prompt, spans))
         if known is not None:
             return known

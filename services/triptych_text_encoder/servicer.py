@@ -73,10 +73,6 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             weighting=recipe.token_weights is not None,
         )
 
-    async def close(self) -> None:
-        """Let the worker thread end."""
-        self._encoder.close()
-
 
 def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""

@@ -538,3 +538,25 @@ def test_weights_are_refused_where_the_text_encoder_has_none() -> None:
     message = pb.GenerationParameters(prompts=["a"], prompt_weighting=True)
     with pytest.raises(TriptychError, match="prompt_weighting: is not possible with the served model"):
         parameters_from_message(message, replace(LIMITS, prompt_weighting=False))
+
+
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_method", {"adaptive_projected": {}}),
+        ("guidance_method", {"zero_star": {}}),
+        ("compositions", [{"prompts": [{"prompt": "a dog"}]}]),
+        ("guidance_rescale", 0.5),
+        ("negative_prompts", ["a dog"]),
+    ],
+)
+def test_what_needs_a_second_branch_is_refused_where_guidance_is_distilled(
+    limits: Limits, field: str, value: Any
+) -> None:
+    assert set(wrong(limits, **{field: value})) == {field}
+
+
+def test_a_distilled_model_may_be_weakened_and_that_rescaled() -> None:
+    skip = {"layers": [1, 2]}
+    assert parsed(EMBEDDED, skip_layer_guidance=skip, guidance_rescale=0.5).guidance.rescale == 0.5

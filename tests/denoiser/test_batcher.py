@@ -77,7 +77,7 @@ async def test_rows_that_wait_together_run_together(batcher: Batcher, predictor:
     assert predictor.passes == [[1], [2, 3, 4]]
     assert [p.velocities.amax((1, 2, 3)).tolist() for p in predictions] == [[1], [2, 3], [4]]
     assert predictions[2].queue_seconds >= 0.01
-    assert predictor.threads == {"denoiser_0"}
+    assert predictor.threads == {"compute_0"}
 
 
 async def test_the_longest_waiting_row_says_the_shape_of_a_pass(

@@ -5,13 +5,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0, PAGJointAttnProcessor2_0
-from torch import Tensor
 
 from tests.parity.test_sd3_transformer import SMALL, VARIANTS, inputs, ours, reference
-
-
-def relative_error(velocity: Tensor, expected: Tensor) -> float:
-    return ((velocity - expected).abs().max() / expected.abs().max()).item()
+from tests.parity.transformers import patches_that_a_change_of_the_first_reaches, relative_error
 
 
 @pytest.mark.parametrize("variant", ["no qk norm", "qk norm", "dual layers", "four layers, one of them dual"])
@@ -77,17 +73,10 @@ def test_repeats_of_the_last_token_equal_the_tokens_written_out_in_a_perturbed_l
 
 @torch.inference_mode()
 def test_in_perturbed_layers_patches_do_not_see_each_other() -> None:
-    """With every layer perturbed and the text's answer cut off, a patch's change stays in that patch."""
     config = SMALL | {"num_layers": 1, "dual_attention_layers": (0,)}
     model = ours(reference(config))
     latents, sigma, sequence, pooled = inputs(config, 1, 8, 8)
-    changed = latents.clone()
-    changed[..., :2, :2] += 1
+    given = {"latents": latents, "sigma": sigma, "sequence": sequence, "pooled": pooled}
 
-    before = model(latents, sigma, sequence, pooled, perturbed_layers=(0,))
-    after = model(changed, sigma, sequence, pooled, perturbed_layers=(0,))
-
-    moved = (before != after).any(dim=1)[0]
-    assert moved[:2, :2].all()
-    assert not moved[2:].any()
-    assert not moved[:, 2:].any()
+    assert patches_that_a_change_of_the_first_reaches(model, given, perturbed_layers=(0,)) == {(0, 0)}
+    assert len(patches_that_a_change_of_the_first_reaches(model, given)) == 16

@@ -70,6 +70,13 @@ class Guided:
             velocity = rescaled(velocity, positive, self.rescale)
         return velocity, memory
 
+    def idle_layer_guidances(self) -> list[LayerGuidance]:
+        """Those that no step needs."""
+        steps = range(len(self.scales))
+        return [
+            idle for idle in self.layer_guidances if not any(idle in self._active(step) for step in steps)
+        ]
+
     def _needs_negative(self, step: int) -> bool:
         return not self.embedded and (self.scales[step] != 1 or len(self.additional) > 0)
 

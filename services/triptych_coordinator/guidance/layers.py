@@ -28,6 +28,11 @@ class SkipLayerGuidance:
     start: float = 0.01
     stop: float = 0.2
 
+    @property
+    def description(self) -> str:
+        """In words."""
+        return f"guidance by the model without layers {', '.join(map(str, self.layers))}"
+
     def active(self, step: int, num_steps: int) -> bool:
         """Where start n < step < stop n, as in diffusers' SD3 pipeline."""
         return self.scale != 0 and self.start * num_steps < step < self.stop * num_steps
@@ -49,6 +54,11 @@ class PerturbedAttentionGuidance:
     scale: float = 3.0
     start: float = 0.0
     stop: float = 1.0
+
+    @property
+    def description(self) -> str:
+        """In words."""
+        return f"guidance by the model with perturbed layers {', '.join(map(str, self.layers))}"
 
     def active(self, step: int, num_steps: int) -> bool:
         """Where int(start n) <= step < int(stop n), as for an interval of guidance."""
