@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.guidance import GuidanceInput, Guided
-from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
+from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
+from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.pipelines import Sampling
 from triptych_coordinator.prompt_weighting import WeightedText
 from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
+from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import sample
+from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
@@ -51,10 +53,13 @@ async def generation_events(
         loras_to_messages(parameters.loras),
     )
     image_tokens = models.image_tokens(parameters.height, parameters.width)
-    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
-    solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
-    async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
+    chosen, num_steps = parameters.sampling, parameters.num_inference_steps
+    levels, solver = SIGMA_SCHEDULES[chosen.sigma_schedule.name], SOLVERS[chosen.solver.name]
+    sigmas = levels(sampling.schedule, num_steps, image_tokens, **chosen.sigma_schedule.parameters)
+    solution = solver(latents, sigmas, noise, **chosen.solver.parameters)
+    velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
+    async for step, (latents, sigma) in sample(velocities, solution, guided):  # noqa: B007 (the last is used)
+        completed = pb.StepCompleted(step=step, num_steps=num_steps, sigma=float(sigma))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
@@ -73,7 +78,8 @@ async def generation_events(
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
-    finished.rows = denoiser.rows
+    finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
+    finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
 

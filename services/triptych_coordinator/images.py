@@ -12,9 +12,26 @@ from PIL import Image, PngImagePlugin
 
 from triptych_coordinator.guidance.messages import options_record
 from triptych_coordinator.requests import Parameters
+from triptych_coordinator.sampling_options import Choice
 
-SAMPLER_NAME = "Euler"
-
+_SAMPLER_NAMES = {
+    "euler": "Euler",
+    "heun": "Heun",
+    "midpoint": "Midpoint",
+    "dpmpp_2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "euler_ancestral": "Euler a",
+    "stochastic_euler": "Stochastic Euler",
+    "adaptive": "Adaptive RK3(2)",
+}
+_SCHEDULE_TYPES = {
+    "linear": "Simple",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "explicit": "Explicit",
+}
 _GUIDANCE_NAMES = {
     "guidance_method": "CFG method",
     "guidance_rescale": "CFG rescale",
@@ -68,7 +85,9 @@ def png_text(
         **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
         **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
-        "sampler": SAMPLER_NAME,
+        "solver": _record(parameters.sampling.solver),
+        "sigma_schedule": _record(parameters.sampling.sigma_schedule),
+        "step_reuse": _record(parameters.sampling.reuse),
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
@@ -82,9 +101,15 @@ def a1111_text(record: Mapping[str, Any]) -> str:
     line of settings, of which those with a comma, colon or newline are quoted as JSON (create_infotext and
     quote in AUTOMATIC1111/stable-diffusion-webui).
     """
+    (solver,), (schedule,) = record["solver"], record["sigma_schedule"]
     settings = {
         "Steps": record["num_inference_steps"],
-        "Sampler": record["sampler"],
+        "Sampler": _SAMPLER_NAMES[solver],
+        "Schedule type": _SCHEDULE_TYPES.get(schedule),
+        "Eta": record["solver"][solver].get("eta"),
+        "Solver": json.dumps(record["solver"]) if record["solver"][solver] else None,
+        "Sigmas": json.dumps(record["sigma_schedule"]) if record["sigma_schedule"][schedule] else None,
+        "Step reuse": None if "none" in record["step_reuse"] else json.dumps(record["step_reuse"]),
         "CFG scale": f"{record['guidance_scale']:.9g}" if "guidance_scale" in record else None,
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
@@ -101,6 +126,10 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None
     )
     return f"{record['prompt']}{negative}\n{line}"
+
+
+def _record(choice: Choice) -> dict[str, Any]:
+    return {choice.name: dict(choice.parameters)}
 
 
 def _quoted(value: str) -> str:

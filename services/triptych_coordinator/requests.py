@@ -12,9 +12,21 @@ from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
-from triptych_coordinator.guidance import ClassifierFree, GuidanceInput, GuidanceOptions, GuidanceSchedule
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+)
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
 from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
+from triptych_coordinator.sampling_options import (
+    SamplingOptions,
+    explicit_steps,
+    read_sampling,
+    write_sampling,
+)
 
 T = TypeVar("T")
 
@@ -71,6 +83,7 @@ class Parameters:
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     prompt_weighting: bool = False
     loras: tuple[Lora, ...] = ()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -120,10 +133,12 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         guidance=given.guidance(),
         prompt_weighting=given.prompt_weighting(),
         loras=given.loras(),
+        sampling=read_sampling(message, given.number, wrong),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
+        given.check_sampling(parameters)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -154,6 +169,7 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
     chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
     write_options(parameters.guidance, message)
+    write_sampling(parameters.sampling, message)
     return message
 
 
@@ -202,17 +218,27 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
+        listed = explicit_steps(self.message)
         if not self.message.HasField("num_inference_steps"):
-            return self.limits.default_num_inference_steps
-        steps = self.message.num_inference_steps
-        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            steps = self.limits.default_num_inference_steps if listed is None else listed
+        else:
+            steps = self.message.num_inference_steps
+        if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
+        elif listed not in (None, steps):
+            self.wrong["num_inference_steps"] = (
+                f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
+            )
+        elif not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
     def guidance_schedule(self) -> GuidanceSchedule:
         name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
@@ -220,11 +246,11 @@ class _Given:
         return GuidanceSchedule(name, fields)
 
     def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
 
     def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
         if stop < start:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
@@ -237,12 +263,12 @@ class _Given:
             self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
             return {"scales": ()}
         numbers = [
-            self._number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
+            self.number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
         ]
         return {"scales": tuple(numbers)}
 
     def guidance(self) -> GuidanceOptions:
-        reader = GuidanceReader(self._number, self._check_prompt, self.wrong)
+        reader = GuidanceReader(self.number, self._check_prompt, self.wrong)
         return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
 
     def prompt_weighting(self) -> bool:
@@ -286,6 +312,15 @@ class _Given:
             self.wrong["num_images_per_prompt"] = (
                 f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
                 f" not {image * len(parameters.seeds)}"
+            )
+
+    def check_sampling(self, parameters: Parameters) -> None:
+        """Refuses a memory of guidance where every picture takes steps of its own."""
+        method, solver = parameters.guidance.method, parameters.sampling.solver.name
+        if isinstance(method, AdaptiveProjected) and method.momentum and solver == "adaptive":
+            self.wrong["guidance_method.adaptive_projected.momentum"] = (
+                "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
+                f" not {method.momentum:g}"
             )
 
     def check_guidance(self, parameters: Parameters) -> None:
@@ -339,7 +374,7 @@ class _Given:
             except ValueError as error:
                 self.wrong[path] = str(error)
 
-    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"
