@@ -47,8 +47,11 @@ async def generation_events(
     )
     sigmas = schedule.sigmas(parameters.num_inference_steps)
     solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
-    async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
+    async for step in sample(denoiser, solution, guided):
+        latents = step.latents
+        completed = pb.StepCompleted(
+            step=step.number, num_steps=parameters.num_inference_steps, sigma=float(step.sigma)
+        )
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 

@@ -1,8 +1,8 @@
 """The sampler loop."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,29 +42,55 @@ class Guided:
         return positive if scale == 1 else classifier_free_guidance(velocities[0], positive, scale)
 
 
+class Step(NamedTuple):
+    """What a step brought, [B, C, h, w] each."""
+
+    number: int
+    """From 1."""
+    latents: Latents
+    sigma: np.float32
+    """The noise level of `latents`."""
+    clean: Latents
+    """x - sigma v of the step's last evaluation: the picture as far as it is known."""
+
+
+def unchanged(reached: Reached) -> Latents:
+    """The edit that leaves every step's latents as they are."""
+    return reached.latents
+
+
 async def sample(
-    denoiser: Denoiser, solution: Solution, guided: Guided
-) -> AsyncGenerator[tuple[int, Reached], None]:
+    denoiser: Denoiser,
+    solution: Solution,
+    guided: Guided,
+    edit: Callable[[Reached], Latents] = unchanged,
+    first_step: int = 0,
+) -> AsyncGenerator[Step, None]:
     """Integrates d(latents)/d(sigma) = velocity, as the solver asks.
 
     Args:
         denoiser: the velocities.
         solution: a solver that has been given its latents and noise levels.
         guided: what each sample attends to.
+        edit: what each step's latents become before the solver goes on with them.
+        first_step: the number, from 0, that the first step has for `guided`: more than 0 where a solution
+            starts late, from a picture.
 
     Yields:
-        After each step its number from 1, and what was reached. The caller stops the work by not asking for
-        the next.
+        Each step when it is done. The caller stops the work by not asking for the next.
     """
-    step, asked = 0, next(solution)
+    asked = next(solution)
+    step, clean = 0, asked.latents
     while True:
         if isinstance(asked, Reached):
             step += 1
-            yield step, asked
-            answer = asked.latents
+            answer = edit(asked)
+            yield Step(step, answer, asked.sigma, clean)
         else:
-            velocities = await denoiser.predict(asked.latents, asked.sigma, guided.branches(step))
-            answer = guided.velocity(step, velocities)
+            branches = guided.branches(first_step + step)
+            velocities = await denoiser.predict(asked.latents, asked.sigma, branches)
+            answer = guided.velocity(first_step + step, velocities)
+            clean = asked.latents - asked.sigma * answer
         try:
             asked = solution.send(answer)
         except StopIteration:
