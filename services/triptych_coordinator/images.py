@@ -3,14 +3,16 @@
 import io
 import json
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from triptych_coordinator.requests import Parameters
+from triptych_coordinator.requests import Parameters, parameters_to_message
 
 SAMPLER_NAME = "Euler"
 
@@ -41,7 +43,9 @@ def png_text(
         fingerprints: stage to the fingerprints of its replicas that worked on the request.
 
     Returns:
-        "parameters", as AUTOMATIC1111's web UI writes it, and "triptych", as JSON.
+        "parameters", as AUTOMATIC1111's web UI writes it, and "triptych", as JSON: what people look for by
+        name, and under "request" the GenerationParameters in protobuf's JSON, whose input pictures and
+        latents are named by the SHA-256 of their bytes beside it.
     """
     record = {
         "model": parameters.model,
@@ -56,10 +60,34 @@ def png_text(
             parameters.guidance_schedule.name: dict(parameters.guidance_schedule.parameters)
         },
         "sampler": SAMPLER_NAME,
+        **_editing(parameters, image),
+        "request": MessageToDict(
+            parameters_to_message(parameters.alone(image)), preserving_proto_field_name=True
+        ),
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
     return {"parameters": a1111_text(record), "triptych": json.dumps(record, ensure_ascii=False)}
+
+
+def _editing(parameters: Parameters, image: int) -> dict[str, Any]:
+    """What picture number `image` was made from besides the request's words and numbers."""
+    record: dict[str, Any] = {}
+    edit, variation = parameters.edit, parameters.variation
+    if edit is not None:
+        record["strength"] = edit.strength
+        inputs = {"image_sha256": edit.image, "mask_sha256": edit.mask}
+        record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
+    latents = parameters.noise if edit is None else edit.clean
+    if latents is not None:
+        record["latents"] = {
+            "kind": "noise" if edit is None else "clean",
+            "sha256": sha256(latents.data).hexdigest(),
+            "row": 0 if latents.shape[0] == 1 else image,
+        }
+    if variation is not None:
+        record["variation"] = {"seed": variation.seeds[image], "strength": variation.strengths[image]}
+    return record
 
 
 def a1111_text(record: Mapping[str, Any]) -> str:
@@ -79,6 +107,11 @@ def a1111_text(record: Mapping[str, Any]) -> str:
     }
     if "constant" in record["guidance_schedule"]:
         del settings["CFG schedule"]
+    if "strength" in record:
+        settings["Denoising strength"] = f"{record['strength']:.9g}"
+    if "variation" in record:
+        settings["Variation seed"] = record["variation"]["seed"]
+        settings["Variation seed strength"] = f"{record['variation']['strength']:.9g}"
     negative = f"\nNegative prompt: {record['negative_prompt']}" if record["negative_prompt"] else ""
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
     return f"{record['prompt']}{negative}\n{line}"

@@ -83,7 +83,9 @@ class Models:
                 f" and {vae_codec.latent_channels} in the VAE codec"
             )
 
-    def limits(self, name: str, defaults: Defaults, max_images: int, max_request_pixels: int) -> Limits:
+    def limits(
+        self, name: str, defaults: Defaults, max_images: int, max_request_pixels: int, previews: bool
+    ) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
         return Limits(
@@ -101,4 +103,7 @@ class Models:
             max_prompt_bytes=self.text_encoder.max_prompt_bytes,
             default_num_inference_steps=defaults.num_inference_steps,
             default_guidance_scale=defaults.guidance_scale,
+            latent_channels=denoiser.latent_channels,
+            downscale=downscale,
+            previews=previews,
         )

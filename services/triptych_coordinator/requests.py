@@ -3,14 +3,18 @@
 import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from triptych import errors
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import tensor_pb2
+from triptych_coordinator import edits
+from triptych_coordinator.edits import Edit, Variation
 from triptych_coordinator.guidance import GuidanceSchedule
+from triptych_coordinator.input_images import Size
 
 MAX_NUM_INFERENCE_STEPS = 200
 MAX_GUIDANCE_SCALE = 100.0
@@ -34,6 +38,9 @@ class Limits:
     max_prompt_bytes: int
     default_num_inference_steps: int
     default_guidance_scale: float
+    latent_channels: int
+    downscale: int
+    previews: bool
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,31 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
+    edit: Edit | None = None
+    noise: tensor_pb2.Tensor | None = None
+    variation: Variation | None = None
+    return_latents: bool = False
+    preview_every: int = 0
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
         return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
+
+    def alone(self, image: int) -> "Parameters":
+        """The request that gives picture number `image` alone."""
+        variation = self.variation
+        if variation is not None:
+            variation = Variation((variation.seeds[image],), (variation.strengths[image],))
+        return replace(
+            self,
+            prompts=(self.prompt(image),),
+            negative_prompts=(self.negative_prompt(image),),
+            num_images_per_prompt=1,
+            seeds=(self.seeds[image],),
+            variation=variation,
+            return_latents=False,
+            preview_every=0,
+        )
 
     def prompt(self, image: int) -> str:
         """The prompt of picture number `image`."""
@@ -76,20 +104,29 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         )
     wrong: dict[str, str] = {}
     given = _Given(message, limits, wrong)
+    size = edits.own_size(message, limits, wrong)
+    seeds = given.seeds()
     parameters = Parameters(
         model=limits.model,
         prompts=given.prompts(),
         negative_prompts=given.negative_prompts(),
-        height=given.size("height", limits.default_height),
-        width=given.size("width", limits.default_width),
+        height=given.size("height", size.height),
+        width=given.size("width", size.width),
         num_inference_steps=given.num_inference_steps(),
         guidance_scale=given.guidance_scale(),
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
-        seeds=given.seeds(),
+        seeds=seeds,
+        edit=edits.read_edit(message, given.number, wrong),
+        noise=edits.read_noise(message),
+        variation=edits.read_variation(message, len(seeds), given.number, wrong),
+        return_latents=message.return_latents,
+        preview_every=given.preview_every(),
     )
     if not wrong:
         given.check_pixels(parameters)
+        canvas = Size(parameters.width, parameters.height)
+        edits.check_latents(message, limits, canvas, len(seeds), wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     return parameters
@@ -108,7 +145,14 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         num_images_per_prompt=parameters.num_images_per_prompt,
         seeds=parameters.seeds,
         model=parameters.model,
+        return_latents=parameters.return_latents,
+        preview_every=parameters.preview_every,
     )
+    if parameters.edit is not None:
+        edits.write_edit(parameters.edit, message)
+    if parameters.variation is not None:
+        message.variation.seeds.extend(parameters.variation.seeds)
+        message.variation.strengths.extend(parameters.variation.strengths)
     chosen = getattr(message.guidance_schedule, schedule.name)
     chosen.SetInParent()
     for name, value in schedule.parameters.items():
@@ -147,9 +191,9 @@ class _Given:
         return given if len(given) == count else (given or ("",)) * count
 
     def size(self, field: str, default: int) -> int:
-        if not self.message.HasField(field):  # type: ignore[arg-type]
-            return default
-        size: int = getattr(self.message, field)
+        """The size that is given, or `default`, which an input picture or latents may have decided."""
+        given = self.message.HasField(field)  # type: ignore[arg-type]
+        size: int = getattr(self.message, field) if given else default
         multiple, largest = self.limits.size_multiple, self.limits.max_size
         below = min(max(size // multiple * multiple, multiple), largest)
         nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
@@ -169,7 +213,7 @@ class _Given:
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
     def guidance_schedule(self) -> GuidanceSchedule:
         name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
@@ -177,11 +221,11 @@ class _Given:
         return GuidanceSchedule(name, fields)
 
     def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
 
     def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
         if stop < start:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
@@ -204,7 +248,17 @@ class _Given:
         if len(given) == images:
             return given
         first = given[0] if given else secrets.randbelow(1 << 32)
+        if self.message.HasField("variation"):
+            return (first,) * images
         return tuple((first + k) % (1 << 64) for k in range(images))
+
+    def preview_every(self) -> int:
+        every = self.message.preview_every
+        if every < 0:
+            self.wrong["preview_every"] = f"must be at least 0, not {every}"
+        elif every and not self.limits.previews:
+            self.wrong["preview_every"] = "must be 0: no map from this model's latents to colours is known"
+        return every
 
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width
@@ -225,7 +279,8 @@ class _Given:
         elif "\0" in text:
             self.wrong[path] = "must not hold the character U+0000"
 
-    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
+        """A number of the wire; `wrong` hears of it if it is not from `least` to `most`."""
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"

@@ -1,4 +1,4 @@
-"""The command line: `triptych generate` and `triptych up`. Each imports what it needs when it runs."""
+"""The command line: `triptych generate`, `grid`, `rerun` and `up`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ import sys
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from triptych_local.inputs import (
+    MARGINS,
+    VARIATION,
+    initial_latents,
+    read_file,
+    read_latents,
+    read_margins,
+    read_variation,
+)
 from triptych_local.options import SCHEDULES, read_schedule, read_size
 
+if TYPE_CHECKING:
+    from triptych_local.generation import Place
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 app = typer.Typer(
@@ -36,6 +49,8 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="torch's name of the device, e.g. cuda:0. Default: cpu.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the weights. Default: float32.")]
+Target = Annotated[str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")]
+Fused = Annotated[bool, typer.Option("--fused", help="Run everything in this process.")]
 
 
 @app.command()
@@ -57,10 +72,30 @@ def generate(
     ] = None,
     guidance_schedule: Annotated[str | None, typer.Option(metavar="SCHEDULE", help=f"{SCHEDULES}.")] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
-    target: Annotated[
-        str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
+    image: Annotated[Path | None, typer.Option(help="Start from a PNG, JPEG or WebP file.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it to make anew, up to 1. Default: 0.6; with margins 1.")
     ] = None,
-    fused: Annotated[bool, typer.Option("--fused", help="Run everything in this process.")] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Where: a picture of its size, white is made anew.")
+    ] = None,
+    margins: Annotated[
+        str | None, typer.Option(metavar=MARGINS, help="Go on around the picture by so many pixels.")
+    ] = None,
+    variation: Annotated[
+        str | None,
+        typer.Option(metavar=VARIATION, help="Noise between the seed's and that of a second seed."),
+    ] = None,
+    latents: Annotated[
+        Path | None, typer.Option(help="Start from latents, a .npy file of --save-latents.")
+    ] = None,
+    noise: Annotated[Path | None, typer.Option(help="A .npy file instead of the seed's first noise.")] = None,
+    save_latents: Annotated[Path | None, typer.Option(help="Write the latents to a .npy file.")] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(min=1, help="Write previews beside the files every so many steps.")
+    ] = None,
+    target: Target = None,
+    fused: Fused = False,
     model: Model = None,
     device: Device = None,
     dtype: DtypeOption = None,
@@ -70,11 +105,12 @@ def generate(
     They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
     --model, --device or --dtype ask for another), else by services that are started for this command alone.
     """
-    from triptych_local.generation import Place, generate_files, generation_options, output_files
-    from triptych_local.local import ModelChoice
+    from triptych_local.generation import generate_files, generation_options, output_files
 
-    if target and (fused or device or dtype):
-        raise typer.BadParameter("the services at --target have their own device, dtype and processes")
+    place = _place(target, fused, model, device, dtype)
+    if latents and noise:
+        raise typer.BadParameter("give either --latents or --noise")
+    kind, start = ("noise", noise) if noise else ("clean", latents)
     pixels = _read(read_size, size, "--size") or (None, None)
     options = generation_options(
         negative_prompt=negative,
@@ -86,12 +122,89 @@ def generate(
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
         num_images_per_prompt=num_images,
         model=model if target else None,
+        image=_read(read_file, image, "--image"),
+        strength=strength,
+        mask=_read(read_file, mask, "--mask"),
+        margins=_read(read_margins, margins, "--margins"),
+        variation=_read(read_variation, variation, "--variation"),
+        latents=_read(lambda path: initial_latents(kind, read_latents(path)), start, "--latents"),
+        return_latents=True if save_latents else None,
+        preview_every=preview_every,
     )
     try:
         files = output_files(output, len(prompts) * (1 if num_images is None else num_images))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--output") from error
-    _run(generate_files(prompts, options, files, Place(target, fused, ModelChoice(model, device, dtype))))
+    _run(generate_files(prompts, options, files, place, save_latents))
+
+
+@app.command()
+def grid(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    x: Annotated[str, typer.Option(metavar="NAME=VALUE,...", help="The columns, e.g. guidance=1,3,5.")],
+    y: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help="The rows, e.g. seed=1,2.")] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=VALUE", help="For all pictures, e.g. steps=20; several times."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
+    target: Target = None,
+    fused: Fused = False,
+    model: Model = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Make a labelled sheet of pictures over one or two parameters.
+
+    Names are those of generate's options: seed, steps, guidance, guidance-schedule, size, prompt, negative,
+    strength and others. Values with commas are separated by a | instead.
+    """
+    from triptych_local.generation import output_files
+    from triptych_local.grid import NO_AXIS, read_axis, read_value, write_grid
+
+    place = _place(target, fused, model, device, dtype)
+    columns = _read(read_axis, x, "--x") or NO_AXIS
+    rows = _read(read_axis, y, "--y") or NO_AXIS
+    if columns.name == rows.name:
+        raise typer.BadParameter(f"--x and --y both go over {columns.name}")
+    options: dict[str, Any] = {"model": model} if target and model else {}
+    for words in fixed or []:
+        options |= _read(read_value, words, "--with") or {}
+    (file,) = _read(lambda path: output_files(path, 1), output, "--output") or []
+    _run(write_grid(prompt, columns, rows, options, file, place))
+
+
+@app.command()
+def rerun(
+    picture: Annotated[Path, typer.Argument(help="A PNG file that generate wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG file. Default: the picture's with -again.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture it was made from, if any.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="The mask it was made with, if any.")] = None,
+    latents: Annotated[Path | None, typer.Option(help="The latents it was made from, if any.")] = None,
+    target: Target = None,
+    fused: Fused = False,
+    model: Model = None,
+    device: Device = None,
+    dtype: DtypeOption = None,
+) -> None:
+    """Make a picture again from what its file says, and say whether it is the same.
+
+    Input pictures and latents are not inside the file: give them again.
+    """
+    from triptych_local.generation import output_files
+    from triptych_local.rerun import Inputs, Picture
+    from triptych_local.rerun import rerun as run_again
+
+    place = _place(target, fused, model, device, dtype)
+    again = output or picture.with_stem(f"{picture.stem}-again")
+    (file,) = _read(lambda path: output_files(path, 1), again, "--output") or []
+    old = _read(Picture.read, picture, "PICTURE")
+    assert old is not None
+    request = _read(old.request, Inputs(image, mask, latents), "PICTURE")
+    assert request is not None
+    _run(run_again(old, request, file, place))
 
 
 @app.command()
@@ -120,9 +233,20 @@ def main() -> None:
     app()
 
 
-def _read(reader: Callable[[str], T], text: str | None, option: str) -> T | None:
+def _place(
+    target: str | None, fused: bool, model: str | None, device: str | None, dtype: Dtype | None
+) -> Place:
+    from triptych_local.generation import Place
+    from triptych_local.local import ModelChoice
+
+    if target and (fused or device or dtype):
+        raise typer.BadParameter("the services at --target have their own device, dtype and processes")
+    return Place(target, fused, ModelChoice(model, device, dtype))
+
+
+def _read(reader: Callable[[S], T], given: S | None, option: str) -> T | None:
     try:
-        return None if text is None else reader(text)
+        return None if given is None else reader(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
 

@@ -28,6 +28,9 @@ LIMITS = Limits(
     max_prompt_bytes=100,
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
+    latent_channels=4,
+    downscale=8,
+    previews=True,
 )
 
 
