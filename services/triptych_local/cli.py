@@ -1,4 +1,4 @@
-"""The command line: `triptych generate`, `grid`, `rerun` and `up`. Each imports what it needs when it runs."""
+"""The command line: `triptych generate`, `grid`, `rerun`, `up`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -76,15 +76,13 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="How much of it to make anew, up to 1. Default: 0.6; with margins 1.")
     ] = None,
-    mask: Annotated[
-        Path | None, typer.Option(help="Where: a picture of its size, white is made anew.")
-    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Where: white of a picture as large.")] = None,
     margins: Annotated[
         str | None, typer.Option(metavar=MARGINS, help="Go on around the picture by so many pixels.")
     ] = None,
     variation: Annotated[
         str | None,
-        typer.Option(metavar=VARIATION, help="Noise between the seed's and that of a second seed."),
+        typer.Option(metavar=VARIATION, help="Noise between the seed's and a second seed's."),
     ] = None,
     latents: Annotated[
         Path | None, typer.Option(help="Start from latents, a .npy file of --save-latents.")

@@ -41,9 +41,7 @@ def read_variation(text: str) -> image_generation_pb2.Variation:
 
     match = re.fullmatch(r"([0-9]{1,20}):([0-9]*\.?[0-9]+)", text.strip())
     if match is None or int(match[1]) >= 1 << 64:
-        raise ValueError(
-            f"'{text}' is no variation: it is {VARIATION} with a strength of 0 to 1, e.g. 42:0.2"
-        )
+        raise ValueError(f"'{text}' is no variation: it is {VARIATION}, e.g. 42:0.2")
     return pb.Variation(seeds=[int(match[1])], strengths=[float(match[2])])
 
 

@@ -117,8 +117,8 @@ def compared(old: Picture, new: Picture) -> Iterator[str]:
         was, is_now = (", ".join(prints.get(stage, ["nothing"])) for prints in (before, now))
         if was != is_now:
             yield (
-                f"warning: the {stage.replace('_', ' ')} has the fingerprint {is_now}, then it was {was}: other"
-                " weights, dtype, kind of device, number of threads or versions of libraries"
+                f"warning: the {stage.replace('_', ' ')} has the fingerprint {is_now}, then it was {was}:"
+                " other weights, dtype, kind of device, number of threads or versions of libraries"
             )
     if old.record.get("version") != new.record.get("version"):
         yield f"warning: version {new.record.get('version')} made it, then it was {old.record.get('version')}"
