@@ -20,13 +20,13 @@ ENCODER_WIDTH = 16
 LATENT_CHANNELS = 4
 
 
-def write_tiny_checkpoint(folder: Path) -> Path:
+def write_tiny_checkpoint(folder: Path, latent_channels: int = LATENT_CHANNELS) -> Path:
     """Writes the checkpoint. The weights are the same on every call."""
     torch.manual_seed(0)
     pipeline = StableDiffusion3Pipeline(
-        transformer=_transformer(),
+        transformer=_transformer(latent_channels),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=_vae(latent_channels),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(),
@@ -38,13 +38,13 @@ def write_tiny_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _transformer() -> Any:
+def _transformer(latent_channels: int) -> Any:
     return _lively(
         SD3Transformer2DModel(
             sample_size=8,
             patch_size=2,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
             num_layers=2,
             attention_head_dim=16,
             num_attention_heads=2,
@@ -57,13 +57,13 @@ def _transformer() -> Any:
     )
 
 
-def _vae() -> Any:
+def _vae(latent_channels: int) -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=64,
         scaling_factor=1.5,
