@@ -38,7 +38,7 @@ def fit(latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def colours(pixels: Tensor, height: int) -> Tensor:
-    """The mean colour, from -1 to 1, of the pixels of each of `height` rows of latent pixels: [B, h, w, 3]."""
+    """The mean colour, from -1 to 1, of what comes of each latent pixel, in `height` rows: [B, h, w, 3]."""
     square = pixels.shape[1] // height
     scaled = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     return torch.nn.functional.avg_pool2d(scaled, square).permute(0, 2, 3, 1)

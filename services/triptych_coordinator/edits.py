@@ -130,7 +130,7 @@ def _canvas(picture: Size, margins: Margins, width: int | None, height: int | No
         most = (limits.max_image_pixels / (picture.width * picture.height)) ** 0.5
         scale = min(1.0, most, limits.max_size / max(picture))
     across, down = margins.left + margins.right, margins.top + margins.bottom
-    sides = [round(picture.width * scale) + across, round(picture.height * scale) + down]
+    sides = [int(picture.width * scale) + across, int(picture.height * scale) + down]
     multiple = limits.size_multiple
     rounded = [max(multiple, (side + multiple // 2) // multiple * multiple) for side in sides]
     if math.prod(rounded) > limits.max_image_pixels:
@@ -156,7 +156,9 @@ def check_latents(
                 wrong.update({each.field: each.description for each in detail.field_violations})
         return
     if len(latents) not in (1, images):
-        wrong[f"{path}.shape"] = f"must hold the latents of 1 or {images} pictures, not {len(latents)}"
+        wrong[f"{path}.shape"] = (
+            f"must hold the latents of one picture or of all {images}, not {len(latents)}"
+        )
     elif not np.isfinite(latents).all():
         wrong[f"{path}.data"] = "holds numbers that are not finite"
 

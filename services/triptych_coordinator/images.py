@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from triptych.tensors import message_to_array
 from triptych_coordinator.requests import Parameters, parameters_to_message
 
 SAMPLER_NAME = "Euler"
@@ -80,11 +81,10 @@ def _editing(parameters: Parameters, image: int) -> dict[str, Any]:
         record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
     latents = parameters.noise if edit is None else edit.clean
     if latents is not None:
-        record["latents"] = {
-            "kind": "noise" if edit is None else "clean",
-            "sha256": sha256(latents.data).hexdigest(),
-            "row": 0 if latents.shape[0] == 1 else image,
-        }
+        rows = message_to_array(latents, "latents")
+        row = rows[0 if len(rows) == 1 else image]
+        kind = "noise" if edit is None else "clean"
+        record["latents"] = {"kind": kind, "sha256": sha256(row.tobytes()).hexdigest()}
     if variation is not None:
         record["variation"] = {"seed": variation.seeds[image], "strength": variation.strengths[image]}
     return record

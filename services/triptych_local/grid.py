@@ -64,20 +64,25 @@ def read_axis(text: str) -> Axis:
     Raises:
         ValueError: it says what is wrong.
     """
-    name, equals, rest = text.partition("=")
-    reader = PARAMETERS.get(name.strip())
-    if not equals or reader is None:
-        raise ValueError(f"'{text}' is not NAME=VALUE,VALUE,... with one of {', '.join(PARAMETERS)}")
-    words = tuple(word.strip() for word in rest.split("|" if "|" in rest else ","))
-    try:
-        return Axis(name.strip(), words, tuple(reader(word) for word in words))
-    except ValueError as error:
-        raise ValueError(f"'{text}': {error}") from error
+    values = text.partition("=")[2]
+    return _axis(text, values.split("|" if "|" in values else ","))
 
 
 def read_value(text: str) -> dict[str, Any]:
     """The options of "steps=20", whose value may hold commas. Raises ValueError."""
-    return read_axis(text if "|" in text else f"{text}|").options[0]
+    return _axis(text, [text.partition("=")[2]]).options[0]
+
+
+def _axis(text: str, values: Sequence[str]) -> Axis:
+    name, equals, _ = text.partition("=")
+    reader = PARAMETERS.get(name.strip())
+    if not equals or reader is None:
+        raise ValueError(f"'{text}' is not NAME=VALUE,VALUE,... with one of {', '.join(PARAMETERS)}")
+    words = tuple(value.strip() for value in values)
+    try:
+        return Axis(name.strip(), words, tuple(reader(word) for word in words))
+    except ValueError as error:
+        raise ValueError(f"'{text}': {error}") from error
 
 
 async def write_grid(

@@ -85,10 +85,11 @@ class Picture:
             raise ValueError(
                 f"'{self.path}' was made from latents, which are not inside: give them with --latents"
             )
-        wanted, latents = self.record["latents"], read_latents(path)
-        if sha256(latents.tobytes()).hexdigest() != wanted["sha256"]:
-            raise ValueError(f"'{path}' are not the latents that '{self.path}' was made from")
-        return initial_latents(wanted["kind"], latents[wanted["row"] : wanted["row"] + 1])
+        wanted = self.record["latents"]
+        for row in read_latents(path):
+            if sha256(row.tobytes()).hexdigest() == wanted["sha256"]:
+                return initial_latents(wanted["kind"], row[None])
+        raise ValueError(f"'{path}' does not hold the latents that '{self.path}' was made from")
 
 
 async def rerun(picture: Picture, request: pb.GenerationParameters, output: Path, place: Place) -> None:

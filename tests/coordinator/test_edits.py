@@ -30,7 +30,7 @@ def latents(*shape: int) -> Any:
         ((64, 48), {}, (64, 48)),
         ((62, 50), {}, (64, 48)),
         ((640, 480), {}, (256, 192)),
-        ((500, 500), {}, (224, 224)),
+        ((500, 500), {}, (208, 208)),
         ((640, 480), {"width": 64}, (64, 48)),
         ((640, 480), {"height": 96}, (128, 96)),
         ((640, 480), {"width": 64, "height": 48}, (64, 48)),
@@ -128,7 +128,7 @@ WRONG = {
     "latents of too many pictures": (
         {"latents": pb.InitialLatents(noise=latents(2, 4, 8, 12))},
         "latents.noise.shape",
-        "1 or 1 pictures, not 2",
+        "one picture or of all 1, not 2",
     ),
     "infinite latents": (
         {"latents": pb.InitialLatents(noise=array_to_message(np.full((1, 4, 8, 12), np.inf, np.float32)))},
