@@ -157,7 +157,7 @@ def check_latents(
         return
     if len(latents) not in (1, images):
         wrong[f"{path}.shape"] = (
-            f"must hold the latents of one picture or of all {images}, not {len(latents)}"
+            f"must be of one picture or of all {images}, not of {len(latents)}"
         )
     elif not np.isfinite(latents).all():
         wrong[f"{path}.data"] = "holds numbers that are not finite"

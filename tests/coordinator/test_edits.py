@@ -128,7 +128,7 @@ WRONG = {
     "latents of too many pictures": (
         {"latents": pb.InitialLatents(noise=latents(2, 4, 8, 12))},
         "latents.noise.shape",
-        "one picture or of all 1, not 2",
+        "one picture or of all 1, not of 2",
     ),
     "infinite latents": (
         {"latents": pb.InitialLatents(noise=array_to_message(np.full((1, 4, 8, 12), np.inf, np.float32)))},
