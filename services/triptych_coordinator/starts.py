@@ -67,8 +67,9 @@ async def begin(
     """
     edit = parameters.edit
     if edit is None:
-        given = None if parameters.noise is None else _latents(parameters.noise, "latents.noise", parameters)
-        return Start(await asyncio.to_thread(noise) if given is None else given)
+        drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
+        given = parameters.noise
+        return Start(drawn if given is None else _latents(given, "latents.noise", parameters))
     fingerprints: frozenset[str] = frozenset()
     mask = None
     if edit.clean is not None:
