@@ -156,9 +156,7 @@ def check_latents(
                 wrong.update({each.field: each.description for each in detail.field_violations})
         return
     if len(latents) not in (1, images):
-        wrong[f"{path}.shape"] = (
-            f"must be of one picture or of all {images}, not of {len(latents)}"
-        )
+        wrong[f"{path}.shape"] = f"must be of one picture or of all {images}, not of {len(latents)}"
     elif not np.isfinite(latents).all():
         wrong[f"{path}.data"] = "holds numbers that are not finite"
 

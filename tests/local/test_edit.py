@@ -24,6 +24,11 @@ def pixels(path: Path) -> Any:
         return np.asarray(picture)
 
 
+def unboxed(stderr: str) -> str:
+    """What a box around a usage error says, in one line."""
+    return " ".join(stderr.replace("│", " ").split())
+
+
 def done(up: Up, *arguments: str | Path) -> str:
     """Runs a command that must succeed; what it said on standard error."""
     result = run(*arguments, environment=up.environment)
@@ -70,7 +75,7 @@ def test_every_picture_can_be_made_again_to_the_bit(up: Up, start: Path, tmp_pat
     if again:
         result = run("rerun", first, environment=up.environment)
         assert result.status == 2
-        assert "not inside" in " ".join(result.stderr.replace("│", " ").split())
+        assert "not inside" in unboxed(result.stderr)
 
 
 def test_a_picture_of_a_batch_is_made_again_alone(up: Up, tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_a_grid_goes_over_two_parameters(up: Up, tmp_path: Path) -> None:
     assert np.array_equal(pixels(tmp_path / "grid.png")[-56:-8, -72:-8], pixels(tmp_path / "one.png"))
     result = run("rerun", tmp_path / "grid.png", environment=up.environment)
     assert result.status == 2
-    assert "is a grid" in result.stderr
+    assert "is a grid" in unboxed(result.stderr)
 
 
 def test_a_grid_over_prompts_with_commas_has_one_seed(up: Up, tmp_path: Path) -> None:
@@ -140,4 +145,4 @@ def test_wrong_words_are_explained_and_exit_with_2(case: str) -> None:
     arguments, explanation = WRONG_WORDS[case]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert explanation in " ".join(result.stderr.replace("│", " ").split())
+    assert explanation in unboxed(result.stderr)
