@@ -7,25 +7,28 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.guidance import GuidanceInput, Guided
 from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
-from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.pipelines import Sampling
+from triptych_coordinator.previews import LatentRgb
 from triptych_coordinator.prompt_weighting import WeightedText
 from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
+from triptych_coordinator.starts import begin, noise_stream
 
 
 async def generation_events(
     stages: Stages,
     models: Models,
     sampling: Sampling,
+    rgb: LatentRgb | None,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -37,11 +40,13 @@ async def generation_events(
     finished = pb.Finished()
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
+    noise = noise_stream(parameters, models)
+    started = await begin(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
 
-    noise = _noise(parameters, models)
-    latents = await asyncio.to_thread(noise)
     denoiser = RequestDenoiser(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
@@ -50,18 +55,22 @@ async def generation_events(
         deadline,
         loras_to_messages(parameters.loras),
     )
-    image_tokens = models.image_tokens(parameters.height, parameters.width)
-    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
-    solution = SOLVERS[SAMPLER_NAME](latents, sigmas, noise)
-    async for step, (latents, sigma) in sample(denoiser, solution, guided):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=float(sigma))
+    latents = started.latents
+    num_steps = parameters.num_inference_steps - started.first_step
+    solution = SOLVERS[SAMPLER_NAME](latents, sigmas[started.first_step :], noise)
+    async for step in sample(denoiser, solution, guided, started.edit, started.first_step):
+        latents = step.latents
+        number = step.number - started.first_step
+        completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
+        if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
+            completed.previews.extend(await asyncio.to_thread(rgb.previews, step.clean))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
     fingerprints = {
         "text_encoder": {models.text_encoder.model.fingerprint},
         "denoiser": denoiser.fingerprints,
-        "vae_codec": set[str](),
+        "vae_codec": set(started.fingerprints),
     }
     images_per_call = max(1, models.vae_codec.max_pixels // (parameters.height * parameters.width))
     for start in range(0, len(latents), images_per_call):
@@ -69,7 +78,10 @@ async def generation_events(
         fingerprints["vae_codec"].add(fingerprint)
         finished.decode_milliseconds += stopwatch.lap()
         for index, picture in enumerate(pixels, start):
-            yield pb.GenerateResponse(image=await _image(parameters, index, picture, fingerprints))
+            image = await _image(parameters, index, picture, fingerprints)
+            if parameters.return_latents:
+                image.latents.CopyFrom(array_to_message(latents[index]))
+            yield pb.GenerateResponse(image=image)
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
@@ -124,11 +136,9 @@ def _accepted(
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 
-def _noise(parameters: Parameters, models: Models) -> NoiseStream:
-    """Where the starting latents, float32 [images, C, h, w], and all later noise come from."""
-    downscale = models.vae_codec.downscale
-    shape = (models.denoiser.latent_channels, parameters.height // downscale, parameters.width // downscale)
-    return NoiseStream(shape, parameters.seeds)
+def _wants_preview(step: int, num_steps: int, every: int) -> bool:
+    """Whether a step is one of those that are asked for; after the last one the picture comes."""
+    return every > 0 and step % every == 0 and step < num_steps
 
 
 async def _image(

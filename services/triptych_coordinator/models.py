@@ -64,7 +64,9 @@ class Models:
         token = self.denoiser.latent_multiple * self.vae_codec.downscale
         return (height // token) * (width // token)
 
-    def limits(self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int) -> Limits:
+    def limits(
+        self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int, previews: bool
+    ) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
         return Limits(
@@ -86,4 +88,7 @@ class Models:
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
+            latent_channels=denoiser.latent_channels,
+            downscale=downscale,
+            previews=previews,
         )

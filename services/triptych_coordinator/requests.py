@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,9 +11,12 @@ import numpy as np
 from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
-from triptych.v1 import lora_pb2
+from triptych.v1 import lora_pb2, tensor_pb2
+from triptych_coordinator import edits
+from triptych_coordinator.edits import Edit, Variation
 from triptych_coordinator.guidance import ClassifierFree, GuidanceInput, GuidanceOptions, GuidanceSchedule
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
+from triptych_coordinator.input_images import Size
 from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
 
 T = TypeVar("T")
@@ -40,6 +43,9 @@ class Limits:
     max_prompt_bytes: int
     default_num_inference_steps: int
     default_guidance_scale: float
+    latent_channels: int
+    downscale: int
+    previews: bool
     guidance: GuidanceInput
     num_layers: int = 0
     prompt_weighting: bool = False
@@ -71,6 +77,11 @@ class Parameters:
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     prompt_weighting: bool = False
     loras: tuple[Lora, ...] = ()
+    edit: Edit | None = None
+    noise: tensor_pb2.Tensor | None = None
+    variation: Variation | None = None
+    return_latents: bool = False
+    preview_every: int = 0
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -83,6 +94,23 @@ class Parameters:
     def weighted(self, prompt: str) -> WeightedText:
         """A prompt of this request as the text encoder is given it."""
         return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
+
+    def alone(self, image: int) -> "Parameters":
+        """The request that gives picture number `image` alone."""
+        variation = self.variation
+        if variation is not None:
+            variation = Variation((variation.seeds[image],), (variation.strengths[image],))
+        return replace(
+            self,
+            prompts=(self.prompt(image),),
+            negative_prompts=(self.negative_prompt(image),),
+            guidance=self.guidance.alone(image // self.num_images_per_prompt),
+            num_images_per_prompt=1,
+            seeds=(self.seeds[image],),
+            variation=variation,
+            return_latents=False,
+            preview_every=0,
+        )
 
     def prompt(self, image: int) -> str:
         """The prompt of picture number `image`."""
@@ -106,24 +134,33 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         )
     wrong: dict[str, str] = {}
     given = _Given(message, limits, wrong)
+    size = edits.own_size(message, limits, wrong)
+    seeds = given.seeds()
     parameters = Parameters(
         model=limits.model,
         prompts=given.prompts(),
         negative_prompts=given.negative_prompts(),
-        height=given.size("height", limits.default_height),
-        width=given.size("width", limits.default_width),
+        height=given.size("height", size.height),
+        width=given.size("width", size.width),
         num_inference_steps=given.num_inference_steps(),
         guidance_scale=given.guidance_scale(),
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
-        seeds=given.seeds(),
+        seeds=seeds,
         guidance=given.guidance(),
         prompt_weighting=given.prompt_weighting(),
+        edit=edits.read_edit(message, given.number, wrong),
+        noise=edits.read_noise(message),
+        variation=edits.read_variation(message, len(seeds), given.number, wrong),
+        return_latents=message.return_latents,
+        preview_every=given.preview_every(),
         loras=given.loras(),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
+        canvas = Size(parameters.width, parameters.height)
+        edits.check_latents(message, limits, canvas, len(seeds), wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -146,10 +183,17 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         seeds=parameters.seeds,
         model=parameters.model,
         prompt_weighting=parameters.prompt_weighting,
+        return_latents=parameters.return_latents,
+        preview_every=parameters.preview_every,
         loras=loras_to_messages(parameters.loras),
     )
     if schedule.name == "explicit":
         message.ClearField("guidance_scale")
+    if parameters.edit is not None:
+        edits.write_edit(parameters.edit, message)
+    if parameters.variation is not None:
+        message.variation.seeds.extend(parameters.variation.seeds)
+        message.variation.strengths.extend(parameters.variation.strengths)
     chosen = getattr(message.guidance_schedule, schedule.name)
     chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
@@ -190,9 +234,9 @@ class _Given:
         return given if len(given) == count else (given or ("",)) * count
 
     def size(self, field: str, default: int) -> int:
-        if not self.message.HasField(field):  # type: ignore[arg-type]
-            return default
-        size: int = getattr(self.message, field)
+        """The size that is given, or `default`, which an input picture or latents may have decided."""
+        given = self.message.HasField(field)  # type: ignore[arg-type]
+        size: int = getattr(self.message, field) if given else default
         multiple, largest = self.limits.size_multiple, self.limits.max_size
         below = min(max(size // multiple * multiple, multiple), largest)
         nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
@@ -212,7 +256,7 @@ class _Given:
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
     def guidance_schedule(self) -> GuidanceSchedule:
         name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
@@ -220,11 +264,11 @@ class _Given:
         return GuidanceSchedule(name, fields)
 
     def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
 
     def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
         if stop < start:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
@@ -237,12 +281,12 @@ class _Given:
             self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
             return {"scales": ()}
         numbers = [
-            self._number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
+            self.number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
         ]
         return {"scales": tuple(numbers)}
 
     def guidance(self) -> GuidanceOptions:
-        reader = GuidanceReader(self._number, self._check_prompt, self.wrong)
+        reader = GuidanceReader(self.number, self._check_prompt, self.wrong)
         return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
 
     def prompt_weighting(self) -> bool:
@@ -268,6 +312,8 @@ class _Given:
         if len(given) == images:
             return given
         first = given[0] if given else secrets.randbelow(1 << 32)
+        if self.message.HasField("variation"):
+            return (first,) * images
         return tuple((first + k) % (1 << 64) for k in range(images))
 
     def loras(self) -> tuple[Lora, ...]:
@@ -275,6 +321,14 @@ class _Given:
         return tuple(
             Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
         )
+
+    def preview_every(self) -> int:
+        every = self.message.preview_every
+        if every < 0:
+            self.wrong["preview_every"] = f"must be at least 0, not {every}"
+        elif every and not self.limits.previews:
+            self.wrong["preview_every"] = "must be 0: no map from this model's latents to colours is known"
+        return every
 
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width
@@ -339,7 +393,8 @@ class _Given:
             except ValueError as error:
                 self.wrong[path] = str(error)
 
-    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
+        """A number of the wire; `wrong` hears of it if it is not from `least` to `most`."""
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"

@@ -92,6 +92,7 @@ def test_loras_are_named_with_their_weights() -> None:
 def test_the_json_gives_this_picture_alone() -> None:
     record = json.loads(png_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
     assert record.pop("version")
+    assert record.pop("request")["seeds"] == [str(2**64 - 1)]
     assert record == {
         "model": "triptych-small",
         "prompt": "a zebra",

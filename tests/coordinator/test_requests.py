@@ -46,6 +46,9 @@ LIMITS = Limits(
     prompt_weighting=True,
     guidance=GuidanceInput.BRANCHES,
     loras=("ink", "oil paint"),
+    latent_channels=4,
+    downscale=8,
+    previews=True,
 )
 EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
 WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)
