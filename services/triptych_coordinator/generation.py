@@ -45,7 +45,7 @@ async def generation_events(
     noise = noise_stream(parameters, models)
     started = await begin(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, started.first_step))
 
     denoiser = RequestDenoiser(
         stages,
@@ -119,7 +119,10 @@ async def _encode(
 
 
 def _accepted(
-    parameters: Parameters, guided: Guided, encoded: Mapping[WeightedText, EncodedPrompt]
+    parameters: Parameters,
+    guided: Guided,
+    encoded: Mapping[WeightedText, EncodedPrompt],
+    first_step: int,
 ) -> pb.Accepted:
     warnings = [
         f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
@@ -129,9 +132,9 @@ def _accepted(
     if any(parameters.negative_prompts) and not guided.negative:
         warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
     warnings += [
-        f"{guidance.description} changes nothing: of the {parameters.num_inference_steps} steps none is"
-        f" between start {guidance.start:g} and stop {guidance.stop:g}"
-        for guidance in guided.idle_layer_guidances()
+        f"{guidance.description} changes nothing: no step that is taken lies between start {guidance.start:g}"
+        f" and stop {guidance.stop:g}"
+        for guidance in guided.idle_layer_guidances(first_step)
     ]
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
