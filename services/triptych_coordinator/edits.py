@@ -17,7 +17,7 @@ from triptych.v1 import tensor_pb2
 from triptych_coordinator.input_images import Size, picture_size, visible_box
 
 if TYPE_CHECKING:
-    from triptych_coordinator.requests import Limits
+    from triptych_coordinator.parameters import Limits
 
 DEFAULT_STRENGTH = 0.6  # as in diffusers' pipelines
 OUTPAINTING_STRENGTH = 1.0  # there is nothing of the new area to start from

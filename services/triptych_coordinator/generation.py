@@ -11,14 +11,17 @@ from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.guidance import GuidanceInput, Guided
-from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
+from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
+from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
+from triptych_coordinator.parameters import Parameters
 from triptych_coordinator.pipelines import Sampling
 from triptych_coordinator.previews import LatentRgb
 from triptych_coordinator.prompt_weighting import WeightedText
-from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
+from triptych_coordinator.requests import loras_to_messages, parameters_to_message
+from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import sample
+from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 from triptych_coordinator.starts import begin, noise_stream
@@ -40,9 +43,7 @@ async def generation_events(
     finished = pb.Finished()
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
-    image_tokens = models.image_tokens(parameters.height, parameters.width)
-    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
-    noise = noise_stream(parameters, models)
+    sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     started = await begin(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, started.first_step))
@@ -55,12 +56,12 @@ async def generation_events(
         deadline,
         loras_to_messages(parameters.loras),
     )
-    latents = started.latents
-    num_steps = parameters.num_inference_steps - started.first_step
-    solution = SOLVERS[SAMPLER_NAME](latents, sigmas[started.first_step :], noise)
-    async for step in sample(denoiser, solution, guided, started.edit, started.first_step):
-        latents = step.latents
-        number = step.number - started.first_step
+    chosen, latents = parameters.sampling, started.latents
+    velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
+    solver, num_steps = SOLVERS[chosen.solver.name], len(sigmas) - 1 - started.first_step
+    solution = solver(latents, sigmas[started.first_step :], noise, **chosen.solver.parameters)
+    async for step in sample(velocities, solution, guided, started.edit, started.first_step):
+        latents, number = step.latents, step.number - started.first_step
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
         if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
             completed.previews.extend(await asyncio.to_thread(rgb.previews, step.clean))
@@ -85,9 +86,18 @@ async def generation_events(
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
-    finished.rows = denoiser.rows
+    finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
+    finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
+
+
+def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:
+    """The noise levels of a start at noise, by the request's schedule and the checkpoint's shift."""
+    chosen = parameters.sampling.sigma_schedule
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    schedule = SIGMA_SCHEDULES[chosen.name]
+    return schedule(sampling.schedule, parameters.num_inference_steps, image_tokens, **chosen.parameters)
 
 
 async def _encode(

@@ -14,10 +14,28 @@ from PIL import Image, PngImagePlugin
 
 from triptych.tensors import message_to_array
 from triptych_coordinator.guidance.messages import options_record
-from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.parameters import Parameters
+from triptych_coordinator.requests import parameters_to_message
+from triptych_coordinator.sampling_options import Choice
 
-SAMPLER_NAME = "Euler"
-
+_SAMPLER_NAMES = {
+    "euler": "Euler",
+    "heun": "Heun",
+    "midpoint": "Midpoint",
+    "dpmpp_2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "euler_ancestral": "Euler a",
+    "stochastic_euler": "Stochastic Euler",
+    "adaptive": "Adaptive RK3(2)",
+}
+_SCHEDULE_TYPES = {
+    "linear": "Simple",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "explicit": "Explicit",
+}
 _GUIDANCE_NAMES = {
     "guidance_method": "CFG method",
     "guidance_rescale": "CFG rescale",
@@ -73,7 +91,9 @@ def png_text(
         **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
         **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
-        "sampler": SAMPLER_NAME,
+        "solver": _record(parameters.sampling.solver),
+        "sigma_schedule": _record(parameters.sampling.sigma_schedule),
+        "step_reuse": _record(parameters.sampling.reuse),
         **_editing(parameters, image),
         "request": MessageToDict(
             parameters_to_message(parameters.alone(image)), preserving_proto_field_name=True
@@ -111,9 +131,15 @@ def a1111_text(record: Mapping[str, Any]) -> str:
     quote in AUTOMATIC1111/stable-diffusion-webui).
     """
     variation = record.get("variation", {})
+    (solver,), (schedule,) = record["solver"], record["sigma_schedule"]
     settings = {
         "Steps": record["num_inference_steps"],
-        "Sampler": record["sampler"],
+        "Sampler": _SAMPLER_NAMES[solver],
+        "Schedule type": _SCHEDULE_TYPES.get(schedule),
+        "Eta": record["solver"][solver].get("eta"),
+        "Solver": json.dumps(record["solver"]) if record["solver"][solver] else None,
+        "Sigmas": json.dumps(record["sigma_schedule"]) if record["sigma_schedule"][schedule] else None,
+        "Step reuse": None if "none" in record["step_reuse"] else json.dumps(record["step_reuse"]),
         "CFG scale": f"{record['guidance_scale']:.9g}" if "guidance_scale" in record else None,
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
@@ -133,6 +159,10 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None
     )
     return f"{record['prompt']}{negative}\n{line}"
+
+
+def _record(choice: Choice) -> dict[str, Any]:
+    return {choice.name: dict(choice.parameters)}
 
 
 def _quoted(value: str) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from triptych import errors
 from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.requests import Limits
 
 
 @dataclass(frozen=True)

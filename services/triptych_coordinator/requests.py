@@ -3,122 +3,38 @@
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
-from triptych.v1 import lora_pb2, tensor_pb2
+from triptych.v1 import lora_pb2
 from triptych_coordinator import edits
-from triptych_coordinator.edits import Edit, Variation
-from triptych_coordinator.guidance import ClassifierFree, GuidanceInput, GuidanceOptions, GuidanceSchedule
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+)
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
 from triptych_coordinator.input_images import Size
-from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
-
-T = TypeVar("T")
-
-MAX_NUM_INFERENCE_STEPS = 200
-MAX_GUIDANCE_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the served model and this server allow, and what a request gets that says nothing.
-
-    Sizes in pixels.
-    """
-
-    model: str
-    default_height: int
-    default_width: int
-    size_multiple: int
-    max_size: int
-    max_image_pixels: int
-    max_request_pixels: int
-    max_images: int
-    max_prompt_bytes: int
-    default_num_inference_steps: int
-    default_guidance_scale: float
-    latent_channels: int
-    downscale: int
-    previews: bool
-    guidance: GuidanceInput
-    num_layers: int = 0
-    prompt_weighting: bool = False
-    loras: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA of the denoiser, by name, and how much of it."""
-
-    name: str
-    weight: float
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A valid request. Pictures are numbered prompt by prompt; there is one seed per picture."""
-
-    model: str
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_schedule: GuidanceSchedule
-    num_images_per_prompt: int
-    seeds: tuple[int, ...]
-    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
-    prompt_weighting: bool = False
-    loras: tuple[Lora, ...] = ()
-    edit: Edit | None = None
-    noise: tensor_pb2.Tensor | None = None
-    variation: Variation | None = None
-    return_latents: bool = False
-    preview_every: int = 0
-
-    def guidance_scales(self) -> list[float]:
-        """The guidance scale of each step."""
-        return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
-
-    def per_image(self, per_prompt: Sequence[T]) -> list[T]:
-        """Each prompt's value once for every picture of it."""
-        return [value for value in per_prompt for _ in range(self.num_images_per_prompt)]
-
-    def weighted(self, prompt: str) -> WeightedText:
-        """A prompt of this request as the text encoder is given it."""
-        return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
-
-    def alone(self, image: int) -> "Parameters":
-        """The request that gives picture number `image` alone."""
-        variation = self.variation
-        if variation is not None:
-            variation = Variation((variation.seeds[image],), (variation.strengths[image],))
-        return replace(
-            self,
-            prompts=(self.prompt(image),),
-            negative_prompts=(self.negative_prompt(image),),
-            guidance=self.guidance.alone(image // self.num_images_per_prompt),
-            num_images_per_prompt=1,
-            seeds=(self.seeds[image],),
-            variation=variation,
-            return_latents=False,
-            preview_every=0,
-        )
-
-    def prompt(self, image: int) -> str:
-        """The prompt of picture number `image`."""
-        return self.prompts[image // self.num_images_per_prompt]
-
-    def negative_prompt(self, image: int) -> str:
-        """The negative prompt of picture number `image`."""
-        return self.negative_prompts[image // self.num_images_per_prompt]
+from triptych_coordinator.parameters import (
+    MAX_GUIDANCE_SCALE,
+    MAX_NUM_INFERENCE_STEPS,
+    Limits,
+    Lora,
+    Parameters,
+)
+from triptych_coordinator.prompt_weighting import read_weighted
+from triptych_coordinator.sampling_options import (
+    explicit_steps,
+    read_sampling,
+    write_sampling,
+)
 
 
 def parameters_from_message(message: pb.GenerationParameters, limits: Limits) -> Parameters:
@@ -155,10 +71,12 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         return_latents=message.return_latents,
         preview_every=given.preview_every(),
         loras=given.loras(),
+        sampling=read_sampling(message, given.number, wrong),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
+        given.check_sampling(parameters)
         canvas = Size(parameters.width, parameters.height)
         edits.check_latents(message, limits, canvas, len(seeds), wrong)
     if wrong:
@@ -198,6 +116,7 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
     chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
     write_options(parameters.guidance, message)
+    write_sampling(parameters.sampling, message)
     return message
 
 
@@ -246,10 +165,20 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
+        listed = explicit_steps(self.message)
         if not self.message.HasField("num_inference_steps"):
-            return self.limits.default_num_inference_steps
-        steps = self.message.num_inference_steps
-        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            steps = self.limits.default_num_inference_steps if listed is None else listed
+        else:
+            steps = self.message.num_inference_steps
+        if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
+        elif listed not in (None, steps):
+            self.wrong["num_inference_steps"] = (
+                f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
+            )
+        elif not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 
@@ -340,6 +269,15 @@ class _Given:
             self.wrong["num_images_per_prompt"] = (
                 f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
                 f" not {image * len(parameters.seeds)}"
+            )
+
+    def check_sampling(self, parameters: Parameters) -> None:
+        """Refuses a memory of guidance where every picture takes steps of its own."""
+        method, solver = parameters.guidance.method, parameters.sampling.solver.name
+        if isinstance(method, AdaptiveProjected) and method.momentum and solver == "adaptive":
+            self.wrong["guidance_method.adaptive_projected.momentum"] = (
+                "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
+                f" not {method.momentum:g}"
             )
 
     def check_guidance(self, parameters: Parameters) -> None:

@@ -7,17 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych_coordinator.guidance import Branch, Guided, Memory
-from triptych_coordinator.solvers import Latents, Reached, Solution
+from triptych_coordinator.solvers import Latents, Reached, Sigma, Solution
 
 
 class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Branch], guidance: float | None
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
         """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
 
+        sigma is the same for all samples, or float32 [B, 1, 1, 1].
         `guidance` is the scale for a model that takes it as an input, None for every other.
         """
         ...

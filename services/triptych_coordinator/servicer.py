@@ -17,9 +17,10 @@ from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.guidance import GuidanceInput
 from triptych_coordinator.models import Models
+from triptych_coordinator.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.pipelines import sampling_of
 from triptych_coordinator.previews import latent_rgb
-from triptych_coordinator.requests import MAX_NUM_INFERENCE_STEPS, Limits, parameters_from_message
+from triptych_coordinator.requests import parameters_from_message
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages import Stages
 from triptych_coordinator.stubs import Stubs

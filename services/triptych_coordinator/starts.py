@@ -16,7 +16,7 @@ from triptych_coordinator.edits import Edit
 from triptych_coordinator.input_images import Size, read_mask, read_picture
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import NoiseStream, VariedNoise
-from triptych_coordinator.requests import Parameters
+from triptych_coordinator.parameters import Parameters
 from triptych_coordinator.sampler import unchanged
 from triptych_coordinator.solvers import Latents, Noise, Reached
 from triptych_coordinator.stages import Stages

@@ -20,9 +20,13 @@ _MAX_RETRY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """A call's velocities, float32 [rows, channels, height, width], and how its time went."""
+    """A call's velocities, float32 [rows, channels, height, width], and how its time went.
+
+    reused: whose features were those of another evaluation.
+    """
 
     velocities: Tensor
+    reused: Sequence[bool]
     queue_seconds: float
     compute_seconds: float
 
@@ -34,10 +38,13 @@ class _Call:
     rows: Sequence[Row]
     done: asyncio.Future[None]
     velocities: dict[int, Tensor] = field(default_factory=dict)
+    reused: set[int] = field(default_factory=set)
     compute_seconds: float = 0.0
 
-    def take(self, index: int, velocity: Tensor) -> None:
+    def take(self, index: int, velocity: Tensor, reused: bool) -> None:
         self.velocities[index] = velocity
+        if reused:
+            self.reused.add(index)
         if len(self.velocities) == len(self.rows) and not self.done.done():
             self.done.set_result(None)
 
@@ -93,8 +100,9 @@ class Batcher:
         finally:
             self._queue = [waiting for waiting in self._queue if waiting.call is not call]
         velocities = torch.stack([call.velocities[index] for index in range(len(rows))])
+        reused = [index in call.reused for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
-        return Prediction(velocities, queue_seconds, call.compute_seconds)
+        return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
 
     async def close(self) -> None:
         """Refuses what waits, and lets the pass that runs end."""
@@ -129,7 +137,7 @@ class Batcher:
         rows = [waiting.row for waiting in batch]
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            velocities = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
+            predicted = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
         except Exception as error:
             for waiting in batch:
                 waiting.call.fail(error)
@@ -137,5 +145,5 @@ class Batcher:
         self._pass_seconds = time.monotonic() - started
         for call in {waiting.call for waiting in batch}:
             call.compute_seconds += self._pass_seconds
-        for waiting, velocity in zip(batch, velocities, strict=True):
-            waiting.call.take(waiting.index, velocity)
+        for waiting, velocity, reused in zip(batch, *predicted, strict=True):
+            waiting.call.take(waiting.index, velocity, reused)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triptych.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.features import FeatureCache, FeatureReuse, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.lora import Loras, added
-from triptych_denoiser.models.transformer import Transformer
+from triptych_denoiser.models.transformer import BlockReuse, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Row:
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
     loras: what is added to the model's linears.
     skipped_layers, perturbed_layers: sorted, as Transformer takes them.
+    reuse: whether features may be those of an earlier evaluation; None computes everything.
     """
 
     latents: Tensor
@@ -39,6 +41,7 @@ class Row:
     loras: Loras = ()
     skipped_layers: tuple[int, ...] = ()
     perturbed_layers: tuple[int, ...] = ()
+    reuse: FeatureReuse | None = None
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -48,25 +51,75 @@ class Row:
         return (*self.latents.shape, tokens, repeats, *layers, *self.loras)
 
 
+class Velocities(NamedTuple):
+    """What rows give: float32 [rows, channels, height, width] on the CPU, and whose features were reused."""
+
+    velocities: Tensor
+    reused: Sequence[bool]
+
+
 class Predictor:
     """A transformer that computes up to `max_rows` rows in one forward pass."""
 
-    def __init__(self, model: Transformer, device: torch.device, dtype: torch.dtype, max_rows: int) -> None:
-        """`device` and `dtype` are those that the model computes on and in."""
+    def __init__(
+        self,
+        model: Transformer,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_rows: int,
+        features: FeatureCache | None = None,
+    ) -> None:
+        """`device` and `dtype` are those that the model computes on and in; `features` are remembered."""
+        self._features = features or FeatureCache(1)
         self.model = model
         self.device = device
         self.dtype = dtype
         self.max_rows = max_rows
 
     @torch.inference_mode()
-    def predict(self, rows: Sequence[Row]) -> Tensor:
-        """The velocities of rows of one shape, 1 to max_rows of them, in one pass: float32 on the CPU."""
+    def predict(self, rows: Sequence[Row]) -> Velocities:
+        """Predicts rows of one shape, 1 to max_rows of them, in one pass.
+
+        Reference rows whose features are forgotten are computed in passes before it.
+        """
+        if all(row.reuse is None for row in rows):
+            return Velocities(self._forward(rows), [False] * len(rows))
+        references = [row.reuse.reference if row.reuse else None for row in rows]
+        found = self._found_features([row for row in references if row is not None])
+        reuse = FirstBlockReuse(
+            [row.reuse.threshold if row.reuse else 0.0 for row in rows],
+            [found[key_of(row)] if row is not None else None for row in references],
+        )
+        velocities = self._forward(rows, reuse=reuse)
+        for row, features in zip(rows, reuse.features, strict=True):
+            if row.reuse and features:
+                self._features.put(key_of(row), features)
+        return Velocities(velocities, reuse.reused)
+
+    def _found_features(self, rows: Sequence[Row]) -> Mapping[Key, Features]:
+        """The features of these rows, computed if they are not in the cache."""
+        wanted = {key_of(row): row for row in rows}
+        found = {key: features for key in wanted if (features := self._features.get(key))}
+        missing = [key for key in wanted if key not in found]
+        for start in range(0, len(missing), self.max_rows):
+            keys = missing[start : start + self.max_rows]
+            reuse = FirstBlockReuse([0.0] * len(keys), [None] * len(keys))
+            self._forward([wanted[key] for key in keys], reuse=reuse)
+            for key, features in zip(keys, reuse.features, strict=True):
+                if features:
+                    found[key] = features
+                    self._features.put(key, features)
+        return found
+
+    def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> Tensor:
+        """One pass: float32 on the CPU."""
         with added(self.model, rows[0].loras):
             velocities = self.model(
                 torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
                 self._float32([row.sigma for row in rows]),
                 torch.stack([row.conditioning.sequence for row in rows]),
                 **self._others(rows),
+                **reuse,
             )
         return velocities.float().cpu()
 
@@ -97,6 +150,7 @@ def create_predictor(
     determinism: Determinism,
     max_batch_rows: int,
     quantized: bool = False,
+    features: FeatureCache | None = None,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
@@ -104,7 +158,7 @@ def create_predictor(
     tried; other devices, dtypes and libraries choose kernels by the number of rows, and so may the
     products of quantized weights.
     """
-    together = Predictor(model, device, dtype, max_batch_rows)
+    together = Predictor(model, device, dtype, max_batch_rows, features)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
@@ -113,7 +167,7 @@ def create_predictor(
         log.info("up to %d rows share a pass: tried, they have the same bits as alone", max_batch_rows)
         return together
     log.info("rows run one at a time: in company, their last bits would depend on it")
-    return Predictor(model, device, dtype, 1)
+    return Predictor(model, device, dtype, 1, features)
 
 
 def rows_are_independent(predictor: Predictor) -> bool:
@@ -127,9 +181,9 @@ def rows_are_independent(predictor: Predictor) -> bool:
             _random_row(predictor, height, size, tokens, repeats, generator)
             for _ in range(min(predictor.max_rows, _PROBE_ROWS))
         ]
-        alone = torch.cat([predictor.predict([row]) for row in rows])
+        alone = torch.cat([predictor.predict([row]).velocities for row in rows])
         for count in (2, len(rows)):
-            company = predictor.predict(rows[:count])
+            company = predictor.predict(rows[:count]).velocities
             if not torch.equal(company, alone[:count]):
                 return False
     return True

@@ -22,12 +22,18 @@ from triptych_local.inputs import (
 from triptych_local.options import (
     LAYERS,
     METHODS,
+    REUSES,
     SCHEDULES,
+    SIGMA_SCHEDULES,
+    SOLVERS,
     read_composition,
     read_layers,
     read_method,
     read_schedule,
+    read_sigma_schedule,
     read_size,
+    read_solver,
+    read_step_reuse,
 )
 from triptych_local.places import (
     Base,
@@ -69,6 +75,14 @@ def generate(
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, e.g. 256x192.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    solver: Annotated[str | None, typer.Option(metavar="SOLVER", help=f"{SOLVERS}. Default: euler.")] = None,
+    sigma_schedule: Annotated[
+        str | None,
+        typer.Option(metavar="SCHEDULE", help=f"{SIGMA_SCHEDULES}. Default: what suits the solver."),
+    ] = None,
+    step_reuse: Annotated[
+        str | None, typer.Option(metavar="REUSE", help=f"{REUSES}: saves time, costs quality. Default: none.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly to follow the prompt; 1 is off.")
     ] = None,
@@ -159,6 +173,9 @@ def generate(
         width=pixels[0],
         height=pixels[1],
         num_inference_steps=steps,
+        solver=_read(read_solver, solver, "--solver"),
+        sigma_schedule=_read(read_sigma_schedule, sigma_schedule, "--sigma-schedule"),
+        step_reuse=_read(read_step_reuse, step_reuse, "--step-reuse"),
         guidance_scale=guidance,
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
         guidance_method=_read(read_method, guidance_method, "--guidance-method"),

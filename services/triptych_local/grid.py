@@ -18,7 +18,16 @@ from triptych.client import AsyncClient, Generation, GenerationOptions
 from triptych.loras import read_lora
 from triptych_local.generation import Place, connected_client
 from triptych_local.inputs import read_file, read_margins, read_variation
-from triptych_local.options import read_composition, read_layers, read_method, read_schedule, read_size
+from triptych_local.options import (
+    read_composition,
+    read_layers,
+    read_method,
+    read_schedule,
+    read_sigma_schedule,
+    read_size,
+    read_solver,
+    read_step_reuse,
+)
 from triptych_local.progress import Display, display
 
 CONCURRENT = 8  # as many as a coordinator runs, and as many that wait
@@ -41,6 +50,9 @@ PARAMETERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "negative": lambda text: {"negative_prompt": text},
     "seed": lambda text: {"seed": int(text)},
     "steps": lambda text: {"num_inference_steps": int(text)},
+    "solver": lambda text: {"solver": read_solver(text)},
+    "sigma-schedule": lambda text: {"sigma_schedule": read_sigma_schedule(text)},
+    "step-reuse": lambda text: {"step_reuse": read_step_reuse(text)},
     "guidance": lambda text: {"guidance_scale": float(text)},
     "guidance-schedule": lambda text: {"guidance_schedule": read_schedule(text)},
     "guidance-method": lambda text: {"guidance_method": read_method(text)},

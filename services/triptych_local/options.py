@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from triptych.v1 import image_generation_pb2
 
+M = TypeVar("M", bound="Message")
+
+SOLVERS = (
+    "euler, heun, midpoint, dpmpp-2m, unipc, lcm, euler-ancestral[:ETA], stochastic-euler[:NOISE-FRACTION]"
+    " or adaptive[:ABSOLUTE-TOLERANCE:RELATIVE-TOLERANCE]"
+)
+SIGMA_SCHEDULES = (
+    "checkpoint, linear, karras[:RHO], exponential, beta[:ALPHA:BETA] or explicit:SIGMA,SIGMA,..."
+)
+REUSES = "none, guidance[:EVERY], extrapolation[:EVERY] or features[:THRESHOLD]"
 SCHEDULES = "constant, linear:END, cosine:END, interval:START:STOP or list:SCALE,SCALE,..."
 METHODS = "cfg, apg[:ETA:NORM:MOMENTUM] or zero-star[:STEPS]"
 LAYERS = "LAYER,LAYER,...[:SCALE[:START:STOP]]"
@@ -45,6 +57,53 @@ def read_schedule(text: str) -> image_generation_pb2.GuidanceSchedule:
         case "list", _ if words:
             return pb.GuidanceSchedule(explicit=pb.ExplicitGuidance(scales=numbers))
     raise ValueError(f"'{text}' is no guidance schedule: it is {SCHEDULES}")
+
+
+def read_solver(text: str) -> image_generation_pb2.Solver:
+    """The solver of "heun", "euler-ancestral:0.5" or "adaptive:0.01:0.01"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.Solver(), f"no solver: it is {SOLVERS}")
+
+
+def read_sigma_schedule(text: str) -> image_generation_pb2.SigmaSchedule:
+    """The sigma schedule of "karras", "beta:0.5:0.7" or "explicit:1,0.75,0.5,0.25"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.SigmaSchedule(), f"no sigma schedule: it is {SIGMA_SCHEDULES}")
+
+
+def read_step_reuse(text: str) -> image_generation_pb2.StepReuse:
+    """The reuse between steps of "guidance" or "extrapolation:3"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.StepReuse(), f"no reuse between steps: it is {REUSES}")
+
+
+def _read_choice(text: str, message: M, otherwise: str) -> M:
+    """Sets the field of a oneof that is called like the first word, and its fields to the numbers behind it.
+
+    Numbers follow colons, all of them or none; a list of numbers has commas.
+    """
+    name, *words = text.strip().split(":")
+    choice = name.replace("-", "_")
+    try:
+        if choice not in message.DESCRIPTOR.fields_by_name:
+            raise ValueError
+        chosen = getattr(message, choice)
+        chosen.SetInParent()
+        numbers = chosen.DESCRIPTOR.fields
+        if len(words) not in (0, len(numbers)):
+            raise ValueError
+        for number, word in zip(numbers, words, strict=False):
+            value = getattr(chosen, number.name)
+            if isinstance(value, int | float):
+                setattr(chosen, number.name, type(value)(word))
+            else:
+                value.extend(float(part) for part in word.split(","))
+    except ValueError:
+        raise ValueError(f"'{text}' is {otherwise}") from None
+    return message
 
 
 def read_method(text: str) -> image_generation_pb2.GuidanceMethod:

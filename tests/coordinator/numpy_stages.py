@@ -43,6 +43,16 @@ def weakened(branch: denoiser_pb2.Branch) -> np.float32:
     return np.float32(1 / (1 + 0.1 * skipped + 0.01 * perturbed))
 
 
+def reuses(branch: denoiser_pb2.Branch, latents: NDArray[np.float32]) -> list[bool]:
+    """Which samples have moved from their references by at most the threshold, in the mean."""
+    reuse = branch.feature_reuse
+    if not reuse.HasField("latents"):
+        return [False] * len(latents)
+    moved = np.abs(latents - message_to_array(reuse.latents, "latents")).mean(axis=(1, 2, 3))
+    assert len(reuse.sigmas) == len(latents)
+    return [bool(change <= reuse.threshold) for change in moved]
+
+
 class TextEncoder(TextEncoderServiceServicer):
     """Random vectors from the prompt's hash; words past the tenth are cut off."""
 
@@ -98,6 +108,7 @@ class Denoiser(DenoiserServiceServicer):
         self.guidance_embedded = False
         self.guidance_scales: list[list[float]] = []
         self.loras: list[dict[str, float]] = []
+        self.references: list[list[denoiser_pb2.FeatureReuse]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
@@ -114,17 +125,21 @@ class Denoiser(DenoiserServiceServicer):
         latents = message_to_array(request.latents, "latents")
         if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
             raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
+        reused = [reuses(branch, latents) for branch in request.branches]
         velocities = [
             [
-                velocity(*row) * weakened(branch)
-                for row in zip(latents, request.sigmas, self._branch(branch), strict=True)
+                velocity(*row) * weakened(branch) * np.float32(0.9 if again else 1)
+                for *row, again in zip(latents, request.sigmas, self._branch(branch), rows, strict=True)
             ]
-            for branch in request.branches
+            for branch, rows in zip(request.branches, reused, strict=True)
         ]
         self.branches.append(len(request.branches))
-        self.rows += len(wanted)
+        self.rows += len(wanted) - sum(map(sum, reused))
+        self.references.append([branch.feature_reuse for branch in request.branches])
         return denoiser_pb2.PredictResponse(
-            velocities=array_to_message(np.array(velocities, np.float32)), fingerprint="denoiser-fingerprint"
+            velocities=array_to_message(np.array(velocities, np.float32)),
+            fingerprint="denoiser-fingerprint",
+            reused=[again for rows in reused for again in rows],
         )
 
     def _branch(self, branch: denoiser_pb2.Branch) -> list[NDArray[np.float32]]:

@@ -20,7 +20,9 @@ from triptych_coordinator.guidance import (
 )
 from triptych_coordinator.guidance.messages import write_options
 from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.requests import Lora, Parameters
+from triptych_coordinator.parameters import Lora, Parameters
+from triptych_coordinator.sampling_options import Choice, SamplingOptions
+from triptych_coordinator.solvers import SOLVERS
 
 FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"v"}}
 
@@ -29,6 +31,7 @@ def parameters(
     prompt: str,
     negative_prompt: str = "",
     schedule: GuidanceSchedule | None = None,
+    sampling: SamplingOptions | None = None,
     guidance: GuidanceOptions | None = None,
 ) -> Parameters:
     return Parameters(
@@ -42,6 +45,7 @@ def parameters(
         guidance_schedule=schedule or GuidanceSchedule(),
         num_images_per_prompt=2,
         seeds=(1, 2, 3, 2**64 - 1),
+        sampling=sampling or SamplingOptions(),
         guidance=guidance or GuidanceOptions(),
     )
 
@@ -79,6 +83,29 @@ def test_a_guidance_schedule_is_quoted_in_the_parameters() -> None:
     assert r', CFG schedule: "{\"interval\": {\"start\": 0.1, \"stop\": 0.7}}", Version: ' in text
 
 
+def test_solvers_and_schedules_have_the_names_that_other_tools_know() -> None:
+    sampling = SamplingOptions(Choice("euler_ancestral", {"eta": 0.5}), Choice("karras", {"rho": 7.0}))
+    text = png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)["parameters"]
+    assert "Sampler: Euler a, Schedule type: Karras, Eta: 0.5, " in text
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_has_a_name_in_the_parameters(solver: str) -> None:
+    sampling = SamplingOptions(Choice(solver))
+    assert "Sampler: " in png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)["parameters"]
+
+
+def test_sampling_is_in_the_json() -> None:
+    reuse = Choice("guidance", {"every": 2})
+    sampling = SamplingOptions(Choice("heun"), Choice("explicit", {"sigmas": (1.0, 0.5, 0.0)}), reuse)
+    text = png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)
+    record = json.loads(text["triptych"])
+    assert record["solver"] == {"heun": {}}
+    assert record["sigma_schedule"] == {"explicit": {"sigmas": [1.0, 0.5, 0.0]}}
+    assert record["step_reuse"] == {"guidance": {"every": 2}}
+    assert r'Step reuse: "{\"guidance\": {\"every\": 2}}"' in text["parameters"]
+
+
 def test_loras_are_named_with_their_weights() -> None:
     drawn = replace(parameters("a zebra"), loras=(Lora("ink", 0.8), Lora("oil, thick", -1.0)))
     text = png_text(drawn, 2, FINGERPRINTS)
@@ -103,8 +130,10 @@ def test_the_json_gives_this_picture_alone() -> None:
         "num_inference_steps": 28,
         "guidance_scale": 5.0,
         "guidance_schedule": {"constant": {}},
+        "solver": {"euler": {}},
+        "sigma_schedule": {"checkpoint": {}},
+        "step_reuse": {"none": {}},
         "loras": [],
-        "sampler": "Euler",
         "fingerprints": {"text_encoder": ["t"], "denoiser": ["d1", "d2"], "vae_codec": ["v"]},
     }
 

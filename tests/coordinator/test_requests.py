@@ -21,14 +21,10 @@ from triptych_coordinator.guidance import (
     SkipLayerGuidance,
     ZeroStar,
 )
+from triptych_coordinator.parameters import Limits, Lora, Parameters
 from triptych_coordinator.prompt_weighting import Span, WeightedText
-from triptych_coordinator.requests import (
-    Limits,
-    Lora,
-    Parameters,
-    parameters_from_message,
-    parameters_to_message,
-)
+from triptych_coordinator.requests import parameters_from_message, parameters_to_message
+from triptych_coordinator.sampling_options import Choice, SamplingOptions
 
 LIMITS = Limits(
     model="small",
@@ -139,6 +135,54 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
     assert message.HasField("height")
     assert message.guidance_schedule.WhichOneof("schedule") == (next(iter(schedule), "constant"))
     assert parameters_from_message(message, LIMITS) == parameters
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"solver": {"heun": {}}},
+        {"solver": {"euler_ancestral": {"eta": 0.3}}, "sigma_schedule": {"karras": {"rho": 5}}},
+        {"solver": {"stochastic_euler": {}}, "step_reuse": {"guidance": {"every": 3}}},
+        {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
+        {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
+        {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
+        {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
+    ],
+)
+def test_the_sampling_with_its_defaults_says_the_same_again(fields: dict[str, Any]) -> None:
+    parameters = parsed(**fields)
+    message = parameters_to_message(parameters)
+    assert message.HasField("solver")
+    assert message.HasField("sigma_schedule")
+    assert message.HasField("step_reuse")
+    assert parameters_from_message(message, LIMITS) == parameters
+
+
+def test_a_request_that_chooses_nothing_gets_euler_on_the_checkpoint_s_levels() -> None:
+    assert parsed().sampling == SamplingOptions(Choice("euler"), Choice("checkpoint"), Choice("none"))
+    assert parsed(solver={}, sigma_schedule={}, step_reuse={}).sampling == parsed().sampling
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+def test_solvers_over_lambda_get_linear_levels_unless_told_otherwise(solver: str) -> None:
+    assert parsed(solver={solver: {}}).sampling.sigma_schedule == Choice("linear")
+    told = parsed(solver={solver: {}}, sigma_schedule={"checkpoint": {}})
+    assert told.sampling.sigma_schedule == Choice("checkpoint")
+
+
+def test_parameters_that_are_left_out_are_the_usual_ones() -> None:
+    assert parsed(solver={"euler_ancestral": {}}).sampling.solver.parameters == {"eta": 1}
+    assert parsed(solver={"euler_ancestral": {"eta": 0}}).sampling.solver.parameters == {"eta": 0}
+    assert parsed(sigma_schedule={"karras": {}}).sampling.sigma_schedule.parameters == {"rho": 7}
+    assert parsed(step_reuse={"guidance": {}}).sampling.reuse.parameters == {"every": 2}
+
+
+def test_a_list_of_sigmas_decides_the_number_of_steps() -> None:
+    for sigmas in ([1, 0.7, 0.1], [1, 0.7, 0.1, 0]):
+        parameters = parsed(sigma_schedule={"explicit": {"sigmas": sigmas}})
+        assert parameters.num_inference_steps == 3
+        assert parameters.sampling.sigma_schedule.parameters == {"sigmas": (1, 0.7, 0.1, 0)}
+    assert parsed(sigma_schedule={"explicit": {"sigmas": [1, 0.5]}}, num_inference_steps=2) is not None
 
 
 def test_numbers_are_those_the_client_wrote() -> None:
@@ -305,6 +349,60 @@ def test_numbers_are_those_the_client_wrote() -> None:
         ({"num_images_per_prompt": 7}, "num_images_per_prompt", "at most 6"),
         ({"num_images_per_prompt": 2**31 - 1}, "num_images_per_prompt", "at most 6"),
         ({"num_images_per_prompt": 3, "seeds": [1, 2]}, "seeds", "one per picture (3), not 2"),
+        ({"solver": {"euler_ancestral": {"eta": 1.5}}}, "solver.euler_ancestral.eta", "0 to 1"),
+        (
+            {"solver": {"stochastic_euler": {"noise_fraction": float("nan")}}},
+            "solver.stochastic_euler.noise_fraction",
+            "0 to 1",
+        ),
+        ({"solver": {"adaptive": {"absolute_tolerance": 0}}}, "solver.adaptive.absolute_tolerance", "to 1"),
+        ({"sigma_schedule": {"karras": {"rho": 0}}}, "sigma_schedule.karras.rho", "1 to 100"),
+        ({"sigma_schedule": {"beta": {"alpha": 0.01}}}, "sigma_schedule.beta.alpha", "0.1 to 10"),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": []}}},
+            "sigma_schedule.explicit.sigmas",
+            "at least one level above 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [0]}}},
+            "sigma_schedule.explicit.sigmas",
+            "at least one level above 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1 - i / 300 for i in range(201)]}}},
+            "sigma_schedule.explicit.sigmas",
+            "1 to 200 steps, not 201",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0.5, 0.5]}}},
+            "sigma_schedule.explicit.sigmas[2]",
+            "below the level before, 0.5",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0, 0.5]}}},
+            "sigma_schedule.explicit.sigmas[2]",
+            "below the level before, 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1.5, 1]}}},
+            "sigma_schedule.explicit.sigmas[0]",
+            "0 to 1, not 1.5",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0.5]}}, "num_inference_steps": 3},
+            "num_inference_steps",
+            "left out or 2",
+        ),
+        ({"step_reuse": {"guidance": {"every": 1}}}, "step_reuse.guidance.every", "2 to 20"),
+        ({"step_reuse": {"extrapolation": {"every": 21}}}, "step_reuse.extrapolation.every", "2 to 20"),
+        ({"step_reuse": {"features": {"threshold": 0}}}, "step_reuse.features.threshold", "0.001 to 1"),
+        (
+            {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
+            "guidance_method.adaptive_projected.momentum",
+            "must be 0 with the adaptive solver",
+        ),
+        ({"solver": {"adaptive": {}}, "step_reuse": {"guidance": {}}}, "step_reuse", "adaptive"),
+        ({"solver": {"lcm": {}}, "step_reuse": {"extrapolation": {}}}, "step_reuse.extrapolation", "lcm"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], field: str, says: str) -> None:

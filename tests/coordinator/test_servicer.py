@@ -19,6 +19,7 @@ from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.solvers import SOLVERS
 
 
 @contextmanager
@@ -123,6 +124,46 @@ async def test_a_picture_says_how_it_was_made(house: House) -> None:
         record = json.loads(png.info["triptych"])
     assert (record["seed"], record["width"], record["model"]) == (9, 96, MODEL)
     assert record["fingerprints"]["denoiser"] == ["denoiser-fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluations", "rows", "reused"),
+    [
+        ({}, 6, 12, 0),
+        ({"solver": {"heun": {}}}, 10, 20, 0),
+        ({"step_reuse": {"guidance": {"every": 3}}}, 6, 8, 4),
+        ({"step_reuse": {"extrapolation": {"every": 2}}}, 4, 8, 4),
+        ({"step_reuse": {"features": {"threshold": 1}}}, 6, 6, 6),
+        ({"step_reuse": {"features": {"threshold": 0.001}}}, 6, 12, 0),
+    ],
+)
+async def test_finished_says_what_was_computed_and_what_was_saved(
+    house: House, fields: dict[str, Any], evaluations: int, rows: int, reused: int
+) -> None:
+    finished = (await house.images("a cat", "a dog", guidance_scale=4, **fields)).finished
+    assert (finished.evaluations, finished.rows, finished.reused_rows) == (evaluations, rows, reused)
+    assert house.denoiser.rows == rows
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+async def test_every_solver_makes_the_picture_that_its_seed_gives_alone(house: House, solver: str) -> None:
+    fields: dict[str, Any] = {"solver": {solver: {}}, "sigma_schedule": {"karras": {}}}
+    batch = await house.images("a cat", num_images_per_prompt=2, seeds=[1], **fields)
+    (alone,) = (await house.images("a cat", seeds=[2], **fields)).images
+    assert alone.png == batch.images[1].png
+    with Image.open(io.BytesIO(alone.png), formats=["PNG"]) as png:
+        png.load()
+        record = json.loads(png.info["triptych"])
+    assert list(record["solver"]) == [solver]
+    assert record["sigma_schedule"] == {"karras": {"rho": 7.0}}
+
+
+async def test_an_explicit_list_decides_steps_and_levels(house: House) -> None:
+    schedule = {"explicit": {"sigmas": [1, 0.5]}}
+    parameters = pb.GenerationParameters(prompts=["a cat"], sigma_schedule=schedule)
+    call = house.stub.Generate(pb.GenerateRequest(parameters=parameters))
+    steps = [event.step_completed async for event in call if kind(event) == "step_completed"]
+    assert [(s.step, s.num_steps, s.sigma) for s in steps] == [(1, 2, 0.5), (2, 2, 0)]
 
 
 async def test_guidance_of_one_encodes_and_computes_the_prompt_alone(house: House) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from torch import Tensor
 
 from triptych.errors import TriptychError, retry_after_seconds
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.predictor import Row
+from triptych_denoiser.predictor import Row, Velocities
 
 CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 
@@ -36,14 +35,14 @@ class HeldPredictor:
     def release(self, passes: int = 100) -> None:
         self._permits.release(passes)
 
-    def predict(self, rows: Sequence[Row]) -> Tensor:
+    def predict(self, rows: Sequence[Row]) -> Velocities:
         self.passes.append([row.latents.max().item() for row in rows])
         self.threads.add(threading.current_thread().name)
         assert self._permits.acquire(timeout=10)
         if self.error:
             error, self.error = self.error, None
             raise error
-        return torch.stack([row.latents for row in rows])
+        return Velocities(torch.stack([row.latents for row in rows]), [False] * len(rows))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.transformer import Inputs, Transformer
-from triptych_denoiser.predictor import Predictor, Row, create_predictor, rows_are_independent
+from triptych_denoiser.predictor import Predictor, Row, Velocities, create_predictor, rows_are_independent
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,8 @@ class CompanyMatters(Predictor):
 
     def predict(self, rows):  # type: ignore[no-untyped-def]
         """The velocities, off by a little."""
-        return super().predict(rows) + 1e-6 * (len(rows) - 1)
+        velocities, reused = super().predict(rows)
+        return Velocities(velocities + 1e-6 * (len(rows) - 1), reused)
 
 
 def test_the_probe_sees_a_difference_of_the_last_bits(model: Transformer) -> None:
@@ -118,6 +119,6 @@ def test_rows_of_a_weakened_model_have_the_same_bits_alone_and_in_company(
     predictor = Predictor(family, CPU, torch.float32, 4)
     rows = [row_of(family.inputs, 8, 5, sigma=0.1 + k / 5) for k in range(4)]
     weakened = [replace(row, **layers) for row in rows]
-    together = predictor.predict(weakened)
-    assert torch.equal(together, torch.cat([predictor.predict([row]) for row in weakened]))
-    assert not torch.isclose(together, predictor.predict(rows)).all(dim=3).any()
+    together = predictor.predict(weakened).velocities
+    assert torch.equal(together, torch.cat([predictor.predict([row]).velocities for row in weakened]))
+    assert not torch.isclose(together, predictor.predict(rows).velocities).all(dim=3).any()

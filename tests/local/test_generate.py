@@ -40,6 +40,7 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
 
     options = (
         *("--negative", "a dog", "--guidance", "3.5", "--guidance-schedule", "interval:0.25:0.75"),
+        *("--solver", "euler-ancestral:0.4", "--sigma-schedule", "karras:5", "--step-reuse", "guidance:3"),
         *("--guidance-method", "apg:0.125:9:-0.375", "--guidance-rescale", "0.625"),
         *("--skip-layers", "1:1.75:0:0.875", "--perturb-layers", "0"),
         *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375", "--weights"),
@@ -51,6 +52,9 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
     assert result.status == 0, result.stderr
     with Image.open(tmp_path / "cat.png", formats=["PNG"]) as picture:
         said = json.dumps(json.loads(picture.info["triptych"]))
+    assert '"solver": {"euler_ancestral": {"eta": 0.4}}' in said
+    assert '"sigma_schedule": {"karras": {"rho": 5.0}}' in said
+    assert '"step_reuse": {"guidance": {"every": 3}}' in said
     words = (
         *('"a dog"', "3.5", "interval", "0.25", "0.75", "adaptive_projected", "0.125", "9.0", "-0.375"),
         *("0.625", "skip_layer", "1.75", "0.875", "perturbed", '"a red hat"', "-0.0625", "0.9375"),
@@ -63,6 +67,10 @@ WRONG_WORDS = {
     "files for services elsewhere": (["--target", "h:1", "--offline"], "have their own device"),
     "a size without its height": (["--size", "256"], "'256' is no size: it is WIDTHxHEIGHT"),
     "a schedule without its end": (["--guidance-schedule", "linear"], "'linear' is no guidance schedule"),
+    "an unknown solver": (["--solver", "rk45"], "'rk45' is no solver: it is euler, heun"),
+    "a solver with a number too many": (["--solver", "heun:2"], "'heun:2' is no solver"),
+    "a list of words": (["--sigma-schedule", "explicit:1,a"], "'explicit:1,a' is no sigma schedule"),
+    "a reuse of no whole number": (["--step-reuse", "guidance:1.5"], "is no reuse between steps"),
     "an empty list of scales": (["--guidance-schedule", "list:"], "'list:' is no guidance schedule"),
     "an unknown method": (["--guidance-method", "best"], "'best' is no guidance method: it is cfg, apg"),
     "half of APG": (["--guidance-method", "apg:1"], "'apg:1' is no guidance method"),

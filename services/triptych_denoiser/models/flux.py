@@ -29,7 +29,7 @@ from triptych_denoiser.models.layers import (
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_bias
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -214,6 +214,7 @@ class FluxTransformer(nn.Module):
         guidance: Tensor | None = None,
         skipped_layers: Collection[int] = (),
         perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -225,6 +226,7 @@ class FluxTransformer(nn.Module):
             guidance: float32 [rows], the guidance scales, if and only if the config has guidance_embeds.
             skipped_layers: blocks that change nothing; those of one stream are counted after those of two.
             perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -234,16 +236,28 @@ class FluxTransformer(nn.Module):
         image = self.patch_embed(patchify(latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2))
         text = self.text_embed(sequence)
         turns = self.turns(text.shape[1], height // PACKING, width // PACKING).to(latents.device)
-        for index, block in enumerate(self.double_blocks):
-            if index not in skipped_layers:
-                image, text = block(image, text, embedding, turns, index in perturbed_layers)
-        tokens, image_part = torch.cat([text, image], dim=1), slice(text.shape[1], None)
-        for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
-            if index not in skipped_layers:
-                perturbed = image_part if index in perturbed_layers else None
-                tokens = block(tokens, embedding, turns, perturbed)
+
+        def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+            for index in layers:
+                if index not in skipped_layers:
+                    block, perturbed = self.double_blocks[index], index in perturbed_layers
+                    image, text = block(image, text, embedding, turns, perturbed)
+            return image, text
+
+        def others(rows: Rows) -> Tensor:
+            layers = range(1, len(self.double_blocks))
+            image, text = through(layers, first_image[rows], first_text[rows], embedding[rows])
+            tokens, image_part = torch.cat([text, image], dim=1), slice(text.shape[1], None)
+            for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
+                if index not in skipped_layers:
+                    perturbed = image_part if index in perturbed_layers else None
+                    tokens = block(tokens, embedding[rows], turns, perturbed)
+            return tokens[:, image_part]
+
+        first_image, first_text = through(range(min(1, len(self.double_blocks))), image, text, embedding)
+        image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        velocity = self.final(modulate(tokens[:, image_part], shift, scale))
+        velocity = self.final(modulate(image, shift, scale))
         patches = velocity.unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
         return unpatchify(patches, height, width)
 

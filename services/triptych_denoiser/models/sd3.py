@@ -29,7 +29,7 @@ from triptych_denoiser.models.layers import (
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_bias
-from triptych_denoiser.models.transformer import Inputs
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, Rows, no_reuse
 
 MAX_TOKENS = 2048
 
@@ -206,6 +206,7 @@ class SD3Transformer(nn.Module):
         trailing_repeats: int = 1,
         skipped_layers: Collection[int] = (),
         perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -219,6 +220,7 @@ class SD3Transformer(nn.Module):
                 its logit.
             skipped_layers: blocks that change nothing.
             perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, in_channels, height, width], dtype of the latents.
@@ -230,9 +232,20 @@ class SD3Transformer(nn.Module):
         image = self.patch_embed(patches) + self.cropped_positions(height, width)
         text = self.text_embed(sequence)
         key_bias = self.key_bias(image, text, trailing_repeats)
-        for index, block in enumerate(self.blocks):
-            if index not in skipped_layers:
-                image, text = block(image, text, embedding, key_bias, index in perturbed_layers)
+
+        def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+            for index in layers:
+                if index not in skipped_layers:
+                    block, perturbed = self.blocks[index], index in perturbed_layers
+                    image, text = block(image, text, embedding, key_bias, perturbed)
+            return image, text
+
+        def others(rows: Rows) -> Tensor:
+            layers = range(1, len(self.blocks))
+            return through(layers, first_image[rows], first_text[rows], embedding[rows])[0]
+
+        first_image, first_text = through(range(1), image, text, embedding)
+        image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
         velocity = self.final(modulate(image, shift, scale))
         patch = self.config.patch_size

@@ -29,7 +29,7 @@ from triptych_denoiser.models.layers import (
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_bias
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PATCH = 2
 PADDED_TO = 32
@@ -208,6 +208,7 @@ class ZImageTransformer(nn.Module):
         sequence: Tensor,
         skipped_layers: Collection[int] = (),
         perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -221,6 +222,7 @@ class ZImageTransformer(nn.Module):
             skipped_layers: blocks behind the refiners that change nothing.
             perturbed_layers: blocks behind the refiners in which image tokens, padding included, do not see
                 each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one, refiners not counted.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -237,10 +239,19 @@ class ZImageTransformer(nn.Module):
             text = block(text, turns[image.shape[1] :], embedding)
         tokens = torch.cat([image, text], dim=1)
         image_part = slice(0, image.shape[1])
-        for index, block in enumerate(self.blocks):
-            if index not in skipped_layers:
-                perturbed = image_part if index in perturbed_layers else None
-                tokens = block(tokens, turns, embedding, perturbed)
+
+        def through(layers: range, tokens: Tensor, embedding: Tensor) -> Tensor:
+            for index in layers:
+                if index not in skipped_layers:
+                    perturbed = image_part if index in perturbed_layers else None
+                    tokens = self.blocks[index](tokens, turns, embedding, perturbed)
+            return tokens
+
+        def others(rows: Rows) -> Tensor:
+            return through(range(1, len(self.blocks)), first_tokens[rows], embedding[rows])
+
+        first_tokens = through(range(1), tokens, embedding)
+        tokens = reuse(tokens, first_tokens, others)
         (scale,) = self.final_modulation(F.silu(embedding))
         image = tokens[:, : (height // PATCH) * (width // PATCH)]
         clean = self.final(F.layer_norm(image, image.shape[-1:], eps=EPS) * (1 + scale))

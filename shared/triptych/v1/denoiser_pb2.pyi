@@ -24,6 +24,7 @@ class Branch(google.protobuf.message.Message):
     CONDITIONING_DIGESTS_FIELD_NUMBER: builtins.int
     SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
     PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
+    FEATURE_REUSE_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
@@ -40,16 +41,64 @@ class Branch(google.protobuf.message.Message):
         image (perturbed attention guidance).
         """
 
+    @property
+    def feature_reuse(self) -> global___FeatureReuse:
+        """Lets the later layers' part of a row be those of an earlier evaluation. Left out, everything is computed."""
+
     def __init__(
         self,
         *,
         conditioning_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
         skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
         perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        feature_reuse: global___FeatureReuse | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["feature_reuse", b"feature_reuse"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "feature_reuse", b"feature_reuse", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
+
+@typing.final
+class FeatureReuse(google.protobuf.message.Message):
+    """Where the first layer adds nearly the same to a row's tokens as it did at an earlier evaluation under the same branch,
+    the other layers are taken to add the same as there. That evaluation is named by what decided it, so that the answer
+    depends on the request alone, and not on what the replica has seen: one that does not remember it computes it again.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    LATENTS_FIELD_NUMBER: builtins.int
+    SIGMAS_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1."""
+    @property
+    def latents(self) -> triptych.v1.tensor_pb2.Tensor:
+        """The earlier evaluation of every sample: float32, the shape of PredictRequest's latents. Left out for none: then
+        everything is computed, and remembered for later calls.
+        """
+
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its noise levels, one per sample, in [0, 1]; none without latents."""
+
+    @property
+    def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its guidance scales, where PredictRequest has guidance_scales; none without latents."""
+
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float = ...,
+        latents: triptych.v1.tensor_pb2.Tensor | None = ...,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+        guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "threshold", b"threshold"]) -> None: ...
+
+global___FeatureReuse = FeatureReuse
 
 @typing.final
 class PredictRequest(google.protobuf.message.Message):
@@ -108,6 +157,7 @@ class PredictResponse(google.protobuf.message.Message):
     FINGERPRINT_FIELD_NUMBER: builtins.int
     QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    REUSED_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
     """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
@@ -118,6 +168,12 @@ class PredictResponse(google.protobuf.message.Message):
     def velocities(self) -> triptych.v1.tensor_pb2.Tensor:
         """float32, shape [branches, samples, channels, height, width], in the order of the request."""
 
+    @property
+    def reused(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
+        """Whether a row's features were reused, in the order of the request, branch after branch; empty if no branch has a
+        feature_reuse.
+        """
+
     def __init__(
         self,
         *,
@@ -125,9 +181,10 @@ class PredictResponse(google.protobuf.message.Message):
         fingerprint: builtins.str = ...,
         queue_milliseconds: builtins.float = ...,
         compute_milliseconds: builtins.float = ...,
+        reused: collections.abc.Iterable[builtins.bool] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["velocities", b"velocities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "velocities", b"velocities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "velocities", b"velocities"]) -> None: ...
 
 global___PredictResponse = PredictResponse
 

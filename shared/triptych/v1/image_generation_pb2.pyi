@@ -70,6 +70,9 @@ class GenerationParameters(google.protobuf.message.Message):
     NUM_IMAGES_PER_PROMPT_FIELD_NUMBER: builtins.int
     SEEDS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOLVER_FIELD_NUMBER: builtins.int
+    SIGMA_SCHEDULE_FIELD_NUMBER: builtins.int
+    STEP_REUSE_FIELD_NUMBER: builtins.int
     GUIDANCE_METHOD_FIELD_NUMBER: builtins.int
     GUIDANCE_RESCALE_FIELD_NUMBER: builtins.int
     SKIP_LAYER_GUIDANCE_FIELD_NUMBER: builtins.int
@@ -90,7 +93,9 @@ class GenerationParameters(google.protobuf.message.Message):
     width: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_width."""
     num_inference_steps: builtins.int
-    """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps."""
+    """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps, or as
+    many as an explicit sigma_schedule has.
+    """
     guidance_scale: builtins.float
     """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
     default_guidance_scale.
@@ -154,6 +159,18 @@ class GenerationParameters(google.protobuf.message.Message):
         """
 
     @property
+    def solver(self) -> global___Solver:
+        """How the latents go from one noise level to the next. Default: euler."""
+
+    @property
+    def sigma_schedule(self) -> global___SigmaSchedule:
+        """The noise levels. Default: the checkpoint's own; linear for dpmpp_2m and unipc."""
+
+    @property
+    def step_reuse(self) -> global___StepReuse:
+        """Velocities that are told from earlier ones instead of computed. Default: none."""
+
+    @property
     def guidance_method(self) -> global___GuidanceMethod:
         """How the branches of a prompt and a negative prompt become one. Default: classifier-free."""
 
@@ -200,6 +217,9 @@ class GenerationParameters(google.protobuf.message.Message):
         num_images_per_prompt: builtins.int | None = ...,
         seeds: collections.abc.Iterable[builtins.int] | None = ...,
         model: builtins.str = ...,
+        solver: global___Solver | None = ...,
+        sigma_schedule: global___SigmaSchedule | None = ...,
+        step_reuse: global___StepReuse | None = ...,
         guidance_method: global___GuidanceMethod | None = ...,
         guidance_rescale: builtins.float | None = ...,
         skip_layer_guidance: global___SkipLayerGuidance | None = ...,
@@ -216,8 +236,8 @@ class GenerationParameters(google.protobuf.message.Message):
         preview_every: builtins.int = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "latents", b"latents", "margins", b"margins", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "skip_layer_guidance", b"skip_layer_guidance", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "return_latents", b"return_latents", "seeds", b"seeds", "skip_layer_guidance", b"skip_layer_guidance", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "latents", b"latents", "margins", b"margins", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
@@ -440,6 +460,474 @@ class IntervalGuidance(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["start", b"start", "stop", b"stop"]) -> None: ...
 
 global___IntervalGuidance = IntervalGuidance
+
+@typing.final
+class Solver(google.protobuf.message.Message):
+    """Solves d(latents)/d(sigma) = velocity from one level of the sigma schedule to the next. Those that draw noise take it
+    from the stream of each picture's own seed.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EULER_FIELD_NUMBER: builtins.int
+    HEUN_FIELD_NUMBER: builtins.int
+    MIDPOINT_FIELD_NUMBER: builtins.int
+    DPMPP_2M_FIELD_NUMBER: builtins.int
+    UNIPC_FIELD_NUMBER: builtins.int
+    LCM_FIELD_NUMBER: builtins.int
+    EULER_ANCESTRAL_FIELD_NUMBER: builtins.int
+    STOCHASTIC_EULER_FIELD_NUMBER: builtins.int
+    ADAPTIVE_FIELD_NUMBER: builtins.int
+    @property
+    def euler(self) -> global___EulerSolver:
+        """Order 1; an evaluation per step."""
+
+    @property
+    def heun(self) -> global___HeunSolver:
+        """Order 2; two evaluations per step, one for the last."""
+
+    @property
+    def midpoint(self) -> global___MidpointSolver:
+        """Order 2; two evaluations per step."""
+
+    @property
+    def dpmpp_2m(self) -> global___DpmSolverMultistep:
+        """DPM-Solver++ 2M: order 2; an evaluation per step."""
+
+    @property
+    def unipc(self) -> global___UnipcSolver:
+        """UniPC: the step of dpmpp_2m, corrected by the next evaluation to order 3; an evaluation per step."""
+
+    @property
+    def lcm(self) -> global___LcmSolver:
+        """For models that were distilled for it: to the clean latents and back with fresh noise. An evaluation per step."""
+
+    @property
+    def euler_ancestral(self) -> global___EulerAncestralSolver:
+        """Euler's step too far, and back with fresh noise; an evaluation per step."""
+
+    @property
+    def stochastic_euler(self) -> global___StochasticEulerSolver:
+        """Euler's step with a part of the noise replaced by fresh noise; an evaluation per step."""
+
+    @property
+    def adaptive(self) -> global___AdaptiveSolver:
+        """Order 3; as many steps between two levels as each picture needs for the tolerances. Allows no step_reuse."""
+
+    def __init__(
+        self,
+        *,
+        euler: global___EulerSolver | None = ...,
+        heun: global___HeunSolver | None = ...,
+        midpoint: global___MidpointSolver | None = ...,
+        dpmpp_2m: global___DpmSolverMultistep | None = ...,
+        unipc: global___UnipcSolver | None = ...,
+        lcm: global___LcmSolver | None = ...,
+        euler_ancestral: global___EulerAncestralSolver | None = ...,
+        stochastic_euler: global___StochasticEulerSolver | None = ...,
+        adaptive: global___AdaptiveSolver | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptive", b"adaptive", "dpmpp_2m", b"dpmpp_2m", "euler", b"euler", "euler_ancestral", b"euler_ancestral", "heun", b"heun", "kind", b"kind", "lcm", b"lcm", "midpoint", b"midpoint", "stochastic_euler", b"stochastic_euler", "unipc", b"unipc"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptive", b"adaptive", "dpmpp_2m", b"dpmpp_2m", "euler", b"euler", "euler_ancestral", b"euler_ancestral", "heun", b"heun", "kind", b"kind", "lcm", b"lcm", "midpoint", b"midpoint", "stochastic_euler", b"stochastic_euler", "unipc", b"unipc"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["euler", "heun", "midpoint", "dpmpp_2m", "unipc", "lcm", "euler_ancestral", "stochastic_euler", "adaptive"] | None: ...
+
+global___Solver = Solver
+
+@typing.final
+class EulerSolver(google.protobuf.message.Message):
+    """Euler's method."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___EulerSolver = EulerSolver
+
+@typing.final
+class HeunSolver(google.protobuf.message.Message):
+    """Heun's method."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___HeunSolver = HeunSolver
+
+@typing.final
+class MidpointSolver(google.protobuf.message.Message):
+    """The midpoint rule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___MidpointSolver = MidpointSolver
+
+@typing.final
+class DpmSolverMultistep(google.protobuf.message.Message):
+    """DPM-Solver++ 2M."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___DpmSolverMultistep = DpmSolverMultistep
+
+@typing.final
+class UnipcSolver(google.protobuf.message.Message):
+    """UniPC."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___UnipcSolver = UnipcSolver
+
+@typing.final
+class LcmSolver(google.protobuf.message.Message):
+    """Latent consistency models' sampling."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___LcmSolver = LcmSolver
+
+@typing.final
+class EulerAncestralSolver(google.protobuf.message.Message):
+    """Euler ancestral for rectified flow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ETA_FIELD_NUMBER: builtins.int
+    eta: builtins.float
+    """How much of each step is noise: 0 (Euler) to 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        eta: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta", b"_eta", "eta", b"eta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta", b"_eta", "eta", b"eta"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
+
+global___EulerAncestralSolver = EulerAncestralSolver
+
+@typing.final
+class StochasticEulerSolver(google.protobuf.message.Message):
+    """Stochastic Euler."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NOISE_FRACTION_FIELD_NUMBER: builtins.int
+    noise_fraction: builtins.float
+    """The weight of the fresh noise, 0 (Euler) to 1 (all noise is fresh); the old one has sqrt(1 - noise_fraction^2).
+    Default 1.
+    """
+    def __init__(
+        self,
+        *,
+        noise_fraction: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_noise_fraction", b"_noise_fraction", "noise_fraction", b"noise_fraction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_noise_fraction", b"_noise_fraction", "noise_fraction", b"noise_fraction"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_noise_fraction", b"_noise_fraction"]) -> typing.Literal["noise_fraction"] | None: ...
+
+global___StochasticEulerSolver = StochasticEulerSolver
+
+@typing.final
+class AdaptiveSolver(google.protobuf.message.Message):
+    """A third-order Runge-Kutta step with an error estimate of second order; a step is kept if the root mean square over the
+    picture of error / (absolute_tolerance + relative_tolerance x |latents|) is at most 1, or it is a 256th of the way.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ABSOLUTE_TOLERANCE_FIELD_NUMBER: builtins.int
+    RELATIVE_TOLERANCE_FIELD_NUMBER: builtins.int
+    absolute_tolerance: builtins.float
+    """0.00001 to 1, in units of the latents, whose noise has the standard deviation 1. Default 0.01."""
+    relative_tolerance: builtins.float
+    """0.00001 to 1. Default 0.01."""
+    def __init__(
+        self,
+        *,
+        absolute_tolerance: builtins.float | None = ...,
+        relative_tolerance: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_absolute_tolerance", b"_absolute_tolerance", "_relative_tolerance", b"_relative_tolerance", "absolute_tolerance", b"absolute_tolerance", "relative_tolerance", b"relative_tolerance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_absolute_tolerance", b"_absolute_tolerance", "_relative_tolerance", b"_relative_tolerance", "absolute_tolerance", b"absolute_tolerance", "relative_tolerance", b"relative_tolerance"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_absolute_tolerance", b"_absolute_tolerance"]) -> typing.Literal["absolute_tolerance"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_relative_tolerance", b"_relative_tolerance"]) -> typing.Literal["relative_tolerance"] | None: ...
+
+global___AdaptiveSolver = AdaptiveSolver
+
+@typing.final
+class SigmaSchedule(google.protobuf.message.Message):
+    """The noise levels that the solver visits: falling, the last one 0."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    LINEAR_FIELD_NUMBER: builtins.int
+    KARRAS_FIELD_NUMBER: builtins.int
+    EXPONENTIAL_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
+    EXPLICIT_FIELD_NUMBER: builtins.int
+    @property
+    def checkpoint(self) -> global___CheckpointSigmas:
+        """What the checkpoint's scheduler config says."""
+
+    @property
+    def linear(self) -> global___LinearSigmas:
+        """The checkpoint's shift of evenly spaced levels from 1 to 0."""
+
+    @property
+    def karras(self) -> global___KarrasSigmas:
+        """Even in sigma^(1 / rho) between the ends of the checkpoint's own."""
+
+    @property
+    def exponential(self) -> global___ExponentialSigmas:
+        """Even in log(sigma) between the ends of the checkpoint's own."""
+
+    @property
+    def beta(self) -> global___BetaSigmas:
+        """Quantiles of a beta distribution between the ends of the checkpoint's own."""
+
+    @property
+    def explicit(self) -> global___ExplicitSigmas:
+        """A list."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: global___CheckpointSigmas | None = ...,
+        linear: global___LinearSigmas | None = ...,
+        karras: global___KarrasSigmas | None = ...,
+        exponential: global___ExponentialSigmas | None = ...,
+        beta: global___BetaSigmas | None = ...,
+        explicit: global___ExplicitSigmas | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["beta", b"beta", "checkpoint", b"checkpoint", "explicit", b"explicit", "exponential", b"exponential", "karras", b"karras", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beta", b"beta", "checkpoint", b"checkpoint", "explicit", b"explicit", "exponential", b"exponential", "karras", b"karras", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["checkpoint", "linear", "karras", "exponential", "beta", "explicit"] | None: ...
+
+global___SigmaSchedule = SigmaSchedule
+
+@typing.final
+class CheckpointSigmas(google.protobuf.message.Message):
+    """The checkpoint's own schedule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___CheckpointSigmas = CheckpointSigmas
+
+@typing.final
+class LinearSigmas(google.protobuf.message.Message):
+    """1, 1 - 1/n, ..., 1/n, 0, shifted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___LinearSigmas = LinearSigmas
+
+@typing.final
+class KarrasSigmas(google.protobuf.message.Message):
+    """Karras et al., 2022."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RHO_FIELD_NUMBER: builtins.int
+    rho: builtins.float
+    """1 to 100. Default 7."""
+    def __init__(
+        self,
+        *,
+        rho: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_rho", b"_rho", "rho", b"rho"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_rho", b"_rho", "rho", b"rho"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_rho", b"_rho"]) -> typing.Literal["rho"] | None: ...
+
+global___KarrasSigmas = KarrasSigmas
+
+@typing.final
+class ExponentialSigmas(google.protobuf.message.Message):
+    """An exponential schedule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ExponentialSigmas = ExponentialSigmas
+
+@typing.final
+class BetaSigmas(google.protobuf.message.Message):
+    """Lee et al., 2024."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALPHA_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
+    alpha: builtins.float
+    """0.1 to 10. Default 0.6."""
+    beta: builtins.float
+    """0.1 to 10. Default 0.6."""
+    def __init__(
+        self,
+        *,
+        alpha: builtins.float | None = ...,
+        beta: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alpha", b"_alpha", "_beta", b"_beta", "alpha", b"alpha", "beta", b"beta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alpha", b"_alpha", "_beta", b"_beta", "alpha", b"alpha", "beta", b"beta"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_alpha", b"_alpha"]) -> typing.Literal["alpha"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
+
+global___BetaSigmas = BetaSigmas
+
+@typing.final
+class ExplicitSigmas(google.protobuf.message.Message):
+    """The levels themselves; num_inference_steps must be left out or their number, 0 not counted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIGMAS_FIELD_NUMBER: builtins.int
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Strictly falling from at most 1, used as they are, without a shift; a last 0 may be left out. The picture starts as
+        pure noise whatever the first level is.
+        """
+
+    def __init__(
+        self,
+        *,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sigmas", b"sigmas"]) -> None: ...
+
+global___ExplicitSigmas = ExplicitSigmas
+
+@typing.final
+class StepReuse(google.protobuf.message.Message):
+    """What is reused between steps. It costs quality, and saves the rows that Finished counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NONE_FIELD_NUMBER: builtins.int
+    GUIDANCE_FIELD_NUMBER: builtins.int
+    EXTRAPOLATION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    @property
+    def none(self) -> global___NoReuse:
+        """Nothing."""
+
+    @property
+    def guidance(self) -> global___GuidanceReuse:
+        """How far apart the branches of guidance are."""
+
+    @property
+    def extrapolation(self) -> global___VelocityExtrapolation:
+        """The straight line through the last velocities."""
+
+    @property
+    def features(self) -> global___LayerReuse:
+        """What the transformer's later layers add."""
+
+    def __init__(
+        self,
+        *,
+        none: global___NoReuse | None = ...,
+        guidance: global___GuidanceReuse | None = ...,
+        extrapolation: global___VelocityExtrapolation | None = ...,
+        features: global___LayerReuse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features"] | None: ...
+
+global___StepReuse = StepReuse
+
+@typing.final
+class NoReuse(google.protobuf.message.Message):
+    """Everything is computed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___NoReuse = NoReuse
+
+@typing.final
+class GuidanceReuse(google.protobuf.message.Message):
+    """The prompt's branch at every evaluation, all branches at every k-th one that guidance needs; between, the others keep
+    their last difference from the prompt's.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: builtins.int
+    every: builtins.int
+    """k, 2 to 20. Default 2."""
+    def __init__(
+        self,
+        *,
+        every: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_every", b"_every"]) -> typing.Literal["every"] | None: ...
+
+global___GuidanceReuse = GuidanceReuse
+
+@typing.final
+class VelocityExtrapolation(google.protobuf.message.Message):
+    """After two computed evaluations only every k-th one is computed; the others extrapolate the last two computed ones.
+    Not for solvers that draw noise.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: builtins.int
+    every: builtins.int
+    """k, 2 to 20. Default 2."""
+    def __init__(
+        self,
+        *,
+        every: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_every", b"_every"]) -> typing.Literal["every"] | None: ...
+
+global___VelocityExtrapolation = VelocityExtrapolation
 
 @typing.final
 class ExplicitGuidance(google.protobuf.message.Message):
@@ -701,6 +1189,28 @@ class WeightedPrompt(google.protobuf.message.Message):
 global___WeightedPrompt = WeightedPrompt
 
 @typing.final
+class LayerReuse(google.protobuf.message.Message):
+    """The first layer is computed at every evaluation. Where it adds nearly the same to a row as at the last evaluation that
+    was computed whole, the other layers are taken to add the same as there (first-block caching).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest relative change of what the first layer adds, 0.001 to 1. Default 0.1."""
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
+
+global___LayerReuse = LayerReuse
+
+@typing.final
 class GenerateRequest(google.protobuf.message.Message):
     """Asks for pictures and progress."""
 
@@ -887,6 +1397,8 @@ class Finished(google.protobuf.message.Message):
     TOTAL_MILLISECONDS_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    EVALUATIONS_FIELD_NUMBER: builtins.int
+    REUSED_ROWS_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Encoding the prompts and the input picture, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -896,7 +1408,13 @@ class Finished(google.protobuf.message.Message):
     total_milliseconds: builtins.float
     """From the request's arrival to this message."""
     rows: builtins.int
-    """Number of rows that were denoised: a sample under one branch at one step is a row."""
+    """Number of rows that were denoised: a sample under one branch at one evaluation is a row. Those that only took the
+    first layer are not counted.
+    """
+    evaluations: builtins.int
+    """Evaluations of the velocity that were computed, summed over the pictures."""
+    reused_rows: builtins.int
+    """Number of rows that step_reuse saved."""
     @property
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
@@ -910,8 +1428,10 @@ class Finished(google.protobuf.message.Message):
         total_milliseconds: builtins.float = ...,
         fingerprints: collections.abc.Iterable[builtins.str] | None = ...,
         rows: builtins.int = ...,
+        evaluations: builtins.int = ...,
+        reused_rows: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "fingerprints", b"fingerprints", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
 
 global___Finished = Finished
 
