@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from triptych import errors
 from triptych.errors import TriptychError
-from triptych.tensors import array_to_message, message_to_array
-from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.tensors import array_to_message, array_view, message_to_array
+from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.wire import TensorLike, with_tensor
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
@@ -138,7 +139,7 @@ class Stages:
 
     async def decode(self, latents: Latents, deadline: Deadline) -> tuple[NDArray[np.uint8], str]:
         """Pictures, uint8 [B, H, W, 3], of latents [B, C, h, w], and the fingerprint of who made them."""
-        request = vae_codec_pb2.VaeCodecServiceDecodeRequest(latents=array_to_message(latents))
+        request = with_tensor(vae_codec_pb2.VaeCodecServiceDecodeRequest(), array_view(latents))
         response = await self._vae_codec.call(self._stubs.vae_codec.Decode, request, self._patience, deadline)
         pixels = _array(response.pixels, "pixels", "uint8", (len(latents), "height", "width", 3))
         return pixels, response.fingerprint
@@ -149,7 +150,7 @@ class Stages:
         """Mean and standard deviation, [1, C, h, w] each, of a picture's latents, and the fingerprint of who
         made them. `pixels` are sRGB, uint8 [height, width, 3].
         """
-        request = vae_codec_pb2.VaeCodecServiceEncodeRequest(pixels=array_to_message(pixels[None]))
+        request = with_tensor(vae_codec_pb2.VaeCodecServiceEncodeRequest(), array_view(pixels[None]))
         response = await self._vae_codec.call(self._stubs.vae_codec.Encode, request, self._patience, deadline)
         shape = (1, "channels", "height", "width")
         mean = _array(response.mean, "mean", "float32", shape)
@@ -222,13 +223,13 @@ class RequestDenoiser:
         branches: Sequence[denoiser_pb2.Branch],
         guidance: float | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        request = denoiser_pb2.PredictRequest(
-            latents=array_to_message(latents),
+        others = denoiser_pb2.PredictRequest(
             sigmas=sigmas,
             branches=branches,
             guidance_scales=[] if guidance is None else [guidance] * len(latents),
             loras=self.loras,
         )
+        request = with_tensor(others, array_view(latents))
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
         if not np.isfinite(velocities).all():
@@ -263,7 +264,7 @@ def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
     )
 
 
-def _array(message: tensor_pb2.Tensor, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:
+def _array(message: TensorLike, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:
     try:
         return message_to_array(message, field, dtypes=[dtype], shape=shape)
     except TriptychError as error:

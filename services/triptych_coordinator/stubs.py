@@ -11,6 +11,7 @@ from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
+from triptych.wire import TensorChannel
 
 _RECONNECTION = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -104,7 +105,7 @@ class Channels:
         ]
         stubs: tuple[Any, ...] = (TextEncoderServiceStub, DenoiserServiceStub, VaeCodecServiceStub)
         text_encoder_stub, denoiser_stub, vae_codec_stub = (
-            stub(channel) for stub, channel in zip(stubs, self._channels, strict=True)
+            stub(TensorChannel(channel)) for stub, channel in zip(stubs, self._channels, strict=True)
         )
         self.stubs = Stubs(
             text_encoder_stub, denoiser_stub, vae_codec_stub, text_encoder, denoiser, vae_codec
