@@ -56,7 +56,7 @@ RECOLOURABLE = {
     "lobster": "red",
     "mushroom": "red",
     "octopus": "red",
-    "racing car": "red",
+    "race car": "red",
     "rose": "red",
     "scarf": "red",
     "snake": "green",
