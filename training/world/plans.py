@@ -14,7 +14,8 @@ from training.world.vocabulary import COLOURS, OBJECTS
 
 GRAIN = 64  # random numbers for the texture of a ground
 PARTS = 6  # rows and columns of parts of an object
-_NAMES = {name: index for index, name in enumerate([*OBJECTS, *KINDS])}
+# Grounds are told apart from objects of the same name, as the orange.
+_NAMES = {name: index for index, name in enumerate([*OBJECTS, *(f"on {kind}" for kind in KINDS)])}
 _COLOURS = {colour: 1 + index for index, colour in enumerate(COLOURS)}
 # What is known of a token: its object or ground, the part of the object, the box's side, its colour.
 LABELS = {"name": len(_NAMES), "part": 1 + PARTS**2, "side": 1 + len(SIDES), "colour": 1 + len(COLOURS)}
@@ -47,7 +48,7 @@ def labels_of(scene: Scene) -> np.ndarray:
     """What every 16 x 16 pixels show: int16 [4, tokens]."""
     height, width = scene.canvas
     labels = np.zeros((len(LABELS), height // GRID, width // GRID), np.int16)
-    labels[0] = _NAMES[scene.ground.kind]
+    labels[0] = _NAMES[f"on {scene.ground.kind}"]
     for item, boxes in zip(scene.items, scene.boxes, strict=True):
         for box in boxes:
             side = box.side // GRID

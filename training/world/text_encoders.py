@@ -60,6 +60,38 @@ def quickest_attention(device: torch.device) -> AbstractContextManager[Any]:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
+class Optimizers:
+    """Muon for the matrices inside the encoders (Jordan et al. 2024), AdamW for everything else."""
+
+    def __init__(self, encoders: nn.Module, readouts: nn.Module, learning_rate: float) -> None:
+        inside = [p for n, p in encoders.named_parameters() if p.ndim == 2 and ".layers." in n]
+        chosen = {id(p) for p in inside}
+        rest = [p for p in encoders.parameters() if id(p) not in chosen]
+        self.muon = torch.optim.Muon(
+            inside, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(
+            [*rest, *readouts.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.learning_rate = learning_rate
+
+    def step(self, factor: float) -> None:
+        """One update at `factor` times the learning rate; the gradients are gone afterwards."""
+        for optimizer in (self.muon, self.adam):
+            optimizer.param_groups[0]["lr"] = self.learning_rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both."""
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state."""
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+
+
 class Training:
     """Both encoders in training, each with read-outs of its own, and those of both together."""
 
@@ -71,9 +103,8 @@ class Training:
             for tokenizer, activation, seed in zip(tokenizers, ("quick_gelu", "gelu"), (1, 2), strict=True)
         ).to(device)
         self.readouts = nn.ModuleList(Readouts(w, w) for w in (WIDTH, WIDTH, 2 * WIDTH)).to(device)
-        parameters = [*self.encoders.parameters(), *self.readouts.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-        self.learning_rate, self.step, self.seconds = learning_rate, 0, 0.0
+        self.optimizer = Optimizers(self.encoders, self.readouts, learning_rate)
+        self.step, self.seconds = 0, 0.0
         if (state := folder.load()) is not None:
             for name in ("encoders", "readouts", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
@@ -98,11 +129,9 @@ class Training:
                 losses.append(readouts.loss(sequence, pooled, batch.ends, batch.whole, batch.each))
                 losses.append(CONTRAST * contrast(pooled[:half], pooled[half:]))
         loss = torch.stack(losses).sum()
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate * factor
-        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.encoders.parameters(), 1.0)
-        self.optimizer.step()
+        self.optimizer.step(factor)
         self.step += 1
         return float(loss.detach())
 
