@@ -42,7 +42,7 @@ class TokenNaming(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, count) for count in kinds)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of tokens [rows, tokens, width] against labels [rows, kinds, tokens]: a scalar."""
+        """Mean cross-entropy of tokens [rows, tokens, width] against labels [rows, kinds, tokens]."""
         normal = F.layer_norm(tokens.float(), tokens.shape[-1:])
         losses = [
             F.cross_entropy(head(normal).flatten(0, 1), labels[:, kind].flatten())

@@ -22,5 +22,7 @@ def parse_levels(text: str) -> dict[int, float]:
     shares = {int(level): float(share) for level, share in (part.split(":") for part in text.split(","))}
     unknown = [level for level in shares if level not in CANVASES]
     if unknown or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        raise ValueError(f"levels are {[*CANVASES]} with positive shares, as in 128:0.8,256:0.2, not {text!r}")
+        raise ValueError(
+            f"levels are {[*CANVASES]} with positive shares, as in 128:0.8,256:0.2, not {text!r}"
+        )
     return {level: share / sum(shares.values()) for level, share in shares.items()}

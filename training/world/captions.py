@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.world.grounds import GRADIENT, PLACES, Ground
+from training.world.nouns import article, is_counted, plural
 from training.world.phrases import (
     ADJECTIVES,
     CLOSINGS,
@@ -19,11 +20,12 @@ from training.world.phrases import (
     SPELLINGS,
 )
 from training.world.scenes import Item, Scene, choose
-from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE, article, is_counted, plural
-
+from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
 # Ground phrases that begin otherwise ("blue background") need a comma before them.
-STARTS = frozenset("on with in at against under during among out outside high".split())
+STARTS = frozenset(
+    ("on", "with", "in", "at", "against", "under", "during", "among", "out", "outside", "high")
+)
 
 
 @dataclass(frozen=True)
@@ -153,5 +155,7 @@ def plain_caption(scene: Scene, says_ground: bool = True) -> str:
     if ground.kind in PLACES:
         return f"{text} {PLACE_GROUNDS[ground.kind].pictures[0]}"
     if ground.kind == GRADIENT:
-        return f"{text} " + GRADIENT_GROUNDS.pictures[0].format(ground.first, ground.second).replace("a orange", "an orange")
+        return f"{text} " + GRADIENT_GROUNDS.pictures[0].format(ground.first, ground.second).replace(
+            "a orange", "an orange"
+        )
     return f"{text} " + COLOUR_GROUNDS.pictures[0].format(ground.kind).replace("a orange", "an orange")

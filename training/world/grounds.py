@@ -20,7 +20,18 @@ PLAIN: dict[str, RGB] = {
     "brown": (125, 85, 55),
     "beige": (235, 220, 190),
 }
-GRADIENT_COLOURS = ("white", "black", "red", "orange", "yellow", "green", "light blue", "blue", "purple", "pink")
+GRADIENT_COLOURS = (
+    "white",
+    "black",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "light blue",
+    "blue",
+    "purple",
+    "pink",
+)
 
 
 @dataclass(frozen=True)

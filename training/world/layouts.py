@@ -150,7 +150,9 @@ def line(
     return tuple(boxes)
 
 
-def triangle(things: list[tuple[int, str]], canvas: tuple[int, int], rng: np.random.Generator) -> tuple[tuple[Box, ...], ...]:
+def triangle(
+    things: list[tuple[int, str]], canvas: tuple[int, int], rng: np.random.Generator
+) -> tuple[tuple[Box, ...], ...]:
     """Three things: two in one row, one in the other."""
     height, width = canvas
     side = side_within(min(width / 2, height / 2))

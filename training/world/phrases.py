@@ -72,7 +72,12 @@ RELATIONS = {
             "{0} over {1}",
             "{0} at the top and {1} at the bottom",
         ),
-        ("{0} floating above {1}", "{0} sitting on {1}", "{0} with {1} below it", "at the top {0}, at the bottom {1}"),
+        (
+            "{0} floating above {1}",
+            "{0} sitting on {1}",
+            "{0} with {1} below it",
+            "at the top {0}, at the bottom {1}",
+        ),
     ),
     "below": Phrases(
         (
@@ -82,7 +87,12 @@ RELATIONS = {
             "{0} beneath {1}",
             "{0} at the bottom and {1} at the top",
         ),
-        ("{0} underneath {1}", "{0} is under {1}", "{0} with {1} above it", "at the bottom {0}, at the top {1}"),
+        (
+            "{0} underneath {1}",
+            "{0} is under {1}",
+            "{0} with {1} above it",
+            "at the bottom {0}, at the top {1}",
+        ),
     ),
     "beside": Phrases(
         ("{0} next to {1}", "{0} next to {1}", "{0} beside {1}", "{0} and {1} side by side"),
@@ -94,7 +104,11 @@ RELATIONS = {
     ),
     "between": Phrases(
         ("{0} between {1} and {2}", "{0} between {1} and {2}", "{0} in the middle of {1} and {2}"),
-        ("{0} in between {1} and {2}", "{0} with {1} and {2} on either side", "{0} surrounded by {1} and {2}"),
+        (
+            "{0} in between {1} and {2}",
+            "{0} with {1} and {2} on either side",
+            "{0} surrounded by {1} and {2}",
+        ),
     ),
     "row": Phrases(
         (
@@ -184,16 +198,34 @@ PLACE_GROUNDS = {
     ),
 }
 OPENINGS = Phrases(
-    ("a picture of ", "a photo of ", "an image of ", "a drawing of ", "a 3d render of ", "an illustration of "),
+    (
+        "a picture of ",
+        "a photo of ",
+        "an image of ",
+        "a drawing of ",
+        "a 3d render of ",
+        "an illustration of ",
+    ),
     ("please draw ", "show me ", "draw ", "an emoji of ", "a cute picture of ", "i want to see "),
 )
 CLOSINGS = Phrases(
     (", 3d render", ", high quality", ", emoji style", ", illustration"),
-    (", highly detailed", ", glossy", ", best quality", ", clean and simple", ", cartoon style", ", digital art"),
+    (
+        ", highly detailed",
+        ", glossy",
+        ", best quality",
+        ", clean and simple",
+        ", cartoon style",
+        ", digital art",
+    ),
 )
 ADJECTIVES = Phrases(
     ("cute", "nice", "shiny", "happy", "funny"),
     ("beautiful", "lovely", "cool", "colorful", "glossy", "pretty", "cartoon", "friendly", "realistic"),
 )
 EMPTY = Phrases(("an empty picture", "nothing", "a background"), ("an empty scene", "nothing at all"))
-SPELLINGS = {"gray": ("gray", "grey"), "turquoise": ("turquoise", "teal"), "light blue": ("light blue", "pale blue")}
+SPELLINGS = {
+    "gray": ("gray", "grey"),
+    "turquoise": ("turquoise", "teal"),
+    "light blue": ("light blue", "pale blue"),
+}

@@ -35,10 +35,12 @@ class Readouts(nn.Module):
         return [head(end) for head in self.whole], [head(behind) for head in self.each]
 
     def loss(self, sequence: Tensor, pooled: Tensor, ends: Tensor, whole: Tensor, each: Tensor) -> Tensor:
-        """Mean cross-entropy of every read-out against whole [rows, 4] and each [rows, SLOTS, 5]: a scalar."""
+        """Mean cross-entropy of every read-out against whole [rows, 4] and each [rows, SLOTS, 5]."""
         of_whole, of_each = self.tokens(sequence, ends)
         losses = [F.cross_entropy(x.float(), whole[:, k]) for k, x in enumerate(of_whole)]
-        losses += [F.cross_entropy(x.float().flatten(0, 1), each[..., k].flatten()) for k, x in enumerate(of_each)]
+        losses += [
+            F.cross_entropy(x.float().flatten(0, 1), each[..., k].flatten()) for k, x in enumerate(of_each)
+        ]
         losses += [F.cross_entropy(head(pooled).float(), whole[:, k]) for k, head in enumerate(self.pooled)]
         losses += [
             F.cross_entropy(head(pooled).float(), each[:, k, 0]) for k, head in enumerate(self.pooled_names)
@@ -53,7 +55,9 @@ class Readouts(nn.Module):
         pooled features' shares.
         """
         of_whole, of_each = self.tokens(sequence, ends)
-        hits = {name: x.argmax(-1) == whole[:, k] for k, (name, x) in enumerate(zip(WHOLE, of_whole, strict=True))}
+        hits = {
+            name: x.argmax(-1) == whole[:, k] for k, (name, x) in enumerate(zip(WHOLE, of_whole, strict=True))
+        }
         for k, (name, x) in enumerate(zip(EACH, of_each, strict=True)):
             hits[name] = (x.argmax(-1) == each[..., k]).all(1)
         hits["all"] = torch.stack(list(hits.values())).all(0)

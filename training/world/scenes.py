@@ -11,7 +11,8 @@ import numpy as np
 
 from training.world.grounds import GRADIENTS, SCENERY, SOLID, Ground
 from training.world.layouts import Box, Crowded, boxes_of
-from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE, is_counted
+from training.world.nouns import is_counted
+from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
 HELDOUT_PERCENT = 10
 MOST = 5  # of one thing

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
-HUES = {"red": 2, "orange": 27, "yellow": 48, "green": 125, "blue": 215, "purple": 275, "pink": 330}  # degrees
+HUES = {
+    "red": 2,
+    "orange": 27,
+    "yellow": 48,
+    "green": 125,
+    "blue": 215,
+    "purple": 275,
+    "pink": 330,
+}  # degrees
 NEAR_HUE = 55.0  # degrees that a pixel's hue may lie from the object's own to be recoloured
 LEAST_SATURATION = 0.2
 

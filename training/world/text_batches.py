@@ -84,13 +84,9 @@ class TextBatches(IterableDataset[TextBatch]):
 def batch_of(pairs: list[Pair], tokenizers: list[CLIPTokenizer]) -> TextBatch:
     """Token ids, cut behind the longest prompt's slots: causal features before do not depend on the rest."""
     texts = [pair.texts[k] for k in (0, 1) for pair in pairs]
-    ids = [
-        t(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids for t in tokenizers
-    ]
+    ids = [t(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids for t in tokenizers]
     ends = (ids[0] == tokenizers[0].eos_token_id).int().argmax(1)
     tokens = min(int(ends.max()) + 1 + SLOTS, ids[0].shape[1])
     meanings = [answers(pair.scene, pair.said) for pair in pairs]
     whole, each = (torch.from_numpy(np.stack(part)) for part in zip(*meanings, strict=True))
-    return TextBatch(
-        ids[0][:, :tokens], ids[1][:, :tokens], ends, whole.repeat(2, 1), each.repeat(2, 1, 1)
-    )
+    return TextBatch(ids[0][:, :tokens], ids[1][:, :tokens], ends, whole.repeat(2, 1), each.repeat(2, 1, 1))

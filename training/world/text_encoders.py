@@ -26,10 +26,11 @@ from transformers import CLIPTokenizer
 from training.run_folder import RunFolder
 from training.text_encoders import END, WIDTH, new_encoder, train_merges, unit_scale, words, write_tokenizer
 from training.world.captions import caption
+from training.world.nouns import plural
 from training.world.readouts import Readouts, contrast
 from training.world.scenes import sample_scene
 from training.world.text_batches import ANY_CANVAS, TextBatch, TextBatches
-from training.world.vocabulary import OBJECTS, plural
+from training.world.vocabulary import OBJECTS
 
 MAX_TOKENS = 40
 MERGES = 3582  # with 512 bytes and two special tokens: a vocabulary of 4096
@@ -199,12 +200,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with emojibase-data")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="the node_modules folder with emojibase-data"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
-    parser.add_argument("--run", type=Path, default=Path("runs/world/text_encoders"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/world/text_encoders"), help="checkpoint and log"
+    )
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--pairs", type=int, default=96)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--device", default="cpu")

@@ -239,7 +239,10 @@ def main() -> None:
         arguments.seed + training.step,
     )
     loader = DataLoader(
-        batches, batch_size=None, num_workers=arguments.workers, prefetch_factor=4 if arguments.workers else None
+        batches,
+        batch_size=None,
+        num_workers=arguments.workers,
+        prefetch_factor=4 if arguments.workers else None,
     )
     text = TextConditioning(arguments.model, device)
     train(training, iter(loader), Painter(arguments.data, device), text, clock, arguments)
