@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--run", type=Path, default=Path("runs/world/text_encoders"), help="checkpoint and log"
     )
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=96)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--save-every", type=int, default=100)

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
     parser.add_argument("--run", type=Path, default=Path("runs/world/vae"), help="checkpoint and log")
     parser.add_argument("--weights", type=Path, help="the folder of a VAE for a new run to start from")
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=4_000)
     parser.add_argument("--crops", type=int, default=8, help="of 64 x 64 pixels in a batch")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--save-every", type=int, default=500)
