@@ -229,8 +229,9 @@ def main() -> None:
     recipe = Recipe(arguments.learning_rate, sigma_mean=arguments.sigma_mean)
     training = Training(recipe, RunFolder(arguments.run), device, arguments.seed, arguments.weights)
     if arguments.compile:
-        for block in training.model.blocks:
-            block.compile()
+        for index, block in enumerate(training.model.blocks):
+            if index != AFTER_BLOCK - 1:  # its hook hands out what the token naming reads
+                block.compile()
     batches = PictureBatches(
         arguments.model,
         arguments.levels,
