@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from triptych import errors
 from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.requests import Limits
+
+BATCH_INVARIANT = "batch-invariant"
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,13 @@ class Models:
     text_encoder: text_encoder_pb2.TextEncoderServiceGetModelResponse
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
+
+    @property
+    def determinism(self) -> str:
+        """What the stages together promise of a picture's bits."""
+        stages = (self.text_encoder, self.denoiser, self.vae_codec)
+        promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
+        return BATCH_INVARIANT if promised else "fast"
 
     def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
@@ -64,7 +73,9 @@ class Models:
         token = self.denoiser.latent_multiple * self.vae_codec.downscale
         return (height // token) * (width // token)
 
-    def limits(self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int) -> Limits:
+    def limits(
+        self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int, previews: bool
+    ) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
         return Limits(
@@ -83,5 +94,10 @@ class Models:
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,
             guidance=sampling.guidance,
+            num_layers=denoiser.num_layers,
+            prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
+            latent_channels=denoiser.latent_channels,
+            downscale=downscale,
+            previews=previews,
         )

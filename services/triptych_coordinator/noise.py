@@ -8,6 +8,7 @@ differ in the last bits. Here every machine gives the AVX2 numbers.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -46,7 +47,56 @@ def randn(shape: tuple[int, ...], seed: int) -> Float32:
     Returns:
         float32, of `shape`.
     """
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)  # the same Mersenne twister, seeded the same way
+    return _draw(_twister(seed), shape)
+
+
+class NoiseStream:
+    """Draws one after the other for a batch, each image's from its own seed, as torch's generators go on."""
+
+    def __init__(self, shape: tuple[int, ...], seeds: Sequence[int]) -> None:
+        """`shape` is one image's latents: at least 16 numbers (below, torch keeps one for the next draw)."""
+        self._shape = shape
+        self._twisters = [_twister(seed) for seed in seeds]
+
+    def __call__(self) -> Float32:
+        """The next draw: float32 [seeds, *shape]."""
+        return np.stack([_draw(twister, self._shape) for twister in self._twisters])
+
+
+def interpolated(a: Float32, b: Float32, strength: float) -> Float32:
+    """The spherical interpolation of two noises, sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b.
+
+    w is the angle between them (Shoemake, 1985). What is made of Gaussian noise in this way is as long as
+    noise is. Where they point the same way, a straight line takes its place. At 0 and 1, a and b to the bit.
+    """
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    lengths = math.sqrt(np.square(wide_a).sum() * np.square(wide_b).sum())
+    angle = math.acos(min(1.0, max(-1.0, float((wide_a * wide_b).sum()) / lengths)))
+    if math.sin(angle) < 1e-4:
+        return np.float32(1 - strength) * a + np.float32(strength) * b
+    of_a, of_b = (math.sin(part * angle) / math.sin(angle) for part in (1 - strength, strength))
+    return np.float32(of_a) * a + np.float32(of_b) * b
+
+
+class VariedNoise:
+    """Draws between those of two seeds per picture: strength 0 is the one, 1 the other, to the bit."""
+
+    def __init__(self, one: NoiseStream, other: NoiseStream, strengths: Sequence[float]) -> None:
+        """A strength per picture, from 0 to 1."""
+        self._one, self._other = one, other
+        self._strengths = strengths
+
+    def __call__(self) -> Float32:
+        """The next draw: float32 [seeds, *shape]."""
+        pairs = zip(self._one(), self._other(), self._strengths, strict=True)
+        return np.stack([interpolated(*pair) for pair in pairs])
+
+
+def _twister(seed: int) -> np.random.RandomState:
+    return np.random.RandomState(seed & 0xFFFFFFFF)  # the Mersenne twister of torch, seeded the same way
+
+
+def _draw(generator: np.random.RandomState, shape: tuple[int, ...]) -> Float32:
     count = math.prod(shape)
     noise = _fill(generator, count) if count >= _BLOCK else _few(generator, count)
     return noise.reshape(shape)

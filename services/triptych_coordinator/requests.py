@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,69 +12,29 @@ from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
-from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
-
-MAX_NUM_INFERENCE_STEPS = 200
-MAX_GUIDANCE_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the served model and this server allow, and what a request gets that says nothing.
-
-    Sizes in pixels.
-    """
-
-    model: str
-    default_height: int
-    default_width: int
-    size_multiple: int
-    max_size: int
-    max_image_pixels: int
-    max_request_pixels: int
-    max_images: int
-    max_prompt_bytes: int
-    default_num_inference_steps: int
-    default_guidance_scale: float
-    guidance: GuidanceInput
-    loras: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA of the denoiser, by name, and how much of it."""
-
-    name: str
-    weight: float
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A valid request. Pictures are numbered prompt by prompt; there is one seed per picture."""
-
-    model: str
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_schedule: GuidanceSchedule
-    num_images_per_prompt: int
-    seeds: tuple[int, ...]
-    loras: tuple[Lora, ...] = ()
-
-    def guidance_scales(self) -> list[float]:
-        """The guidance scale of each step."""
-        return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
-
-    def prompt(self, image: int) -> str:
-        """The prompt of picture number `image`."""
-        return self.prompts[image // self.num_images_per_prompt]
-
-    def negative_prompt(self, image: int) -> str:
-        """The negative prompt of picture number `image`."""
-        return self.negative_prompts[image // self.num_images_per_prompt]
+from triptych_coordinator import edits
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+)
+from triptych_coordinator.guidance.messages import GuidanceReader, write_options
+from triptych_coordinator.input_images import Size
+from triptych_coordinator.parameters import (
+    MAX_GUIDANCE_SCALE,
+    MAX_NUM_INFERENCE_STEPS,
+    Limits,
+    Lora,
+    Parameters,
+)
+from triptych_coordinator.prompt_weighting import read_weighted
+from triptych_coordinator.sampling_options import (
+    explicit_steps,
+    read_sampling,
+    write_sampling,
+)
 
 
 def parameters_from_message(message: pb.GenerationParameters, limits: Limits) -> Parameters:
@@ -90,22 +50,35 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         )
     wrong: dict[str, str] = {}
     given = _Given(message, limits, wrong)
+    size = edits.own_size(message, limits, wrong)
+    seeds = given.seeds()
     parameters = Parameters(
         model=limits.model,
         prompts=given.prompts(),
         negative_prompts=given.negative_prompts(),
-        height=given.size("height", limits.default_height),
-        width=given.size("width", limits.default_width),
+        height=given.size("height", size.height),
+        width=given.size("width", size.width),
         num_inference_steps=given.num_inference_steps(),
         guidance_scale=given.guidance_scale(),
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
-        seeds=given.seeds(),
+        seeds=seeds,
+        guidance=given.guidance(),
+        prompt_weighting=given.prompt_weighting(),
+        edit=edits.read_edit(message, given.number, wrong),
+        noise=edits.read_noise(message),
+        variation=edits.read_variation(message, len(seeds), given.number, wrong),
+        return_latents=message.return_latents,
+        preview_every=given.preview_every(),
         loras=given.loras(),
+        sampling=read_sampling(message, given.number, wrong),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
+        given.check_sampling(parameters)
+        canvas = Size(parameters.width, parameters.height)
+        edits.check_latents(message, limits, canvas, len(seeds), wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -127,12 +100,23 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         num_images_per_prompt=parameters.num_images_per_prompt,
         seeds=parameters.seeds,
         model=parameters.model,
+        prompt_weighting=parameters.prompt_weighting,
+        return_latents=parameters.return_latents,
+        preview_every=parameters.preview_every,
         loras=loras_to_messages(parameters.loras),
     )
+    if schedule.name == "explicit":
+        message.ClearField("guidance_scale")
+    if parameters.edit is not None:
+        edits.write_edit(parameters.edit, message)
+    if parameters.variation is not None:
+        message.variation.seeds.extend(parameters.variation.seeds)
+        message.variation.strengths.extend(parameters.variation.strengths)
     chosen = getattr(message.guidance_schedule, schedule.name)
+    chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
-    for name, value in schedule.parameters.items():
-        setattr(chosen, name, value)
+    write_options(parameters.guidance, message)
+    write_sampling(parameters.sampling, message)
     return message
 
 
@@ -154,10 +138,7 @@ class _Given:
         if not prompts:
             self.wrong["prompts"] = "must hold at least one prompt"
         for i, prompt in enumerate(prompts[: self.limits.max_images]):
-            if not prompt.strip():
-                self.wrong[f"prompts[{i}]"] = "must not be empty"
-            else:
-                self._check_text(f"prompts[{i}]", prompt)
+            self._check_prompt(f"prompts[{i}]", prompt)
         return prompts
 
     def negative_prompts(self) -> tuple[str, ...]:
@@ -172,9 +153,9 @@ class _Given:
         return given if len(given) == count else (given or ("",)) * count
 
     def size(self, field: str, default: int) -> int:
-        if not self.message.HasField(field):  # type: ignore[arg-type]
-            return default
-        size: int = getattr(self.message, field)
+        """The size that is given, or `default`, which an input picture or latents may have decided."""
+        given = self.message.HasField(field)  # type: ignore[arg-type]
+        size: int = getattr(self.message, field) if given else default
         multiple, largest = self.limits.size_multiple, self.limits.max_size
         below = min(max(size // multiple * multiple, multiple), largest)
         nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
@@ -184,17 +165,27 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
+        listed = explicit_steps(self.message)
         if not self.message.HasField("num_inference_steps"):
-            return self.limits.default_num_inference_steps
-        steps = self.message.num_inference_steps
-        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            steps = self.limits.default_num_inference_steps if listed is None else listed
+        else:
+            steps = self.message.num_inference_steps
+        if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
+        elif listed not in (None, steps):
+            self.wrong["num_inference_steps"] = (
+                f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
+            )
+        elif not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
     def guidance_schedule(self) -> GuidanceSchedule:
         name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
@@ -202,14 +193,35 @@ class _Given:
         return GuidanceSchedule(name, fields)
 
     def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
 
     def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
         if stop < start:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
+
+    def explicit_scales(self, schedule: pb.ExplicitGuidance) -> dict[str, tuple[float, ...]]:
+        path, scales, steps = "guidance_schedule.explicit.scales", schedule.scales, self.num_inference_steps()
+        if self.message.HasField("guidance_scale"):
+            self.wrong["guidance_scale"] = "must not be set: guidance_schedule lists the scale of each step"
+        if len(scales) != steps:
+            self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
+            return {"scales": ()}
+        numbers = [
+            self.number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
+        ]
+        return {"scales": tuple(numbers)}
+
+    def guidance(self) -> GuidanceOptions:
+        reader = GuidanceReader(self.number, self._check_prompt, self.wrong)
+        return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
+
+    def prompt_weighting(self) -> bool:
+        if self.message.prompt_weighting and not self.limits.prompt_weighting:
+            self.wrong["prompt_weighting"] = "is not possible with the served model's text encoders"
+        return self.message.prompt_weighting
 
     def num_images_per_prompt(self) -> int:
         return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
@@ -229,6 +241,8 @@ class _Given:
         if len(given) == images:
             return given
         first = given[0] if given else secrets.randbelow(1 << 32)
+        if self.message.HasField("variation"):
+            return (first,) * images
         return tuple((first + k) % (1 << 64) for k in range(images))
 
     def loras(self) -> tuple[Lora, ...]:
@@ -236,6 +250,14 @@ class _Given:
         return tuple(
             Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
         )
+
+    def preview_every(self) -> int:
+        every = self.message.preview_every
+        if every < 0:
+            self.wrong["preview_every"] = f"must be at least 0, not {every}"
+        elif every and not self.limits.previews:
+            self.wrong["preview_every"] = "must be 0: no map from this model's latents to colours is known"
+        return every
 
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width
@@ -247,6 +269,15 @@ class _Given:
             self.wrong["num_images_per_prompt"] = (
                 f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
                 f" not {image * len(parameters.seeds)}"
+            )
+
+    def check_sampling(self, parameters: Parameters) -> None:
+        """Refuses a memory of guidance where every picture takes steps of its own."""
+        method, solver = parameters.guidance.method, parameters.sampling.solver.name
+        if isinstance(method, AdaptiveProjected) and method.momentum and solver == "adaptive":
+            self.wrong["guidance_method.adaptive_projected.momentum"] = (
+                "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
+                f" not {method.momentum:g}"
             )
 
     def check_guidance(self, parameters: Parameters) -> None:
@@ -263,6 +294,30 @@ class _Given:
                 "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
                 " classifier-free guidance on top of distilled guidance is not supported): leave it out"
             )
+        if guidance is not GuidanceInput.BRANCHES:
+            self._check_no_branches(parameters.guidance)
+
+    def _check_no_branches(self, options: GuidanceOptions) -> None:
+        reason = (
+            "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
+        )
+        if options.method != ClassifierFree():
+            self.wrong["guidance_method"] = reason
+        if options.compositions:
+            self.wrong["compositions"] = reason
+        if options.rescale and not options.layer_guidances:
+            self.wrong["guidance_rescale"] = (
+                "this model's guidance is distilled, and only what skip_layer_guidance or"
+                " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
+            )
+
+    def _check_prompt(self, path: str, text: str) -> None:
+        if not text.strip():
+            self.wrong[path] = "must not be empty"
+        else:
+            self._check_text(path, text)
+        if self.message.prompt_weighting and path not in self.wrong and not read_weighted(text).text.strip():
+            self.wrong[path] = "must not be empty between its brackets"
 
     def _check_text(self, path: str, text: str) -> None:
         size = len(text.encode())
@@ -270,19 +325,26 @@ class _Given:
             self.wrong[path] = f"must be at most {self.limits.max_prompt_bytes} bytes of UTF-8, not {size}"
         elif "\0" in text:
             self.wrong[path] = "must not hold the character U+0000"
+        elif self.message.prompt_weighting:
+            try:
+                read_weighted(text)
+            except ValueError as error:
+                self.wrong[path] = str(error)
 
-    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
+        """A number of the wire; `wrong` hears of it if it is not from `least` to `most`."""
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"
         return value
 
 
-_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], dict[str, float]]] = {
+_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], Mapping[str, Any]]] = {
     "constant": lambda given, schedule: {},
     "linear": lambda given, schedule: given.end_scale("guidance_schedule.linear", schedule),
     "cosine": lambda given, schedule: given.end_scale("guidance_schedule.cosine", schedule),
     "interval": lambda given, schedule: given.interval(schedule),
+    "explicit": lambda given, schedule: given.explicit_scales(schedule),
 }
 
 

@@ -1,79 +1,80 @@
 """The sampler loop."""
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol, TypeAlias
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import classifier_free_guidance
-from triptych_coordinator.solvers import Latents, Step
-
-Digests: TypeAlias = Sequence[bytes]
+from triptych_coordinator.guidance import Branch, Guided, Memory
+from triptych_coordinator.solvers import Latents, Reached, Sigma, Solution
 
 
 class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; a branch has one digest per sample.
+        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
 
+        sigma is the same for all samples, or float32 [B, 1, 1, 1].
         `guidance` is the scale for a model that takes it as an input, None for every other.
         """
         ...
 
 
-@dataclass(frozen=True)
-class Guided:
-    """What a batch attends to: one conditioning digest per sample and branch, one guidance scale per step.
+class Step(NamedTuple):
+    """What a step brought, [B, C, h, w] each."""
 
-    embedded: whether the model takes the scale as an input.
-    """
+    number: int
+    """From 1, or later where the first steps were left out."""
+    latents: Latents
+    sigma: np.float32
+    """The noise level of `latents`."""
+    clean: Latents
+    """x - sigma v of the step's last evaluation: the picture as far as it is known."""
 
-    positive: Digests
-    negative: Digests
-    scales: Sequence[float]
-    embedded: bool = False
 
-    def branches(self, step: int) -> list[Digests]:
-        """The branches that this step needs: the prompt's alone without guidance, or if it is embedded."""
-        alone = self.embedded or self.scales[step] == 1
-        return [self.positive] if alone else [self.negative, self.positive]
-
-    def input_scale(self, step: int) -> float | None:
-        """The scale that the model takes as an input, if it does."""
-        return self.scales[step] if self.embedded else None
-
-    def velocity(self, step: int, velocities: NDArray[np.float32]) -> Latents:
-        """One velocity per sample, [B, C, h, w], from those of branches(step)."""
-        positive: Latents = velocities[-1]
-        if len(velocities) == 1:
-            return positive
-        return classifier_free_guidance(velocities[0], positive, self.scales[step])
+def unchanged(reached: Reached) -> Latents:
+    """The edit that leaves every step's latents as they are."""
+    return reached.latents
 
 
 async def sample(
-    denoiser: Denoiser, latents: Latents, sigmas: NDArray[np.float32], guided: Guided, solve: Step
-) -> AsyncGenerator[tuple[int, float, Latents], None]:
-    """Integrates d(latents)/d(sigma) = velocity from the first noise level to the last.
+    denoiser: Denoiser,
+    solution: Solution,
+    guided: Guided,
+    edit: Callable[[Reached], Latents] = unchanged,
+    first_step: int = 0,
+) -> AsyncGenerator[Step, None]:
+    """Integrates d(latents)/d(sigma) = velocity, as the solver asks.
 
     Args:
-        denoiser: the velocity.
-        latents: noise, float32 [B, C, h, w].
-        sigmas: the noise levels, float32 [steps + 1], from 1 to 0.
+        denoiser: the velocities.
+        solution: a solver that has been given its latents and noise levels.
         guided: what each sample attends to.
-        solve: one step of the solver.
+        edit: what each step's latents become before the solver goes on with them.
+        first_step: how many steps were left out because the solution starts late, from a picture; they are
+            counted.
 
     Yields:
-        After each step its number from 1, the noise level reached, and the latents. The caller stops the
-        work by not asking for the next.
+        Each step when it is done. The caller stops the work by not asking for the next.
     """
-    for i, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        velocities = await denoiser.predict(latents, sigma, guided.branches(i), guided.input_scale(i))
-        velocity = guided.velocity(i, velocities)
-        latents = solve(latents, velocity, sigma, next_sigma)
-        yield i + 1, float(next_sigma), latents
+    step, asked = first_step, next(solution)
+    clean = asked.latents
+    memory: Memory = None
+    while True:
+        if isinstance(asked, Reached):
+            step += 1
+            answer = edit(asked)
+            yield Step(step, answer, asked.sigma, clean)
+        else:
+            branches, guidance = guided.branches(step), guided.input_scale(step)
+            velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
+            answer, memory = guided.velocity(step, velocities, memory)
+            clean = asked.latents - asked.sigma * answer
+        try:
+            asked = solution.send(answer)
+        except StopIteration:
+            return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 
 import grpc
 import torch
@@ -14,13 +16,14 @@ from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
-from triptych_denoiser.batcher import Batcher
-from triptych_denoiser.conditioning import ConditioningCache, prepare
+from triptych_denoiser.batcher import Batcher, QueueLimits
+from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
+from triptych_denoiser.features import FeatureCache, FeatureReuse
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
 from triptych_denoiser.models import linears_of, load_transformer
 from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.predictor import Predictor, Row, create_predictor
-from triptych_denoiser.requests import Limits, read_conditioning, read_latents
+from triptych_denoiser.requests import Limits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
 
 PredictRequest = denoiser_pb2.PredictRequest
@@ -65,6 +68,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             fingerprint=fingerprint_with(self._model.fingerprint, loras),
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
+            reused=prediction.reused if any(row.reuse for row in rows) else (),
         )
 
     async def PutConditioning(
@@ -94,10 +98,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_branches=self._limits.max_branches,
             guidance_embedded=inputs.guidance,
             loras=await asyncio.to_thread(lambda: list(self._loras.files())),
+            num_layers=inputs.num_layers,
         )
 
     async def close(self) -> None:
-        """Let the worker thread end."""
+        """Refuse what waits."""
         await self._batcher.close()
 
     def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
@@ -107,19 +112,62 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        guidance = request.guidance_scales or [None] * len(latents)
-        samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
-        return [
-            Row(latent, sigma, conditioning, scale, loras)
-            for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
-            if (conditioning := found[digest])
-        ]
+        rows = []
+        for index, branch in enumerate(request.branches):
+            conditionings = [c for digest in branch.conditioning_digests if (c := found[digest])]
+            rows += _branch_rows(request, branch, latents, conditionings, loras)
+            if branch.HasField("feature_reuse"):
+                reference = read_reference(branch, f"branches[{index}]", latents, self._limits)
+                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, reference)
+        return rows
 
     def _put(self, request: PutConditioningRequest) -> None:
         sequence, pooled = read_conditioning(request, self._limits)
         device, dtype = self._predictor.device, self._predictor.dtype
         conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
         self._cache.put(request.digest, conditioning)
+
+
+def _branch_rows(
+    request: PredictRequest,
+    branch: denoiser_pb2.Branch,
+    latents: torch.Tensor,
+    conditionings: Sequence[Conditioning],
+    loras: Loras,
+) -> list[Row]:
+    """Every sample under one branch."""
+    scales = _one_for_each(request.guidance_scales, len(latents))
+    skipped, perturbed = (
+        tuple(sorted(set(layers))) for layers in (branch.skipped_layers, branch.perturbed_layers)
+    )
+    return [
+        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed)
+        for latent, sigma, conditioning, scale in zip(
+            latents, request.sigmas, conditionings, scales, strict=True
+        )
+    ]
+
+
+def _reusing(
+    rows: Sequence[Row], reuse: denoiser_pb2.FeatureReuse, latents: torch.Tensor | None
+) -> list[Row]:
+    """The rows of a branch, each with what it may reuse; `latents` are those of the earlier evaluation."""
+    if latents is None:
+        return [replace(row, reuse=FeatureReuse(reuse.threshold, None)) for row in rows]
+    scales = _one_for_each(reuse.guidance_scales, len(rows))
+    references = [
+        replace(row, latents=latent, sigma=sigma, guidance=scale)
+        for row, latent, sigma, scale in zip(rows, latents, reuse.sigmas, scales, strict=True)
+    ]
+    return [
+        replace(row, reuse=FeatureReuse(reuse.threshold, reference))
+        for row, reference in zip(rows, references, strict=True)
+    ]
+
+
+def _one_for_each(guidance_scales: Sequence[float], samples: int) -> Sequence[float | None]:
+    """Checked guidance scales, None for models that take none."""
+    return guidance_scales or [None] * samples
 
 
 def create_servicer(
@@ -136,7 +184,13 @@ def create_servicer(
     fused = read_fused(options.lora, loras, linears)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
     predictor = create_predictor(
-        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
+        transformer,
+        device,
+        dtype,
+        options.determinism,
+        options.max_batch_rows,
+        quantizer is not None,
+        FeatureCache(options.feature_cache_mb << 20),
     )
     fingerprint = stage_fingerprint(
         checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
@@ -154,7 +208,12 @@ def create_servicer(
     )
     return DenoiserServicer(
         predictor,
-        Batcher(predictor, options.max_queued_rows),
+        Batcher(
+            predictor,
+            QueueLimits(
+                options.max_queued_rows, options.max_batch_tokens, options.max_company_milliseconds / 1000
+            ),
+        ),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
         Limits.of(

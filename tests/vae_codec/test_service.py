@@ -112,7 +112,6 @@ async def test_the_limit_is_what_fits_into_a_message(settings: QuantizedStageSet
     request = VaeCodecServiceGetModelRequest()
 
     assert (await small.GetModel(request, None)).max_pixels == 10 * 64  # type: ignore[arg-type]
-    await small.close()
 
 
 async def assert_refused(call: Any, field: str, sentence: str) -> None:
