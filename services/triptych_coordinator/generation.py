@@ -40,7 +40,7 @@ async def generation_events(
 
     Errors are the stages'.
     """
-    finished = pb.Finished()
+    finished = pb.Finished(determinism=models.determinism)
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)

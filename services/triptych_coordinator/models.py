@@ -9,6 +9,8 @@ from triptych_coordinator.guidance import GuidanceInput
 from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
 
+BATCH_INVARIANT = "batch-invariant"
+
 
 @dataclass(frozen=True)
 class Models:
@@ -17,6 +19,13 @@ class Models:
     text_encoder: text_encoder_pb2.TextEncoderServiceGetModelResponse
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
+
+    @property
+    def determinism(self) -> str:
+        """What the stages together promise of a picture's bits."""
+        stages = (self.text_encoder, self.denoiser, self.vae_codec)
+        promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
+        return BATCH_INVARIANT if promised else "fast"
 
     def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
