@@ -24,8 +24,8 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
 STOP_SECONDS = 35.0
-# GNU's OpenMP spins some milliseconds at a barrier before it sleeps. Processes that share the cores so keep the
-# very threads waiting that they wait for: two transformers at once were ten times slower than one after another.
+# GNU's OpenMP spins some milliseconds at a barrier before it sleeps. Processes that share the cores so keep
+# the very threads waiting that they wait for: two transformers at once were ten times slower than in turn.
 _SHARING_CORES = {"GOMP_SPINCOUNT": "1000"}
 
 Say = Callable[[str], None]
