@@ -2,7 +2,8 @@
 
 python -m benchmarks.wire [--quick] [--out wire.json]
 
-Both are Unix sockets to one other process. "generated code" is a client that has gRPC's stubs alone. Medians in milliseconds; the ways take turns.
+Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone. Medians in
+milliseconds; the ways take turns.
 """
 
 from __future__ import annotations

@@ -348,9 +348,7 @@ def bench(
     from triptych_local.measuring import PROMPTS, Bench, Loads, print_measurements
 
     if share and not concurrency:
-        raise typer.BadParameter(
-            "a share is of the last --concurrency's throughput: name one", param_hint="--share"
-        )
+        raise typer.BadParameter("--share is of the last --concurrency's throughput: name one")
     loads = Loads(concurrency or ([] if rate else [1]), rate or [], share or [])
     sizes = [_given(read_size, text, "--size") for text in size or []]
     mix = Mix(prompt or PROMPTS, sizes or [None], steps or [None])

@@ -52,7 +52,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _handler(handler: Any, method: str) -> Any:
     """The handler with its behaviour and serializers wrapped."""
-    codecs = {
+    codecs: dict[str, Any] = {
         "request_deserializer": _refusing_malformed(handler.request_deserializer),
         "response_serializer": handler.response_serializer and serialize,
     }

@@ -112,7 +112,7 @@ def _wire_dtype(name: str) -> tensor_pb2.Dtype.ValueType:
 
 def _octets(array: npt.NDArray[Any]) -> memoryview:
     """The bytes of a contiguous array, read-only."""
-    return memoryview(array.reshape(-1).view(np.uint8)).toreadonly()
+    return array.reshape(-1).view(np.uint8).data.toreadonly()
 
 
 def _checked_data(

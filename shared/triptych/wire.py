@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc.aio
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from triptych.v1 import tensor_pb2
@@ -100,10 +101,14 @@ def parse(kind: type[M], data: bytes) -> M:
     return cast(M, WithTensor(others, TensorView(header.dtype, tuple(header.shape), elements)))
 
 
-@functools.cache
 def tensor_field(kind: type[Message]) -> str:
     """The name of a message's field number 1 if that is a Tensor, else ""."""
-    field = kind.DESCRIPTOR.fields_by_number.get(1)
+    return _tensor_field(kind.DESCRIPTOR)
+
+
+@functools.cache
+def _tensor_field(message: Descriptor) -> str:
+    field = message.fields_by_number.get(1)
     if field is None or field.is_repeated or field.message_type is not tensor_pb2.Tensor.DESCRIPTOR:
         return ""
     return field.name

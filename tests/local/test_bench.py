@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import grpc
@@ -54,7 +54,7 @@ def test_poisson_arrivals_have_their_rate_and_their_variance() -> None:
     arrivals = list(Poisson(50.0).arrivals(200.0, seed=1))
     assert arrivals == list(Poisson(50.0).arrivals(200.0, seed=1)) == sorted(arrivals)
     assert len(arrivals) == pytest.approx(10_000, rel=0.05)
-    gaps = [after - before for before, after in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(arrivals)]
     mean = sum(gaps) / len(gaps)
     assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.1)
 
