@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.solvers import SOLVERS
-from triptych_coordinator.stages import RequestDenoiser, Stages
+from triptych_coordinator.stages import Stages
 
 
 async def generation_events(
@@ -44,11 +45,9 @@ async def generation_events(
 
     noise = _noise(parameters, models)
     latents = await asyncio.to_thread(noise)
-    denoiser = RequestDenoiser(
-        stages,
+    denoiser = stages.denoiser(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
-        models.denoiser.max_samples,
-        models.denoiser.max_branches,
+        models,
         deadline,
         loras_to_messages(parameters.loras),
     )
@@ -65,17 +64,17 @@ async def generation_events(
 
     fingerprints = {
         "text_encoder": {models.text_encoder.model.fingerprint},
-        "denoiser": denoiser.fingerprints,
+        "denoiser": {denoiser.fingerprint} if denoiser.fingerprint else set[str](),
         "vae_codec": set[str](),
     }
-    images_per_call = max(1, models.vae_codec.max_pixels // (parameters.height * parameters.width))
-    for start in range(0, len(latents), images_per_call):
-        pixels, fingerprint = await stages.decode(latents[start : start + images_per_call], deadline)
-        fingerprints["vae_codec"].add(fingerprint)
-        finished.decode_milliseconds += stopwatch.lap()
-        for index, picture in enumerate(pixels, start):
+    async with aclosing(stages.decode(latents, models, deadline)) as pictures:
+        index = 0
+        async for picture, fingerprint in pictures:
+            fingerprints["vae_codec"].add(fingerprint)
+            finished.decode_milliseconds += stopwatch.lap()
             yield pb.GenerateResponse(image=await _image(parameters, index, picture, fingerprints))
-        stopwatch.lap()
+            stopwatch.lap()
+            index += 1
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
     finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations

@@ -20,7 +20,7 @@ from triptych.v1.image_generation_pb2_grpc import (
 )
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stubs import Channels
+from triptych_coordinator.stubs import Wiring
 
 
 @pytest.fixture
@@ -52,8 +52,9 @@ class House:
     def __init__(self, checkpoint: Checkpoint, folder: Path, limits: CoordinatorLimits) -> None:
         self.folder = folder
         self.text_encoder, self.denoiser, self.vae_codec = TextEncoder(), Denoiser(), VaeCodec()
-        self.channels = Channels(*(self.address(s) for s in ("text", "denoiser", "vae")), 64 << 20)
-        self.servicer = ImageGenerationServicer(checkpoint, self.channels.stubs, limits)
+        wiring = Wiring(max_message_bytes=64 << 20, resolve_seconds=0.1)
+        stubs = wiring.stubs(*(self.address(stage) for stage in ("text", "denoiser", "vae")))
+        self.servicer = ImageGenerationServicer(checkpoint, stubs, limits)
         self.servers: dict[str, Server] = {}
 
     def address(self, stage: str) -> str:
@@ -81,7 +82,7 @@ class House:
 
     async def stop(self) -> None:
         await self.channel.close()
-        await self.channels.close()
+        await self.servicer.close()
         for server in self.servers.values():
             await server.stop()
 
