@@ -139,7 +139,7 @@ class RequestDenoiser:
     async def _predict(
         self, request: denoiser_pb2.PredictRequest, work: float
     ) -> denoiser_pb2.PredictResponse:
-        """Calls Predict. Work is counted in latent values, to which a transformer's tokens are proportional."""
+        """Calls Predict. Work is in latent values, to which a transformer's tokens are proportional."""
         digests = {digest for branch in request.branches for digest in branch.conditioning_digests}
         reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
 

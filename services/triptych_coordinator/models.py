@@ -1,13 +1,16 @@
 """What the stages serve: whether it fits together, and what it allows."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych import errors
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.requests import Limits
+
+BATCH_INVARIANT = "batch-invariant"
 
 
 def serves(model: model_pb2.ModelInfo, name: str, revision: str) -> bool:
@@ -22,6 +25,13 @@ class Models:
     text_encoder: text_encoder_pb2.TextEncoderServiceGetModelResponse
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
+
+    @property
+    def determinism(self) -> str:
+        """What the stages together promise of a picture's bits."""
+        stages = (self.text_encoder, self.denoiser, self.vae_codec)
+        promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
+        return BATCH_INVARIANT if promised else "fast"
 
     def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
@@ -66,15 +76,20 @@ class Models:
 
     def images_per_decode(self, shape: Sequence[int]) -> int:
         """How many images with latents of that shape, [..., h, w], the VAE codec takes in one call."""
-        pixels = shape[-2] * shape[-1] * self.vae_codec.downscale**2
-        return max(1, self.vae_codec.max_pixels // pixels)
+        return max(1, self.vae_codec.max_pixels // self.pixels(shape[-2:]))
+
+    def pixels(self, shape: Sequence[int]) -> int:
+        """How many pixels the pictures of latents with that shape, [h, w] or [images, h, w], have."""
+        return math.prod(shape) * self.vae_codec.downscale**2
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens the denoiser makes of a picture of that size in pixels."""
         token = self.denoiser.latent_multiple * self.vae_codec.downscale
         return (height // token) * (width // token)
 
-    def limits(self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int) -> Limits:
+    def limits(
+        self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int, previews: bool
+    ) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
         return Limits(
@@ -96,4 +111,7 @@ class Models:
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
+            latent_channels=denoiser.latent_channels,
+            downscale=downscale,
+            previews=previews,
         )

@@ -28,6 +28,8 @@ from triptych_coordinator.stubs import DenoiserStub, Stubs, TextEncoderStub, Vae
 
 EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
 EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
+PixelsRequest = vae_codec_pb2.VaeCodecServiceEncodeRequest
+PixelsResponse = vae_codec_pb2.VaeCodecServiceEncodeResponse
 DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
 DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
 
@@ -121,24 +123,27 @@ class Stages:
 
     async def decode(
         self, latents: Latents, models: Models, deadline: Deadline
-    ) -> AsyncGenerator[tuple[Picture, str], None]:
-        """The picture, uint8 [H, W, 3], of each of the latents [B, C, h, w], and who made it.
+    ) -> AsyncGenerator[tuple[int, Picture], None]:
+        """The picture, uint8 [H, W, 3], of each of the latents [B, C, h, w], in order, with its index.
 
-        All idle codecs decode at once; the pictures come in order.
+        All idle codecs decode at once.
         """
         fingerprint, most = models.vae_codec.model.fingerprint, models.images_per_decode(latents.shape)
         idle = max(1, self._vae_codecs.idle(fingerprint))
         size = min(most, math.ceil(len(latents) / idle))
         parts = [
-            partial(self._decode_part, latents[start : start + size], fingerprint, deadline)
+            partial(self._decode_part, latents[start : start + size], models, deadline)
             for start in range(0, len(latents), size)
         ]
+        index = 0
         async with aclosing(in_order(parts, idle)) as decoded:
             async for pictures in decoded:
                 for picture in pictures:
-                    yield picture, fingerprint
+                    yield index, picture
+                    index += 1
 
-    async def _decode_part(self, latents: Latents, fingerprint: str, deadline: Deadline) -> NDArray[np.uint8]:
+    async def _decode_part(self, latents: Latents, models: Models, deadline: Deadline) -> NDArray[np.uint8]:
+        fingerprint = models.vae_codec.model.fingerprint
         request = DecodeRequest(latents=array_to_message(latents))
 
         async def decode(replica: Replica[VaeCodecStub], seconds: float) -> DecodeResponse:
@@ -146,9 +151,30 @@ class Stages:
             check_fingerprint(response.fingerprint, fingerprint)
             return response
 
-        job = Job[VaeCodecStub](latents.size, fingerprint)
-        response = await self._vae_codecs.call(decode, job, self._patience, deadline, _decode_seconds)
+        job = Job[VaeCodecStub](models.pixels((len(latents), *latents.shape[2:])), fingerprint)
+        response = await self._vae_codecs.call(decode, job, self._patience, deadline, _codec_seconds)
         return read_array(response.pixels, "pixels", "uint8", (len(latents), "height", "width", 3))
+
+    async def encode_picture(
+        self, pixels: Picture, models: Models, deadline: Deadline
+    ) -> tuple[Latents, Latents]:
+        """Mean and standard deviation, [1, C, h, w] each, of a picture's latents.
+
+        `pixels` are sRGB, uint8 [height, width, 3].
+        """
+        fingerprint = models.vae_codec.model.fingerprint
+        request = PixelsRequest(pixels=array_to_message(pixels[None]))
+
+        async def encode(replica: Replica[VaeCodecStub], seconds: float) -> PixelsResponse:
+            response = await attempt(replica.stub.Encode, request, seconds)
+            check_fingerprint(response.fingerprint, fingerprint)
+            return response
+
+        job = Job[VaeCodecStub](pixels.size // 3, fingerprint)
+        response = await self._vae_codecs.call(encode, job, self._patience, deadline, _codec_seconds)
+        shape = (1, "channels", "height", "width")
+        mean = read_array(response.mean, "mean", "float32", shape)
+        return mean, read_array(response.std, "std", "float32", mean.shape)
 
 
 async def _ask_text_encoder(
@@ -165,7 +191,7 @@ async def _ask_vae_codec(stub: VaeCodecStub, seconds: float) -> vae_codec_pb2.Va
     return await attempt(stub.GetModel, vae_codec_pb2.VaeCodecServiceGetModelRequest(), seconds)
 
 
-def _decode_seconds(response: DecodeResponse) -> float:
+def _codec_seconds(response: DecodeResponse | PixelsResponse) -> float:
     return response.compute_milliseconds / 1000
 
 

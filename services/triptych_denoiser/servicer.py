@@ -16,7 +16,7 @@ from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
-from triptych_denoiser.batcher import Batcher
+from triptych_denoiser.batcher import Batcher, QueueLimits
 from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
 from triptych_denoiser.features import FeatureCache, FeatureReuse
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
@@ -208,7 +208,12 @@ def create_servicer(
     )
     return DenoiserServicer(
         predictor,
-        Batcher(predictor, options.max_queued_rows),
+        Batcher(
+            predictor,
+            QueueLimits(
+                options.max_queued_rows, options.max_batch_tokens, options.max_company_milliseconds / 1000
+            ),
+        ),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
         Limits.of(

@@ -95,6 +95,10 @@ class Transformer(Protocol):
         """The module of a dotted name."""
         ...
 
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module, itself included."""
+        ...
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every weight."""
         ...
