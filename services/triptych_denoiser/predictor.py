@@ -190,7 +190,7 @@ def rows_are_independent(predictor: Predictor) -> bool:
     half = max(size // 2 // multiple, 1) * multiple
     for height, tokens, repeats in ((size, 33, 256), (half, 77, 1)):
         rows = [
-            _random_row(predictor, height, size, tokens, repeats, generator)
+            random_row(predictor, height, size, tokens, repeats, generator)
             for _ in range(min(predictor.max_rows, _PROBE_ROWS))
         ]
         alone = torch.cat([predictor.predict([row]).velocities for row in rows])
@@ -201,9 +201,11 @@ def rows_are_independent(predictor: Predictor) -> bool:
     return True
 
 
-def _random_row(
+def random_row(
     predictor: Predictor, height: int, width: int, tokens: int, repeats: int, generator: torch.Generator
 ) -> Row:
+    """A row of noise, for trials: the last of its `tokens` text tokens stands for `repeats` equal ones."""
+
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 

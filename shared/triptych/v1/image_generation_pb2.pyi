@@ -164,7 +164,7 @@ class GenerationParameters(google.protobuf.message.Message):
 
     @property
     def sigma_schedule(self) -> global___SigmaSchedule:
-        """The noise levels. Default: the checkpoint's own; linear for dpmpp_2m and unipc."""
+        """The noise levels. Default: the checkpoint's own; linear for heun, dpmpp_2m and unipc."""
 
     @property
     def step_reuse(self) -> global___StepReuse:
