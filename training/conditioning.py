@@ -18,7 +18,10 @@ class TextConditioning:
             CLIPTokenizer.from_pretrained(model / name) for name in ("tokenizer", "tokenizer_2")
         ]
         self.encoders = [
-            CLIPTextModelWithProjection.from_pretrained(model / name).to(device).eval().requires_grad_(False)
+            CLIPTextModelWithProjection.from_pretrained(model / name, dtype=torch.float32)
+            .to(device)
+            .eval()
+            .requires_grad_(False)
             for name in ("text_encoder", "text_encoder_2")
         ]
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.conditioning import TextConditioning
 from training.run_folder import RunFolder
 from training.transformer import CONFIG
 from training.world import text_encoders
@@ -93,6 +94,11 @@ def test_text_encoders_learn_and_a_cut_off_run_goes_on(encoders: Path, tmp_path:
     first.export(encoders, batch)
     width = json.loads((encoders / "text_encoder_2" / "config.json").read_text())["hidden_size"]
     assert 2 * width == CONFIG.joint_attention_dim
+    with torch.autocast("cpu", torch.bfloat16):
+        sequence, pooled = TextConditioning(encoders, device).encode(["a zebra", ""])
+    assert sequence.shape == (2, text_encoders.MAX_TOKENS + 1, CONFIG.joint_attention_dim)
+    assert torch.isfinite(pooled).all()
+    assert sequence[:, :-1].float().square().mean() == pytest.approx(1, rel=0.7)
 
 
 def test_the_transformer_s_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
