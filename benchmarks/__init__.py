@@ -1,1 +1,1 @@
-"""What measures Triptych: prompt adherence of the default model, and the cost of one picture."""
+"""What measures Triptych: prompt adherence of the default model, and the cost of pictures, bytes and company."""
