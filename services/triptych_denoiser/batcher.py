@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from triptych.compute import compute_thread
+from triptych.compute import compute
 from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
 from triptych_denoiser.costs import Costs
 from triptych_denoiser.predictor import Predictor, Row
@@ -203,9 +203,9 @@ class Batcher:
 
     async def _run_pass(self, batch: Sequence[_Waiting]) -> None:
         rows = [waiting.row for waiting in batch]
-        loop, started = asyncio.get_running_loop(), time.monotonic()
+        started = time.monotonic()
         try:
-            predicted = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
+            predicted = await compute(self._predictor.predict, rows)
         except torch.OutOfMemoryError as error:
             self._make_smaller(batch, error)
             return

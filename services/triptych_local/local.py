@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triptych.checkpoints import open_checkpoint
+from triptych.compute import CORES_LOCK
 from triptych_local.folders import COORDINATOR_SOCKET
 from triptych_local.processes import Program
 
@@ -94,7 +96,13 @@ class Addresses:
 def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
     """A process per service."""
     stages = [
-        Program(SPOKEN[stage], f"triptych_{stage.replace('-', '_')}", address, choice.stage_options(stage))
+        Program(
+            SPOKEN[stage],
+            f"triptych_{stage.replace('-', '_')}",
+            address,
+            choice.stage_options(stage),
+            _taking_turns(choice),
+        )
         for stage, address in zip(STAGES, addresses.stages, strict=True)
     ]
     targets = [
@@ -106,6 +114,12 @@ def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
         "coordinator", "triptych_coordinator", addresses.coordinator, [*choice.model_options(), *targets]
     )
     return [*stages, coordinator]
+
+
+def _taking_turns(choice: ModelChoice) -> Mapping[str, str]:
+    """What lets stages on this machine's CPU compute in turn: any file that all of them can open will do."""
+    device = choice.device or os.environ.get("TRIPTYCH_DEVICE", "cpu")
+    return {CORES_LOCK: __file__} if device == "cpu" else {}
 
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:

@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -24,21 +24,22 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 30.0
 STEADY_SECONDS = 60.0
 STOP_SECONDS = 35.0
-# GNU's OpenMP spins some milliseconds at a barrier before it sleeps. Processes that share the cores so keep
-# the very threads waiting that they wait for: two transformers at once were ten times slower than in turn.
-_SHARING_CORES = {"GOMP_SPINCOUNT": "1000"}
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A service to run as a process: its module, the address it listens on, its other options."""
+    """A service to run as a process: its module, the address it listens on, its other options.
+
+    environment: what its environment has besides this process's.
+    """
 
     name: str
     module: str
     address: str
     options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self) -> list[str]:
         """The command line, run so that the process ends with this one."""
@@ -89,7 +90,7 @@ class ServiceProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             umask=0o077,
-            env=_SHARING_CORES | os.environ,
+            env=os.environ | self.program.environment,
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
         self._reader = asyncio.create_task(self._pass_on_lines(process))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
-from triptych.compute import compute_thread
+from triptych.compute import compute
 from triptych_text_encoder.weighting import Span, weighted
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class TextEncoder:
         known = self._cache.get((prompt, spans))
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(compute_thread(), self._encode, prompt, spans)
+        return await compute(self._encode, prompt, spans)
 
     def _encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
         # The one thread takes prompts in turn, so a duplicate finds here what the first of them left.

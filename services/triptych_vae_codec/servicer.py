@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from triptych.checkpoints import CheckpointError
-from triptych.compute import compute_thread
+from triptych.compute import compute
 from triptych.devices import usable_device
 from triptych.errors import invalid_argument
 from triptych.fingerprints import stage_fingerprint
@@ -88,15 +88,13 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         )
 
     async def _each(
-        self, field: str, compute: Callable[[Any], Any], rows: Iterable[torch.Tensor]
+        self, field: str, work: Callable[[Any], Any], rows: Iterable[torch.Tensor]
     ) -> tuple[list[Any], float]:
-        """`compute` of every row on the compute thread, and the milliseconds it took there."""
+        """`work` of every row on the compute thread, and the milliseconds it took there."""
         results, milliseconds = [], 0.0
         for row in rows:
             try:
-                result, took = await asyncio.get_running_loop().run_in_executor(
-                    compute_thread(), _timed, compute, row
-                )
+                result, took = await compute(_timed, work, row)
             except ValueError as error:
                 raise invalid_argument((field, str(error))) from error
             results.append(result)

@@ -1,10 +1,15 @@
 """The compute thread and the allocator's memory, each in a fresh process."""
 
+import os
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+
+from triptych.compute import CORES_LOCK
 
 
 def answer(program: str) -> str:
@@ -31,6 +36,37 @@ def test_only_the_compute_thread_has_a_team():
         print(here, there, later)
     """)
     assert said == "1 3 1"
+
+
+def test_processes_that_share_cores_compute_in_turn(tmp_path: Path) -> None:
+    """Each notes when its work begins and ends; no two overlap, and nobody is left out."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    program = """
+        import asyncio, time
+        from triptych.compute import compute
+
+        def work():
+            began = time.monotonic()
+            time.sleep(0.02)
+            return began, time.monotonic()
+
+        async def main():
+            await compute(time.sleep, 0.5)
+            for _ in range(10):
+                print(*await compute(work))
+
+        asyncio.run(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {CORES_LOCK: str(lock)})
+        for _ in range(3)
+    ]
+    lines = [line for run in runs for line in run.communicate(timeout=60)[0].splitlines()]
+    turns = sorted(tuple(map(float, line.split())) for line in lines)
+    assert len(turns) == 30
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(turns))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
