@@ -14,7 +14,7 @@ from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, text_encoder_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
-from triptych.wire import TensorChannel, serialize, with_tensor
+from triptych.wire import TensorChannel, with_tensor
 
 _SECONDS = 120.0
 
@@ -72,7 +72,7 @@ async def _step(
 def _codecs(request: Any, response: Any, velocities: np.ndarray[Any, np.dtype[np.float32]]) -> float:
     """Milliseconds for the bytes of a request and its answer, written and read."""
     started = time.perf_counter()
-    written = serialize(request), serialize(response)
+    written = request.SerializeToString(), response.SerializeToString()
     message_to_array(denoiser_pb2.PredictRequest.FromString(written[0]).latents, "latents")
     message_to_array(denoiser_pb2.PredictResponse.FromString(written[1]).velocities, "velocities")
     return 1000 * (time.perf_counter() - started)

@@ -30,7 +30,7 @@ from triptych.compute import keep_freed_memory
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1.denoiser_pb2 import PredictRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
-from triptych.wire import TensorChannel, serialize, with_tensor
+from triptych.wire import TensorChannel, with_tensor
 from triptych_local.folders import temporary_folder
 from triptych_local.processes import Program, ServiceProcess
 
@@ -110,10 +110,10 @@ async def measure(address: str, repetitions: int) -> Medians:
 
 def codecs(array: NDArray[np.float32]) -> dict[str, Echo]:
     """From an array to bytes, by wire.py and by protobuf alone, and from bytes to an array."""
-    data = serialize(with_tensor(PredictRequest(), array_view(array)))
+    data = with_tensor(PredictRequest(), array_view(array)).SerializeToString()
 
     async def to_bytes() -> None:
-        serialize(with_tensor(PredictRequest(), array_view(array)))
+        with_tensor(PredictRequest(), array_view(array)).SerializeToString()
 
     async def to_bytes_by_protobuf() -> None:
         PredictRequest(latents=array_to_message(array)).SerializeToString()

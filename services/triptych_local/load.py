@@ -172,10 +172,17 @@ class Measurement:
 
     @property
     def throughput(self) -> float:
-        """Successes a second that ended in the measured period, whenever they arrived."""
+        """Successes a second in the measured period; one that began before or ended after it counts in part.
+
+        Whole requests would be too coarse: those that share passes tend to end together.
+        """
         first, last = self.period.warm_up, self.period.end
-        ended = sum(o.code is None and first <= o.ended < last for o in self.outcomes)
-        return ended / self.period.measured
+        inside = sum(
+            max(0.0, min(o.ended, last) - max(o.arrived, first)) / max(o.seconds, 1e-9)
+            for o in self.outcomes
+            if o.code is None
+        )
+        return inside / self.period.measured
 
     def latency(self, percentile: float) -> float:
         """Seconds within which so many per cent of the successes were done; NaN without any."""

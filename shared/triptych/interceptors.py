@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
-from triptych.wire import serialize
+from triptych.wire import serializer
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def _handler(handler: Any, method: str) -> Any:
     """The handler with its behaviour and serializers wrapped."""
     codecs: dict[str, Any] = {
         "request_deserializer": _refusing_malformed(handler.request_deserializer),
-        "response_serializer": handler.response_serializer and serialize,
+        "response_serializer": handler.response_serializer and serializer(handler.response_serializer),
     }
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(_wrapped(handler.unary_stream, method), **codecs)

@@ -5,6 +5,7 @@ The bytes are protobuf's own, and protobuf reads them: it copies a tensor once t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
@@ -75,9 +76,13 @@ def with_tensor(others: M, tensor: TensorView) -> M:
     return others
 
 
-def serialize(message: Message | WithTensor) -> bytes:
-    """The bytes of a message."""
-    return message.SerializeToString()
+def serializer(usual: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """What writes messages as `usual` does, and `with_tensor` messages too."""
+
+    def serialize(message: Any) -> bytes:
+        return message.SerializeToString() if isinstance(message, WithTensor) else usual(message)
+
+    return serialize
 
 
 def tensor_field(kind: type[Message]) -> str:
@@ -92,11 +97,16 @@ class TensorChannel:
         self._channel = channel
 
     def unary_unary(
-        self, method: str, request_serializer: Any, response_deserializer: Any, **options: Any
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes],
+        response_deserializer: Any,
+        **options: Any,
     ) -> Any:
         """As grpc.aio.Channel's."""
-        del request_serializer
-        return self._channel.unary_unary(method, serialize, response_deserializer, **options)
+        return self._channel.unary_unary(
+            method, serializer(request_serializer), response_deserializer, **options
+        )
 
 
 def _tag_and_size(tag: int, size: int) -> bytes:

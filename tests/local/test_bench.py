@@ -94,7 +94,8 @@ def test_only_the_measured_period_counts() -> None:
     failed = Outcome(WORK, 1.5, 1.6, "UNAVAILABLE")
     outcomes = [succeeded(0.5, 1.2), succeeded(1.2, 1.8), failed, succeeded(1.9, 3.5)]
     measured = Measurement("2 at once", Period(1.0, 2.0), outcomes)
-    assert measured.throughput == 1.0  # two ended from second 1 to 3
+    parts = 0.2 / 0.7 + 1 + 1.1 / 1.6  # of those that succeeded, what lies between seconds 1 and 3
+    assert measured.throughput == pytest.approx(parts / 2.0)
     assert len(measured.counted) == 3
     assert measured.errors == {"UNAVAILABLE": 1}
     assert measured.latency(50) == pytest.approx((0.6 + 1.6) / 2)
