@@ -33,18 +33,26 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Program:
-    """A service to run as a process: its module, the address it listens on, its other options."""
+    """A service to run as a process: its module, the address it listens on, its other options.
+
+    threads: how many threads compute; None for as many as it takes by itself.
+    """
 
     name: str
     module: str
     address: str
     options: Sequence[str] = ()
+    threads: int | None = None
 
     def command(self) -> list[str]:
         """The command line, run so that the process ends with this one."""
         run = [sys.executable, "-m", "triptych_local.supervised", self.module]
         # Nobody here has to be told of a stop beforehand, as a load balancer would.
         return [*run, "--listen", self.address, "--drain-seconds", "0", *self.options]
+
+    def environment(self) -> dict[str, str]:
+        """What it finds in its environment besides this process's."""
+        return {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
 
 
 class ServiceProcess:
@@ -89,7 +97,7 @@ class ServiceProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             umask=0o077,
-            env=_SHARING_CORES | os.environ,
+            env=_SHARING_CORES | os.environ | self.program.environment(),
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
         self._reader = asyncio.create_task(self._pass_on_lines(process))
