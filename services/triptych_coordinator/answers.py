@@ -9,12 +9,10 @@ from numpy.typing import NDArray
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.tensors import message_to_array
-from triptych.v1 import tensor_pb2
+from triptych.wire import TensorLike
 
 
-def read_array(
-    message: tensor_pb2.Tensor, field: str, dtype: str, shape: Sequence[int | str]
-) -> NDArray[Any]:
+def read_array(message: TensorLike, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:
     """The array in an answer. Raises TriptychError with INTERNAL if it is not of that dtype and shape."""
     try:
         return message_to_array(message, field, dtypes=[dtype], shape=shape)

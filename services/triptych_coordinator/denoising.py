@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from triptych import errors
 from triptych.errors import TriptychError
-from triptych.tensors import array_to_message
+from triptych.tensors import array_to_message, array_view
 from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
+from triptych.wire import with_tensor
 from triptych_coordinator.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.calls import Patience, attempt
 from triptych_coordinator.choosing import call_size
@@ -119,13 +120,13 @@ class RequestDenoiser:
         branches: Sequence[denoiser_pb2.Branch],
         guidance: float | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        request = denoiser_pb2.PredictRequest(
-            latents=array_to_message(latents),
+        others = denoiser_pb2.PredictRequest(
             sigmas=sigmas,
             branches=branches,
             guidance_scales=[] if guidance is None else [guidance] * len(latents),
             loras=self.loras,
         )
+        request = with_tensor(others, array_view(latents))
         response = await self._predict(request, work=len(branches) * latents.size)
         velocities = read_array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
         if not np.isfinite(velocities).all():

@@ -10,9 +10,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.tensors import array_to_message
+from triptych.tensors import array_view
 from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.lora_pb2 import Lora
+from triptych.wire import with_tensor
 from triptych_coordinator.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.calls import Patience, attempt
 from triptych_coordinator.concurrent import in_order
@@ -144,7 +145,7 @@ class Stages:
 
     async def _decode_part(self, latents: Latents, models: Models, deadline: Deadline) -> NDArray[np.uint8]:
         fingerprint = models.vae_codec.model.fingerprint
-        request = DecodeRequest(latents=array_to_message(latents))
+        request = with_tensor(DecodeRequest(), array_view(latents))
 
         async def decode(replica: Replica[VaeCodecStub], seconds: float) -> DecodeResponse:
             response = await attempt(replica.stub.Decode, request, seconds)
@@ -163,7 +164,7 @@ class Stages:
         `pixels` are sRGB, uint8 [height, width, 3].
         """
         fingerprint = models.vae_codec.model.fingerprint
-        request = PixelsRequest(pixels=array_to_message(pixels[None]))
+        request = with_tensor(PixelsRequest(), array_view(pixels[None]))
 
         async def encode(replica: Replica[VaeCodecStub], seconds: float) -> PixelsResponse:
             response = await attempt(replica.stub.Encode, request, seconds)
