@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 BUF_AGAINST ?= .git\#branch=main,subdir=protos
 PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -86,8 +87,10 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 	$(BUF) breaking protos --against '$(BUF_AGAINST)'
 
 .PHONY: bench
-bench: $(INSTALLED_DEV) ## Time one picture: fused, over sockets, by diffusers
-	$(BIN)/python -m benchmarks.one_picture
+bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
+	$(BIN)/python -m benchmarks.one_picture $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.wire $(BENCH_FLAGS)
+	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)
 
 .PHONY: train
 train: $(INSTALLED_DEV) training/node_modules ## Train the default model: hours; cut off, it goes on where it was

@@ -1,1 +1,1 @@
-"""What measures Triptych: prompt adherence of the default model, and the cost of one picture."""
+"""What measures Triptych: how well it follows prompts, and what pictures, bytes and company cost."""

@@ -253,8 +253,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance", type=float, default=4.5)
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="two repetitions of 8 steps")
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repetitions, arguments.steps = 2, 8
     options = {
         "height": arguments.size,
         "width": arguments.size,

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
-from triptych.wire import parser, serialize
+from triptych.wire import serialize
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,10 @@ def _handler(handler: Any, method: str) -> Any:
 def _refusing_malformed(deserializer: Deserializer | None) -> Deserializer | None:
     if deserializer is None:
         return None
-    parse = parser(deserializer)
 
     def deserialize(data: bytes) -> Any:
         try:
-            return parse(data)
+            return deserializer(data)
         except Exception:
             return _Malformed()
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 MAX_DIMENSIONS = 8
-_ALIGNMENT = 16  # bytes; every object of Python's own has it
 MAX_BYTES = 2**62  # of the shape with its zeros left out, so that strides fit in 64 bits
 
 _NUMPY_DTYPES: dict[int, np.dtype[Any]] = {
@@ -118,10 +117,7 @@ def _octets(array: npt.NDArray[Any]) -> memoryview:
 def _checked_data(
     message: TensorLike, field: str, dtypes: Collection[str] | None, shape: Shape | None
 ) -> bytes | memoryview:
-    """The message's elements, read once (each read of a bytes field copies), or INVALID_ARGUMENT.
-
-    Those that lie at odd addresses in someone else's memory are copied: arithmetic on them would be slow.
-    """
+    """The message's elements, read once (each read of a bytes field copies), or INVALID_ARGUMENT."""
     name = _NAMES.get(message.dtype)
     if name is None:
         raise invalid_argument((f"{field}.dtype", f"{message.dtype} is no known dtype"))
@@ -133,7 +129,7 @@ def _checked_data(
     if len(data) != expected:
         described = f"shape {_written(message.shape)} of {name}"
         raise invalid_argument((f"{field}.data", f"{described} needs {expected} bytes, got {len(data)}"))
-    return data if np.frombuffer(data, np.uint8).ctypes.data % _ALIGNMENT == 0 else bytes(data)
+    return data
 
 
 def _check_shape(message: TensorLike, field: str, expected: Shape | None) -> None:

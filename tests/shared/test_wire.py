@@ -1,5 +1,6 @@
-"""Messages with a large tensor: the bytes are protobuf's, and what is read is what protobuf reads."""
+"""Messages with a large tensor: the bytes are protobuf's, whoever writes them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,15 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError, Message
-from hypothesis import example, given
+from google.protobuf.message import Message
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.serving import Server, Service
 from triptych.settings import ServerSettings
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, vae_codec_pb2
-from triptych.wire import MIN_BYTES, TensorChannel, WithTensor, parse, tensor_field, with_tensor
+from triptych.wire import MIN_BYTES, TensorChannel, WithTensor, tensor_field, with_tensor
 
 KINDS: list[type[Message]] = [
     denoiser_pb2.PredictRequest,
@@ -27,10 +28,11 @@ KINDS: list[type[Message]] = [
 ]
 ROWS = MIN_BYTES // 64
 
-sizes = st.sampled_from([(ROWS, 1, 64), (ROWS + 1, 8, 9), (ROWS, 64, 64), (2, ROWS, 64, 2)])
+sizes = st.sampled_from([(ROWS, 1, 64), (ROWS + 1, 8, 9), (2, ROWS, 8, 5)])
 dtypes = st.sampled_from(["float32", "float16", "uint8", "int64"])
 
 
+@functools.cache
 def numbers(shape: tuple[int, ...], dtype: str) -> Any:
     return np.random.default_rng(7).integers(0, 200, shape).astype(dtype)
 
@@ -72,72 +74,30 @@ def test_every_message_that_begins_with_a_tensor_goes_there_and_back(kind: type[
     assert isinstance(message, WithTensor) == (size >= MIN_BYTES)
     data = message.SerializeToString()
     assert data == whole(kind(), array).SerializeToString()
-    received = getattr(parse(kind, data), tensor_field(kind))
+    received = getattr(kind.FromString(data), tensor_field(kind))
     assert np.array_equal(message_to_array(received, "field"), array)
 
 
 @given(predict_requests(), sizes, dtypes)
-def test_what_is_read_is_what_generated_code_reads(
+def test_fields_are_read_as_the_message_has_them(
     others: denoiser_pb2.PredictRequest, shape: tuple[int, ...], dtype: str
 ) -> None:
+    """A stage in the same process gets the message as it is, without bytes between."""
     array = numbers(shape, dtype)
-    message: Any = parse(denoiser_pb2.PredictRequest, whole(others, array).SerializeToString())
+    message = with_tensor(others, array_view(array))
     assert isinstance(message, WithTensor)
     assert (message.sigmas, message.branches) == (others.sigmas, others.branches)
     received = message_to_array(message.latents, "latents")
     assert (received.dtype, received.shape) == (array.dtype, array.shape)
     assert np.array_equal(received, array)
-
-
-LARGE = whole(denoiser_pb2.PredictRequest(sigmas=[0.5]), numbers((ROWS, 64), "float32")).SerializeToString()
-
-
-@given(st.integers(0, 40), st.binary(max_size=12), st.integers(0, 12))
-@example(0, b"", 0)
-@example(1, b"\xff" * 12, 0)
-def test_strange_bytes_are_read_or_refused_as_generated_code_does(
-    at: int, inserted: bytes, dropped: int
-) -> None:
-    """A header that was tampered with gives the same message, or the same refusal."""
-    data = LARGE[:at] + inserted + LARGE[at + dropped :]
-    assert _read(lambda: parse(denoiser_pb2.PredictRequest, data)) == _read(
-        lambda: denoiser_pb2.PredictRequest.FromString(data)
-    )
-
-
-@pytest.mark.parametrize("end", [len(LARGE) - 1, len(LARGE) - 5, MIN_BYTES])
-def test_cut_off_bytes_are_refused(end: int) -> None:
-    with pytest.raises(DecodeError):
-        parse(denoiser_pb2.PredictRequest, LARGE[:end])
-
-
-def test_a_tensor_in_two_parts_is_joined_by_protobuf() -> None:
-    more = denoiser_pb2.PredictRequest(latents=array_to_message(np.ones(3, np.float32)))
-    data = LARGE + more.SerializeToString()
-    assert parse(denoiser_pb2.PredictRequest, data) == denoiser_pb2.PredictRequest.FromString(data)
-
-
-def _read(reader: Callable[[], Any]) -> object:
-    try:
-        message = reader()
-    except DecodeError:
-        return "refused"
-    latents = message.latents
-    return (
-        latents.dtype,
-        tuple(latents.shape),
-        bytes(latents.data),
-        list(message.sigmas),
-        list(message.branches),
-        list(message.guidance_scales),
-    )
+    assert np.shares_memory(received, array)
+    assert not received.flags.writeable
 
 
 class Echo(denoiser_pb2_grpc.DenoiserServiceServicer):
     """Its velocities are the latents."""
 
     async def Predict(self, request: Any, context: Any) -> Any:
-        self.kind = type(request)
         latents = message_to_array(request.latents, "latents")
         response = denoiser_pb2.PredictResponse(fingerprint=str(list(request.sigmas)))
         return with_tensor(response, array_view(latents))
@@ -147,14 +107,13 @@ class Echo(denoiser_pb2_grpc.DenoiserServiceServicer):
 async def test_a_server_answers_generated_code_and_our_own(
     wrap: Callable[[Any], Any], tmp_path: Path
 ) -> None:
-    echo = Echo()
     add = denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server
-    service = Service("triptych.v1.DenoiserService", lambda server: add(echo, server))
+    service = Service("triptych.v1.DenoiserService", lambda server: add(Echo(), server))
     server = Server(
         [service], ServerSettings(listen=f"unix:{tmp_path}/echo", drain_seconds=0, grace_seconds=0)
     )
     await server.start()
-    latents = np.random.default_rng(0).standard_normal((1, 16, 64, 64), np.float32)
+    latents = np.random.default_rng(0).standard_normal((1, 16, 128, 64), np.float32)
     request = denoiser_pb2.PredictRequest(sigmas=[0.5])
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = denoiser_pb2_grpc.DenoiserServiceStub(wrap(channel))
@@ -162,7 +121,5 @@ async def test_a_server_answers_generated_code_and_our_own(
         sent = with_tensor(request, array_view(latents)) if ours else whole(request, latents)
         response = await stub.Predict(sent)
     await server.stop()
-    assert echo.kind is WithTensor
-    assert isinstance(response, WithTensor) == ours
     assert response.fingerprint == "[0.5]"
     assert np.array_equal(message_to_array(response.velocities, "velocities"), latents)
