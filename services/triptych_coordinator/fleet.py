@@ -184,10 +184,10 @@ class Fleet(Generic[S, D]):
 
     def _chosen(self, job: Job[S], tried: Collection[Replica[S]]) -> Replica[S] | None:
         """The one to try next; one that was set aside only if nobody else is there."""
-        suitable = self._suitable(job)
-        ready = [one for one in suitable if one.ready and one not in tried]
+        untried = [one for one in self._suitable(job) if one not in tried]
+        ready = [one for one in untried if one.ready]
         if not ready:
-            return None if tried else min(suitable, key=lambda one: one.failures, default=None)
+            return min(untried, key=lambda one: one.failures, default=None)
         paces = believed_paces([one.measured_pace() for one in ready])
         candidates = [
             Candidate(one.outstanding, pace, job.prepared(one), one.last_chosen)

@@ -305,6 +305,11 @@ def up(
         ),
     ] = 50050,
     fused: Annotated[bool, typer.Option("--fused", help="All four services in one process.")] = False,
+    text_encoders: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes of the text encoder; they share the cores.")
+    ] = 1,
+    denoisers: Annotated[int, typer.Option(min=1, max=64, help="Processes of the denoiser, likewise.")] = 1,
+    vae_codecs: Annotated[int, typer.Option(min=1, max=64, help="Processes of the VAE codec, likewise.")] = 1,
     model: Model = None,
     revision: Revision = None,
     base: Base = None,
@@ -316,12 +321,15 @@ def up(
     vae_codec_quantization: VaeCodecQuantization = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
-    from triptych_local.local import ModelChoice, StageQuantization
+    from triptych_local.local import ModelChoice, Replicas, StageQuantization
     from triptych_local.up import serve_until_stopped
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
     choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
-    _run(serve_until_stopped(choice, fused, base_port if tcp else None))
+    replicas = Replicas(text_encoders, denoisers, vae_codecs)
+    if fused and replicas != Replicas():
+        raise typer.BadParameter("--fused is one process, which has each stage once")
+    _run(serve_until_stopped(choice, fused, base_port if tcp else None, replicas))
 
 
 @app.command()

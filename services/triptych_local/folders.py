@@ -14,7 +14,7 @@ from triptych.addresses import check_listen
 from triptych.errors import StartError
 
 COORDINATOR_SOCKET = "coordinator.sock"
-LONGEST_SOCKET = "text-encoder.sock"
+LONGEST_SOCKET = "text-encoder-64.sock"
 
 
 def well_known_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,11 @@ from pathlib import Path
 
 from triptych.checkpoints import open_checkpoint
 from triptych.compute import CORES_LOCK
+from triptych.errors import StartError
 from triptych_local.folders import COORDINATOR_SOCKET
 from triptych_local.processes import Program
 
+LAST_PORT = 65535
 STAGES = ("text-encoder", "denoiser", "vae-codec")
 SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
 
@@ -75,51 +78,81 @@ def _given(options: Mapping[str, str | None]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """How many processes each stage has."""
+
+    text_encoders: int = 1
+    denoisers: int = 1
+    vae_codecs: int = 1
+
+    def counts(self) -> tuple[int, int, int]:
+        """In the order of STAGES."""
+        return self.text_encoders, self.denoisers, self.vae_codecs
+
+
+@dataclass(frozen=True)
 class Addresses:
-    """Where the four services listen."""
+    """Where the services listen. Of a stage with several replicas it is a list with commas between."""
 
     coordinator: str
     stages: Sequence[str]
 
     @classmethod
-    def in_folder(cls, folder: Path) -> Addresses:
-        """Unix sockets."""
-        return cls(f"unix:{folder / COORDINATOR_SOCKET}", [f"unix:{folder / stage}.sock" for stage in STAGES])
+    def in_folder(cls, folder: Path, replicas: Replicas | None = None) -> Addresses:
+        """Unix sockets: denoiser.sock, denoiser-2.sock, ..."""
+        counts = zip(STAGES, (replicas or Replicas()).counts(), strict=True)
+        stages = [
+            ",".join(f"unix:{folder / _numbered(stage, index, '-')}.sock" for index in range(count))
+            for stage, count in counts
+        ]
+        return cls(f"unix:{folder / COORDINATOR_SOCKET}", stages)
 
     @classmethod
-    def on_ports(cls, base_port: int) -> Addresses:
-        """The coordinator on base_port of 127.0.0.1, the stages on the next ones."""
-        first, *others = [f"127.0.0.1:{base_port + offset}" for offset in range(1 + len(STAGES))]
-        return cls(first, others)
+    def on_ports(cls, base_port: int, replicas: Replicas | None = None) -> Addresses:
+        """The coordinator on base_port of 127.0.0.1, the stages on the next ones, then their other replicas.
+
+        Raises StartError if there are not that many ports.
+        """
+        counts = (replicas or Replicas()).counts()
+        if base_port + sum(counts) > LAST_PORT:
+            raise StartError(f"there are not {sum(counts)} ports for the stages after port {base_port}")
+        first, *ports = [f"127.0.0.1:{base_port + offset}" for offset in range(1 + sum(counts))]
+        stages, others = [[port] for port in ports[: len(STAGES)]], iter(ports[len(STAGES) :])
+        for stage, count in zip(stages, counts, strict=True):
+            stage += itertools.islice(others, count - 1)
+        return cls(first, [",".join(stage) for stage in stages])
 
 
 def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
-    """A process per service."""
-    stages = [
-        Program(
-            SPOKEN[stage],
-            f"triptych_{stage.replace('-', '_')}",
-            address,
-            choice.stage_options(stage),
-            _taking_turns(choice),
-        )
-        for stage, address in zip(STAGES, addresses.stages, strict=True)
-    ]
-    targets = [
-        word
-        for stage, address in zip(STAGES, addresses.stages, strict=True)
-        for word in (f"--{stage}", address)
-    ]
+    """A process per service. Replicas of a stage share the cores."""
+    stages: list[Program] = []
+    targets: list[str] = []
+    for stage, replicas in zip(STAGES, addresses.stages, strict=True):
+        stages += _stage_programs(stage, replicas.split(","), choice)
+        targets += [f"--{stage}", replicas]
     coordinator = Program(
         "coordinator", "triptych_coordinator", addresses.coordinator, [*choice.model_options(), *targets]
     )
     return [*stages, coordinator]
 
 
+def _stage_programs(stage: str, replicas: Sequence[str], choice: ModelChoice) -> list[Program]:
+    module, options = f"triptych_{stage.replace('-', '_')}", choice.stage_options(stage)
+    return [
+        Program(_numbered(SPOKEN[stage], index, " "), module, address, options, _taking_turns(choice))
+        for index, address in enumerate(replicas)
+    ]
+
+
 def _taking_turns(choice: ModelChoice) -> Mapping[str, str]:
     """What lets stages on this machine's CPU compute in turn: any file that all of them can open will do."""
     device = choice.device or os.environ.get("TRIPTYCH_DEVICE", "cpu")
     return {CORES_LOCK: __file__} if device == "cpu" else {}
+
+
+def _numbered(name: str, index: int, separator: str) -> str:
+    """The first replica has the name alone, the second is number 2."""
+    return f"{name}{separator}{index + 1}" if index else name
 
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:

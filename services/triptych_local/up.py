@@ -9,11 +9,13 @@ from contextlib import ExitStack
 
 from triptych.addresses import unix_path
 from triptych_local.folders import claimed_folder, well_known_folder
-from triptych_local.local import Addresses, ModelChoice, fused_program, split_programs
+from triptych_local.local import Addresses, ModelChoice, Replicas, fused_program, split_programs
 from triptych_local.processes import running
 
 
-async def serve_until_stopped(choice: ModelChoice, fused: bool, base_port: int | None) -> None:
+async def serve_until_stopped(
+    choice: ModelChoice, fused: bool, base_port: int | None, replicas: Replicas
+) -> None:
     """Runs the services on Unix sockets, or from base_port on, until SIGINT or SIGTERM. Raises StartError."""
     task = asyncio.current_task()
     assert task is not None
@@ -22,9 +24,10 @@ async def serve_until_stopped(choice: ModelChoice, fused: bool, base_port: int |
     choice = choice.pinned()
     with ExitStack() as stack:
         if base_port is None:
-            addresses = Addresses.in_folder(stack.enter_context(claimed_folder(well_known_folder())))
+            folder = stack.enter_context(claimed_folder(well_known_folder()))
+            addresses = Addresses.in_folder(folder, replicas)
         else:
-            addresses = Addresses.on_ports(base_port)
+            addresses = Addresses.on_ports(base_port, replicas)
         programs = [fused_program(addresses, choice)] if fused else split_programs(addresses, choice)
         try:
             async with running(programs, _log):
@@ -39,7 +42,7 @@ def _tell(addresses: Addresses, fused: bool) -> None:
     coordinator = addresses.coordinator
     on_socket = coordinator.startswith("unix:")
     print(f"ready on {coordinator}")
-    for address in () if fused else addresses.stages:
+    for address in () if fused else ",".join(addresses.stages).split(","):
         print(f"         {address}")
     target = "" if on_socket else f" --target {coordinator}"
     print(f'  triptych generate "a red fire truck" -o truck.png{target}')

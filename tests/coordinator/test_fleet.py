@@ -179,6 +179,18 @@ async def test_a_step_that_one_replica_fails_is_taken_by_the_other_at_once(
     assert "is set aside: going away" in caplog.text
 
 
+async def test_when_all_are_set_aside_the_one_that_is_back_is_found(near: Neighbourhood) -> None:
+    addresses = [near.address("gone"), near.address("back")]
+    fleet = await near.coordinator(denoiser=",".join(addresses))
+    async with served(Denoiser(), addresses[0]), served(Denoiser(), addresses[1]):
+        expected = images(await fleet.images("a cat", seeds=[1]))
+    with refused(grpc.StatusCode.UNAVAILABLE, "cannot be reached"):
+        await fleet.images("a cat", seeds=[1])
+    await asyncio.sleep(1.5)  # by now both are asked only every 3 seconds
+    async with served(Denoiser(), addresses[1]):
+        assert images(await fleet.images("a cat", seeds=[1])) == expected
+
+
 async def test_a_full_queue_sends_the_step_to_the_other_replica(
     fleet: House, denoisers: list[Denoiser]
 ) -> None:

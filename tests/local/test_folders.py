@@ -9,7 +9,7 @@ import pytest
 from triptych.addresses import check_listen
 from triptych.errors import StartError
 from triptych_local.folders import claimed_folder, temporary_folder, well_known_folder
-from triptych_local.local import Addresses
+from triptych_local.local import Addresses, Replicas
 
 
 def test_the_runtime_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,8 +30,9 @@ def test_paths_too_long_for_a_socket_are_avoided(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with temporary_folder() as temporary:
         for folder in (well_known_folder(), temporary):
-            addresses = Addresses.in_folder(folder)
-            assert all(check_listen(address) for address in (addresses.coordinator, *addresses.stages))
+            addresses = Addresses.in_folder(folder, Replicas(64, 64, 64))
+            assert check_listen(addresses.coordinator)
+            assert all(check_listen(one) for stage in addresses.stages for one in stage.split(","))
 
 
 def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import huggingface_hub.constants
 import pytest
 
 from triptych.checkpoints import CheckpointError
-from triptych_local.local import Addresses, ModelChoice, fused_program, split_programs
+from triptych.errors import StartError
+from triptych_coordinator.settings import CoordinatorSettings
+from triptych_local.local import Addresses, ModelChoice, Replicas, fused_program, split_programs
 
 COMMIT = "1234567890123456789012345678901234567890"
 ADDRESSES = Addresses.on_ports(50050)
@@ -38,3 +40,29 @@ def test_a_folder_has_nothing_to_pin(tiny_checkpoint: Path) -> None:
         assert choice.pinned() == choice
     with pytest.raises(CheckpointError, match="neither a known model nor a folder"):
         ModelChoice("/no/such/model").pinned()
+
+
+def test_each_stage_has_as_many_processes_as_it_is_told_and_the_coordinator_knows_them() -> None:
+    addresses = Addresses.on_ports(50050, Replicas(denoisers=3, vae_codecs=2))
+    *stages, coordinator = split_programs(addresses, ModelChoice())
+    assert [(program.name, program.address[-5:]) for program in stages] == [
+        ("text encoder", "50051"),
+        ("denoiser", "50052"),
+        ("denoiser 2", "50054"),
+        ("denoiser 3", "50055"),
+        ("VAE codec", "50053"),
+        ("VAE codec 2", "50056"),
+    ]
+    told = CoordinatorSettings.model_validate(
+        {
+            word.removeprefix("--").replace("-", "_"): value
+            for word, value in zip(coordinator.options[::2], coordinator.options[1::2], strict=True)
+        }
+    )
+    assert told.denoiser == "127.0.0.1:50052,127.0.0.1:50054,127.0.0.1:50055"
+
+
+def test_there_must_be_ports_for_all() -> None:
+    assert Addresses.on_ports(65531, Replicas(denoisers=2)).stages[1] == "127.0.0.1:65533,127.0.0.1:65535"
+    with pytest.raises(StartError, match="there are not 5 ports for the stages after port 65531"):
+        Addresses.on_ports(65531, Replicas(denoisers=3))
