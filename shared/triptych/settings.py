@@ -6,8 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliImplicitFlag,
+    CliSettingsSource,
+    SettingsConfigDict,
+)
 
 from triptych.addresses import check_listen
 from triptych.quantization import Quantization
@@ -47,6 +53,16 @@ class QuantizedStageSettings(StageSettings):
     quantization: Quantization = Field(
         "none",
         description="How its weights are stored and multiplied. Refused at start if the device cannot.",
+    )
+
+
+class CompileOptions(BaseModel):
+    """Of the stages that can compile their model."""
+
+    compile: CliImplicitFlag[bool] = Field(
+        False,
+        description="Compile the model with torch.compile: a slower start, then faster. Refused at start "
+        "where there is no compiler.",
     )
 
 
