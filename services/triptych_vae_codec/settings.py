@@ -19,7 +19,7 @@ class VaeCodecOptions(CompileOptions):
     """
 
     tile_size: Annotated[int, BeforeValidator(_none_is_zero)] = Field(
-        1024,
+        default=1024,
         ge=0,
         description="Pictures of more than this many pixels squared are decoded and encoded in overlapping "
         "tiles of this height and width. none or 0: always whole.",

@@ -60,7 +60,7 @@ class CompileOptions(BaseModel):
     """Of the stages that can compile their model."""
 
     compile: CliImplicitFlag[bool] = Field(
-        False,
+        default=False,
         description="Compile the model with torch.compile: a slower start, then faster. Refused at start "
         "where there is no compiler.",
     )

@@ -4,77 +4,98 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints import open_checkpoint
 from triptych.compilation import compile_modules
-from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
-from triptych_denoiser.models.transformer import Transformer, blocks
-from triptych_denoiser.predictor import Predictor, Row
+from triptych_denoiser.models.transformer import blocks
+from triptych_denoiser.predictor import Predictor, Row, random_row, warm_up
 from triptych_denoiser.servicer import create_servicer
 from triptych_denoiser.settings import DenoiserSettings
 
 CPU = torch.device("cpu")
+MAX_ROWS = 5
+PASSES = ((1, 12, 9), (2, 10, 40), (3, 16, 5), (5, 6, 33))
+"""Rows, latent height and tokens of passes that the warm-up has not seen."""
 
 
-def rows_of(model: Transformer, count: int, height: int = 8) -> list[Row]:
-    inputs, generator = model.inputs, torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    return [
-        Row(
-            normal(inputs.channels, height, 8),
-            0.5,
-            Conditioning(normal(7, inputs.joint_attention_dim), normal(inputs.pooled_projection_dim), 1),
-            guidance=3.5,
-        )
-        for _ in range(count)
-    ]
+@pytest.fixture(params=["SD3", "FLUX", "Z-Image"])
+def folder(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A small checkpoint of each family."""
+    if request.param == "SD3":
+        return tiny_checkpoint
+    return write_z_image(tmp_path) if request.param == "Z-Image" else write_flux(tmp_path, guidance=True)
 
 
-@pytest.mark.parametrize("family", ["FLUX", "Z-Image"])
-def test_compiled_blocks_compute_the_same_for_every_size(family: str, tmp_path: Path) -> None:
-    folder = write_z_image(tmp_path) if family == "Z-Image" else write_flux(tmp_path, guidance=True)
-    model, plain = (load_transformer(open_checkpoint(str(folder)), "cpu", torch.float32) for _ in range(2))
-    compile_modules(blocks(model))
-
-    for count, height in ((1, 8), (2, 8), (2, 12), (3, 16)):
-        rows = rows_of(plain, count, height)
-        predicted, expected = (Predictor(m, CPU, torch.float32, 4).predict(rows) for m in (model, plain))
-        torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)
+def predictor_of(folder: Path) -> Predictor:
+    model = load_transformer(open_checkpoint(str(folder)), "cpu", torch.float32)
+    return Predictor(model, CPU, torch.float32, MAX_ROWS)
 
 
-async def test_a_compiled_denoiser_keeps_its_promise_and_meets_no_new_size(
+def some_rows(predictor: Predictor, count: int, height: int, tokens: int) -> list[Row]:
+    generator = torch.Generator().manual_seed(0)
+    return [random_row(predictor, height, 8, tokens, 256, generator) for _ in range(count)]
+
+
+def graphs() -> int:
+    """Graphs that torch has compiled in this process."""
+    return counters["stats"]["unique_graphs"]
+
+
+def test_the_warm_up_compiles_all_that_any_size_and_number_of_rows_needs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for any backend, then run by torch's own kernels, which takes a tenth of the time."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compiled, plain = predictor_of(folder), predictor_of(folder)
+    compile_modules(blocks(compiled.model))
+    before = graphs()
+    warm_up(compiled)
+    warm = graphs()
+    assert warm > before
+
+    for count, height, tokens in PASSES:
+        rows = some_rows(plain, count, height, tokens)
+        torch.testing.assert_close(compiled.predict(rows), plain.predict(rows), rtol=1e-4, atol=1e-5)
+    assert graphs() == warm
+
+
+def test_equal_blocks_share_a_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model = load_transformer(open_checkpoint(str(write_z_image(tmp_path))), "cpu", torch.float32)
+    refined, block = model.get_submodule("image_refiner.0"), model.get_submodule("blocks.0")
+    compile_modules([refined, block])
+    x, turns, embedding = torch.randn(1, 40, 32), torch.randn(40, 8, 2), torch.randn(1, 32)
+
+    with torch.inference_mode():
+        refined(x, turns, embedding)
+        before = graphs()
+        block(x, turns, embedding)
+    assert graphs() == before
+
+
+async def test_a_compiled_denoiser_keeps_its_promise(
     settings: DenoiserSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """By the real compiler."""
     caplog.set_level(logging.INFO)
-    servicers = [
-        create_servicer(settings, settings.model_copy(update={"compile": on})) for on in (True, False)
-    ]
+    choices = [settings.model_copy(update={"compile": on, "max_batch_rows": 3}) for on in (True, False)]
+    servicers = [create_servicer(choice, choice) for choice in choices]
     compiled, plain = (servicer._predictor for servicer in servicers)
-    assert "compiled for latents of 8 x 8 and other sizes in" in caplog.text
 
-    counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for count, height in ((1, 12), (3, 10), (5, 16)):
-        rows = rows_of(plain.model, count, height)
-        together = compiled.predict(rows[: compiled.max_rows])
-        torch.testing.assert_close(together, plain.predict(rows)[: compiled.max_rows], rtol=1e-4, atol=1e-5)
-        alone = [compiled.predict([row]) for row in rows[: compiled.max_rows]]
-        assert torch.equal(together, torch.cat(alone))
-    print(
-        "MEASURED max_rows",
-        compiled.max_rows,
-        counted,
-        torch._dynamo.utils.counters["stats"]["unique_graphs"],
-    )
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counted
+    assert "compiled for latents of 8 x 8 and other sizes in" in caplog.text
+    for _, height, tokens in PASSES:
+        rows = some_rows(plain, compiled.max_rows, height, tokens)
+        together = compiled.predict(rows)
+        torch.testing.assert_close(together, plain.predict(rows), rtol=1e-4, atol=1e-5)
+        assert torch.equal(together, torch.cat([compiled.predict([row]) for row in rows]))
     assert servicers[0]._model.fingerprint != servicers[1]._model.fingerprint
     for servicer in servicers:
         await servicer.close()
@@ -88,7 +109,6 @@ def test_without_a_compiler_the_start_is_refused(tiny_checkpoint: Path, tmp_path
     )
 
     assert result.returncode == 1
-    print(result.stderr)
     assert "--compile does not work on cpu: " in result.stderr.splitlines()[-1]
     assert "no-such-compiler" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr

@@ -70,7 +70,7 @@ async def test_get_model_says_geometry_and_limits(stub: Any, settings: VaeCodecS
         (torch.zeros(4, 2, 2), "latents.shape", "must be [images, 4, height, width]"),
         (torch.zeros(0, 4, 2, 2), "latents.shape", "0 images of 16 x 16 pixels are nothing"),
         (torch.zeros(1, 4, 0, 2), "latents.shape", "1 images of 0 x 16 pixels are nothing"),
-        (torch.zeros(1, 4, 2, 32769), "latents.shape", "over the limit of 4194304 pixels in all"),
+        (torch.zeros(1, 4, 2, 174761), "latents.shape", "over the limit of 22369280 pixels in all"),
         (torch.full((1, 4, 2, 2), torch.nan), "latents.data", "not finite"),
         (torch.full((1, 4, 2, 2), -torch.inf), "latents.data", "not finite"),
         (torch.zeros(1, 4, 2, 2).half(), "latents.dtype", "must be float32, not float16"),
