@@ -47,9 +47,15 @@ class Quantizer:
         """Tries a small linear, so that what cannot run is refused before anything is loaded.
 
         Raises:
-            StartError: torchao is missing, or the mode does not run on the device in this dtype.
+            StartError: torchao is missing, or the mode does not run (or not well) on the device in this
+                dtype.
         """
         self.mode = mode
+        if mode == "int4-weight-only" and device.type == "cpu" and str(dtype) == "torch.float32":
+            raise StartError(
+                "quantization int4-weight-only in float32 on a CPU takes dozens of times as long as without: "
+                "choose bfloat16"
+            )
         self._try(device, dtype)
 
     def quantize(self, linear: nn.Linear, *, weights_only: bool = False) -> None:
@@ -96,7 +102,7 @@ class Quantizer:
                 with torch.inference_mode():
                     linear(torch.ones(_TRIED_ROWS, _TRIED_FEATURES, device=device, dtype=dtype)).sum().item()
         except ModuleNotFoundError as error:
-            if error.name != "torchao":
+            if (error.name or "").split(".")[0] != "torchao":
                 raise
             raise StartError(
                 f"quantization {self.mode} needs torchao: pip install 'triptych[quantization]'"

@@ -1,0 +1,126 @@
+"""Quantized transformers: the default model's velocities, what they hold, what is said of them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.loading import stored_bytes
+from tests.denoiser.small_families import write_flux, write_z_image
+from tests.denoiser.test_command_line import run
+from triptych.checkpoints import open_checkpoint
+from triptych.quantization import create_quantizer
+from triptych.settings import StageSettings
+from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.loading import OUTSIDE_BLOCKS
+from triptych_denoiser.predictor import create_predictor
+from triptych_denoiser.servicer import DenoiserServicer, create_servicer
+
+CPU = torch.device("cpu")
+
+
+def load(mode: Any, dtype: torch.dtype = torch.float32, model: str = "triptych-small") -> Any:
+    return load_transformer(open_checkpoint(model), "cpu", dtype, create_quantizer(mode, CPU, dtype))
+
+
+def velocity(model: Any, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents, sequence, pooled = (
+        torch.randn(shape, generator=generator).to(dtype)
+        for shape in ((2, 16, 16, 16), (2, 8, 256), (2, 256))
+    )
+    with torch.inference_mode():
+        result: Tensor = model(latents, torch.tensor([0.9, 0.3]), sequence, pooled=pooled)
+    return result.float()
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "most", "share"),
+    [
+        ("int8-weight-only", torch.float32, 0.02, 0.33),
+        ("int8-dynamic", torch.float32, 0.03, 0.33),
+        ("int8-weight-only", torch.bfloat16, 0.02, 0.56),
+        ("int8-dynamic", torch.bfloat16, 0.03, 0.56),
+        ("int4-weight-only", torch.bfloat16, 0.2, 0.35),
+    ],
+)
+def test_velocities_are_near_and_weights_small(
+    mode: Any, dtype: torch.dtype, most: float, share: float
+) -> None:
+    full, quantized = load("none"), load(mode, dtype)
+    expected, result = velocity(full, torch.float32), velocity(quantized, dtype)
+
+    assert 1e-4 < float((result - expected).norm() / expected.norm()) < most
+    assert stored_bytes(quantized) < share * stored_bytes(load("none", dtype))
+    assert sum(weight.numel() for weight in quantized.parameters()) == sum(
+        weight.numel() for weight in full.parameters()
+    )
+
+
+@pytest.mark.parametrize("family", ["flux", "z_image"])
+def test_every_family_quantizes_its_blocks_alone(family: str, tmp_path: Path) -> None:
+    folder = write_flux(tmp_path, guidance=True) if family == "flux" else write_z_image(tmp_path)
+    model = load("int8-weight-only", model=str(folder))
+
+    quantized = {
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module.weight.data) is not Tensor
+    }
+    full = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - quantized
+    assert {path.split(".")[0] for path in quantized} <= {
+        "blocks", "double_blocks", "single_blocks", "image_refiner", "text_refiner"
+    }  # fmt: skip
+    assert {path.split(".")[0] for path in full} <= set(OUTSIDE_BLOCKS)
+
+
+def test_quantized_rows_run_alone_unless_told_otherwise() -> None:
+    model = load("int8-weight-only")
+
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 4, quantized=True).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, "fast", 4, quantized=True).max_rows == 4
+
+
+async def test_the_mode_is_said_and_decides_the_fingerprint(tiny_checkpoint: Path) -> None:
+    async def info(mode: Any) -> Any:
+        servicer: DenoiserServicer = create_servicer(StageSettings(model=str(tiny_checkpoint)), None, mode)
+        try:
+            unused: Any = None
+            return (await servicer.GetModel(unused, unused)).model
+        finally:
+            await servicer.close()
+
+    infos = [await info(mode) for mode in ("none", "int8-weight-only", "int8-dynamic")]
+
+    assert [info.quantization for info in infos] == ["none", "int8-weight-only", "int8-dynamic"]
+    assert len({info.fingerprint for info in infos}) == 3
+    assert len({info.parameters for info in infos}) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["--quantization", "float8"], 1, "quantization float8 does not run on cpu in float32: Float8"),
+        (
+            ["--quantization", "int4-weight-only"],
+            1,
+            "quantization int4-weight-only in float32 on a CPU takes dozens of times as long as",
+        ),
+        (
+            ["--quantization", "int4-weight-only", "--dtype", "bfloat16"],
+            1,
+            "blocks.0.image_modulation.linear cannot be quantized: int4-weight-only does not take 32 inputs",
+        ),
+        (["--quantization", "int3"], 2, "--quantization: Input should be 'none', 'int8-weight-only'"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_at_start(
+    options: list[str], code: int, sentence: str, tiny_checkpoint: Path
+) -> None:
+    result = run("--model", str(tiny_checkpoint), *options)
+
+    assert result.returncode == code
+    assert sentence in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
