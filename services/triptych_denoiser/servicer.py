@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import grpc
 import torch
 
+from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
@@ -17,7 +19,9 @@ from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache, prepare
 from triptych_denoiser.models import load_transformer
-from triptych_denoiser.predictor import Predictor, Row, create_predictor
+from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
+from triptych_denoiser.models.transformer import Transformer, blocks
+from triptych_denoiser.predictor import Predictor, Row, create_predictor, warm_up
 from triptych_denoiser.requests import Limits, read_conditioning, read_latents
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
 
@@ -27,6 +31,8 @@ PutConditioningRequest = denoiser_pb2.PutConditioningRequest
 PutConditioningResponse = denoiser_pb2.PutConditioningResponse
 GetModelRequest = denoiser_pb2.DenoiserServiceGetModelRequest
 GetModelResponse = denoiser_pb2.DenoiserServiceGetModelResponse
+
+log = logging.getLogger(__name__)
 
 
 class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -39,12 +45,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         cache: ConditioningCache,
         limits: Limits,
         model: model_pb2.ModelInfo,
+        attention: Backend,
     ) -> None:
         self._predictor = predictor
         self._batcher = batcher
         self._cache = cache
         self._limits = limits
         self._model = model
+        self._attention = attention
 
     async def Predict(
         self, request: PredictRequest, context: grpc.aio.ServicerContext[PredictRequest, PredictResponse]
@@ -87,6 +95,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
             guidance_embedded=inputs.guidance,
+            attention=self._attention,
         )
 
     async def close(self) -> None:
@@ -123,13 +132,20 @@ def create_servicer(
     device = usable_device(settings.device)
     checkpoint = settings.open_checkpoint()
     dtype = getattr(torch, settings.dtype)
+    attention = choose_backend(options.attention, device, dtype)
+    if options.compile:
+        try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer)
-    predictor = create_predictor(
-        transformer, device, dtype, options.determinism, options.max_batch_rows, quantizer is not None
-    )
+    use_backend(transformer, attention)
+    log.info("attention is computed by %s", _described(attention, transformer))
+    predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None)
+    others = {
+        "attention": backend_identity(attention),
+        "compiler": compiler_identity(device, options.compile),
+    }
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization, others
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
@@ -154,4 +170,33 @@ def create_servicer(
             settings.max_message_bytes,
         ),
         model,
+        attention,
     )
+
+
+def _described(attention: Backend, transformer: Transformer) -> str:
+    if attention == "flash-attn" and not transformer.inputs.text_positions:
+        return "flash-attn, and by sdpa for text that ends in equal tokens: they are one with a bias"
+    return attention
+
+
+def _create_predictor(
+    transformer: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: DenoiserOptions,
+    quantized: bool,
+) -> Predictor:
+    """The predictor that the options describe, its transformer compiled if they say so."""
+    if not options.compile:
+        return create_predictor(
+            transformer, device, dtype, options.determinism, options.max_batch_rows, quantized
+        )
+    compile_modules(blocks(transformer))
+    size = transformer.inputs.default_size
+    with warming_up(device, f"latents of {size} x {size} and other sizes"):
+        predictor = create_predictor(
+            transformer, device, dtype, options.determinism, options.max_batch_rows, quantized
+        )
+        warm_up(predictor)
+    return predictor

@@ -29,6 +29,7 @@ from triptych_coordinator.stubs import Stubs
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.direct import DirectStub
 from triptych_local.local import ModelChoice
+from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
     from triptych_denoiser.servicer import DenoiserServicer
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from triptych_vae_codec.servicer import VaeCodecServicer
 
 
-class FusedSettings(CoordinatorLimits, DenoiserOptions, StageSettings):
+class FusedSettings(CoordinatorLimits, DenoiserOptions, VaeCodecOptions, StageSettings):
     """What the stages and the coordinator can be told together."""
 
     text_encoder_quantization: Quantization = Field("none", description="As the stage's own.")
@@ -69,7 +70,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         asyncio.to_thread(create_text_encoder, settings, settings.text_encoder_quantization),
         asyncio.to_thread(create_denoiser, settings, settings, settings.denoiser_quantization),
-        asyncio.to_thread(create_vae_codec, settings, settings.vae_codec_quantization),
+        asyncio.to_thread(create_vae_codec, settings, settings, settings.vae_codec_quantization),
     )
     stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
     return Fused(text_encoder, denoiser, vae_codec, ImageGenerationServicer(checkpoint, stubs, settings))

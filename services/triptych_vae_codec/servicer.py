@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints import CheckpointError
+from triptych.checkpoints import Checkpoint, CheckpointError
+from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.devices import usable_device
-from triptych.errors import invalid_argument
+from triptych.errors import StartError, invalid_argument
 from triptych.fingerprints import stage_fingerprint
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
+from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
+    from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+    from triptych_vae_codec.tiling import Tiling
 
 DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
 DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
@@ -33,8 +37,10 @@ GetModelResponse = vae_codec_pb2.VaeCodecServiceGetModelResponse
 
 COMPONENT = "vae"
 DETERMINISM = "batch-invariant"
-# Four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
+# Whole, four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
 MAX_PIXELS = 4 << 20
+# In tiles, 8192 x 8192: beside a tile's work, 0.8 GB for the picture before it is rounded.
+MAX_TILED_PIXELS = 64 << 20
 
 
 class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
@@ -82,6 +88,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             latent_channels=self._codec.latent_channels,
             downscale=self._codec.downscale,
             max_pixels=self._max_pixels,
+            tile_size=_tile_size(self._codec),
         )
 
     async def close(self) -> None:
@@ -138,29 +145,21 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             )
 
 
-def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> VaeCodecServicer:
+def create_servicer(
+    settings: StageSettings, options: VaeCodecOptions | None = None, quantization: Quantization = "none"
+) -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
+    options = options or VaeCodecOptions()
     checkpoint = settings.open_checkpoint()
-
-    import torch
-
-    from triptych_vae_codec.codec import VaeCodec
-    from triptych_vae_codec.models.autoencoder_kl import build
-    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
-
-    check_quantization(quantization)
     device = usable_device(settings.device)
-    try:
-        model = build(
-            checkpoint.config(COMPONENT),
-            checkpoint.tensors(COMPONENT),
-            str(device),
-            getattr(torch, settings.dtype),
-            None if quantization == "none" else quantize_convolution,
-        )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
-    codec = VaeCodec(model)
+    if options.compile:
+        try_compiler(device)
+    model = _load_model(checkpoint, device, settings.dtype, quantization)
+    codec = _create_codec(model, options)
+    others = {
+        "tile size": str(options.tile_size),
+        "compiler": compiler_identity(device, options.compile),
+    }
     info = model_pb2.ModelInfo(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -169,7 +168,7 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
         dtype=settings.dtype,
         determinism=DETERMINISM,
         fingerprint=stage_fingerprint(
-            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization
+            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization, others
         ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         quantization=quantization,
@@ -177,12 +176,65 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 
 
+def _load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: str, quantization: Quantization
+) -> AutoencoderKL:
+    import torch
+
+    from triptych_vae_codec.models.autoencoder_kl import build
+    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
+
+    check_quantization(quantization)
+    try:
+        return build(
+            checkpoint.config(COMPONENT),
+            checkpoint.tensors(COMPONENT),
+            str(device),
+            getattr(torch, dtype),
+            None if quantization == "none" else quantize_convolution,
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
+
+
+def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
+    """The codec that the options describe, compiled if they say so."""
+    from triptych_vae_codec.codec import VaeCodec, warm_up
+
+    codec = VaeCodec(model, _tiling(options.tile_size, model.config.downscale))
+    if options.compile:
+        device, size = model.decoder.conv_in.weight.device, model.config.sample_size
+        compile_modules([model.encoder, model.decoder])
+        with warming_up(device, f"pictures of {size} x {size} pixels and other sizes"):
+            warm_up(codec)
+    return codec
+
+
+def _tiling(tile_size: int, downscale: int) -> Tiling | None:
+    """Tiles of `tile_size` pixels; None for 0. Raises StartError for a size that cannot be a tile's."""
+    from triptych_vae_codec.tiling import MIN_TILE, Tiling
+
+    if tile_size == 0:
+        return None
+    if tile_size % downscale or tile_size < MIN_TILE * downscale:
+        raise StartError(
+            f"--tile-size {tile_size} is no multiple of {downscale} from {MIN_TILE * downscale} on, "
+            "as this autoencoder needs it"
+        )
+    return Tiling(tile_size // downscale)
+
+
+def _tile_size(codec: VaeCodec) -> int:
+    return codec.tiling.size * codec.downscale if codec.tiling else 0
+
+
 def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
-    """How many pixels may come in one call so that the answer surely fits into a message."""
+    """How many pixels may come in one call: what memory allows and an answer in one message surely holds."""
     square = codec.downscale**2
     bytes_per_square = max(3 * square, 2 * 4 * codec.latent_channels)  # pixels, or mean and std in float32
     room = max_message_bytes - 1024  # shapes, fingerprint and the like
-    return max(square, min(MAX_PIXELS, room // bytes_per_square * square))
+    most = MAX_TILED_PIXELS if codec.tiling else MAX_PIXELS
+    return max(square, min(most, room // bytes_per_square * square))
 
 
 def _rows(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -21,7 +22,6 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
-    attention,
     modulate,
     patchify,
     timestep_features,
@@ -98,6 +98,7 @@ class JointBlock(nn.Module):
         self.image_attention = AttentionProjections(heads, head_dim, qk_norm=qk_norm)
         self.text_attention = AttentionProjections(heads, head_dim, qk_norm=qk_norm, has_out=not last)
         self.image_attention_2 = AttentionProjections(heads, head_dim, qk_norm=qk_norm) if dual else None
+        self.attend = Attention()
         self.image_mlp = FeedForward(width)
         self.text_mlp = None if last else FeedForward(width)
 
@@ -117,14 +118,14 @@ class JointBlock(nn.Module):
 
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = attention(q, k, v, key_bias)
+        attended = self.attend(q, k, v, key_bias)
         image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
 
         image_before = image
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
         if self.image_attention_2 is not None:
             shift_2, scale_2, gate_2 = dual
-            attended_2 = attention(*self.image_attention_2(modulate(image_before, shift_2, scale_2)))
+            attended_2 = self.attend(*self.image_attention_2(modulate(image_before, shift_2, scale_2)))
             image = torch.addcmul(image, gate_2, self.image_attention_2.out(attended_2))
         image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
@@ -21,7 +22,6 @@ from triptych_denoiser.models.layers import (
     Modulation,
     RMSNorm,
     TwoLayers,
-    attention,
     patchify,
     timestep_features,
     unpatchify,
@@ -139,6 +139,7 @@ class Block(nn.Module):
         self.attention = AttentionProjections(
             config.n_heads, width // config.n_heads, bias=False, eps=ATTENTION_EPS
         )
+        self.attend = Attention()
         self.attention_norm_out = RMSNorm(width, eps)
         self.mlp_norm_in = RMSNorm(width, eps)
         self.mlp = GatedFeedForward(width)
@@ -148,7 +149,7 @@ class Block(nn.Module):
         """The tokens, [rows, tokens, width], of those before and the embedding [rows, embedding]."""
         scale, gate, mlp_scale, mlp_gate = self.scales_and_gates(embedding)
         q, k, v = self.attention(self.attention_norm_in(x) * scale)
-        attended = self.attention.out(attention(rotate(q, turns), rotate(k, turns), v))
+        attended = self.attention.out(self.attend(rotate(q, turns), rotate(k, turns), v))
         x = x + gate * self.attention_norm_out(attended)
         return x + mlp_gate * self.mlp_norm_out(self.mlp(self.mlp_norm_in(x) * mlp_scale))  # type: ignore[no-any-return]
 

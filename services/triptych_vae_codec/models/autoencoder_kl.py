@@ -38,6 +38,7 @@ class AutoencoderKLConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    sample_size: int = 32
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
 
@@ -76,6 +77,11 @@ class AutoencoderKLConfig:
             raise ValueError(
                 f"block_out_channels {list(self.block_out_channels)} must be multiples of norm_num_groups, "
                 f"{self.norm_num_groups}"
+            )
+        if not isinstance(self.sample_size, int) or self.sample_size < self.downscale:
+            raise ValueError(
+                f"sample_size is {self.sample_size}; it must be a picture's size in pixels, "
+                f"at least {self.downscale}"
             )
         if not self.scaling_factor > 0:
             raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be positive")

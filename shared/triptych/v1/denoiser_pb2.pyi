@@ -179,6 +179,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_SAMPLES_FIELD_NUMBER: builtins.int
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
+    ATTENTION_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -197,6 +198,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of branches in one call."""
     guidance_embedded: builtins.bool
     """Whether the model was distilled to take the guidance scale as an input (FLUX.1-dev): then one branch is enough."""
+    attention: builtins.str
+    """What computes attention: "flash-attn" (the package; where attention has a bias, as in an SD3 model for text that
+    ends in equal tokens, torch's kernels do), "sdpa" (the best of torch's kernels), "math" (the plain formula).
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -214,8 +219,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_samples: builtins.int = ...,
         max_branches: builtins.int = ...,
         guidance_embedded: builtins.bool = ...,
+        attention: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
