@@ -14,7 +14,7 @@ from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
 from triptych_coordinator.models import Models
 from triptych_coordinator.noise import randn
 from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.requests import Parameters, parameters_to_message
+from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
 from triptych_coordinator.sampler import Guided, sample
 from triptych_coordinator.solvers import SOLVERS, Latents
 from triptych_coordinator.stages import RequestDenoiser, Stages
@@ -44,6 +44,7 @@ async def generation_events(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         models.denoiser.max_samples,
         deadline,
+        loras_to_messages(parameters.loras),
     )
     image_tokens = models.image_tokens(parameters.height, parameters.width)
     sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)

@@ -55,6 +55,7 @@ def png_text(
         "guidance_schedule": {
             parameters.guidance_schedule.name: dict(parameters.guidance_schedule.parameters)
         },
+        "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
         "sampler": SAMPLER_NAME,
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
@@ -75,10 +76,13 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model": record["model"],
         "CFG schedule": json.dumps(record["guidance_schedule"]),
+        "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]),
         "Version": f"Triptych {record['version']}",
     }
     if "constant" in record["guidance_schedule"]:
         del settings["CFG schedule"]
+    if not record["loras"]:
+        del settings["LoRAs"]
     negative = f"\nNegative prompt: {record['negative_prompt']}" if record["negative_prompt"] else ""
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
     return f"{record['prompt']}{negative}\n{line}"

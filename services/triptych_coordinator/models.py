@@ -83,4 +83,5 @@ class Models:
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,
             guidance=sampling.guidance,
+            loras=tuple(denoiser.loras),
         )

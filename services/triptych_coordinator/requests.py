@@ -2,14 +2,16 @@
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from triptych import errors
+from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import lora_pb2
 from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
 
 MAX_NUM_INFERENCE_STEPS = 200
@@ -35,6 +37,15 @@ class Limits:
     default_num_inference_steps: int
     default_guidance_scale: float
     guidance: GuidanceInput
+    loras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA of the denoiser, by name, and how much of it."""
+
+    name: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
+    loras: tuple[Lora, ...] = ()
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
@@ -69,7 +81,8 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
     """Checks a request and fills in its defaults.
 
     Raises:
-        TriptychError: NOT_FOUND for another model; INVALID_ARGUMENT that names every wrong field.
+        TriptychError: NOT_FOUND for another model or an unknown LoRA; INVALID_ARGUMENT that names every wrong
+            field.
     """
     if message.model and message.model != limits.model:
         raise errors.not_found(
@@ -88,12 +101,16 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
         seeds=given.seeds(),
+        loras=given.loras(),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
+    for lora in parameters.loras:
+        if lora.name not in limits.loras:
+            raise unknown_lora(lora.name, limits.loras)
     return parameters
 
 
@@ -110,12 +127,18 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         num_images_per_prompt=parameters.num_images_per_prompt,
         seeds=parameters.seeds,
         model=parameters.model,
+        loras=loras_to_messages(parameters.loras),
     )
     chosen = getattr(message.guidance_schedule, schedule.name)
     chosen.SetInParent()
     for name, value in schedule.parameters.items():
         setattr(chosen, name, value)
     return message
+
+
+def loras_to_messages(loras: Sequence[Lora]) -> list[lora_pb2.Lora]:
+    """As requests name them, to the coordinator and to the denoiser."""
+    return [lora_pb2.Lora(name=lora.name, weight=lora.weight) for lora in loras]
 
 
 @dataclass(frozen=True)
@@ -207,6 +230,12 @@ class _Given:
             return given
         first = given[0] if given else secrets.randbelow(1 << 32)
         return tuple((first + k) % (1 << 64) for k in range(images))
+
+    def loras(self) -> tuple[Lora, ...]:
+        self.wrong.update(lora_violations(self.message.loras))
+        return tuple(
+            Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
+        )
 
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width

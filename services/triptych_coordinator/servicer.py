@@ -95,6 +95,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
+            loras=limits.loras,
         )
 
     async def _events(

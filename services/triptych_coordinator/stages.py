@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.tensors import array_to_message, message_to_array
-from triptych.v1 import denoiser_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
@@ -142,12 +142,16 @@ class Stages:
 
 @dataclass
 class RequestDenoiser:
-    """The denoiser for the samples of one request; it remembers how many rows were computed, and by whom."""
+    """The denoiser for the samples of one request, with its LoRAs.
+
+    It remembers how many rows were computed, and by whom.
+    """
 
     stages: Stages
     conditionings: Conditionings
     max_samples: int
     deadline: Deadline
+    loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
@@ -175,6 +179,7 @@ class RequestDenoiser:
             sigmas=[float(sigma)] * len(latents),
             branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
             guidance_scales=[] if guidance is None else [guidance] * len(latents),
+            loras=self.loras,
         )
         response = await self.stages.predict(request, self.conditionings, self.deadline)
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from triptych_denoiser.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,5 @@ def trailing_repeats(sequence: Tensor) -> int:
     return int(equal.flip(0).long().cumprod(0).sum())
 
 
-class ConditioningCache:
-    """Conditioning by digest; beyond `max_bytes`, what was not used for longest is forgotten.
-
-    A caller keeps what it got, forgotten or not. The newest entry always stays, whatever its size. Safe to
-    use from several threads.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[bytes, Conditioning] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, digest: bytes) -> Conditioning | None:
-        """The conditioning, now the last used; None if it is not here."""
-        with self._lock:
-            if digest not in self._entries:
-                return None
-            self._entries.move_to_end(digest)
-            return self._entries[digest]
-
-    def put(self, digest: bytes, conditioning: Conditioning) -> None:
-        """Remembers the conditioning; it replaces what has the same digest."""
-        with self._lock:
-            replaced = self._entries.pop(digest, None)
-            self._bytes += conditioning.nbytes - (replaced.nbytes if replaced else 0)
-            self._entries[digest] = conditioning
-            while self._bytes > self._max_bytes and len(self._entries) > 1:
-                _, forgotten = self._entries.popitem(last=False)
-                self._bytes -= forgotten.nbytes
+ConditioningCache = Cache[bytes, Conditioning]
+"""Conditioning by digest."""

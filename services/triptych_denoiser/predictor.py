@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.models.lora import Loras, added
 from triptych_denoiser.models.transformer import Transformer
 
 log = logging.getLogger(__name__)
@@ -27,18 +28,20 @@ class Row:
     """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to.
 
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
+    loras: what is added to the model's linears.
     """
 
     latents: Tensor
     sigma: float
     conditioning: Conditioning
     guidance: float | None = None
+    loras: Loras = ()
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[object, ...]:
         """What rows of one forward pass must have in common."""
         tokens, repeats = len(self.conditioning.sequence), self.conditioning.trailing_repeats
-        return (*self.latents.shape, tokens, repeats)
+        return (*self.latents.shape, tokens, repeats, *self.loras)
 
 
 class Predictor:
@@ -54,12 +57,13 @@ class Predictor:
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Tensor:
         """The velocities of rows of one shape, 1 to max_rows of them, in one pass: float32 on the CPU."""
-        velocities = self.model(
-            torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
-            self._float32([row.sigma for row in rows]),
-            torch.stack([row.conditioning.sequence for row in rows]),
-            **self._others(rows),
-        )
+        with added(self.model, rows[0].loras):
+            velocities = self.model(
+                torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
+                self._float32([row.sigma for row in rows]),
+                torch.stack([row.conditioning.sequence for row in rows]),
+                **self._others(rows),
+            )
         return velocities.float().cpu()
 
     def _others(self, rows: Sequence[Row]) -> dict[str, Any]:

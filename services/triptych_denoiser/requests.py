@@ -10,6 +10,7 @@ from torch import Tensor
 
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
+from triptych.loras import lora_violations
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych_denoiser.models.transformer import Inputs
@@ -75,6 +76,7 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
         *_sigma_violations(request.sigmas, len(latents)),
         *_guidance_violations(request.guidance_scales, len(latents), limits),
         *_branch_violations(request.branches, len(latents), limits),
+        *lora_violations(request.loras),
     ]
     if violations:
         raise invalid_argument(*violations)

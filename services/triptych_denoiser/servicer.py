@@ -18,8 +18,10 @@ from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache, prepare
-from triptych_denoiser.models import load_transformer
+from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
+from triptych_denoiser.models import linears_of, load_transformer
 from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
+from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.models.transformer import Transformer, blocks
 from triptych_denoiser.predictor import Predictor, Row, create_predictor, warm_up
 from triptych_denoiser.requests import Limits, read_conditioning, read_latents
@@ -43,6 +45,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         predictor: Predictor,
         batcher: Batcher,
         cache: ConditioningCache,
+        loras: LoraFolder,
         limits: Limits,
         model: model_pb2.ModelInfo,
         attention: Backend,
@@ -50,6 +53,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._predictor = predictor
         self._batcher = batcher
         self._cache = cache
+        self._loras = loras
         self._limits = limits
         self._model = model
         self._attention = attention
@@ -59,12 +63,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> PredictResponse:
         """Predict a row for every sample under every branch."""
         latents = read_latents(request, self._limits)
-        rows = self._rows(request, latents)
+        # Loading a LoRA would hold up the event loop.
+        loras = await asyncio.to_thread(self._loras.find, request.loras) if request.loras else ()
+        rows = self._rows(request, latents, loras)
         prediction = await self._batcher.predict(rows, context.time_remaining())
         velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)
         return PredictResponse(
             velocities=torch_to_message(velocities),
-            fingerprint=self._model.fingerprint,
+            fingerprint=fingerprint_with(self._model.fingerprint, loras),
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
         )
@@ -96,13 +102,14 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_branches=self._limits.max_branches,
             guidance_embedded=inputs.guidance,
             attention=self._attention,
+            loras=await asyncio.to_thread(lambda: list(self._loras.files())),
         )
 
     async def close(self) -> None:
         """Let the worker thread end."""
         await self._batcher.close()
 
-    def _rows(self, request: PredictRequest, latents: torch.Tensor) -> list[Row]:
+    def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
         """Branch after branch, each with every sample."""
         digests = [digest for branch in request.branches for digest in branch.conditioning_digests]
         found = {digest: self._cache.get(digest) for digest in set(digests)}
@@ -112,7 +119,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         guidance = request.guidance_scales or [None] * len(latents)
         samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
         return [
-            Row(latent, sigma, conditioning, scale)
+            Row(latent, sigma, conditioning, scale, loras)
             for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
             if (conditioning := found[digest])
         ]
@@ -136,7 +143,10 @@ def create_servicer(
     if options.compile:
         try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
-    transformer = load_transformer(checkpoint, str(device), dtype, quantizer)
+    linears = linears_of(checkpoint)
+    loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
+    fused = read_fused(options.lora, loras, linears)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
     use_backend(transformer, attention)
     log.info("attention is computed by %s", _described(attention, transformer))
     predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None)
@@ -154,7 +164,7 @@ def create_servicer(
         device=str(device),
         dtype=settings.dtype,
         determinism=options.determinism,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_with(fingerprint, fused),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         quantization=quantization,
     )
@@ -162,6 +172,7 @@ def create_servicer(
         predictor,
         Batcher(predictor, options.max_queued_rows),
         ConditioningCache(options.conditioning_cache_mb << 20),
+        loras,
         Limits.of(
             transformer.inputs,
             dtype,

@@ -1,13 +1,21 @@
 """What the denoiser can be told."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from triptych.loras import read_lora
 from triptych.settings import CompileOptions, QuantizedStageSettings
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
+
+
+def check_lora(text: str) -> str:
+    """Raises ValueError unless it reads as a LoRA and its weight."""
+    read_lora(text)
+    return text
 
 
 class DenoiserOptions(CompileOptions):
@@ -31,6 +39,18 @@ class DenoiserOptions(CompileOptions):
     )
     conditioning_cache_mb: int = Field(
         default=512, gt=0, description="Memory for conditioning, in MB (2^20 bytes)."
+    )
+    lora: list[Annotated[str, AfterValidator(check_lora)]] = Field(
+        default=[],
+        description="NAME=WEIGHT: a LoRA that is fused into the weights at start. NAME is one in the "
+        "--lora-folder, or the path of a .safetensors file. Repeat it for more.",
+    )
+    lora_folder: Path | None = Field(
+        default=None,
+        description="Folder of NAME.safetensors files: the LoRAs that requests may name.",
+    )
+    lora_cache_mb: int = Field(
+        default=1024, gt=0, description="Memory for the LoRAs of requests, in MB (2^20 bytes)."
     )
 
 

@@ -96,6 +96,12 @@ def generate(
     ] = None,
     guidance_schedule: Annotated[str | None, typer.Option(metavar="SCHEDULE", help=f"{SCHEDULES}.")] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT", help="A LoRA of the denoiser's --lora-folder; repeat it for more."
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
     ] = None,
@@ -135,6 +141,7 @@ def generate(
         guidance_scale=guidance,
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
         num_images_per_prompt=num_images,
+        loras=_loras(lora or []),
         model=model if target else None,
     )
     try:
@@ -183,6 +190,15 @@ def _read(reader: Callable[[str], T], text: str | None, option: str) -> T | None
         return None if text is None else reader(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _loras(texts: list[str]) -> dict[str, float] | None:
+    from triptych.loras import read_lora
+
+    loras = [lora for text in texts if (lora := _read(read_lora, text, "--lora"))]
+    if len(dict(loras)) < len(loras):
+        raise typer.BadParameter("a LoRA is named twice", param_hint="--lora")
+    return dict(loras) or None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

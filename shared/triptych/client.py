@@ -7,7 +7,7 @@ with Client("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, Unpack, cast
@@ -27,7 +27,8 @@ _MODEL_SECONDS = 10.0
 class GenerationOptions(TypedDict, total=False):
     """What a generation can be told, as GenerationParameters describes it, and the seconds it may take.
 
-    What is left out is the server's default; no timeout means any time.
+    What is left out is the server's default; no timeout means any time. `loras` has weights by name, in the
+    order in which they are added.
     """
 
     negative_prompt: str | Sequence[str]
@@ -39,6 +40,7 @@ class GenerationOptions(TypedDict, total=False):
     num_images_per_prompt: int
     seed: int
     seeds: Sequence[int]
+    loras: Mapping[str, float]
     model: str
     timeout: float
 
@@ -264,10 +266,16 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
     parameters = pb2.GenerationParameters()
     for field, value in given.items():
         try:
-            parameters.MergeFrom(pb2.GenerationParameters(**{field: value}))
+            parameters.MergeFrom(_with_field(field, value))
         except (TypeError, ValueError) as error:
             raise invalid_argument((field, str(error))) from error
     return pb2.GenerateRequest(parameters=parameters)
+
+
+def _with_field(field: str, value: Any) -> pb2.GenerationParameters:
+    if field == "loras":
+        value = [{"name": name, "weight": weight} for name, weight in dict(value).items()]
+    return pb2.GenerationParameters(**{field: value})
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:

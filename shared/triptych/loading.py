@@ -69,7 +69,7 @@ def fill(
     """
     sources: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)
     for name, view in targets.items():
-        sources[_storage(view)].append((name, view))
+        sources[storage_of(view)].append((name, view))
     progress = _Progress(type(model).__name__, sum(view.nbytes for view in targets.values()))
     # A weight that two modules share is one. One that was quantized must not be held here.
     filled: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
@@ -78,7 +78,7 @@ def fill(
         for name, weight in _own_weights(module):
             if not weight.is_meta:
                 continue
-            storage = _storage(weight)
+            storage = storage_of(weight)
             if storage not in sources:
                 raise ValueError(f"{path}.{name} has no name in a checkpoint")
             real = filled.get(storage)
@@ -107,7 +107,7 @@ def _filled(
     return nn.Parameter(memory, requires_grad=False) if isinstance(weight, nn.Parameter) else memory
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     """What a tensor and its views have in common."""
     return int(tensor.untyped_storage()._cdata)
 

@@ -47,18 +47,17 @@ def diffusers_tensors(
     return found
 
 
-def sd3_table(shapes: Shapes) -> Table:
-    """SD3's and SD3.5's transformer."""
-    layers, width = _count(shapes, "joint_blocks"), shapes["context_embedder.weight"][0]
+def sd3_table(layers: int, width: int) -> Table:
+    """SD3's and SD3.5's transformer with so many blocks, `width` channels of a token."""
     table = {
-        "pos_embed": _same("pos_embed.pos_embed"),
-        "x_embedder.proj": _same("pos_embed.proj"),
-        "context_embedder": _same("context_embedder"),
-        "t_embedder.mlp.0": _same("time_text_embed.timestep_embedder.linear_1"),
-        "t_embedder.mlp.2": _same("time_text_embed.timestep_embedder.linear_2"),
-        "y_embedder.mlp.0": _same("time_text_embed.text_embedder.linear_1"),
-        "y_embedder.mlp.2": _same("time_text_embed.text_embedder.linear_2"),
-        "final_layer.linear": _same("proj_out"),
+        "pos_embed": same("pos_embed.pos_embed"),
+        "x_embedder.proj": same("pos_embed.proj"),
+        "context_embedder": same("context_embedder"),
+        "t_embedder.mlp.0": same("time_text_embed.timestep_embedder.linear_1"),
+        "t_embedder.mlp.2": same("time_text_embed.timestep_embedder.linear_2"),
+        "y_embedder.mlp.0": same("time_text_embed.text_embedder.linear_1"),
+        "y_embedder.mlp.2": same("time_text_embed.text_embedder.linear_2"),
+        "final_layer.linear": same("proj_out"),
         "final_layer.adaLN_modulation.1": _swapped("norm_out.linear"),
     }
     for index in range(layers):
@@ -70,21 +69,21 @@ def sd3_table(shapes: Shapes) -> Table:
 def _sd3_block(block: str, width: int, last: bool) -> Iterator[tuple[str, tuple[Target, ...]]]:
     for attention in ("attn", "attn2"):
         parts = (f"{block}.{attention}.to_{part}" for part in "qkv")
-        yield f"x_block.{attention}.qkv", _fused(width, *parts)
-        yield f"x_block.{attention}.proj", _same(f"{block}.{attention}.to_out.0")
+        yield f"x_block.{attention}.qkv", fused(width, *parts)
+        yield f"x_block.{attention}.proj", same(f"{block}.{attention}.to_out.0")
         for part in "qk":
-            yield f"x_block.{attention}.ln_{part}", _same(f"{block}.{attention}.norm_{part}")
-    yield "context_block.attn.qkv", _fused(width, *(f"{block}.attn.add_{part}_proj" for part in "qkv"))
-    yield "context_block.attn.proj", _same(f"{block}.attn.to_add_out")
+            yield f"x_block.{attention}.ln_{part}", same(f"{block}.{attention}.norm_{part}")
+    yield "context_block.attn.qkv", fused(width, *(f"{block}.attn.add_{part}_proj" for part in "qkv"))
+    yield "context_block.attn.proj", same(f"{block}.attn.to_add_out")
     for part in "qk":
-        yield f"context_block.attn.ln_{part}", _same(f"{block}.attn.norm_added_{part}")
-    yield "x_block.adaLN_modulation.1", _same(f"{block}.norm1.linear")
+        yield f"context_block.attn.ln_{part}", same(f"{block}.attn.norm_added_{part}")
+    yield "x_block.adaLN_modulation.1", same(f"{block}.norm1.linear")
     # The last block only normalizes the text, and diffusers has that norm's scale before its shift.
-    modulation = _swapped if last else _same
+    modulation = _swapped if last else same
     yield "context_block.adaLN_modulation.1", modulation(f"{block}.norm1_context.linear")
     for theirs, ours in (("x_block", "ff"), ("context_block", "ff_context")):
-        yield f"{theirs}.mlp.fc1", _same(f"{block}.{ours}.net.0.proj")
-        yield f"{theirs}.mlp.fc2", _same(f"{block}.{ours}.net.2")
+        yield f"{theirs}.mlp.fc1", same(f"{block}.{ours}.net.0.proj")
+        yield f"{theirs}.mlp.fc2", same(f"{block}.{ours}.net.2")
 
 
 def sd3_config(shapes: Shapes) -> dict[str, Any]:
@@ -110,28 +109,27 @@ def sd3_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def flux_table(shapes: Shapes) -> Table:
-    """FLUX.1's transformer."""
-    width = shapes["img_in.weight"][0]
+def flux_table(layers: int, single_layers: int, width: int) -> Table:
+    """FLUX.1's transformer with so many blocks of two streams and of one, `width` channels of a token."""
     embedders = (
         ("time_in", "timestep_embedder"),
         ("vector_in", "text_embedder"),
         ("guidance_in", "guidance_embedder"),
     )
     table = {
-        "img_in": _same("x_embedder"),
-        "txt_in": _same("context_embedder"),
-        "final_layer.linear": _same("proj_out"),
+        "img_in": same("x_embedder"),
+        "txt_in": same("context_embedder"),
+        "final_layer.linear": same("proj_out"),
         "final_layer.adaLN_modulation.1": _swapped("norm_out.linear"),
     }
     for theirs, ours in embedders:
-        table[f"{theirs}.in_layer"] = _same(f"time_text_embed.{ours}.linear_1")
-        table[f"{theirs}.out_layer"] = _same(f"time_text_embed.{ours}.linear_2")
-    for index in range(_count(shapes, "double_blocks")):
+        table[f"{theirs}.in_layer"] = same(f"time_text_embed.{ours}.linear_1")
+        table[f"{theirs}.out_layer"] = same(f"time_text_embed.{ours}.linear_2")
+    for index in range(layers):
         for stream in (_IMAGE, _TEXT):
             block = _flux_double_stream(f"transformer_blocks.{index}", width, *stream)
             table |= {f"double_blocks.{index}.{name}": targets for name, targets in block}
-    for index in range(_count(shapes, "single_blocks")):
+    for index in range(single_layers):
         block = _flux_single_block(f"single_transformer_blocks.{index}", width)
         table |= {f"single_blocks.{index}.{name}": targets for name, targets in block}
     return table
@@ -145,22 +143,22 @@ _TEXT = ("txt", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context", "nor
 def _flux_double_stream(
     block: str, width: int, stream: str, product: str, norm: str, out: str, mlp: str, modulation: str
 ) -> Iterator[tuple[str, tuple[Target, ...]]]:
-    yield f"{stream}_mod.lin", _same(f"{block}.{modulation}.linear")
-    yield f"{stream}_attn.qkv", _fused(width, *(f"{block}.attn.{product.format(part)}" for part in "qkv"))
-    yield f"{stream}_attn.proj", _same(f"{block}.attn.{out}")
-    yield f"{stream}_attn.norm.query_norm.scale", _same(f"{block}.attn.{norm.format('q')}.weight")
-    yield f"{stream}_attn.norm.key_norm.scale", _same(f"{block}.attn.{norm.format('k')}.weight")
-    yield f"{stream}_mlp.0", _same(f"{block}.{mlp}.net.0.proj")
-    yield f"{stream}_mlp.2", _same(f"{block}.{mlp}.net.2")
+    yield f"{stream}_mod.lin", same(f"{block}.{modulation}.linear")
+    yield f"{stream}_attn.qkv", fused(width, *(f"{block}.attn.{product.format(part)}" for part in "qkv"))
+    yield f"{stream}_attn.proj", same(f"{block}.attn.{out}")
+    yield f"{stream}_attn.norm.query_norm.scale", same(f"{block}.attn.{norm.format('q')}.weight")
+    yield f"{stream}_attn.norm.key_norm.scale", same(f"{block}.attn.{norm.format('k')}.weight")
+    yield f"{stream}_mlp.0", same(f"{block}.{mlp}.net.0.proj")
+    yield f"{stream}_mlp.2", same(f"{block}.{mlp}.net.2")
 
 
 def _flux_single_block(block: str, width: int) -> Iterator[tuple[str, tuple[Target, ...]]]:
-    yield "modulation.lin", _same(f"{block}.norm.linear")
+    yield "modulation.lin", same(f"{block}.norm.linear")
     products = (f"{block}.attn.to_{part}" for part in "qkv")
-    yield "linear1", _fused(width, *products, f"{block}.proj_mlp")
-    yield "linear2", _same(f"{block}.proj_out")
-    yield "norm.query_norm.scale", _same(f"{block}.attn.norm_q.weight")
-    yield "norm.key_norm.scale", _same(f"{block}.attn.norm_k.weight")
+    yield "linear1", fused(width, *products, f"{block}.proj_mlp")
+    yield "linear2", same(f"{block}.proj_out")
+    yield "norm.query_norm.scale", same(f"{block}.attn.norm_q.weight")
+    yield "norm.key_norm.scale", same(f"{block}.attn.norm_k.weight")
 
 
 def flux_config(shapes: Shapes) -> dict[str, Any]:
@@ -191,8 +189,8 @@ def vae_table(shapes: Shapes) -> Table:
     """AutoencoderKL. The decoder's blocks count from the pixels here, from the latents in diffusers."""
     table: dict[str, tuple[Target, ...]] = {}
     for coder in ("encoder", "decoder"):
-        table[f"{coder}.norm_out"] = _same(f"{coder}.conv_norm_out")
-        table[f"{coder}.mid.attn_1.norm"] = _same(f"{coder}.mid_block.attentions.0.group_norm")
+        table[f"{coder}.norm_out"] = same(f"{coder}.conv_norm_out")
+        table[f"{coder}.mid.attn_1.norm"] = same(f"{coder}.mid_block.attentions.0.group_norm")
         for theirs, ours in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
             target = f"{coder}.mid_block.attentions.0.{ours}"
             table[f"{coder}.mid.attn_1.{theirs}"] = ((target, _as_linear),)
@@ -201,8 +199,8 @@ def vae_table(shapes: Shapes) -> Table:
     levels, resnets = _vae_levels(shapes)
     for level in range(levels):
         down, up = f"encoder.down_blocks.{level}", f"decoder.up_blocks.{levels - 1 - level}"
-        table[f"encoder.down.{level}.downsample.conv"] = _same(f"{down}.downsamplers.0.conv")
-        table[f"decoder.up.{level}.upsample.conv"] = _same(f"{up}.upsamplers.0.conv")
+        table[f"encoder.down.{level}.downsample.conv"] = same(f"{down}.downsamplers.0.conv")
+        table[f"decoder.up.{level}.upsample.conv"] = same(f"{up}.upsamplers.0.conv")
         for index in range(resnets + 1):  # the decoder has one more
             table |= _vae_resnet(f"encoder.down.{level}.block.{index}", f"{down}.resnets.{index}")
             table |= _vae_resnet(f"decoder.up.{level}.block.{index}", f"{up}.resnets.{index}")
@@ -210,8 +208,8 @@ def vae_table(shapes: Shapes) -> Table:
 
 
 def _vae_resnet(theirs: str, ours: str) -> Table:
-    same = {f"{theirs}.{name}": _same(f"{ours}.{name}") for name in ("norm1", "conv1", "norm2", "conv2")}
-    return same | {f"{theirs}.nin_shortcut": _same(f"{ours}.conv_shortcut")}
+    kept = {f"{theirs}.{name}": same(f"{ours}.{name}") for name in ("norm1", "conv1", "norm2", "conv2")}
+    return kept | {f"{theirs}.nin_shortcut": same(f"{ours}.conv_shortcut")}
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
@@ -245,11 +243,12 @@ def _count(shapes: Shapes, prefix: str) -> int:
     return len({name[len(prefix) + 1 :].split(".")[0] for name in shapes if name.startswith(f"{prefix}.")})
 
 
-def _same(name: str) -> tuple[Target, ...]:
+def same(name: str) -> tuple[Target, ...]:
+    """The tensor as it is."""
     return ((name, None),)
 
 
-def _fused(width: int, *names: str) -> tuple[Target, ...]:
+def fused(width: int, *names: str) -> tuple[Target, ...]:
     """Products computed as one: `width` rows are each one's, the rest the last one's."""
     starts = [width * index for index in range(len(names))]
     stops = [*starts[1:], None]

@@ -159,11 +159,13 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], s
     inner = _under(prefix, shapes)
     try:
         if "joint_blocks.0.x_block.attn.qkv.weight" in inner:
-            config, table = sd3_config(inner), sd3_table(inner)
+            config = sd3_config(inner)
+            table = sd3_table(config["num_layers"], config["caption_projection_dim"])
             transformer = Part("SD3Transformer2DModel", config, path, prefix, table, inner)
             return {"transformer": transformer} | _vae_inside(path, shapes, _SD3), _SD3
         if "double_blocks.0.img_attn.qkv.weight" in inner:
-            config, table = flux_config(inner), flux_table(inner)
+            config = flux_config(inner)
+            table = flux_table(config["num_layers"], config["num_single_layers"], inner["img_in.weight"][0])
             transformer = Part("FluxTransformer2DModel", config, path, prefix, table, inner)
             vae = _vae_inside(path, shapes, _FLUX) or _vae_beside(path)
             return {"transformer": transformer} | vae, _FLUX

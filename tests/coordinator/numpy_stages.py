@@ -83,9 +83,11 @@ class Denoiser(DenoiserServiceServicer):
         self.uploads = 0
         self.guidance_embedded = False
         self.guidance_scales: list[list[float]] = []
+        self.loras: list[dict[str, float]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
+        self.loras.append({lora.name: lora.weight for lora in request.loras})
         await self.open.wait()
         await asyncio.sleep(self.seconds)
         if self.failures:
@@ -128,6 +130,7 @@ class Denoiser(DenoiserServiceServicer):
             max_samples=3,
             max_branches=2,
             guidance_embedded=self.guidance_embedded,
+            loras=["ink", "oil paint"],
         )
 
 

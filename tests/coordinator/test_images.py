@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from triptych_coordinator.guidance import GuidanceSchedule
 from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.requests import Parameters
+from triptych_coordinator.requests import Lora, Parameters
 
 FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"v"}}
 
@@ -64,6 +65,16 @@ def test_a_guidance_schedule_is_quoted_in_the_parameters() -> None:
     assert r', CFG schedule: "{\"interval\": {\"start\": 0.1, \"stop\": 0.7}}", Version: ' in text
 
 
+def test_loras_are_named_with_their_weights() -> None:
+    drawn = replace(parameters("a zebra"), loras=(Lora("ink", 0.8), Lora("oil, thick", -1.0)))
+    text = png_text(drawn, 2, FINGERPRINTS)
+    assert ', LoRAs: "ink=0.8, oil, thick=-1", Version: ' in text["parameters"]
+    assert json.loads(text["triptych"])["loras"] == [
+        {"name": "ink", "weight": 0.8},
+        {"name": "oil, thick", "weight": -1.0},
+    ]
+
+
 def test_the_json_gives_this_picture_alone() -> None:
     record = json.loads(png_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
     assert record.pop("version")
@@ -77,6 +88,7 @@ def test_the_json_gives_this_picture_alone() -> None:
         "num_inference_steps": 28,
         "guidance_scale": 5.0,
         "guidance_schedule": {"constant": {}},
+        "loras": [],
         "sampler": "Euler",
         "fingerprints": {"text_encoder": ["t"], "denoiser": ["d1", "d2"], "vae_codec": ["v"]},
     }

@@ -1,5 +1,6 @@
 """What a request may ask for, and what it is told otherwise."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
 from triptych_coordinator.requests import (
     Limits,
+    Lora,
     Parameters,
     parameters_from_message,
     parameters_to_message,
@@ -30,6 +32,7 @@ LIMITS = Limits(
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
     guidance=GuidanceInput.BRANCHES,
+    loras=("ink", "oil paint"),
 )
 EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
 WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)
@@ -60,6 +63,34 @@ def test_every_default_is_filled_in() -> None:
     first = parameters.seeds[0]
     assert parameters.seeds == (first, first + 1, first + 2, first + 3)
     assert [parameters.prompt(k) for k in range(4)] == ["a", "a", "b", "b"]
+
+
+def test_loras_keep_their_order_and_weigh_one_by_default() -> None:
+    parameters = parsed(loras=[{"name": "oil paint", "weight": 0.7}, {"name": "ink"}])
+    assert parameters.loras == (Lora("oil paint", 0.7), Lora("ink", 1.0))
+    again = parameters_from_message(parameters_to_message(parameters), LIMITS)
+    assert again == parameters
+
+
+@pytest.mark.parametrize(
+    ("loras", "violations"),
+    [
+        ([{"name": "ink", "weight": 10.5}], {"loras[0].weight": "is 10.5; allowed are -10 to 10"}),
+        ([{"name": "tea", "weight": math.inf}], {"loras[0].weight": "is inf; allowed are -10 to 10"}),
+        ([{"name": "ink"}, {"name": "ink"}], {"loras[1].name": "'ink' is named twice"}),
+        ([{"name": "ink"}] * 9, {"loras": "9 of them; allowed are 0 to 8"}),
+    ],
+)
+def test_bad_loras_are_refused_by_field(loras: list[dict[str, Any]], violations: dict[str, str]) -> None:
+    assert wrong(loras=loras) == violations
+
+
+@pytest.mark.parametrize("name", ["tempera", "", "../ink"])
+def test_an_unknown_lora_is_not_found_and_the_others_are_listed(name: str) -> None:
+    with pytest.raises(TriptychError) as raised:
+        parsed(loras=[{"name": "ink"}, {"name": name}])
+    assert raised.value.code is grpc.StatusCode.NOT_FOUND
+    assert raised.value.message == f"there is no LoRA {name!r}; there are: ink, oil paint"
 
 
 def test_two_requests_without_seeds_get_different_ones() -> None:

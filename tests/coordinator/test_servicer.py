@@ -77,6 +77,30 @@ async def test_the_accepted_parameters_give_the_same_pictures_again(house: House
     assert list(answer.images) == list(first.images)
 
 
+async def test_loras_go_with_every_step_and_into_the_picture(house: House) -> None:
+    loras = [{"name": "oil paint", "weight": 0.5}, {"name": "ink"}]
+    answer = await house.images("a cat", seeds=[5], loras=loras)
+    assert house.denoiser.loras == [{"oil paint": 0.5, "ink": 1.0}] * 3
+    with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as picture:
+        record = json.loads(picture.info["triptych"])
+    assert record["loras"] == [{"name": "oil paint", "weight": 0.5}, {"name": "ink", "weight": 1.0}]
+    assert answer.parameters.loras[1].weight == 1
+
+
+async def test_a_lora_that_no_denoiser_has_is_not_found(house: House) -> None:
+    with refused(grpc.StatusCode.NOT_FOUND, "there is no LoRA 'tea'; there are: ink, oil paint"):
+        await house.images("a cat", loras=[{"name": "tea"}])
+    assert house.denoiser.predictions == 0
+    model = await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert list(model.loras) == ["ink", "oil paint"]
+
+
+async def test_what_the_denoiser_says_of_a_lora_is_passed_on(house: House) -> None:
+    house.denoiser.failures = [errors.failed_precondition("the LoRA 'ink' cannot be used: it is torn")]
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "the LoRA 'ink' cannot be used: it is torn"):
+        await house.images("a cat", loras=[{"name": "ink"}])
+
+
 async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone(house: House) -> None:
     batch = await house.images(
         "a cat", "a dog", num_images_per_prompt=3, negative_prompts=["", "mud"], seeds=[1]

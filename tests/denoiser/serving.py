@@ -34,7 +34,7 @@ class Denoiser:
 @asynccontextmanager
 async def serving(settings: DenoiserSettings) -> AsyncIterator[Denoiser]:
     """A denoiser that listens where the settings say."""
-    servicer = create_servicer(settings, settings)
+    servicer = create_servicer(settings, settings, settings.quantization)
     add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, servicer)
     server = Server([Service("triptych.v1.DenoiserService", add)], settings)
     await server.start()

@@ -28,6 +28,9 @@ def test_help_lists_the_options() -> None:
         ("--device", "meta", 1, "device 'meta' cannot be used"),
         ("--dtype", "int4", 2, "--dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
         ("--max-batch-rows", "0", 2, "--max-batch-rows: Input should be greater than 0"),
+        ("--lora", "ink=much", 2, "--lora.0: 'ink=much' is no LoRA: it is NAME=WEIGHT"),
+        ("--lora", "ink=0.5", 1, "--lora: there is no LoRA 'ink'; this server has none; a file"),
+        ("--lora-folder", "/no/folder", 1, "--lora-folder: there is no folder /no/folder"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(

@@ -56,6 +56,8 @@ WRONG_WORDS = {
     "another file format": (["-o", "cat.jpg"], "'cat.jpg' does not end in .png"),
     "a folder that is not there": (["-o", "nowhere/cat.png"], "there is no folder 'nowhere'"),
     "a negative seed": (["--seed", "-1"], "should be greater than or equal to 0"),
+    "a LoRA without its weight": (["--lora", "ink="], "'ink=' is no LoRA: it is NAME=WEIGHT"),
+    "a LoRA twice": (["--lora", "ink", "--lora", "ink=1"], "a LoRA is named twice"),
     "a device for services elsewhere": (["--target", "h:1", "--device", "cuda"], "have their own device"),
 }
 

@@ -1,9 +1,11 @@
 """The same request gives the same bits: in one process or over sockets, alone or in company."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.denoiser.loras import random_lora, written
 from tests.local.conftest import Up, run, running_up
 
 PICTURES = ("generate", "a cat", "a red dog", "--seed", "7", "--steps", "3", "--size", "64x48")
@@ -41,6 +43,20 @@ def test_services_started_for_one_command_give_the_same_bits(
     split: list[bytes], tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     assert generated(tmp_path / "alone", *PICTURES, "--model", tiny_checkpoint) == split
+
+
+def test_loras_give_the_same_bits_in_one_process_and_in_several(
+    split: list[bytes], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    (tmp_path / "loras").mkdir()
+    written(tmp_path / "loras/ink.safetensors", random_lora(1))
+    environment = os.environ | {"TRIPTYCH_LORA_FOLDER": str(tmp_path / "loras")}
+    drawn = (*PICTURES, "--lora", "ink=0.8", "--model", tiny_checkpoint)
+
+    alone = generated(tmp_path / "alone", *drawn, environment=environment)
+
+    assert generated(tmp_path / "fused", *drawn, "--fused", environment=environment) == alone
+    assert all(drawn_picture != plain for drawn_picture, plain in zip(alone, split, strict=True))
 
 
 def test_a_batch_of_four_is_four_single_pictures(up: Up, tmp_path: Path) -> None:

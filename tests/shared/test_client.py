@@ -14,6 +14,7 @@ from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
 from triptych.client import AsyncClient, Client, Generation
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.lora_pb2 import Lora
 
 
 class DirectStub:
@@ -57,6 +58,7 @@ async def test_a_generation_has_everything_that_was_streamed(
         guidance_scale=0.0,
         guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
         seed=2**64 - 1,
+        loras={"oil": 0.5, "ink": 1},
         timeout=20,
         on_progress=lambda event: steps.append(event.step),
     )
@@ -74,6 +76,7 @@ async def test_a_generation_has_everything_that_was_streamed(
         guidance_scale=0.0,
         guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
         seeds=[2**64 - 1],
+        loras=[Lora(name="oil", weight=0.5), Lora(name="ink", weight=1)],
     )
     assert not generation.parameters.HasField("width")
     generation.images[0].save(tmp_path / "zebra.png")
@@ -103,6 +106,8 @@ async def test_a_stream_that_only_stops_is_an_error(kind: str, coordinator: Runn
         ({"seed": -1}, "seeds"),
         ({"width": "wide"}, "width"),
         ({"wdith": 1}, "wdith"),
+        ({"loras": {"ink": "much"}}, "loras"),
+        ({"loras": "ink"}, "loras"),
     ],
 )
 async def test_values_that_no_field_can_hold_are_refused_by_name(

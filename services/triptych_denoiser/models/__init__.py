@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import Checkpoint, CheckpointError
 from triptych.quantization import Quantizer
 from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Family, build
+from triptych_denoiser.models.loading import Family, build, linear_places
+from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
+from triptych_denoiser.models.lora_names import NAMES, LinearNames
 from triptych_denoiser.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -22,22 +24,45 @@ FAMILIES: Mapping[str, Family[Any]] = {
 
 
 def load_transformer(
-    checkpoint: Checkpoint, device: str, dtype: torch.dtype, quantizer: Quantizer | None = None
+    checkpoint: Checkpoint,
+    device: str,
+    dtype: torch.dtype,
+    quantizer: Quantizer | None = None,
+    loras: Sequence[tuple[LoraFile, float]] = (),
 ) -> Transformer:
-    """The checkpoint's transformer, ready to run.
+    """The checkpoint's transformer, with LoRAs and their weights in it, ready to run.
 
     Raises:
         CheckpointError: the family is not supported, or the weights do not fit the config or the
             quantization.
     """
+    config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
+    family = _family(checkpoint)
+    try:
+        fused = FusedTensors(tensors, loras)
+        transformer: Transformer = build(family, config, fused, device, dtype, quantizer)
+    except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
+        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
+    return transformer
+
+
+def linears_of(checkpoint: Checkpoint) -> Linears:
+    """The linears of the checkpoint's transformer, by the names that LoRA files have for them.
+
+    Raises:
+        CheckpointError: the family or the config is not supported.
+    """
+    try:
+        places = linear_places(_family(checkpoint), checkpoint.config("transformer"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
+    return Linears(places, LinearNames(NAMES[checkpoint.class_name("transformer")](places), places))
+
+
+def _family(checkpoint: Checkpoint) -> Family[Any]:
     family = checkpoint.class_name("transformer")
     if family not in FAMILIES:
         raise CheckpointError(
             f"the transformer of {checkpoint.path} is a {family}; supported are {', '.join(FAMILIES)}"
         )
-    config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
-    try:
-        transformer: Transformer = build(FAMILIES[family], config, tensors, device, dtype, quantizer)
-    except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
-        raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    return transformer
+    return FAMILIES[family]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,21 +28,44 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(self.weight.dtype) * self.weight
 
 
-class Linear(nn.Linear):
-    """A linear whose rows round the same however many there are.
+class LowRank(NamedTuple):
+    """What a LoRA adds to a linear's weight: up @ down.
 
-    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
-    and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
-    with 1 to 130 features). A row's bits must not depend on its company.
+    down: [rank, in_features].
+    up: [out_features, rank]; alpha / rank is in it.
     """
+
+    down: Tensor
+    up: Tensor
+
+
+class Linear(nn.Linear):
+    """A linear whose rows round the same however many there are, with the LoRAs of the pass that runs."""
+
+    low_ranks: tuple[tuple[LowRank, float], ...] = ()
+    """What is added to the weight, and how many times. The weight itself stays as it is."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         rows = input.reshape(-1, self.in_features)
-        least = max(MIN_ROWS, self.out_features) if self.out_features < NARROW else MIN_ROWS
-        lacking = max(least - len(rows), 0)
-        product = F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, self.weight, self.bias)
-        return product[: len(rows)].reshape(*input.shape[:-1], self.out_features)
+        product = row_products(rows, self.weight, self.bias)
+        for low_rank, times in self.low_ranks:
+            product = product + row_products(row_products(rows, low_rank.down) * times, low_rank.up)
+        return product.reshape(*input.shape[:-1], self.out_features)
+
+
+def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[rows, in_features] to [rows, out_features], each row's bits the same however many there are.
+
+    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
+    and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
+    with 2 to 130 features; to one feature and without a bias, odd numbers of rows round differently). A row's
+    bits must not depend on its company.
+    """
+    features = len(weight)
+    least = max(MIN_ROWS, features) if features < NARROW else MIN_ROWS
+    lacking = max(least - len(rows), 0)
+    return F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, weight, bias)[: len(rows)]
 
 
 class TwoLayers(nn.Module):

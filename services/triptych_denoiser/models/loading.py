@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from triptych.loading import check_names, copy_weight, fill
+from triptych.loading import check_names, copy_weight, fill, storage_of
 from triptych.quantization import Exceptions, Quantizer
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -96,6 +96,36 @@ def load_weights(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
     check_names(targets, tensors)
     for name, target in targets.items():
         copy_weight(name, target, tensors[name])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a linear of diffusers' is in ours: `rows` of the `all_rows` of a module's weight."""
+
+    module: str
+    first_row: int
+    rows: int
+    all_rows: int
+    columns: int
+
+
+def linear_places(family: Family[Model], config: Mapping[str, Any]) -> dict[str, Place]:
+    """The place of each linear, a convolution of patches included, by diffusers' name of the module."""
+    with torch.device("meta"):
+        model = family.create(config)
+    linears = {
+        storage_of(module.weight): (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    places = {}
+    for key, view in family.checkpoint_keys(model).items():
+        if key.endswith(".weight") and storage_of(view) in linears:
+            path, linear = linears[storage_of(view)]
+            first_row = view.storage_offset() // linear.in_features
+            place = Place(path, first_row, len(view), linear.out_features, linear.in_features)
+            places[key.removesuffix(".weight")] = place
+    return places
 
 
 def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:

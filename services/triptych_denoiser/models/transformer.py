@@ -62,6 +62,10 @@ class Transformer(Protocol):
         """
         ...
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module of a dotted name."""
+        ...
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every weight."""
         ...

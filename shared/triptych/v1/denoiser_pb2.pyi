@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
 import triptych.v1.tensor_pb2
 import typing
@@ -44,6 +45,7 @@ class PredictRequest(google.protobuf.message.Message):
     SIGMAS_FIELD_NUMBER: builtins.int
     BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """x: float32, shape [samples, channels, height, width] in latent pixels."""
@@ -62,6 +64,10 @@ class PredictRequest(google.protobuf.message.Message):
         input. Empty for every other model.
         """
 
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
+        """LoRAs for every row of the call, at most 8, each at most once. Rows share a forward pass if these are the same."""
+
     def __init__(
         self,
         *,
@@ -69,9 +75,10 @@ class PredictRequest(google.protobuf.message.Message):
         sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         branches: collections.abc.Iterable[global___Branch] | None = ...,
         guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+        loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "loras", b"loras", "sigmas", b"sigmas"]) -> None: ...
 
 global___PredictRequest = PredictRequest
 
@@ -86,7 +93,7 @@ class PredictResponse(google.protobuf.message.Message):
     QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
-    """Fingerprint of the replica that computed them (see ModelInfo)."""
+    """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
     """Milliseconds the rows waited for a forward pass."""
     compute_milliseconds: builtins.float
@@ -180,6 +187,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
     ATTENTION_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -206,6 +214,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
 
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that calls may use, at most 1000."""
+
     def __init__(
         self,
         *,
@@ -220,8 +232,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_branches: builtins.int = ...,
         guidance_embedded: builtins.bool = ...,
         attention: builtins.str = ...,
+        loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

@@ -22,50 +22,51 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from triptych.v1 import lora_pb2 as triptych_dot_v1_dot_lora__pb2
 from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/model.proto\"\xff\x02\n\x14GenerationParameters\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x18\n\x10negative_prompts\x18\x02 \x03(\t\x12\x13\n\x06height\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x38\n\x11guidance_schedule\x18\x07 \x01(\x0b\x32\x1d.triptych.v1.GuidanceSchedule\x12\"\n\x15num_images_per_prompt\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\x04\x12\r\n\x05model\x18\n \x01(\tB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x18\n\x16_num_images_per_prompt\"\xe2\x01\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"?\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\"i\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\"\xa2\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\xf8\x02\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\"\xa1\x03\n\x14GenerationParameters\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x18\n\x10negative_prompts\x18\x02 \x03(\t\x12\x13\n\x06height\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x38\n\x11guidance_schedule\x18\x07 \x01(\x0b\x32\x1d.triptych.v1.GuidanceSchedule\x12\"\n\x15num_images_per_prompt\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\x04\x12\r\n\x05model\x18\n \x01(\t\x12 \n\x05loras\x18( \x03(\x0b\x32\x11.triptych.v1.LoraB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x18\n\x16_num_images_per_prompt\"\xe2\x01\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"?\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\"i\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\"\xa2\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\x87\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\r\n\x05loras\x18( \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.image_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GUIDANCEINPUT']._serialized_start=2233
-  _globals['_GUIDANCEINPUT']._serialized_end=2363
-  _globals['_GENERATIONPARAMETERS']._serialized_start=77
-  _globals['_GENERATIONPARAMETERS']._serialized_end=460
-  _globals['_GUIDANCESCHEDULE']._serialized_start=463
-  _globals['_GUIDANCESCHEDULE']._serialized_end=689
-  _globals['_CONSTANTGUIDANCE']._serialized_start=691
-  _globals['_CONSTANTGUIDANCE']._serialized_end=709
-  _globals['_LINEARGUIDANCE']._serialized_start=711
-  _globals['_LINEARGUIDANCE']._serialized_end=746
-  _globals['_COSINEGUIDANCE']._serialized_start=748
-  _globals['_COSINEGUIDANCE']._serialized_end=783
-  _globals['_INTERVALGUIDANCE']._serialized_start=785
-  _globals['_INTERVALGUIDANCE']._serialized_end=832
-  _globals['_GENERATEREQUEST']._serialized_start=834
-  _globals['_GENERATEREQUEST']._serialized_end=906
-  _globals['_GENERATERESPONSE']._serialized_start=909
-  _globals['_GENERATERESPONSE']._serialized_end=1122
-  _globals['_ACCEPTED']._serialized_start=1124
-  _globals['_ACCEPTED']._serialized_end=1207
-  _globals['_STEPCOMPLETED']._serialized_start=1209
-  _globals['_STEPCOMPLETED']._serialized_end=1272
-  _globals['_GENERATEDIMAGE']._serialized_start=1274
-  _globals['_GENERATEDIMAGE']._serialized_end=1379
-  _globals['_FINISHED']._serialized_start=1382
-  _globals['_FINISHED']._serialized_end=1544
-  _globals['_GENERATEIMAGESREQUEST']._serialized_start=1546
-  _globals['_GENERATEIMAGESREQUEST']._serialized_end=1624
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=1627
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1810
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=1812
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=1851
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1854
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=2230
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=2366
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2673
+  _globals['_GUIDANCEINPUT']._serialized_start=2306
+  _globals['_GUIDANCEINPUT']._serialized_end=2436
+  _globals['_GENERATIONPARAMETERS']._serialized_start=101
+  _globals['_GENERATIONPARAMETERS']._serialized_end=518
+  _globals['_GUIDANCESCHEDULE']._serialized_start=521
+  _globals['_GUIDANCESCHEDULE']._serialized_end=747
+  _globals['_CONSTANTGUIDANCE']._serialized_start=749
+  _globals['_CONSTANTGUIDANCE']._serialized_end=767
+  _globals['_LINEARGUIDANCE']._serialized_start=769
+  _globals['_LINEARGUIDANCE']._serialized_end=804
+  _globals['_COSINEGUIDANCE']._serialized_start=806
+  _globals['_COSINEGUIDANCE']._serialized_end=841
+  _globals['_INTERVALGUIDANCE']._serialized_start=843
+  _globals['_INTERVALGUIDANCE']._serialized_end=890
+  _globals['_GENERATEREQUEST']._serialized_start=892
+  _globals['_GENERATEREQUEST']._serialized_end=964
+  _globals['_GENERATERESPONSE']._serialized_start=967
+  _globals['_GENERATERESPONSE']._serialized_end=1180
+  _globals['_ACCEPTED']._serialized_start=1182
+  _globals['_ACCEPTED']._serialized_end=1265
+  _globals['_STEPCOMPLETED']._serialized_start=1267
+  _globals['_STEPCOMPLETED']._serialized_end=1330
+  _globals['_GENERATEDIMAGE']._serialized_start=1332
+  _globals['_GENERATEDIMAGE']._serialized_end=1437
+  _globals['_FINISHED']._serialized_start=1440
+  _globals['_FINISHED']._serialized_end=1602
+  _globals['_GENERATEIMAGESREQUEST']._serialized_start=1604
+  _globals['_GENERATEIMAGESREQUEST']._serialized_end=1682
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=1685
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1868
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=1870
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=1909
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1912
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=2303
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=2439
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2746
 # @@protoc_insertion_point(module_scope)

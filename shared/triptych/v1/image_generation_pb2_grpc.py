@@ -60,7 +60,8 @@ class ImageGenerationServiceServicer(object):
         """Generates pictures and tells how far it is. The stream brings one Accepted, a StepCompleted per step, a
         GeneratedImage per picture, and one Finished, in this order. Cancelling the call stops the work at the next step.
 
-        Errors: INVALID_ARGUMENT with a BadRequest that names every wrong field; NOT_FOUND for an unknown model;
+        Errors: INVALID_ARGUMENT with a BadRequest that names every wrong field; NOT_FOUND for an unknown model or
+        LoRA; FAILED_PRECONDITION for a LoRA that does not fit the model;
         RESOURCE_EXHAUSTED with RetryInfo when too many requests wait; UNAVAILABLE when a stage cannot be reached;
         DEADLINE_EXCEEDED when the call's deadline passed.
         """

@@ -1,0 +1,52 @@
+"""A cache that is bounded by the bytes of what it holds."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    """What knows its size."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        ...
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value", bound=Sized)
+
+
+class Cache(Generic[Key, Value]):
+    """Values by key; beyond `max_bytes`, what was not used for longest is forgotten.
+
+    A caller keeps what it got, forgotten or not. The newest entry always stays, whatever its size. Safe to
+    use from several threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._entries: OrderedDict[Key, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Key) -> Value | None:
+        """The value, now the last used; None if it is not here."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key]
+
+    def put(self, key: Key, value: Value) -> None:
+        """Remembers the value; it replaces what has the same key."""
+        with self._lock:
+            replaced = self._entries.pop(key, None)
+            self._bytes += value.nbytes - (replaced.nbytes if replaced else 0)
+            self._entries[key] = value
+            while self._bytes > self._max_bytes and len(self._entries) > 1:
+                _, forgotten = self._entries.popitem(last=False)
+                self._bytes -= forgotten.nbytes

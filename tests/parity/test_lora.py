@@ -1,0 +1,302 @@
+"""A LoRA gives what diffusers gives with it, in a pass and fused into the weights."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity import test_flux_transformer as flux_tests
+from tests.parity import test_sd3_transformer as sd3_tests
+from tests.parity import test_z_image_transformer as z_image_tests
+from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
+from tests.parity.transformers import relative_error
+from triptych_denoiser.models import flux, sd3, z_image
+from triptych_denoiser.models.loading import Family, build, linear_places
+from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora
+from triptych_denoiser.models.lora_names import NAMES, LinearNames
+
+reference_library: Any = diffusers  # most of it has no types
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small transformer of diffusers, the pipeline that loads its LoRAs, and its velocity."""
+
+    family: Family[Any]
+    theirs: Any
+    pipeline: Any
+    given: dict[str, Tensor]
+    velocity: Callable[[Any, dict[str, Tensor]], Tensor]
+
+    def linears(self) -> Linears:
+        places = linear_places(self.family, dict(self.theirs.config))
+        return Linears(places, LinearNames(NAMES[type(self.theirs).__name__](places), places))
+
+    def with_lora(self, lora: dict[str, Tensor] | Path, weight: float) -> Tensor:
+        """diffusers' velocity."""
+        theirs = copy.deepcopy(self.theirs)
+        loaded, metadata = self.pipeline.lora_state_dict(lora, return_lora_metadata=True)
+        alphas = {"network_alphas": None} if self.pipeline is reference_library.FluxPipeline else {}
+        # The conversion of kohya's layout leaves the prefix out where diffusers would then skip the module.
+        loaded = {f"transformer.{name.removeprefix('transformer.')}": loaded[name] for name in loaded}
+        self.pipeline.load_lora_into_transformer(
+            loaded, transformer=theirs, adapter_name="one", metadata=metadata, **alphas
+        )
+        theirs.set_adapters("one", weight)
+        return self.velocity(theirs, self.given)
+
+    def in_a_pass(self, path: Path, weight: float) -> Tensor:
+        """Our velocity, the LoRA added to the products."""
+        model = build(self.family, dict(self.theirs.config), self.theirs.state_dict(), "cpu", torch.float32)
+        lora = place(read_lora(path, self.linears()), self.linears(), torch.device("cpu"), torch.float32)
+        before = model(**self.given)
+        with added(model, ((lora, weight),)):
+            velocity: Tensor = model(**self.given)
+        assert torch.equal(model(**self.given), before)
+        return velocity
+
+    def fused(self, path: Path, weight: float) -> Tensor:
+        """Our velocity, the LoRA fused into the weights."""
+        tensors = FusedTensors(self.theirs.state_dict(), [(read_lora(path, self.linears()), weight)])
+        velocity: Tensor = build(self.family, dict(self.theirs.config), tensors, "cpu", torch.float32)(
+            **self.given
+        )
+        return velocity
+
+
+@torch.inference_mode()
+def sd3_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+    timestep = 1000 * given["sigma"]
+    return theirs(given["latents"], given["sequence"], given["pooled"], timestep, return_dict=False)[0]
+
+
+def sd3_case() -> Case:
+    config = sd3_tests.SMALL | {"num_layers": 2, "qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+    names = ("latents", "sigma", "sequence", "pooled")
+    given = dict(zip(names, sd3_tests.inputs(config, 2, 8, 6), strict=True))
+    pipeline = reference_library.StableDiffusion3Pipeline
+    return Case(sd3.FAMILY, sd3_tests.reference(config), pipeline, given, sd3_velocity)
+
+
+def flux_case() -> Case:
+    config = flux_tests.SMALL | {"guidance_embeds": True}
+    return Case(
+        flux.FAMILY,
+        flux_tests.reference(config),
+        reference_library.FluxPipeline,
+        flux_tests.inputs(config, 2, 8, 6),
+        flux_tests.expected_velocity,
+    )
+
+
+def z_image_case() -> Case:
+    config = z_image_tests.SMALL
+    return Case(
+        z_image.FAMILY,
+        z_image_tests.reference(config),
+        reference_library.ZImagePipeline,
+        z_image_tests.inputs(config, 2, 8, 6),
+        z_image_tests.expected_velocity,
+    )
+
+
+CASES = {"SD3": sd3_case, "FLUX": flux_case, "Z-Image": z_image_case}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+def check(case: Case, path: Path, weight: float, expected: Tensor) -> None:
+    """Both ways are the expected one, and far from what there is without the LoRA."""
+    assert relative_error(case.velocity(case.theirs, case.given), expected) >= 0.05
+    assert relative_error(case.in_a_pass(path, weight), expected) <= 1e-5
+    assert relative_error(case.fused(path, weight), expected) <= 1e-5
+
+
+def test_a_lora_of_every_linear_gives_what_diffusers_gives(case: Case, tmp_path: Path) -> None:
+    lora = peft_lora(case.theirs)
+    path = written(tmp_path / "lora.safetensors", lora, "transformer.")
+
+    check(case, path, 0.8, case.with_lora({f"transformer.{name}": lora[name] for name in lora}, 0.8))
+
+
+def test_names_may_lack_the_prefix(case: Case, tmp_path: Path) -> None:
+    lora = peft_lora(case.theirs, only="attention" if "Z" in type(case.theirs).__name__ else "attn")
+    velocities = [
+        case.in_a_pass(written(tmp_path / "lora.safetensors", lora, prefix), 1)
+        for prefix in ("transformer.", "diffusion_model.", "")
+    ]
+
+    assert all(torch.equal(velocity, velocities[0]) for velocity in velocities[1:])
+
+
+def test_a_lora_on_queries_alone_touches_a_third(tmp_path: Path) -> None:
+    case = flux_case()
+    lora = peft_lora(case.theirs, only="to_q")
+    path = written(tmp_path / "lora.safetensors", lora, "transformer.")
+
+    check(case, path, -1.5, case.with_lora({f"transformer.{name}": lora[name] for name in lora}, -1.5))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_trainers_alpha_is_that_of_the_files_metadata(rslora: bool, tmp_path: Path) -> None:
+    case = sd3_case()
+    lora = peft_lora(case.theirs, only="attn.to_")
+    modules = sorted({name.rpartition(".lora_")[0] for name in lora})
+    config = {
+        "transformer.r": RANK,
+        "transformer.lora_alpha": 5,
+        "transformer.alpha_pattern": {modules[0]: 1},
+        "transformer.use_rslora": rslora,
+        "transformer.target_modules": modules,
+    }
+    path = written(tmp_path / "lora.safetensors", lora, "transformer.", config)
+
+    check(case, path, 1, case.with_lora(path, 1))
+
+
+def test_alpha_beside_the_tensors_scales_them(tmp_path: Path) -> None:
+    case = flux_case()
+    lora = peft_lora(case.theirs, only="attn")
+    modules = {name.rpartition(".lora_")[0] for name in lora}
+    halved = lora | {f"{module}.alpha": torch.tensor(RANK / 2) for module in modules}
+    whole = case.fused(written(tmp_path / "whole.safetensors", lora), 0.5)
+
+    expected = case.fused(written(tmp_path / "halved.safetensors", halved), 1)
+    assert relative_error(whole, expected) <= 1e-5
+
+
+def test_kohyas_flux_layout_gives_what_diffusers_gives(tmp_path: Path) -> None:
+    case = flux_case()
+    width = 48
+    blocks = {
+        f"double_blocks.{i}.{stream}_{module}": shape
+        for i in range(2)
+        for stream in ("img", "txt")
+        for module, shape in {
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.0": (4 * width, width),
+            "mlp.2": (width, 4 * width),
+            "mod.lin": (6 * width, width),
+        }.items()
+    }
+    others = {
+        "single_blocks.0.modulation.lin": (3 * width, width),
+        "single_blocks.1.linear2": (width, 5 * width),
+        "img_in": (width, 16),
+        "txt_in": (width, 40),
+        "time_in.in_layer": (width, 256),
+        "guidance_in.out_layer": (width, width),
+        "vector_in.in_layer": (width, 24),
+    }
+    lora = kohya_lora(blocks | others, alpha=2.0)
+    final = {"final_layer.linear": (16, width), "final_layer.adaLN_modulation.1": (2 * width, width)}
+    lora |= kohya_lora(final, alpha=None)  # which diffusers would not read
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.7, case.with_lora(lora, 0.7))
+
+
+def merged(case: Case, deltas: dict[str, Tensor]) -> Tensor:
+    """diffusers' velocity with deltas in its weights."""
+    theirs = copy.deepcopy(case.theirs)
+    for module, change in deltas.items():
+        theirs.get_submodule(module).weight.data += change.view_as(theirs.get_submodule(module).weight)
+    return case.velocity(theirs, case.given)
+
+
+def test_kohyas_fused_single_block_is_split_by_its_widths(tmp_path: Path) -> None:
+    """diffusers splits it by those of FLUX.1 itself, so that here the weights are merged by hand."""
+    case, width = flux_case(), 48
+    lora = kohya_lora({"single_blocks.1.linear1": (7 * width, width)}, alpha=2.0)
+    q, k, v, mlp = delta(lora, "single_blocks.1.linear1").split([width, width, width, 4 * width])
+    block = "single_transformer_blocks.1"
+    deltas = {"attn.to_q": q, "attn.to_k": k, "attn.to_v": v, "proj_mlp": mlp}
+
+    expected = merged(case, {f"{block}.{module}": change for module, change in deltas.items()})
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
+
+
+def test_kohyas_sd3_layout_gives_the_weights_of_diffusers_conversion(tmp_path: Path) -> None:
+    case, width = sd3_case(), 48
+    square, qkv = (width, width), (3 * width, width)
+    lora = kohya_lora(
+        {
+            "x_embedder.proj": (width, 16),
+            "y_embedder.mlp.0": (width, 56),
+            "t_embedder.mlp.2": square,
+            "joint_blocks.0.x_block.attn.qkv": qkv,
+            "joint_blocks.0.x_block.attn2.proj": square,
+            "joint_blocks.0.x_block.adaLN_modulation.1": (9 * width, width),
+            "joint_blocks.1.context_block.attn.qkv": qkv,
+            "joint_blocks.1.context_block.adaLN_modulation.1": (2 * width, width),
+            "joint_blocks.0.context_block.mlp.fc1": (4 * width, width),
+            "joint_blocks.1.x_block.mlp.fc2": (width, 4 * width),
+            "final_layer.adaLN_modulation.1": (2 * width, width),
+        },
+        alpha=2.0,
+    )
+
+    def change(name: str) -> Tensor:
+        return delta(lora, name)
+
+    q, k, v = change("joint_blocks.0.x_block.attn.qkv").chunk(3)
+    add_q, add_k, add_v = change("joint_blocks.1.context_block.attn.qkv").chunk(3)
+    shift, scale = change("joint_blocks.1.context_block.adaLN_modulation.1").chunk(2)
+    final_shift, final_scale = change("final_layer.adaLN_modulation.1").chunk(2)
+    expected = merged(
+        case,
+        {
+            "pos_embed.proj": change("x_embedder.proj"),
+            "time_text_embed.text_embedder.linear_1": change("y_embedder.mlp.0"),
+            "time_text_embed.timestep_embedder.linear_2": change("t_embedder.mlp.2"),
+            **{f"transformer_blocks.0.attn.to_{p}": part for p, part in zip("qkv", (q, k, v), strict=True)},
+            "transformer_blocks.0.attn2.to_out.0": change("joint_blocks.0.x_block.attn2.proj"),
+            "transformer_blocks.0.norm1.linear": change("joint_blocks.0.x_block.adaLN_modulation.1"),
+            "transformer_blocks.1.attn.add_q_proj": add_q,
+            "transformer_blocks.1.attn.add_k_proj": add_k,
+            "transformer_blocks.1.attn.add_v_proj": add_v,
+            "transformer_blocks.1.norm1_context.linear": torch.cat([scale, shift]),
+            "transformer_blocks.0.ff_context.net.0.proj": change("joint_blocks.0.context_block.mlp.fc1"),
+            "transformer_blocks.1.ff.net.2": change("joint_blocks.1.x_block.mlp.fc2"),
+            "norm_out.linear": torch.cat([final_scale, final_shift]),
+        },
+    )
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
+
+
+def test_z_images_fused_names_are_its_projections(tmp_path: Path) -> None:
+    case, width = z_image_case(), z_image_tests.SMALL["dim"]
+    lora = kohya_lora({"layers.0.attention.qkv": (3 * width, width)}, 2.0)
+    lora |= kohya_lora({"context_refiner.0.attention.out": (width, width)}, 2.0)
+    parts = delta(lora, "layers.0.attention.qkv").chunk(3)
+    deltas = {f"layers.0.attention.to_{p}": part for p, part in zip("qkv", parts, strict=True)}
+    deltas["context_refiner.0.attention.to_out.0"] = delta(lora, "context_refiner.0.attention.out")
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, merged(case, deltas))
+
+
+def test_several_loras_add_up(case: Case, tmp_path: Path) -> None:
+    paths = [
+        written(tmp_path / f"{seed}.safetensors", peft_lora(case.theirs, seed, rank))
+        for seed, rank in ((1, 2), (2, 5))
+    ]
+    files = [read_lora(path, case.linears()) for path in paths]
+    weights, config, tensors = (0.5, -0.25), dict(case.theirs.config), case.theirs.state_dict()
+    model = build(case.family, config, tensors, "cpu", torch.float32)
+    placed = [place(file, case.linears(), torch.device("cpu"), torch.float32) for file in files]
+    fused = FusedTensors(tensors, list(zip(files, weights, strict=True)))
+
+    with added(model, tuple(zip(placed, weights, strict=True))):
+        velocity = model(**case.given)
+
+    expected = build(case.family, config, fused, "cpu", torch.float32)(**case.given)
+    assert relative_error(velocity, expected) <= 1e-5
