@@ -112,7 +112,7 @@ def _download(name: str, revision: str, file: str) -> Path:
     """The file in the cache. Progress is a bar on a terminal, a log line now and then elsewhere."""
     from huggingface_hub import hf_hub_download
 
-    with _clear_errors(name, revision):
+    with _clear_errors(name, revision, file):
         bar = {} if sys.stderr.isatty() else {"tqdm_class": _logged_progress(file)}
         return Path(hf_hub_download(name, file, revision=revision, token=_token(), **bar))
 
@@ -127,7 +127,7 @@ class HubAwayError(CheckpointError):
 
 
 @contextmanager
-def _clear_errors(name: str, revision: str) -> Iterator[None]:
+def _clear_errors(name: str, revision: str, file: str = "model_index.json") -> Iterator[None]:
     """Turns what huggingface_hub raises into a CheckpointError of one sentence."""
     from huggingface_hub import errors
 
@@ -146,7 +146,7 @@ def _clear_errors(name: str, revision: str) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no branch, tag or commit '{revision}'") from error
     except errors.RemoteEntryNotFoundError as error:
-        raise CheckpointError(f"{name} at {revision} lacks a file of a checkpoint: {_said(error)}") from error
+        raise CheckpointError(f"{name} at {revision} is no checkpoint: it has no {file}") from error
     except Exception as error:  # also httpx's errors, under whichever name huggingface_hub has it
         raise HubAwayError(
             f"{name} cannot be had from the hub ({_said(error.__cause__ or error)}); "

@@ -40,9 +40,9 @@ def velocity(model: Any, dtype: torch.dtype) -> Tensor:
     ("mode", "dtype", "most", "share"),
     [
         ("int8-weight-only", torch.float32, 0.02, 0.33),
-        ("int8-dynamic", torch.float32, 0.03, 0.33),
+        ("int8-dynamic", torch.float32, 0.05, 0.33),
         ("int8-weight-only", torch.bfloat16, 0.02, 0.56),
-        ("int8-dynamic", torch.bfloat16, 0.03, 0.56),
+        ("int8-dynamic", torch.bfloat16, 0.05, 0.56),
         ("int4-weight-only", torch.bfloat16, 0.2, 0.35),
     ],
 )

@@ -162,7 +162,7 @@ def test_what_the_hub_does_not_have_is_said(hub: Hub, repository: Path) -> None:
     assert_refused("there is no folder org/other here", model="org/other")
     assert_refused("org/tiny has no branch, tag or commit 'v9'", revision="v9")
     (repository / "model_index.json").unlink()
-    assert_refused("org/tiny at main lacks a file of a checkpoint", "model_index.json")
+    assert_refused("org/tiny at main is no checkpoint: it has no model_index.json")
 
 
 @pytest.mark.usefixtures("no_network")
