@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from triptych.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
-    from triptych_vae_codec.tiling import Tiling
 
 DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
 DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
@@ -39,8 +38,8 @@ COMPONENT = "vae"
 DETERMINISM = "batch-invariant"
 # Whole, four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
 MAX_PIXELS = 4 << 20
-# In tiles, 8192 x 8192: beside a tile's work, 0.8 GB for the picture before it is rounded.
-MAX_TILED_PIXELS = 64 << 20
+# In tiles, one of 4096 x 4096: its time is for minutes then.
+MAX_TILED_PIXELS = 16 << 20
 
 
 class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
@@ -88,7 +87,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             latent_channels=self._codec.latent_channels,
             downscale=self._codec.downscale,
             max_pixels=self._max_pixels,
-            tile_size=_tile_size(self._codec),
+            tile_size=self._codec.tile_size,
         )
 
     async def close(self) -> None:
@@ -201,7 +200,7 @@ def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
     """The codec that the options describe, compiled if they say so."""
     from triptych_vae_codec.codec import VaeCodec, warm_up
 
-    codec = VaeCodec(model, _tiling(options.tile_size, model.config.downscale))
+    codec = VaeCodec(model, _checked(options.tile_size, model.config.downscale))
     if options.compile:
         device, size = model.decoder.conv_in.weight.device, model.config.sample_size
         compile_modules([model.encoder, model.decoder])
@@ -210,22 +209,16 @@ def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
     return codec
 
 
-def _tiling(tile_size: int, downscale: int) -> Tiling | None:
-    """Tiles of `tile_size` pixels; None for 0. Raises StartError for a size that cannot be a tile's."""
-    from triptych_vae_codec.tiling import MIN_TILE, Tiling
+def _checked(tile_size: int, downscale: int) -> int:
+    """Raises StartError for a size that cannot be a tile's."""
+    from triptych_vae_codec.tiling import MIN_TILE
 
-    if tile_size == 0:
-        return None
-    if tile_size % downscale or tile_size < MIN_TILE * downscale:
+    if tile_size and (tile_size % downscale or tile_size < MIN_TILE):
         raise StartError(
-            f"--tile-size {tile_size} is no multiple of {downscale} from {MIN_TILE * downscale} on, "
+            f"--tile-size {tile_size} is no multiple of {downscale} from {MIN_TILE} on, "
             "as this autoencoder needs it"
         )
-    return Tiling(tile_size // downscale)
-
-
-def _tile_size(codec: VaeCodec) -> int:
-    return codec.tiling.size * codec.downscale if codec.tiling else 0
+    return tile_size
 
 
 def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
@@ -233,7 +226,7 @@ def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
     square = codec.downscale**2
     bytes_per_square = max(3 * square, 2 * 4 * codec.latent_channels)  # pixels, or mean and std in float32
     room = max_message_bytes - 1024  # shapes, fingerprint and the like
-    most = MAX_TILED_PIXELS if codec.tiling else MAX_PIXELS
+    most = MAX_TILED_PIXELS if codec.tile_size else MAX_PIXELS
     return max(square, min(most, room // bytes_per_square * square))
 
 

@@ -1,120 +1,198 @@
-"""Large pictures in overlapping tiles: memory does not grow with the picture."""
+"""Large pictures in tiles: the numbers of the whole picture, in less memory and more time.
+
+A convolution sees a few pixels around each, so a tile that brings those along gets the whole picture's numbers.
+GroupNorm's statistics are the whole picture's: before the result is computed, a pass over the tiles for each
+norm gathers them. Whole maps are kept only where the resolution changes; at the lowest resolution, where
+attention joins all positions, nothing is tiled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-MIN_TILE = 8
-"""The smallest tile, in latent pixels."""
+from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, GroupNorm
+
+MIN_TILE = 64
+"""The smallest tile, in pixels: less is mostly margin."""
+SMALL_PART = 4
+"""A segment of no more than 1 / SMALL_PART of a tile's positions is computed whole: at a lower resolution there
+are up to four times the channels that the tiles of the full one have."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Positions of a segment's input and output for one position at the lower resolution of the two."""
+
+    before: int
+    after: int
+
+
+UP, DOWN = Scale(1, 2), Scale(2, 1)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A tile's part of an axis, from `start` to `stop`, and with its margins from `first` to `last`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def own(self, scale: int) -> slice:
+        """Its place on an axis with `scale` numbers per position."""
+        return slice(self.start * scale, self.stop * scale)
+
+    def with_margins(self, scale: int) -> slice:
+        """Its place and its margins' on an axis with `scale` numbers per position."""
+        return slice(self.first * scale, self.last * scale)
+
+    def within_margins(self, length: int) -> slice:
+        """Its place on an axis of `length` numbers that begins and ends with its margins."""
+        scale = length // (self.last - self.first)
+        return slice((self.start - self.first) * scale, (self.stop - self.first) * scale)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A stretch of one axis, from `start` to `stop` in latent pixels.
+    """A rectangle of positions at a segment's lower resolution."""
 
-    Between the two ends of `fade_in` it fades in, linearly, while the tile before it fades out, and likewise
-    in `fade_out`; at an edge of the picture, None, nothing fades.
-    """
+    rows: Stretch
+    columns: Stretch
 
-    start: int
-    stop: int
-    fade_in: tuple[int, int] | None
-    fade_out: tuple[int, int] | None
+    def cut(self, x: Tensor, scale: int) -> Tensor:
+        """What it needs of the whole map `x`."""
+        return x[..., self.rows.with_margins(scale), self.columns.with_margins(scale)]
 
-    def slice(self, scale: int) -> slice:
-        """Its place on an axis that has `scale` numbers per latent pixel."""
-        return slice(self.start * scale, self.stop * scale)
+    def trim(self, part: Tensor) -> Tensor:
+        """Its own part of what was computed of its `cut`."""
+        height, width = part.shape[-2:]
+        return part[..., self.rows.within_margins(height), self.columns.within_margins(width)]
 
-    def weights(self, scale: int) -> Tensor:
-        """How much its numbers count, float32 [(stop - start) x scale]: over all tiles they add up to one."""
-        centres = torch.arange((self.stop - self.start) * scale, dtype=torch.float32) + 0.5
-        at = self.start + centres / scale
-        weights = torch.ones_like(at)
-        if self.fade_in:
-            weights *= _ramp(at, *self.fade_in)
-        if self.fade_out:
-            weights *= 1 - _ramp(at, *self.fade_out)
-        return weights
+    def put(self, part: Tensor, whole: Tensor, scale: int) -> None:
+        """Writes its own part into a whole map."""
+        whole[..., self.rows.own(scale), self.columns.own(scale)] = part
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Square tiles of `size` latent pixels for pictures of more than size x size.
-
-    All have one shape, so that the same kernels run whatever the picture; only a picture that is narrower
-    than a tile has narrower ones. Neighbours overlap by a quarter or more. Half of the least overlap is
-    their fade, because GroupNorm sees another mean in each tile; the rest, at a tile's edge, is thrown away,
-    because the convolutions there saw zeros instead of the picture.
-    """
-
-    size: int
-
-    @property
-    def overlap(self) -> int:
-        """The least overlap of neighbours, in latent pixels."""
-        return self.size // 4
-
-    @property
-    def fade(self) -> int:
-        """The width of a fade, in latent pixels."""
-        return self.overlap // 2
-
-    def tiles(self, length: int) -> list[Tile]:
-        """The tiles of an axis of `length` latent pixels, spread evenly."""
-        room, size = max(length - self.size, 0), min(self.size, length)
-        steps = -(-room // (self.size - self.overlap))
-        starts = [room * step // max(steps, 1) for step in range(steps + 1)]
-        fades = [self._fade(after, before + size) for before, after in pairwise(starts)]
-        return [
-            Tile(start, start + size, fade_in, fade_out)
-            for start, fade_in, fade_out in zip(starts, [None, *fades], [*fades, None], strict=True)
-        ]
-
-    def _fade(self, start: int, stop: int) -> tuple[int, int]:
-        """In the middle of an overlap, as far as can be from the edges of both tiles."""
-        first = (start + stop - self.fade) // 2
-        return first, first + self.fade
+def decode_by_tiles(model: AutoencoderKL, latents: Tensor, tile_size: int) -> Tensor:
+    """model.decode(latents) up to rounding, for one row; `tile_size` in pixels."""
+    first, *segments = model.decoder.segments()
+    x = first(model.post_quant_conv(latents))
+    for depth, segment in reversed(list(enumerate(reversed(segments)))):
+        x = _segment(segment, x, UP, tile_size, depth)
+    return x
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Numbers per latent pixel and direction of what goes in and what comes out; that one's channels."""
+def encode_by_tiles(model: AutoencoderKL, pixels: Tensor, tile_size: int) -> tuple[Tensor, Tensor]:
+    """model.encode(pixels) up to rounding, for one row; `tile_size` in pixels."""
+    *segments, last = model.encoder.segments()
+    x = pixels
+    for depth, segment in enumerate(segments):
+        x = _segment(segment, x, DOWN, tile_size, depth)
+    return model.normal(last(x))
 
-    scale_in: int
-    scale_out: int
-    channels_out: int
 
-
-def by_tiles(
-    compute: Callable[[Tensor], Tensor], x: Tensor, geometry: Geometry, tiling: Tiling | None
-) -> Tensor:
-    """compute(x), at once if x is no larger than a tile or `tiling` is None, else tile by tile.
+def by_tiles(segment: nn.Sequential, x: Tensor, scale: Scale, size: int) -> Tensor:
+    """segment(x) up to rounding, over tiles of at most size x size positions at its lower resolution.
 
     Args:
-        compute: [1, channels, h x scale_in, w x scale_in] to float32 [1, channels_out, h x scale_out,
-            w x scale_out] on the CPU.
-        x: a picture or its latents.
-        geometry: what `compute` does to shapes.
-        tiling: where the tiles are.
+        segment: convolutions, GroupNorms and what looks at one position; one change of resolution.
+        x: [1, channels, height, width].
+        scale: UP or DOWN, the change.
+        size: of a tile, without the margins.
     """
-    height, width = (length // geometry.scale_in for length in x.shape[-2:])
-    if tiling is None or height * width <= tiling.size**2:
-        return compute(x)
-    scale_in, scale_out = geometry.scale_in, geometry.scale_out
-    joined = torch.zeros(1, geometry.channels_out, height * scale_out, width * scale_out)
-    for rows in tiling.tiles(height):
-        for columns in tiling.tiles(width):
-            part = compute(x[..., rows.slice(scale_in), columns.slice(scale_in)])
-            part *= rows.weights(scale_out)[:, None] * columns.weights(scale_out)
-            joined[..., rows.slice(scale_out), columns.slice(scale_out)] += part
+    margin = _reach(segment) // 2 + 1
+    height, width = (length // scale.before for length in x.shape[-2:])
+    tiles = [Tile(*axes) for axes in product(stretches(height, size, margin), stretches(width, size, margin))]
+    norms = [module for module in segment.modules() if isinstance(module, GroupNorm)]
+    try:
+        for norm in norms:  # in the order of the computation: what comes before a norm has its statistics
+            inputs = (tile.trim(_input_of(norm, segment, tile.cut(x, scale.before))) for tile in tiles)
+            norm.statistics = statistics(inputs, norm.num_groups)
+        return _joined(segment, x, scale, tiles)
+    finally:
+        for norm in norms:
+            norm.statistics = None
+
+
+def stretches(length: int, size: int, margin: int) -> list[Stretch]:
+    """An axis of `length` positions in equal parts of at most `size`, with margins where there is more of it."""
+    count = -(-length // size)
+    edges = [length * index // count for index in range(count + 1)]
+    return [
+        Stretch(start, stop, max(start - margin, 0), min(stop + margin, length))
+        for start, stop in pairwise(edges)
+    ]
+
+
+def statistics(parts: Iterable[Tensor], groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group of channels, float32 [groups], over all parts of one map.
+
+    Joined by Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances", 1979, in float64.
+    """
+    count, mean, deviation = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        # A group at a time: in float32, all would be as large as the rest of the work.
+        moments = [torch.var_mean(group.float(), correction=0) for group in part.chunk(groups, dim=1)]
+        variance, part_mean = (torch.stack(of).cpu().double() for of in zip(*moments, strict=True))
+        added = part[0].numel() // groups
+        deviation = deviation + added * (variance + (part_mean - mean) ** 2 * count / (count + added))
+        mean = mean + (part_mean - mean) * added / (count + added)
+        count += added
+    device = part.device
+    return mean.float().to(device), (deviation / count).float().to(device)
+
+
+def _segment(segment: nn.Sequential, x: Tensor, scale: Scale, tile_size: int, depth: int) -> Tensor:
+    """A segment whose higher resolution is the picture's / 2^depth, whole where that is little."""
+    height, width = (2 * length // scale.before for length in x.shape[-2:])
+    if SMALL_PART * height * width <= tile_size**2:
+        return segment(x)  # type: ignore[no-any-return]
+    return by_tiles(segment, x, scale, tile_size >> (depth + 1))
+
+
+def _joined(segment: nn.Sequential, x: Tensor, scale: Scale, tiles: list[Tile]) -> Tensor:
+    """The segment's result of every tile, in one map."""
+    joined = x.new_empty(0)
+    for tile in tiles:
+        part = tile.trim(segment(tile.cut(x, scale.before)))
+        if not len(joined):
+            shape = (length * scale.after // scale.before for length in x.shape[-2:])
+            joined = part.new_empty(*part.shape[:2], *shape)
+        tile.put(part, joined, scale.after)
     return joined
 
 
-def _ramp(at: Tensor, first: int, last: int) -> Tensor:
-    """0 before `first`, 1 behind `last`."""
-    return ((at - first) / (last - first)).clamp(0, 1)
+def _reach(segment: nn.Sequential) -> int:
+    """How many positions at its higher resolution a result's number is at most away from what it depends on."""
+    return sum(p.shape[-1] // 2 for p in segment.parameters() if p.dim() == 4)
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass where a norm was reached."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+def _input_of(norm: GroupNorm, segment: nn.Sequential, x: Tensor) -> Tensor:
+    """What `norm` is given when the segment computes `x`; what follows it is not computed."""
+
+    def end(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        raise _ReachedError(inputs[0])
+
+    hook = norm.register_forward_pre_hook(end)
+    try:
+        segment(x)
+    except _ReachedError as reached:
+        return reached.x
+    finally:
+        hook.remove()
+    raise AssertionError("a segment's norms are part of its computation")

@@ -8,6 +8,7 @@ diffusers' AutoencoderKL, so that the state dict is the checkpoint.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,14 +99,31 @@ def _check_block_types(config: Mapping[str, Any], key: str, only: str) -> None:
         )
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that can be told the statistics, when `x` is a part of the picture that they are of."""
+
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and biased variance of each group, float32 [groups]. None: those of `x`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape [rows, channels, h, w]."""
+        if self.statistics is None:
+            return super().forward(x)
+        mean, variance = (
+            of.repeat_interleave(self.num_channels // self.num_groups) for of in self.statistics
+        )
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=self.eps)
+
+
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the channels change."""
 
     def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps=EPS)
+        self.norm1 = GroupNorm(groups, channels_in, eps=EPS)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels_out, eps=EPS)
+        self.norm2 = GroupNorm(groups, channels_out, eps=EPS)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         changes = channels_in != channels_out
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if changes else nn.Identity()
@@ -122,7 +140,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.group_norm = GroupNorm(groups, channels, eps=EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -226,7 +244,7 @@ class Encoder(nn.Module):
             for i in range(len(channels))
         )
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -236,6 +254,14 @@ class Encoder(nn.Module):
             x = block(x)
         x = self.mid_block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def segments(self) -> list[nn.Sequential]:
+        """The same layers in order, cut behind each downsampling."""
+        *blocks, last = self.down_blocks
+        rest = [*last.resnets, self.mid_block, self.conv_norm_out, nn.SiLU(), self.conv_out]
+        layers = [*([*block.resnets, *block.downsamplers] for block in blocks), rest]
+        layers[0].insert(0, self.conv_in)
+        return [nn.Sequential(*segment) for segment in layers]
 
 
 class Decoder(nn.Module):
@@ -250,7 +276,7 @@ class Decoder(nn.Module):
             UpBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
             for i in range(len(channels))
         )
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -259,6 +285,13 @@ class Decoder(nn.Module):
         for block in self.up_blocks:
             x = block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def segments(self) -> list[nn.Sequential]:
+        """The same layers in order, cut before each upsampling."""
+        layers = [[self.conv_in, self.mid_block, *self.up_blocks[0].resnets]]
+        layers += [[*before.upsamplers, *block.resnets] for before, block in pairwise(self.up_blocks)]
+        layers[-1] += [self.conv_norm_out, nn.SiLU(), self.conv_out]
+        return [nn.Sequential(*segment) for segment in layers]
 
 
 class AutoencoderKL(nn.Module):
@@ -277,7 +310,11 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
-        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return self.normal(self.encoder(pixels))
+
+    def normal(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of what the encoder gave."""
+        mean, logvar = self.quant_conv(encoded).chunk(2, dim=1)
         return mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
 
     def decode(self, latents: Tensor) -> Tensor:

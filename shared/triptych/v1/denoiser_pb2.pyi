@@ -186,8 +186,8 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_SAMPLES_FIELD_NUMBER: builtins.int
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
-    ATTENTION_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    ATTENTION_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -231,8 +231,8 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_samples: builtins.int = ...,
         max_branches: builtins.int = ...,
         guidance_embedded: builtins.bool = ...,
-        attention: builtins.str = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
+        attention: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
     def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...

@@ -150,8 +150,8 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
     max_pixels: builtins.int
     """Largest images x height x width of one call, in pixels."""
     tile_size: builtins.int
-    """Pictures of more than tile_size x tile_size pixels are decoded and encoded in overlapping tiles of this height and
-    width, which are blended: the numbers are nearly those of the whole picture. 0: always whole.
+    """Pictures of more than tile_size x tile_size pixels are decoded and encoded in tiles of this height and width, in
+    less memory and more time, with the numbers of the whole picture up to rounding. 0: always whole.
     """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
