@@ -10,9 +10,13 @@ from triptych_vae_codec.tiling import decode_by_tiles, encode_by_tiles
 
 
 def warm_up(codec: VaeCodec) -> None:
-    """Encodes and decodes a picture of the size that the autoencoder was trained at."""
-    size = codec.model.config.sample_size // codec.downscale * codec.downscale
-    mean, _ = codec.encode(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    """Encodes and decodes a picture of about the size that the autoencoder was trained at.
+
+    It is not square: torch would compile for squares alone. Pictures that are so small that a convolution
+    takes another kernel (under 100 x 100 pixels) are compiled for when they come.
+    """
+    height = codec.model.config.sample_size // codec.downscale * codec.downscale
+    mean, _ = codec.encode(torch.zeros(1, height, height + codec.downscale, 3, dtype=torch.uint8))
     codec.decode(mean)
 
 

@@ -204,7 +204,7 @@ def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
     if options.compile:
         device, size = model.decoder.conv_in.weight.device, model.config.sample_size
         compile_modules([model.encoder, model.decoder])
-        with warming_up(device, f"pictures of {size} x {size} pixels and other sizes"):
+        with warming_up(device, f"pictures of about {size} x {size} pixels and other sizes"):
             warm_up(codec)
     return codec
 

@@ -1,8 +1,8 @@
 """Large pictures in tiles: the numbers of the whole picture, in less memory and more time.
 
-A convolution sees a few pixels around each, so a tile that brings those along gets the whole picture's numbers.
-GroupNorm's statistics are the whole picture's: before the result is computed, a pass over the tiles for each
-norm gathers them. Whole maps are kept only where the resolution changes; at the lowest resolution, where
+A convolution sees a few pixels around each, so a tile that brings those along gets the whole picture's
+numbers. GroupNorm's statistics are the whole picture's: before the result is computed, a pass over the tiles
+for each norm gathers them. Whole maps are kept only where the resolution changes; at the lowest resolution, where
 attention joins all positions, nothing is tiled.
 """
 
@@ -20,8 +20,8 @@ from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, GroupNorm
 MIN_TILE = 64
 """The smallest tile, in pixels: less is mostly margin."""
 SMALL_PART = 4
-"""A segment of no more than 1 / SMALL_PART of a tile's positions is computed whole: at a lower resolution there
-are up to four times the channels that the tiles of the full one have."""
+"""A segment of no more than 1 / SMALL_PART of a tile's positions is computed whole: at a lower resolution
+there are up to four times the channels that the tiles of the full one have."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def by_tiles(segment: nn.Sequential, x: Tensor, scale: Scale, size: int) -> Tens
 
 
 def stretches(length: int, size: int, margin: int) -> list[Stretch]:
-    """An axis of `length` positions in equal parts of at most `size`, with margins where there is more of it."""
+    """An axis of `length` positions in equal parts of at most `size`, with margins except at its ends."""
     count = -(-length // size)
     edges = [length * index // count for index in range(count + 1)]
     return [
@@ -170,7 +170,7 @@ def _joined(segment: nn.Sequential, x: Tensor, scale: Scale, tiles: list[Tile]) 
 
 
 def _reach(segment: nn.Sequential) -> int:
-    """How many positions at its higher resolution a result's number is at most away from what it depends on."""
+    """How far away, in positions at its higher resolution, a result's number sees."""
     return sum(p.shape[-1] // 2 for p in segment.parameters() if p.dim() == 4)
 
 

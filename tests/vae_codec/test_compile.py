@@ -22,10 +22,10 @@ async def test_a_compiled_codec_gives_the_same_pictures_and_compiles_for_no_furt
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     caplog.set_level(logging.INFO)
     servicer = create_servicer(settings, settings.model_copy(update={"compile": True}))
-    assert "compiled for pictures of 64 x 64 pixels and other sizes in" in caplog.text
+    assert "compiled for pictures of about 64 x 64 pixels and other sizes in" in caplog.text
 
     warm = counters["stats"]["unique_graphs"]
-    for height, width in ((8, 8), (3, 12), (16, 10)):
+    for height, width in ((8, 8), (6, 11), (9, 7)):
         latents = torch.randn(1, 4, height, width)
         pixels = servicer._codec.decode(latents)
         assert (pixels.int() - codec.decode(latents).int()).abs().max() <= 1

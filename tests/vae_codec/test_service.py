@@ -89,7 +89,7 @@ async def test_bad_latents_are_refused_and_the_next_are_decoded(
         ((1, 16, 17, 3), "pixels.shape", "height 16 and width 17 must be multiples of 8"),
         ((1, 16, 16, 4), "pixels.shape", "must be [images, height, width, 3]"),
         ((0, 16, 16, 3), "pixels.shape", "are nothing"),
-        ((257, 128, 128, 3), "pixels.shape", "over the limit"),
+        ((1025, 128, 128, 3), "pixels.shape", "over the limit"),
     ],
 )
 async def test_bad_pixels_are_refused(shape: tuple[int, ...], field: str, sentence: str, stub: Any) -> None:
