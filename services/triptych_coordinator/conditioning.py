@@ -4,6 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from triptych.v1 import text_encoder_pb2
+from triptych_coordinator.prompt_weighting import WeightedText
 
 
 @dataclass(frozen=True)
@@ -16,21 +17,21 @@ class EncodedPrompt:
 
 
 class ConditioningCache:
-    """Encoded prompts by text encoder fingerprint and prompt, the least recently used forgotten first."""
+    """Encoded prompts by text encoder fingerprint, text and weights, the least recently used forgotten."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._entries: OrderedDict[tuple[str, str], EncodedPrompt] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, WeightedText], EncodedPrompt] = OrderedDict()
 
-    def get(self, fingerprint: str, prompt: str) -> EncodedPrompt | None:
+    def get(self, fingerprint: str, prompt: WeightedText) -> EncodedPrompt | None:
         """The encoded prompt, or None if it is not known."""
         key = fingerprint, prompt
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, fingerprint: str, prompt: str, encoded: EncodedPrompt) -> None:
+    def put(self, fingerprint: str, prompt: WeightedText, encoded: EncodedPrompt) -> None:
         """Remembers an encoded prompt; an entry that alone is over the limit is not kept."""
         replaced = self._entries.pop((fingerprint, prompt), None)
         self._bytes += encoded.conditioning.ByteSize() - (replaced.conditioning.ByteSize() if replaced else 0)

@@ -1,6 +1,7 @@
 """The life of one admitted request: encode the prompts, sample the latents, decode the pictures."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import numpy as np
@@ -9,14 +10,17 @@ from numpy.typing import NDArray
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.images import SAMPLER_NAME, encode_png, png_text
+from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
+from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
-from triptych_coordinator.noise import randn
+from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.pipelines import Sampling
+from triptych_coordinator.prompt_weighting import WeightedText
 from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
-from triptych_coordinator.sampler import Guided, sample
-from triptych_coordinator.solvers import SOLVERS, Latents
+from triptych_coordinator.reuse import reusing
+from triptych_coordinator.sampler import sample
+from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
+from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
 
 
@@ -38,18 +42,24 @@ async def generation_events(
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
 
-    noise = await asyncio.to_thread(_noise, parameters, models)
+    noise = _noise(parameters, models)
+    latents = await asyncio.to_thread(noise)
     denoiser = RequestDenoiser(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         models.denoiser.max_samples,
+        models.denoiser.max_branches,
         deadline,
         loras_to_messages(parameters.loras),
     )
     image_tokens = models.image_tokens(parameters.height, parameters.width)
-    sigmas = sampling.schedule.sigmas(parameters.num_inference_steps, image_tokens)
-    async for step, sigma, latents in sample(denoiser, noise, sigmas, guided, SOLVERS[SAMPLER_NAME]):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=parameters.num_inference_steps, sigma=sigma)
+    chosen, num_steps = parameters.sampling, parameters.num_inference_steps
+    levels, solver = SIGMA_SCHEDULES[chosen.sigma_schedule.name], SOLVERS[chosen.solver.name]
+    sigmas = levels(sampling.schedule, num_steps, image_tokens, **chosen.sigma_schedule.parameters)
+    solution = solver(latents, sigmas, noise, **chosen.solver.parameters)
+    velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
+    async for step, (latents, sigma) in sample(velocities, solution, guided):  # noqa: B007 (the last is used)
+        completed = pb.StepCompleted(step=step, num_steps=num_steps, sigma=float(sigma))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
@@ -68,44 +78,63 @@ async def generation_events(
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
-    finished.rows = denoiser.rows
+    finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
+    finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
 
 
 async def _encode(
-    stages: Stages, models: Models, guidance: GuidanceInput, parameters: Parameters, deadline: Deadline
-) -> tuple[Guided, dict[str, EncodedPrompt]]:
-    """What each picture attends to, and the encoded prompts; negative ones only if some step is guided."""
-    scales = parameters.guidance_scales()
-    guided = guidance is GuidanceInput.BRANCHES and any(scale != 1 for scale in scales)
-    negative_prompts = parameters.negative_prompts if guided else ()
-    encoded = await stages.encode([*parameters.prompts, *negative_prompts], models, deadline)
+    stages: Stages, models: Models, takes: GuidanceInput, parameters: Parameters, deadline: Deadline
+) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
+    """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
+    guidance = parameters.guidance
+    additional = guidance.additional_prompts()
+    guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
+    negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
+    prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
+    encoded = await stages.encode([parameters.weighted(prompt) for prompt in prompts], models, deadline)
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
-        per_prompt = [encoded[prompt].conditioning.digest for prompt in prompts]
-        return [digest for digest in per_prompt for _ in range(parameters.num_images_per_prompt)]
+        texts = [parameters.weighted(prompt) for prompt in prompts]
+        return parameters.per_image([encoded[text].conditioning.digest for text in texts])
 
-    embedded = guidance is GuidanceInput.EMBEDDED
-    return Guided(digests(parameters.prompts), digests(negative_prompts), scales, embedded), encoded
+    return Guided(
+        digests(parameters.prompts),
+        digests(negative_prompts),
+        parameters.guidance_scales(),
+        embedded=takes is GuidanceInput.EMBEDDED,
+        method=guidance.method,
+        rescale=guidance.rescale,
+        additional=[digests(prompts) for prompts in additional],
+        weights=[parameters.per_image(weights) for weights in guidance.weights()],
+        layer_guidances=guidance.layer_guidances,
+    ), encoded
 
 
-def _accepted(parameters: Parameters, guided: Guided, encoded: Mapping[str, EncodedPrompt]) -> pb.Accepted:
+def _accepted(
+    parameters: Parameters, guided: Guided, encoded: Mapping[WeightedText, EncodedPrompt]
+) -> pb.Accepted:
     warnings = [
-        f"the prompt {prompt!r} is too long for the text encoders; they did not read {entry.truncated!r}"
+        f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated
     ]
     if any(parameters.negative_prompts) and not guided.negative:
         warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
+    warnings += [
+        f"{guidance.description} changes nothing: of the {parameters.num_inference_steps} steps none is"
+        f" between start {guidance.start:g} and stop {guidance.stop:g}"
+        for guidance in guided.idle_layer_guidances()
+    ]
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 
-def _noise(parameters: Parameters, models: Models) -> Latents:
-    """The starting latents, float32 [images, C, h, w], each from its own seed alone."""
+def _noise(parameters: Parameters, models: Models) -> NoiseStream:
+    """Where the starting latents, float32 [images, C, h, w], and all later noise come from."""
     downscale = models.vae_codec.downscale
     shape = (models.denoiser.latent_channels, parameters.height // downscale, parameters.width // downscale)
-    return np.stack([randn(shape, seed) for seed in parameters.seeds])
+    return NoiseStream(shape, parameters.seeds)
 
 
 async def _image(

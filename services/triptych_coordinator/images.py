@@ -10,9 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from triptych_coordinator.guidance.messages import options_record
 from triptych_coordinator.requests import Parameters
+from triptych_coordinator.sampling_options import Choice
 
-SAMPLER_NAME = "Euler"
+_SAMPLER_NAMES = {
+    "euler": "Euler",
+    "heun": "Heun",
+    "midpoint": "Midpoint",
+    "dpmpp_2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "euler_ancestral": "Euler a",
+    "stochastic_euler": "Stochastic Euler",
+    "adaptive": "Adaptive RK3(2)",
+}
+_SCHEDULE_TYPES = {
+    "linear": "Simple",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "beta": "Beta",
+    "explicit": "Explicit",
+}
+_GUIDANCE_NAMES = {
+    "guidance_method": "CFG method",
+    "guidance_rescale": "CFG rescale",
+    "skip_layer_guidance": "Skip layer guidance",
+    "perturbed_attention_guidance": "Perturbed attention guidance",
+    "compositions": "Composed with",
+}
+"""What the `parameters` text calls the fields of the record."""
 
 
 def encode_png(pixels: NDArray[np.uint8], text: Mapping[str, str]) -> bytes:
@@ -55,11 +82,17 @@ def png_text(
         "guidance_schedule": {
             parameters.guidance_schedule.name: dict(parameters.guidance_schedule.parameters)
         },
+        **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
+        **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
-        "sampler": SAMPLER_NAME,
+        "solver": _record(parameters.sampling.solver),
+        "sigma_schedule": _record(parameters.sampling.sigma_schedule),
+        "step_reuse": _record(parameters.sampling.reuse),
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
+    if parameters.guidance_schedule.name == "explicit":
+        del record["guidance_scale"]
     return {"parameters": a1111_text(record), "triptych": json.dumps(record, ensure_ascii=False)}
 
 
@@ -68,24 +101,35 @@ def a1111_text(record: Mapping[str, Any]) -> str:
     line of settings, of which those with a comma, colon or newline are quoted as JSON (create_infotext and
     quote in AUTOMATIC1111/stable-diffusion-webui).
     """
+    (solver,), (schedule,) = record["solver"], record["sigma_schedule"]
     settings = {
         "Steps": record["num_inference_steps"],
-        "Sampler": record["sampler"],
-        "CFG scale": f"{record['guidance_scale']:.9g}",
+        "Sampler": _SAMPLER_NAMES[solver],
+        "Schedule type": _SCHEDULE_TYPES.get(schedule),
+        "Eta": record["solver"][solver].get("eta"),
+        "Solver": json.dumps(record["solver"]) if record["solver"][solver] else None,
+        "Sigmas": json.dumps(record["sigma_schedule"]) if record["sigma_schedule"][schedule] else None,
+        "Step reuse": None if "none" in record["step_reuse"] else json.dumps(record["step_reuse"]),
+        "CFG scale": f"{record['guidance_scale']:.9g}" if "guidance_scale" in record else None,
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
         "Model": record["model"],
-        "CFG schedule": json.dumps(record["guidance_schedule"]),
-        "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]),
+        "CFG schedule": None
+        if "constant" in record["guidance_schedule"]
+        else json.dumps(record["guidance_schedule"]),
+        **{name: json.dumps(record[field]) for field, name in _GUIDANCE_NAMES.items() if field in record},
+        "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]) or None,
         "Version": f"Triptych {record['version']}",
     }
-    if "constant" in record["guidance_schedule"]:
-        del settings["CFG schedule"]
-    if not record["loras"]:
-        del settings["LoRAs"]
     negative = f"\nNegative prompt: {record['negative_prompt']}" if record["negative_prompt"] else ""
-    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items())
+    line = ", ".join(
+        f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None
+    )
     return f"{record['prompt']}{negative}\n{line}"
+
+
+def _record(choice: Choice) -> dict[str, Any]:
+    return {choice.name: dict(choice.parameters)}
 
 
 def _quoted(value: str) -> str:

@@ -83,5 +83,7 @@ class Models:
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,
             guidance=sampling.guidance,
+            num_layers=denoiser.num_layers,
+            prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
         )

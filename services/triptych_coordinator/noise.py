@@ -8,6 +8,7 @@ differ in the last bits. Here every machine gives the AVX2 numbers.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -46,7 +47,27 @@ def randn(shape: tuple[int, ...], seed: int) -> Float32:
     Returns:
         float32, of `shape`.
     """
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)  # the same Mersenne twister, seeded the same way
+    return _draw(_twister(seed), shape)
+
+
+class NoiseStream:
+    """Draws one after the other for a batch, each image's from its own seed, as torch's generators go on."""
+
+    def __init__(self, shape: tuple[int, ...], seeds: Sequence[int]) -> None:
+        """`shape` is one image's latents: at least 16 numbers (below, torch keeps one for the next draw)."""
+        self._shape = shape
+        self._twisters = [_twister(seed) for seed in seeds]
+
+    def __call__(self) -> Float32:
+        """The next draw: float32 [seeds, *shape]."""
+        return np.stack([_draw(twister, self._shape) for twister in self._twisters])
+
+
+def _twister(seed: int) -> np.random.RandomState:
+    return np.random.RandomState(seed & 0xFFFFFFFF)  # the Mersenne twister of torch, seeded the same way
+
+
+def _draw(generator: np.random.RandomState, shape: tuple[int, ...]) -> Float32:
     count = math.prod(shape)
     noise = _fill(generator, count) if count >= _BLOCK else _few(generator, count)
     return noise.reshape(shape)

@@ -2,9 +2,9 @@
 
 import math
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,23 @@ from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
-from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+)
+from triptych_coordinator.guidance.messages import GuidanceReader, write_options
+from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
+from triptych_coordinator.sampling_options import (
+    SamplingOptions,
+    explicit_steps,
+    read_sampling,
+    write_sampling,
+)
+
+T = TypeVar("T")
 
 MAX_NUM_INFERENCE_STEPS = 200
 MAX_GUIDANCE_SCALE = 100.0
@@ -37,6 +53,8 @@ class Limits:
     default_num_inference_steps: int
     default_guidance_scale: float
     guidance: GuidanceInput
+    num_layers: int = 0
+    prompt_weighting: bool = False
     loras: tuple[str, ...] = ()
 
 
@@ -62,11 +80,22 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
+    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    prompt_weighting: bool = False
     loras: tuple[Lora, ...] = ()
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
         return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
+
+    def per_image(self, per_prompt: Sequence[T]) -> list[T]:
+        """Each prompt's value once for every picture of it."""
+        return [value for value in per_prompt for _ in range(self.num_images_per_prompt)]
+
+    def weighted(self, prompt: str) -> WeightedText:
+        """A prompt of this request as the text encoder is given it."""
+        return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
 
     def prompt(self, image: int) -> str:
         """The prompt of picture number `image`."""
@@ -101,11 +130,15 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
         seeds=given.seeds(),
+        guidance=given.guidance(),
+        prompt_weighting=given.prompt_weighting(),
         loras=given.loras(),
+        sampling=read_sampling(message, given.number, wrong),
     )
     if not wrong:
         given.check_pixels(parameters)
         given.check_guidance(parameters)
+        given.check_sampling(parameters)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -127,12 +160,16 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         num_images_per_prompt=parameters.num_images_per_prompt,
         seeds=parameters.seeds,
         model=parameters.model,
+        prompt_weighting=parameters.prompt_weighting,
         loras=loras_to_messages(parameters.loras),
     )
+    if schedule.name == "explicit":
+        message.ClearField("guidance_scale")
     chosen = getattr(message.guidance_schedule, schedule.name)
+    chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
-    for name, value in schedule.parameters.items():
-        setattr(chosen, name, value)
+    write_options(parameters.guidance, message)
+    write_sampling(parameters.sampling, message)
     return message
 
 
@@ -154,10 +191,7 @@ class _Given:
         if not prompts:
             self.wrong["prompts"] = "must hold at least one prompt"
         for i, prompt in enumerate(prompts[: self.limits.max_images]):
-            if not prompt.strip():
-                self.wrong[f"prompts[{i}]"] = "must not be empty"
-            else:
-                self._check_text(f"prompts[{i}]", prompt)
+            self._check_prompt(f"prompts[{i}]", prompt)
         return prompts
 
     def negative_prompts(self) -> tuple[str, ...]:
@@ -184,17 +218,27 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
+        listed = explicit_steps(self.message)
         if not self.message.HasField("num_inference_steps"):
-            return self.limits.default_num_inference_steps
-        steps = self.message.num_inference_steps
-        if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+            steps = self.limits.default_num_inference_steps if listed is None else listed
+        else:
+            steps = self.message.num_inference_steps
+        if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
+        elif listed not in (None, steps):
+            self.wrong["num_inference_steps"] = (
+                f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
+            )
+        elif not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self._number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
 
     def guidance_schedule(self) -> GuidanceSchedule:
         name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
@@ -202,14 +246,35 @@ class _Given:
         return GuidanceSchedule(name, fields)
 
     def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self._number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
 
     def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self._number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self._number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
+        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
+        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
         if stop < start:
             self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
         return {"start": start, "stop": stop}
+
+    def explicit_scales(self, schedule: pb.ExplicitGuidance) -> dict[str, tuple[float, ...]]:
+        path, scales, steps = "guidance_schedule.explicit.scales", schedule.scales, self.num_inference_steps()
+        if self.message.HasField("guidance_scale"):
+            self.wrong["guidance_scale"] = "must not be set: guidance_schedule lists the scale of each step"
+        if len(scales) != steps:
+            self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
+            return {"scales": ()}
+        numbers = [
+            self.number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
+        ]
+        return {"scales": tuple(numbers)}
+
+    def guidance(self) -> GuidanceOptions:
+        reader = GuidanceReader(self.number, self._check_prompt, self.wrong)
+        return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
+
+    def prompt_weighting(self) -> bool:
+        if self.message.prompt_weighting and not self.limits.prompt_weighting:
+            self.wrong["prompt_weighting"] = "is not possible with the served model's text encoders"
+        return self.message.prompt_weighting
 
     def num_images_per_prompt(self) -> int:
         return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
@@ -249,6 +314,15 @@ class _Given:
                 f" not {image * len(parameters.seeds)}"
             )
 
+    def check_sampling(self, parameters: Parameters) -> None:
+        """Refuses a memory of guidance where every picture takes steps of its own."""
+        method, solver = parameters.guidance.method, parameters.sampling.solver.name
+        if isinstance(method, AdaptiveProjected) and method.momentum and solver == "adaptive":
+            self.wrong["guidance_method.adaptive_projected.momentum"] = (
+                "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
+                f" not {method.momentum:g}"
+            )
+
     def check_guidance(self, parameters: Parameters) -> None:
         """Refuses what the model cannot do, whatever the rest of the request is."""
         guidance = self.limits.guidance
@@ -263,6 +337,30 @@ class _Given:
                 "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
                 " classifier-free guidance on top of distilled guidance is not supported): leave it out"
             )
+        if guidance is not GuidanceInput.BRANCHES:
+            self._check_no_branches(parameters.guidance)
+
+    def _check_no_branches(self, options: GuidanceOptions) -> None:
+        reason = (
+            "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
+        )
+        if options.method != ClassifierFree():
+            self.wrong["guidance_method"] = reason
+        if options.compositions:
+            self.wrong["compositions"] = reason
+        if options.rescale and not options.layer_guidances:
+            self.wrong["guidance_rescale"] = (
+                "this model's guidance is distilled, and only what skip_layer_guidance or"
+                " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
+            )
+
+    def _check_prompt(self, path: str, text: str) -> None:
+        if not text.strip():
+            self.wrong[path] = "must not be empty"
+        else:
+            self._check_text(path, text)
+        if self.message.prompt_weighting and path not in self.wrong and not read_weighted(text).text.strip():
+            self.wrong[path] = "must not be empty between its brackets"
 
     def _check_text(self, path: str, text: str) -> None:
         size = len(text.encode())
@@ -270,19 +368,25 @@ class _Given:
             self.wrong[path] = f"must be at most {self.limits.max_prompt_bytes} bytes of UTF-8, not {size}"
         elif "\0" in text:
             self.wrong[path] = "must not hold the character U+0000"
+        elif self.message.prompt_weighting:
+            try:
+                read_weighted(text)
+            except ValueError as error:
+                self.wrong[path] = str(error)
 
-    def _number(self, path: str, wire_value: float, least: float, most: float) -> float:
+    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"
         return value
 
 
-_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], dict[str, float]]] = {
+_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], Mapping[str, Any]]] = {
     "constant": lambda given, schedule: {},
     "linear": lambda given, schedule: given.end_scale("guidance_schedule.linear", schedule),
     "cosine": lambda given, schedule: given.end_scale("guidance_schedule.cosine", schedule),
     "interval": lambda given, schedule: given.interval(schedule),
+    "explicit": lambda given, schedule: given.explicit_scales(schedule),
 }
 
 

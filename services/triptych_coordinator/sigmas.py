@@ -117,7 +117,10 @@ class FlowSchedule:
         Returns:
             float32, [num_inference_steps + 1].
         """
-        levels = self._grid(num_inference_steps)
+        return self.shifted(self._grid(num_inference_steps), image_tokens)
+
+    def shifted(self, levels: NDArray[Any], image_tokens: int) -> NDArray[np.float32]:
+        """Levels of an unshifted schedule, [n] and above 0, shifted and stretched, then 0: [n + 1]."""
         if isinstance(self.shift, DynamicShift):
             shift = self.shift.shift(image_tokens)
             levels = shift / (shift + (1 / levels - 1))  # the same formula, rounded as diffusers does

@@ -16,9 +16,11 @@ from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2, va
 from triptych_coordinator.calls import Patience, Stage
 from triptych_coordinator.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.guidance import Branch
 from triptych_coordinator.models import Models
-from triptych_coordinator.sampler import Digests
-from triptych_coordinator.solvers import Latents
+from triptych_coordinator.prompt_weighting import Span, WeightedText
+from triptych_coordinator.reuse import LayerReuse
+from triptych_coordinator.solvers import Latents, Sigma
 from triptych_coordinator.stubs import Stubs
 
 Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
@@ -69,8 +71,8 @@ class Stages:
         return Models(text_encoder, denoiser, vae_codec)
 
     async def encode(
-        self, prompts: Sequence[str], models: Models, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
+        self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
         """Encodes prompts, each once; those that were encoded before are remembered."""
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
         found = {prompt: self._cache.get(fingerprint, prompt) for prompt in prompts}
@@ -81,9 +83,11 @@ class Stages:
         return encoded
 
     async def _encode_new(
-        self, prompts: Sequence[str], fingerprint: str, deadline: Deadline
-    ) -> dict[str, EncodedPrompt]:
-        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=prompts)
+        self, prompts: Sequence[WeightedText], fingerprint: str, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
+        request = text_encoder_pb2.TextEncoderServiceEncodeRequest(prompts=[text for text, _ in prompts])
+        if any(spans for _, spans in prompts):
+            request.weights.extend(_weights(spans) for _, spans in prompts)
         response = await self._text_encoder.call(
             self._stubs.text_encoder.Encode, request, self._patience, deadline
         )
@@ -144,40 +148,71 @@ class Stages:
 class RequestDenoiser:
     """The denoiser for the samples of one request, with its LoRAs.
 
-    It remembers how many rows were computed, and by whom.
+    It remembers how much was computed, and by whom.
     """
 
     stages: Stages
     conditionings: Conditionings
     max_samples: int
+    max_branches: int
     deadline: Deadline
     loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
+    evaluations: int = 0
     fingerprints: set[str] = field(default_factory=set)
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser. More samples than the denoiser takes at once go in several calls."""
-        starts = range(0, len(latents), self.max_samples)
-        parts = [
-            await self._predict_part(
-                latents[start : start + self.max_samples],
-                sigma,
-                [digests[start : start + self.max_samples] for digests in branches],
-                guidance,
-            )
-            for start in starts
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        """As sampler.Denoiser."""
+        nothing = [None] * len(branches)
+        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing))[0]
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse | None],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As reuse.LayerReuser. What the denoiser does not take at once goes in several calls."""
+        sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
+        velocities = np.empty((len(branches), *latents.shape), np.float32)
+        reused = np.zeros(velocities.shape[:2], np.bool_)
+        max_samples = self._max_samples(reuses)
+        for first in range(0, len(branches), self.max_branches):
+            some = slice(first, first + self.max_branches)
+            for start in range(0, len(latents), max_samples):
+                part = slice(start, start + max_samples)
+                messages = [
+                    _branch_message(branch, reuse, part)
+                    for branch, reuse in zip(branches[some], reuses[some], strict=True)
+                ]
+                velocities[some, part], reused[some, part] = await self._predict_part(
+                    latents[part], sigmas[part], messages, guidance
+                )
+        self.evaluations += len(latents) if branches else 0
+        self.rows += int((~reused).sum())
+        return velocities, reused
+
+    def _max_samples(self, reuses: Sequence[LayerReuse | None]) -> int:
+        """Samples in a call: max_samples fill a message with as many latents as max_branches velocities."""
+        if not any(reuse and reuse.earlier for reuse in reuses):
+            return self.max_samples
+        return max(1, self.max_samples * self.max_branches // (1 + self.max_branches))
 
     async def _predict_part(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
-    ) -> NDArray[np.float32]:
+        self,
+        latents: Latents,
+        sigmas: Sequence[float],
+        branches: Sequence[denoiser_pb2.Branch],
+        guidance: float | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         request = denoiser_pb2.PredictRequest(
             latents=array_to_message(latents),
-            sigmas=[float(sigma)] * len(latents),
-            branches=[denoiser_pb2.Branch(conditioning_digests=digests) for digests in branches],
+            sigmas=sigmas,
+            branches=branches,
             guidance_scales=[] if guidance is None else [guidance] * len(latents),
             loras=self.loras,
         )
@@ -185,9 +220,34 @@ class RequestDenoiser:
         velocities = _array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
         if not np.isfinite(velocities).all():
             raise _nonsense("the denoiser sent velocities that are not finite")
-        self.rows += len(branches) * len(latents)
+        rows = len(branches) * len(latents)
+        reused = list(response.reused) or [False] * rows
+        if len(reused) != rows:
+            raise _nonsense(f"the denoiser says of {len(reused)} rows, not of {rows}, what it reused")
         self.fingerprints.add(response.fingerprint)
-        return velocities
+        return velocities, np.array(reused, np.bool_).reshape(velocities.shape[:2])
+
+
+def _branch_message(branch: Branch, reuse: LayerReuse | None, part: slice) -> denoiser_pb2.Branch:
+    """A branch of some of the samples."""
+    message = denoiser_pb2.Branch(
+        conditioning_digests=branch.digests[part],
+        skipped_layers=branch.skipped_layers,
+        perturbed_layers=branch.perturbed_layers,
+    )
+    if reuse is not None:
+        message.feature_reuse.threshold = reuse.threshold
+        if earlier := reuse.earlier:
+            message.feature_reuse.latents.CopyFrom(array_to_message(earlier.latents[part]))
+            message.feature_reuse.sigmas.extend(earlier.sigmas[part].tolist())
+            message.feature_reuse.guidance_scales.extend(earlier.guidance_scales[part])
+    return message
+
+
+def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
+    return text_encoder_pb2.PromptWeights(
+        spans=[text_encoder_pb2.WeightedSpan(start=s.start, stop=s.stop, weight=s.weight) for s in spans]
+    )
 
 
 def _array(message: tensor_pb2.Tensor, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 
+from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
@@ -11,10 +12,12 @@ from triptych_denoiser.settings import DenoiserSettings
 
 
 async def load(settings: DenoiserSettings) -> Loaded:
-    """Loads the transformer on a thread of its own."""
+    """Loads the transformer on the compute thread."""
     from triptych_denoiser.servicer import create_servicer  # imports torch, which --help does not need
 
-    servicer = await asyncio.to_thread(create_servicer, settings, settings, settings.quantization)
+    servicer = await asyncio.get_running_loop().run_in_executor(
+        compute_thread(), create_servicer, settings, settings, settings.quantization
+    )
     service = Service("triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, servicer))
     return Loaded([service], described(settings), servicer.close)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from triptych.compute import compute_thread
 from triptych.errors import deadline_exceeded, resource_exhausted, unavailable
 from triptych_denoiser.predictor import Predictor, Row
 
@@ -20,9 +20,13 @@ _MAX_RETRY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """A call's velocities, float32 [rows, channels, height, width], and how its time went."""
+    """A call's velocities, float32 [rows, channels, height, width], and how its time went.
+
+    reused: whose features were those of another evaluation.
+    """
 
     velocities: Tensor
+    reused: Sequence[bool]
     queue_seconds: float
     compute_seconds: float
 
@@ -34,10 +38,13 @@ class _Call:
     rows: Sequence[Row]
     done: asyncio.Future[None]
     velocities: dict[int, Tensor] = field(default_factory=dict)
+    reused: set[int] = field(default_factory=set)
     compute_seconds: float = 0.0
 
-    def take(self, index: int, velocity: Tensor) -> None:
+    def take(self, index: int, velocity: Tensor, reused: bool) -> None:
         self.velocities[index] = velocity
+        if reused:
+            self.reused.add(index)
         if len(self.velocities) == len(self.rows) and not self.done.done():
             self.done.set_result(None)
 
@@ -59,7 +66,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Queues rows and runs them in passes on one worker thread, the event loop stays free.
+    """Queues rows and runs them in passes on the compute thread, the event loop stays free.
 
     A pass is made of the row that has waited longest and those of its shape behind it, so no shape starves
     another. Nothing waits for company: a pass starts when the one before has ended.
@@ -71,7 +78,6 @@ class Batcher:
         self._queue: list[_Waiting] = []
         self._passes: asyncio.Task[None] | None = None
         self._pass_seconds = _FIRST_GUESS_SECONDS
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="denoiser")
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
         """The velocities of a call's rows, in order. Cancelled or late, its waiting rows leave the queue.
@@ -94,16 +100,16 @@ class Batcher:
         finally:
             self._queue = [waiting for waiting in self._queue if waiting.call is not call]
         velocities = torch.stack([call.velocities[index] for index in range(len(rows))])
+        reused = [index in call.reused for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
-        return Prediction(velocities, queue_seconds, call.compute_seconds)
+        return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
 
     async def close(self) -> None:
-        """Refuses what waits, and lets the worker thread end after the pass it is at."""
+        """Refuses what waits, and lets the pass that runs end."""
         for waiting in self._queue:
             waiting.call.fail(unavailable("the denoiser is stopping"))
         if self._passes is not None:
             await self._passes
-        self._worker.shutdown()
 
     def _check_room(self, rows: int) -> None:
         waiting = len(self._queue)
@@ -131,7 +137,7 @@ class Batcher:
         rows = [waiting.row for waiting in batch]
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            velocities = await loop.run_in_executor(self._worker, self._predictor.predict, rows)
+            predicted = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
         except Exception as error:
             for waiting in batch:
                 waiting.call.fail(error)
@@ -139,5 +145,5 @@ class Batcher:
         self._pass_seconds = time.monotonic() - started
         for call in {waiting.call for waiting in batch}:
             call.compute_seconds += self._pass_seconds
-        for waiting, velocity in zip(batch, velocities, strict=True):
-            waiting.call.take(waiting.index, velocity)
+        for waiting, velocity, reused in zip(batch, *predicted, strict=True):
+            waiting.call.take(waiting.index, velocity, reused)

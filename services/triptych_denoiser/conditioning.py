@@ -10,9 +10,9 @@ from torch import Tensor
 from triptych_denoiser.cache import Cache
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
-    """One prompt's conditioning on the model's device, in its dtype.
+    """One prompt's conditioning on the model's device, in its dtype. Equal to nothing but itself.
 
     sequence: [tokens, joint_attention_dim]; its last token stands for `trailing_repeats` equal ones.
     pooled: [pooled_projection_dim], which is [0] for a model that takes none.

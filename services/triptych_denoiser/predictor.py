@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triptych.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.features import FeatureCache, FeatureReuse, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.lora import Loras, added
-from triptych_denoiser.models.transformer import Transformer
+from triptych_denoiser.models.transformer import BlockReuse, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Row:
 
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
     loras: what is added to the model's linears.
+    skipped_layers, perturbed_layers: sorted, as Transformer takes them.
+    reuse: whether features may be those of an earlier evaluation; None computes everything.
     """
 
     latents: Tensor
@@ -36,33 +39,87 @@ class Row:
     conditioning: Conditioning
     guidance: float | None = None
     loras: Loras = ()
+    skipped_layers: tuple[int, ...] = ()
+    perturbed_layers: tuple[int, ...] = ()
+    reuse: FeatureReuse | None = None
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What rows of one forward pass must have in common."""
         tokens, repeats = len(self.conditioning.sequence), self.conditioning.trailing_repeats
-        return (*self.latents.shape, tokens, repeats, *self.loras)
+        layers = self.skipped_layers, self.perturbed_layers
+        return (*self.latents.shape, tokens, repeats, *layers, *self.loras)
+
+
+class Velocities(NamedTuple):
+    """What rows give: float32 [rows, channels, height, width] on the CPU, and whose features were reused."""
+
+    velocities: Tensor
+    reused: Sequence[bool]
 
 
 class Predictor:
     """A transformer that computes up to `max_rows` rows in one forward pass."""
 
-    def __init__(self, model: Transformer, device: torch.device, dtype: torch.dtype, max_rows: int) -> None:
-        """`device` and `dtype` are those that the model computes on and in."""
+    def __init__(
+        self,
+        model: Transformer,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_rows: int,
+        features: FeatureCache | None = None,
+    ) -> None:
+        """`device` and `dtype` are those that the model computes on and in; `features` are remembered."""
+        self._features = features or FeatureCache(1)
         self.model = model
         self.device = device
         self.dtype = dtype
         self.max_rows = max_rows
 
     @torch.inference_mode()
-    def predict(self, rows: Sequence[Row]) -> Tensor:
-        """The velocities of rows of one shape, 1 to max_rows of them, in one pass: float32 on the CPU."""
+    def predict(self, rows: Sequence[Row]) -> Velocities:
+        """Predicts rows of one shape, 1 to max_rows of them, in one pass.
+
+        Reference rows whose features are forgotten are computed in passes before it.
+        """
+        if all(row.reuse is None for row in rows):
+            return Velocities(self._forward(rows), [False] * len(rows))
+        references = [row.reuse.reference if row.reuse else None for row in rows]
+        found = self._found_features([row for row in references if row is not None])
+        reuse = FirstBlockReuse(
+            [row.reuse.threshold if row.reuse else 0.0 for row in rows],
+            [found[key_of(row)] if row is not None else None for row in references],
+        )
+        velocities = self._forward(rows, reuse=reuse)
+        for row, features in zip(rows, reuse.features, strict=True):
+            if row.reuse and features:
+                self._features.put(key_of(row), features)
+        return Velocities(velocities, reuse.reused)
+
+    def _found_features(self, rows: Sequence[Row]) -> Mapping[Key, Features]:
+        """The features of these rows, computed if they are not in the cache."""
+        wanted = {key_of(row): row for row in rows}
+        found = {key: features for key in wanted if (features := self._features.get(key))}
+        missing = [key for key in wanted if key not in found]
+        for start in range(0, len(missing), self.max_rows):
+            keys = missing[start : start + self.max_rows]
+            reuse = FirstBlockReuse([0.0] * len(keys), [None] * len(keys))
+            self._forward([wanted[key] for key in keys], reuse=reuse)
+            for key, features in zip(keys, reuse.features, strict=True):
+                if features:
+                    found[key] = features
+                    self._features.put(key, features)
+        return found
+
+    def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> Tensor:
+        """One pass: float32 on the CPU."""
         with added(self.model, rows[0].loras):
             velocities = self.model(
                 torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
                 self._float32([row.sigma for row in rows]),
                 torch.stack([row.conditioning.sequence for row in rows]),
                 **self._others(rows),
+                **reuse,
             )
         return velocities.float().cpu()
 
@@ -76,6 +133,10 @@ class Predictor:
             others["trailing_repeats"] = rows[0].conditioning.trailing_repeats
         if inputs.guidance:
             others["guidance"] = self._float32([row.guidance for row in rows])
+        if rows[0].skipped_layers:
+            others["skipped_layers"] = rows[0].skipped_layers
+        if rows[0].perturbed_layers:
+            others["perturbed_layers"] = rows[0].perturbed_layers
         return others
 
     def _float32(self, numbers: Sequence[float | None]) -> Tensor:
@@ -89,6 +150,7 @@ def create_predictor(
     determinism: Determinism,
     max_batch_rows: int,
     quantized: bool = False,
+    features: FeatureCache | None = None,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
@@ -96,7 +158,7 @@ def create_predictor(
     tried; other devices, dtypes and libraries choose kernels by the number of rows, and so may the
     products of quantized weights.
     """
-    together = Predictor(model, device, dtype, max_batch_rows)
+    together = Predictor(model, device, dtype, max_batch_rows, features)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
@@ -105,14 +167,14 @@ def create_predictor(
         log.info("up to %d rows share a pass: tried, they have the same bits as alone", max_batch_rows)
         return together
     log.info("rows run one at a time: in company, their last bits would depend on it")
-    return Predictor(model, device, dtype, 1)
+    return Predictor(model, device, dtype, 1, features)
 
 
 def warm_up(predictor: Predictor) -> None:
     """Predicts random rows of the default size: 1, 2 and 4 of them, as far as they may share a pass.
 
     A compiled block has a variant for a row alone and one for fewer than four, which Linear fills up; SD3's
-    has one more for text that ends in equal tokens.
+    has one more for text that ends in equal tokens. Perturbed layers are compiled for when asked for.
     """
     inputs, generator = predictor.model.inputs, torch.Generator().manual_seed(0)
     size = inputs.default_size // inputs.size_multiple * inputs.size_multiple
@@ -134,9 +196,9 @@ def rows_are_independent(predictor: Predictor) -> bool:
             random_row(predictor, height, size, tokens, repeats, generator)
             for _ in range(min(predictor.max_rows, _PROBE_ROWS))
         ]
-        alone = torch.cat([predictor.predict([row]) for row in rows])
+        alone = torch.cat([predictor.predict([row]).velocities for row in rows])
         for count in (2, len(rows)):
-            company = predictor.predict(rows[:count])
+            company = predictor.predict(rows[:count]).velocities
             if not torch.equal(company, alone[:count]):
                 return False
     return True

@@ -83,6 +83,35 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
     return latents
 
 
+def read_reference(branch: denoiser_pb2.Branch, field: str, latents: Tensor, limits: Limits) -> Tensor | None:
+    """The latents of the evaluation whose features a checked branch may reuse, [samples, ...] like `latents`.
+
+    None if it names none. `field` is the branch's path.
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT that names every field that is wrong.
+    """
+    reuse, path = branch.feature_reuse, f"{field}.feature_reuse"
+    violations = []
+    if not 0 < reuse.threshold <= 1:
+        violations.append((f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1"))
+    reference = None
+    if reuse.HasField("latents"):
+        reference = message_to_torch(
+            reuse.latents, f"{path}.latents", dtypes=["float32"], shape=list(latents.shape)
+        )
+        violations += [
+            *_finite_violations(f"{path}.latents", reference, limits),
+            *_sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
+            *_guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
+        ]
+    elif reuse.sigmas or reuse.guidance_scales:
+        violations.append((path, "has sigmas or guidance scales of an evaluation without its latents"))
+    if violations:
+        raise invalid_argument(*violations)
+    return reference
+
+
 def read_conditioning(request: denoiser_pb2.PutConditioningRequest, limits: Limits) -> tuple[Tensor, Tensor]:
     """The sequence [tokens, joint_attention_dim] and pooled [pooled_projection_dim] of a checked request.
 
@@ -132,24 +161,26 @@ def _finite_violations(name: str, tensor: Tensor, limits: Limits) -> Iterator[Vi
         yield name, f"has values that are not finite in {str(limits.dtype).removeprefix('torch.')}"
 
 
-def _sigma_violations(sigmas: Sequence[float], samples: int) -> Iterator[Violation]:
+def _sigma_violations(sigmas: Sequence[float], samples: int, field: str = "sigmas") -> Iterator[Violation]:
     if len(sigmas) != samples:
-        yield "sigmas", f"{len(sigmas)} of them for {samples} samples"
+        yield field, f"{len(sigmas)} of them for {samples} samples"
     for index, sigma in enumerate(sigmas):
         if not 0 <= sigma <= 1:  # NaN is not either
-            yield f"sigmas[{index}]", f"is {sigma:g}; allowed are 0 to 1"
+            yield f"{field}[{index}]", f"is {sigma:g}; allowed are 0 to 1"
 
 
-def _guidance_violations(scales: Sequence[float], samples: int, limits: Limits) -> Iterator[Violation]:
+def _guidance_violations(
+    scales: Sequence[float], samples: int, limits: Limits, field: str = "guidance_scales"
+) -> Iterator[Violation]:
     if not limits.inputs.guidance:
         if scales:
-            yield "guidance_scales", f"{len(scales)} of them; this model does not take any"
+            yield field, f"{len(scales)} of them; this model does not take any"
         return
     if len(scales) != samples:
-        yield "guidance_scales", f"{len(scales)} of them for {samples} samples; this model takes one for each"
+        yield field, f"{len(scales)} of them for {samples} samples; this model takes one for each"
     for index, scale in enumerate(scales):
         if not 0 <= scale <= limits.max_guidance_scale:  # NaN is not either
-            yield f"guidance_scales[{index}]", f"is {scale:g}; allowed are 0 to {limits.max_guidance_scale:g}"
+            yield f"{field}[{index}]", f"is {scale:g}; allowed are 0 to {limits.max_guidance_scale:g}"
 
 
 def _branch_violations(
@@ -163,3 +194,10 @@ def _branch_violations(
             yield field, f"{len(digests)} of them for {samples} samples"
         if any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
+        for name in ("skipped_layers", "perturbed_layers"):
+            for layer in getattr(branch, name):
+                if not 0 <= layer < limits.inputs.num_layers:
+                    yield (
+                        f"branches[{index}].{name}",
+                        f"{layer} is none of the {limits.inputs.num_layers} layers",
+                    )

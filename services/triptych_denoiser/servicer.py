@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import grpc
 import torch
@@ -17,14 +20,15 @@ from triptych.settings import StageSettings
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych_denoiser.batcher import Batcher
-from triptych_denoiser.conditioning import ConditioningCache, prepare
+from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
+from triptych_denoiser.features import FeatureCache, FeatureReuse
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
 from triptych_denoiser.models import linears_of, load_transformer
 from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
 from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.models.transformer import Transformer, blocks
 from triptych_denoiser.predictor import Predictor, Row, create_predictor, warm_up
-from triptych_denoiser.requests import Limits, read_conditioning, read_latents
+from triptych_denoiser.requests import Limits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
 
 PredictRequest = denoiser_pb2.PredictRequest
@@ -73,6 +77,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             fingerprint=fingerprint_with(self._model.fingerprint, loras),
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
+            reused=prediction.reused if any(row.reuse for row in rows) else (),
         )
 
     async def PutConditioning(
@@ -103,10 +108,11 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             guidance_embedded=inputs.guidance,
             attention=self._attention,
             loras=await asyncio.to_thread(lambda: list(self._loras.files())),
+            num_layers=inputs.num_layers,
         )
 
     async def close(self) -> None:
-        """Let the worker thread end."""
+        """Refuse what waits."""
         await self._batcher.close()
 
     def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
@@ -116,19 +122,62 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
-        guidance = request.guidance_scales or [None] * len(latents)
-        samples = list(zip(latents, request.sigmas, guidance, strict=True)) * len(request.branches)
-        return [
-            Row(latent, sigma, conditioning, scale, loras)
-            for (latent, sigma, scale), digest in zip(samples, digests, strict=True)
-            if (conditioning := found[digest])
-        ]
+        rows = []
+        for index, branch in enumerate(request.branches):
+            conditionings = [c for digest in branch.conditioning_digests if (c := found[digest])]
+            rows += _branch_rows(request, branch, latents, conditionings, loras)
+            if branch.HasField("feature_reuse"):
+                reference = read_reference(branch, f"branches[{index}]", latents, self._limits)
+                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, reference)
+        return rows
 
     def _put(self, request: PutConditioningRequest) -> None:
         sequence, pooled = read_conditioning(request, self._limits)
         device, dtype = self._predictor.device, self._predictor.dtype
         conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
         self._cache.put(request.digest, conditioning)
+
+
+def _branch_rows(
+    request: PredictRequest,
+    branch: denoiser_pb2.Branch,
+    latents: torch.Tensor,
+    conditionings: Sequence[Conditioning],
+    loras: Loras,
+) -> list[Row]:
+    """Every sample under one branch."""
+    scales = _one_for_each(request.guidance_scales, len(latents))
+    skipped, perturbed = (
+        tuple(sorted(set(layers))) for layers in (branch.skipped_layers, branch.perturbed_layers)
+    )
+    return [
+        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed)
+        for latent, sigma, conditioning, scale in zip(
+            latents, request.sigmas, conditionings, scales, strict=True
+        )
+    ]
+
+
+def _reusing(
+    rows: Sequence[Row], reuse: denoiser_pb2.FeatureReuse, latents: torch.Tensor | None
+) -> list[Row]:
+    """The rows of a branch, each with what it may reuse; `latents` are those of the earlier evaluation."""
+    if latents is None:
+        return [replace(row, reuse=FeatureReuse(reuse.threshold, None)) for row in rows]
+    scales = _one_for_each(reuse.guidance_scales, len(rows))
+    references = [
+        replace(row, latents=latent, sigma=sigma, guidance=scale)
+        for row, latent, sigma, scale in zip(rows, latents, reuse.sigmas, scales, strict=True)
+    ]
+    return [
+        replace(row, reuse=FeatureReuse(reuse.threshold, reference))
+        for row, reference in zip(rows, references, strict=True)
+    ]
+
+
+def _one_for_each(guidance_scales: Sequence[float], samples: int) -> Sequence[float | None]:
+    """Checked guidance scales, None for models that take none."""
+    return guidance_scales or [None] * samples
 
 
 def create_servicer(
@@ -199,15 +248,21 @@ def _create_predictor(
     quantized: bool,
 ) -> Predictor:
     """The predictor that the options describe, its transformer compiled if they say so."""
+    create = partial(
+        create_predictor,
+        transformer,
+        device,
+        dtype,
+        options.determinism,
+        options.max_batch_rows,
+        quantized,
+        FeatureCache(options.feature_cache_mb << 20),
+    )
     if not options.compile:
-        return create_predictor(
-            transformer, device, dtype, options.determinism, options.max_batch_rows, quantized
-        )
+        return create()
     compile_modules(blocks(transformer))
     size = transformer.inputs.default_size
     with warming_up(device, f"latents of {size} x {size} and other sizes"):
-        predictor = create_predictor(
-            transformer, device, dtype, options.determinism, options.max_batch_rows, quantized
-        )
+        predictor = create()
         warm_up(predictor)
     return predictor

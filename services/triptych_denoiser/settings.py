@@ -40,6 +40,11 @@ class DenoiserOptions(CompileOptions):
     conditioning_cache_mb: int = Field(
         default=512, gt=0, description="Memory for conditioning, in MB (2^20 bytes)."
     )
+    feature_cache_mb: int = Field(
+        default=1024,
+        gt=0,
+        description="Memory for the features of requests that reuse them between steps, in MB (2^20 bytes).",
+    )
     lora: list[Annotated[str, AfterValidator(check_lora)]] = Field(
         default=[],
         description="NAME=WEIGHT: a LoRA that is fused into the weights at start. NAME is one in the "

@@ -12,7 +12,22 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from triptych_local.options import SCHEDULES, read_schedule, read_size
+from triptych_local.options import (
+    LAYERS,
+    METHODS,
+    REUSES,
+    SCHEDULES,
+    SIGMA_SCHEDULES,
+    SOLVERS,
+    read_composition,
+    read_layers,
+    read_method,
+    read_schedule,
+    read_sigma_schedule,
+    read_size,
+    read_solver,
+    read_step_reuse,
+)
 
 T = TypeVar("T")
 
@@ -91,10 +106,40 @@ def generate(
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, e.g. 256x192.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver.")] = None,
+    solver: Annotated[str | None, typer.Option(metavar="SOLVER", help=f"{SOLVERS}. Default: euler.")] = None,
+    sigma_schedule: Annotated[
+        str | None,
+        typer.Option(metavar="SCHEDULE", help=f"{SIGMA_SCHEDULES}. Default: what suits the solver."),
+    ] = None,
+    step_reuse: Annotated[
+        str | None, typer.Option(metavar="REUSE", help=f"{REUSES}: saves time, costs quality. Default: none.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strongly to follow the prompt; 1 is off.")
     ] = None,
     guidance_schedule: Annotated[str | None, typer.Option(metavar="SCHEDULE", help=f"{SCHEDULES}.")] = None,
+    guidance_method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help=f"{METHODS}. Default: cfg.")
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How much of guidance's contrast is taken back, 0 to 1.")
+    ] = None,
+    skip_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Skip-layer guidance: {LAYERS}.")
+    ] = None,
+    perturb_layers: Annotated[
+        str | None, typer.Option(metavar="LAYERS", help=f"Perturbed attention guidance: {LAYERS}.")
+    ] = None,
+    compose: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROMPT[:WEIGHT]", help="Composed with each prompt; may be given again."),
+    ] = None,
+    prompt_weight: Annotated[
+        float | None, typer.Option(help="With --compose: the weight of the prompt itself. Default: 1.")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Read (text), (text:1.3) and [text] in prompts as weights.")
+    ] = False,
     num_images: Annotated[int | None, typer.Option(help="Pictures per prompt.")] = None,
     lora: Annotated[
         list[str] | None,
@@ -132,14 +177,27 @@ def generate(
             "the services at --target have their own device, dtype, quantization, files and processes"
         )
     pixels = _read(read_size, size, "--size") or (None, None)
+    if prompt_weight is not None and not compose:
+        raise typer.BadParameter("--prompt-weight weighs a prompt against those of --compose: give some")
+    skipped = _read(read_layers, skip_layers, "--skip-layers")
+    perturbed = _read(read_layers, perturb_layers, "--perturb-layers")
     options = generation_options(
         negative_prompt=negative,
         seed=seed,
         width=pixels[0],
         height=pixels[1],
         num_inference_steps=steps,
+        solver=_read(read_solver, solver, "--solver"),
+        sigma_schedule=_read(read_sigma_schedule, sigma_schedule, "--sigma-schedule"),
+        step_reuse=_read(read_step_reuse, step_reuse, "--step-reuse"),
         guidance_scale=guidance,
         guidance_schedule=_read(read_schedule, guidance_schedule, "--guidance-schedule"),
+        guidance_method=_read(read_method, guidance_method, "--guidance-method"),
+        guidance_rescale=guidance_rescale,
+        skip_layer_guidance=skipped,
+        perturbed_attention_guidance=perturbed,
+        compositions=[read_composition(compose, prompt_weight)] if compose else None,
+        prompt_weighting=weights or None,
         num_images_per_prompt=num_images,
         loras=_loras(lora or []),
         model=model if target else None,

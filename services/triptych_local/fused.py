@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import Field
 
 from triptych.client import AsyncClient, GenerationStub
+from triptych.compute import compute_thread, keep_freed_memory
 from triptych.kernels import fix_kernels
 from triptych.quantization import Quantization
 from triptych.serving import Loaded, Service, run
@@ -55,22 +56,22 @@ class Fused:
     coordinator: ImageGenerationServicer
 
     async def close(self) -> None:
-        """Lets the stages' threads end."""
-        for stage in (self.text_encoder, self.denoiser, self.vae_codec):
-            await stage.close()
+        """Refuses what waits for the denoiser."""
+        await self.denoiser.close()
 
 
 async def load_fused(settings: FusedSettings) -> Fused:
-    """Loads the stages side by side. Raises StartError."""
+    """Loads the stages, one after the other. Raises StartError."""
     from triptych_denoiser.servicer import create_servicer as create_denoiser
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
     from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
     checkpoint = settings.open_checkpoint()
+    load = partial(asyncio.get_running_loop().run_in_executor, compute_thread())
     text_encoder, denoiser, vae_codec = await asyncio.gather(
-        asyncio.to_thread(create_text_encoder, settings, settings.text_encoder_quantization),
-        asyncio.to_thread(create_denoiser, settings, settings, settings.denoiser_quantization),
-        asyncio.to_thread(create_vae_codec, settings, settings, settings.vae_codec_quantization),
+        load(create_text_encoder, settings, settings.text_encoder_quantization),
+        load(create_denoiser, settings, settings, settings.denoiser_quantization),
+        load(create_vae_codec, settings, settings, settings.vae_codec_quantization),
     )
     stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
     return Fused(text_encoder, denoiser, vae_codec, ImageGenerationServicer(checkpoint, stubs, settings))
@@ -80,6 +81,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
 async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
     """A client of services in this process. Raises StartError."""
     fix_kernels()
+    keep_freed_memory()
     fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
     try:
         yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from triptych.v1 import image_generation_pb2
 
-SCHEDULES = "constant, linear:END, cosine:END or interval:START:STOP"
+M = TypeVar("M", bound="Message")
+
+SOLVERS = (
+    "euler, heun, midpoint, dpmpp-2m, unipc, lcm, euler-ancestral[:ETA], stochastic-euler[:NOISE-FRACTION]"
+    " or adaptive[:ABSOLUTE-TOLERANCE:RELATIVE-TOLERANCE]"
+)
+SIGMA_SCHEDULES = (
+    "checkpoint, linear, karras[:RHO], exponential, beta[:ALPHA:BETA] or explicit:SIGMA,SIGMA,..."
+)
+REUSES = "none, guidance[:EVERY], extrapolation[:EVERY] or features[:THRESHOLD]"
+SCHEDULES = "constant, linear:END, cosine:END, interval:START:STOP or list:SCALE,SCALE,..."
+METHODS = "cfg, apg[:ETA:NORM:MOMENTUM] or zero-star[:STEPS]"
+LAYERS = "LAYER,LAYER,...[:SCALE[:START:STOP]]"
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -20,10 +35,12 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def read_schedule(text: str) -> image_generation_pb2.GuidanceSchedule:
-    """The guidance schedule of "constant", "linear:1", "cosine:1" or "interval:0.1:0.8"."""
+    """The guidance schedule of "constant", "linear:1", "cosine:1", "interval:0.1:0.8" or "list:7,5,1"."""
     from triptych.v1 import image_generation_pb2 as pb
 
     kind, *words = text.strip().split(":")
+    if kind == "list" and len(words) == 1:
+        words = words[0].split(",")
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -37,4 +54,99 @@ def read_schedule(text: str) -> image_generation_pb2.GuidanceSchedule:
             return pb.GuidanceSchedule(cosine=pb.CosineGuidance(end_scale=numbers[0]))
         case "interval", 2:
             return pb.GuidanceSchedule(interval=pb.IntervalGuidance(start=numbers[0], stop=numbers[1]))
+        case "list", _ if words:
+            return pb.GuidanceSchedule(explicit=pb.ExplicitGuidance(scales=numbers))
     raise ValueError(f"'{text}' is no guidance schedule: it is {SCHEDULES}")
+
+
+def read_solver(text: str) -> image_generation_pb2.Solver:
+    """The solver of "heun", "euler-ancestral:0.5" or "adaptive:0.01:0.01"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.Solver(), f"no solver: it is {SOLVERS}")
+
+
+def read_sigma_schedule(text: str) -> image_generation_pb2.SigmaSchedule:
+    """The sigma schedule of "karras", "beta:0.5:0.7" or "explicit:1,0.75,0.5,0.25"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.SigmaSchedule(), f"no sigma schedule: it is {SIGMA_SCHEDULES}")
+
+
+def read_step_reuse(text: str) -> image_generation_pb2.StepReuse:
+    """The reuse between steps of "guidance" or "extrapolation:3"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    return _read_choice(text, pb.StepReuse(), f"no reuse between steps: it is {REUSES}")
+
+
+def _read_choice(text: str, message: M, otherwise: str) -> M:
+    """Sets the field of a oneof that is called like the first word, and its fields to the numbers behind it.
+
+    Numbers follow colons, all of them or none; a list of numbers has commas.
+    """
+    name, *words = text.strip().split(":")
+    choice = name.replace("-", "_")
+    try:
+        if choice not in message.DESCRIPTOR.fields_by_name:
+            raise ValueError
+        chosen = getattr(message, choice)
+        chosen.SetInParent()
+        numbers = chosen.DESCRIPTOR.fields
+        if len(words) not in (0, len(numbers)):
+            raise ValueError
+        for number, word in zip(numbers, words, strict=False):
+            value = getattr(chosen, number.name)
+            if isinstance(value, int | float):
+                setattr(chosen, number.name, type(value)(word))
+            else:
+                value.extend(float(part) for part in word.split(","))
+    except ValueError:
+        raise ValueError(f"'{text}' is {otherwise}") from None
+    return message
+
+
+def read_method(text: str) -> image_generation_pb2.GuidanceMethod:
+    """The guidance method of "cfg", "apg", "apg:0:15:-0.5", "zero-star" or "zero-star:1"."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    kind, *words = text.strip().split(":")
+    try:
+        match kind, [float(word) for word in words]:
+            case "cfg", []:
+                return pb.GuidanceMethod(classifier_free=pb.ClassifierFreeGuidance())
+            case "apg", []:
+                return pb.GuidanceMethod(adaptive_projected=pb.AdaptiveProjectedGuidance())
+            case "apg", [eta, norm, momentum]:
+                projected = pb.AdaptiveProjectedGuidance(eta=eta, norm_threshold=norm, momentum=momentum)
+                return pb.GuidanceMethod(adaptive_projected=projected)
+            case "zero-star", []:
+                return pb.GuidanceMethod(zero_star=pb.ZeroStarGuidance())
+            case "zero-star", [_]:
+                return pb.GuidanceMethod(zero_star=pb.ZeroStarGuidance(zero_init_steps=int(words[0])))
+    except ValueError:
+        pass
+    raise ValueError(f"'{text}' is no guidance method: it is {METHODS}")
+
+
+def read_layers(text: str) -> dict[str, Any]:
+    """Fields of skip-layer or perturbed attention guidance: "7,8,9", "7,8,9:2.8" or "7,8,9:2.8:0.01:0.2"."""
+    layers, *words = text.strip().split(":")
+    try:
+        if len(words) not in (0, 1, 3):
+            raise ValueError
+        numbers = dict(zip(("scale", "start", "stop"), map(float, words), strict=False))
+        return {"layers": [int(layer) for layer in layers.split(",")], **numbers}
+    except ValueError:
+        raise ValueError(f"'{text}' are no layers: they are {LAYERS}") from None
+
+
+def read_composition(texts: Sequence[str], prompt_weight: float | None) -> image_generation_pb2.Composition:
+    """The composition of texts such as "a red hat" or "a red hat:-0.5", whose last number is the weight."""
+    from triptych.v1 import image_generation_pb2 as pb
+
+    composition = pb.Composition(prompt_weight=prompt_weight)
+    for text in texts:
+        match = re.fullmatch(r"(.*):\s*([-+]?[0-9]*\.?[0-9]+)\s*", text, re.DOTALL)
+        composition.prompts.add(prompt=match[1] if match else text, weight=float(match[2]) if match else None)
+    return composition

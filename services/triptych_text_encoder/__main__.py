@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 
+from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import QuantizedStageSettings, described, read_settings
@@ -14,10 +15,12 @@ SERVICE_NAME = text_encoder_pb2.DESCRIPTOR.services_by_name["TextEncoderService"
 
 
 async def load(settings: QuantizedStageSettings) -> Loaded:
-    """Loads the encoders on a thread of their own."""
-    servicer = await asyncio.to_thread(create_servicer, settings, settings.quantization)
+    """Loads the encoders on the compute thread."""
+    servicer = await asyncio.get_running_loop().run_in_executor(
+        compute_thread(), create_servicer, settings, settings.quantization
+    )
     service = Service(SERVICE_NAME, partial(add_TextEncoderServiceServicer_to_server, servicer))
-    return Loaded([service], described(settings), servicer.close)
+    return Loaded([service], described(settings))
 
 
 def main() -> None:

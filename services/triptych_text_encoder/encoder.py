@@ -1,16 +1,21 @@
-"""Encodes prompts on one worker thread, each alone, and remembers the latest ones."""
+"""Encodes prompts on the compute thread, each alone, and remembers the latest ones."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from triptych.compute import compute_thread
+from triptych_text_encoder.weighting import Span, weighted
 
 if TYPE_CHECKING:
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.recipes import Recipe
+
+Key: TypeAlias = tuple[str, tuple[Span, ...]]
+"""A prompt and the weights of its parts."""
 
 #: Encodings kept in memory: some 50 of SD3's 5.4 MB in float32, some 900 of the default model's.
 CACHE_BYTES = 256 * 2**20
@@ -22,21 +27,21 @@ class EncodingCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._encodings: OrderedDict[str, Encoding] = OrderedDict()
+        self._encodings: OrderedDict[Key, Encoding] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, prompt: str) -> Encoding | None:
-        """The encoding of `prompt`, or None if it is not here."""
+    def get(self, key: Key) -> Encoding | None:
+        """The encoding, or None if it is not here."""
         with self._lock:
-            if prompt not in self._encodings:
+            if key not in self._encodings:
                 return None
-            self._encodings.move_to_end(prompt)
-            return self._encodings[prompt]
+            self._encodings.move_to_end(key)
+            return self._encodings[key]
 
-    def put(self, prompt: str, encoding: Encoding) -> None:
+    def put(self, key: Key, encoding: Encoding) -> None:
         """Keep `encoding`, which is not here yet, and drop the longest unused ones to make room."""
         with self._lock:
-            self._encodings[prompt] = encoding
+            self._encodings[key] = encoding
             self._bytes += encoding.nbytes
             while self._bytes > self._max_bytes:
                 _, dropped = self._encodings.popitem(last=False)
@@ -44,7 +49,7 @@ class EncodingCache:
 
 
 class TextEncoder:
-    """A recipe behind a worker thread and a cache.
+    """A recipe behind the compute thread and a cache.
 
     Every prompt is a batch of its own, so that its bits do not depend on the prompts it came with. The cache
     makes up for it: a picture's prompts are encoded once, the usual negative one ("") nearly never.
@@ -53,24 +58,26 @@ class TextEncoder:
     def __init__(self, recipe: Recipe, cache_bytes: int = CACHE_BYTES) -> None:
         self.recipe = recipe
         self._cache = EncodingCache(cache_bytes)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="text-encoder")
 
-    async def encode(self, prompt: str) -> Encoding:
-        """The encoding of one prompt. When the caller is cancelled, work that has not begun is dropped."""
-        known = self._cache.get(prompt)
+    async def encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
+        """The encoding of one prompt, whose spans have weights if the recipe has token_weights.
+
+        When the caller is cancelled, work that has not begun is dropped.
+        """
+        known = self._cache.get((prompt, spans))
         if known is not None:
             return known
-        return await asyncio.get_running_loop().run_in_executor(self._worker, self._encode, prompt)
+        return await asyncio.get_running_loop().run_in_executor(compute_thread(), self._encode, prompt, spans)
 
-    def close(self) -> None:
-        """Let the worker thread end after the prompt it is at."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
-
-    def _encode(self, prompt: str) -> Encoding:
-        # The one worker takes prompts in turn, so a duplicate finds here what the first of them left.
-        known = self._cache.get(prompt)
+    def _encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
+        # The one thread takes prompts in turn, so a duplicate finds here what the first of them left.
+        known = self._cache.get((prompt, spans))
         if known is not None:
             return known
-        encoding = self.recipe.encode(prompt)
-        self._cache.put(prompt, encoding)
+        token_weights = self.recipe.token_weights
+        if spans and token_weights is not None:
+            encoding = weighted(self._encode(prompt), self._encode(""), token_weights(prompt, spans))
+        else:
+            encoding = self.recipe.encode(prompt)
+        self._cache.put((prompt, spans), encoding)
         return encoding

@@ -17,6 +17,7 @@ from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import DETERMINISM, text_encoder_fingerprint
 from triptych_text_encoder.recipes import load_recipe
+from triptych_text_encoder.weighting import Span
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ GetModelRequest = text_encoder_pb2.TextEncoderServiceGetModelRequest
 GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
 
 MAX_PROMPTS = 64
+MAX_WEIGHT = 10.0
 # Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
 MAX_PROMPT_BYTES = 16 * 1024
 
@@ -51,7 +53,8 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
         _check_prompts(request.prompts, self._max_prompts)
-        encodings = [await self._encoder.encode(prompt) for prompt in request.prompts]
+        spans = _spans(request, self._encoder.recipe.token_weights is not None)
+        encodings = [await self._encoder.encode(*entry) for entry in zip(request.prompts, spans, strict=True)]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings)
 
@@ -67,11 +70,8 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             max_prompts=self._max_prompts,
             max_prompt_bytes=MAX_PROMPT_BYTES,
             tokens=recipe.tokens,
+            weighting=recipe.token_weights is not None,
         )
-
-    async def close(self) -> None:
-        """Let the worker thread end."""
-        self._encoder.close()
 
 
 def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
@@ -121,6 +121,36 @@ def _check_prompts(prompts: Sequence[str], max_prompts: int) -> None:
     ]
     if too_long:
         raise invalid_argument(*too_long)
+
+
+def _spans(request: EncodeRequest, weighting: bool) -> list[tuple[Span, ...]]:
+    """The checked spans of every prompt."""
+    if not request.weights:
+        return [()] * len(request.prompts)
+    if not weighting:
+        raise invalid_argument(("weights", "parts of prompts have no weights with these text encoders"))
+    if len(request.weights) != len(request.prompts):
+        raise invalid_argument(
+            ("weights", f"{len(request.weights)} of them for {len(request.prompts)} prompts")
+        )
+    violations = []
+    for i, (prompt, weights) in enumerate(zip(request.prompts, request.weights, strict=True)):
+        before = 0
+        for k, span in enumerate(weights.spans):
+            field = f"weights[{i}].spans[{k}]"
+            if not before <= span.start < span.stop <= len(prompt):
+                violations.append(
+                    (field, f"{span.start} to {span.stop} is no part of {before} to {len(prompt)}")
+                )
+            if not -MAX_WEIGHT <= span.weight <= MAX_WEIGHT:  # NaN is not either
+                violations.append((f"{field}.weight", f"is {span.weight:g}; allowed are -10 to 10"))
+            before = span.stop
+    if violations:
+        raise invalid_argument(*violations)
+    return [
+        tuple(Span(span.start, span.stop, span.weight) for span in weights.spans)
+        for weights in request.weights
+    ]
 
 
 def _encode_response(encodings: Sequence[Encoding]) -> EncodeResponse:

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints import CheckpointError
 from triptych_text_encoder.components import load_text_model, load_tokenizer
+from triptych_text_encoder.weighting import offsets_to_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from triptych.checkpoints import Checkpoint
     from triptych.quantization import Quantizer
+    from triptych_text_encoder.weighting import Span
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,17 @@ class Tower:
         )
         token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
         return token_ids
+
+    def token_weights(self, text: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each of the `max_length` tokens; marks and padding weigh 1."""
+        tokens = self.tokenizer(
+            text,
+            padding="max_length",
+            max_length=self.max_length,
+            truncation=True,
+            return_offsets_mapping=True,
+        )
+        return offsets_to_weights(tokens.offset_mapping, spans)
 
     def characters_read(self, text: str) -> int:
         """How many characters of the text fit into `max_length` tokens."""

@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 
+from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
@@ -15,10 +16,12 @@ SERVICE_NAME = vae_codec_pb2.DESCRIPTOR.services_by_name["VaeCodecService"].full
 
 
 async def load(settings: VaeCodecSettings) -> Loaded:
-    """Loads the autoencoder on a thread of its own."""
-    servicer = await asyncio.to_thread(create_servicer, settings, settings, settings.quantization)
+    """Loads the autoencoder on the compute thread."""
+    servicer = await asyncio.get_running_loop().run_in_executor(
+        compute_thread(), create_servicer, settings, settings, settings.quantization
+    )
     service = Service(SERVICE_NAME, partial(add_VaeCodecServiceServicer_to_server, servicer))
-    return Loaded([service], described(settings), servicer.close)
+    return Loaded([service], described(settings))
 
 
 def main() -> None:

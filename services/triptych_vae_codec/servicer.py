@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from triptych.checkpoints import Checkpoint, CheckpointError
 from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
+from triptych.compute import compute_thread
 from triptych.devices import usable_device
 from triptych.errors import StartError, invalid_argument
 from triptych.fingerprints import stage_fingerprint
@@ -43,13 +43,12 @@ MAX_TILED_PIXELS = 16 << 20
 
 
 class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
-    """Serves one checkpoint's autoencoder, on one worker thread."""
+    """Serves one checkpoint's autoencoder, on the compute thread."""
 
     def __init__(self, codec: VaeCodec, model: model_pb2.ModelInfo, max_pixels: int = MAX_PIXELS) -> None:
         self._codec = codec
         self._model = model
         self._max_pixels = max_pixels
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vae-codec")
 
     async def Decode(
         self, request: DecodeRequest, context: grpc.aio.ServicerContext[DecodeRequest, DecodeResponse]
@@ -90,19 +89,15 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             tile_size=self._codec.tile_size,
         )
 
-    async def close(self) -> None:
-        """Let the worker thread end after the picture it is at."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
-
     async def _each(
         self, field: str, compute: Callable[[Any], Any], rows: Iterable[torch.Tensor]
     ) -> tuple[list[Any], float]:
-        """`compute` of every row on the worker thread, and the milliseconds it took there."""
+        """`compute` of every row on the compute thread, and the milliseconds it took there."""
         results, milliseconds = [], 0.0
         for row in rows:
             try:
                 result, took = await asyncio.get_running_loop().run_in_executor(
-                    self._worker, _timed, compute, row
+                    compute_thread(), _timed, compute, row
                 )
             except ValueError as error:
                 raise invalid_argument((field, str(error))) from error

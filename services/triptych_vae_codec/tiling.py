@@ -2,8 +2,8 @@
 
 A convolution sees a few pixels around each, so a tile that brings those along gets the whole picture's
 numbers. GroupNorm's statistics are the whole picture's: before the result is computed, a pass over the tiles
-for each norm gathers them. Whole maps are kept only where the resolution changes; at the lowest resolution, where
-attention joins all positions, nothing is tiled.
+for each norm gathers them. Whole maps are kept only where the resolution changes; at the lowest resolution,
+where attention joins all positions, nothing is tiled.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Tile:
 def decode_by_tiles(model: AutoencoderKL, latents: Tensor, tile_size: int) -> Tensor:
     """model.decode(latents) up to rounding, for one row; `tile_size` in pixels."""
     first, *segments = model.decoder.segments()
-    x = first(model.post_quant_conv(latents))
+    x: Tensor = first(model.post_quant_conv(latents))
     for depth, segment in reversed(list(enumerate(reversed(segments)))):
         x = _segment(segment, x, UP, tile_size, depth)
     return x

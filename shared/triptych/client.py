@@ -42,6 +42,15 @@ class GenerationOptions(TypedDict, total=False):
     seeds: Sequence[int]
     loras: Mapping[str, float]
     model: str
+    solver: pb2.Solver
+    sigma_schedule: pb2.SigmaSchedule
+    step_reuse: pb2.StepReuse
+    guidance_method: pb2.GuidanceMethod
+    guidance_rescale: float
+    skip_layer_guidance: pb2.SkipLayerGuidance
+    perturbed_attention_guidance: pb2.PerturbedAttentionGuidance
+    compositions: Sequence[pb2.Composition]
+    prompt_weighting: bool
     timeout: float
 
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from triptych.addresses import ListenError, claim
+from triptych.compute import keep_freed_memory
 from triptych.errors import StartError
 from triptych.interceptors import ErrorInterceptor
 from triptych.settings import ServerSettings
@@ -127,6 +128,7 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
 
     `name` is what log lines start with, e.g. "denoiser".
     """
+    keep_freed_memory()
     _log_to_stderr(name, settings.log_level)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines repeat, less clearly, what is logged here
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while loading, there is nothing to save

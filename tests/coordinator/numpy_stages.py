@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from triptych.v1.text_encoder_pb2_grpc import (
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceServicer, add_VaeCodecServiceServicer_to_server
 
 MODEL = "numpy-model"
-CHANNELS, DOWNSCALE, WIDTH = 4, 8, 6
+CHANNELS, DOWNSCALE, WIDTH, LAYERS = 4, 8, 6, 4
 
 
 def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
@@ -34,6 +34,23 @@ def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
 def velocity(latents: NDArray[np.float32], sigma: float, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
     """A velocity that depends on all its arguments, the same for a sample whatever its neighbours are."""
     return latents * np.float32(0.3) + np.float32(sigma) - pooled.mean(dtype=np.float32)
+
+
+def weakened(branch: denoiser_pb2.Branch) -> np.float32:
+    """What a branch's skipped and perturbed layers leave of a velocity."""
+    skipped, perturbed = (sum(1 + layer for layer in layers) for layers in
+                          (branch.skipped_layers, branch.perturbed_layers))  # fmt: skip
+    return np.float32(1 / (1 + 0.1 * skipped + 0.01 * perturbed))
+
+
+def reuses(branch: denoiser_pb2.Branch, latents: NDArray[np.float32]) -> list[bool]:
+    """Which samples have moved from their references by at most the threshold, in the mean."""
+    reuse = branch.feature_reuse
+    if not reuse.HasField("latents"):
+        return [False] * len(latents)
+    moved = np.abs(latents - message_to_array(reuse.latents, "latents")).mean(axis=(1, 2, 3))
+    assert len(reuse.sigmas) == len(latents)
+    return [bool(change <= reuse.threshold) for change in moved]
 
 
 class TextEncoder(TextEncoderServiceServicer):
@@ -46,13 +63,18 @@ class TextEncoder(TextEncoderServiceServicer):
 
     async def Encode(self, request: Any, context: Any) -> Any:
         self.encoded += request.prompts
+        weights = request.weights or [text_encoder_pb2.PromptWeights()] * len(request.prompts)
+        weighted = zip(request.prompts, weights, strict=True)
         return text_encoder_pb2.TextEncoderServiceEncodeResponse(
-            conditionings=[self.conditioning(prompt) for prompt in request.prompts],
+            conditionings=[self.conditioning(prompt, spans.spans) for prompt, spans in weighted],
             truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
         )
 
-    def conditioning(self, prompt: str) -> text_encoder_pb2.Conditioning:
-        rng = np.random.default_rng(list(hashlib.sha256(prompt.encode()).digest()))
+    def conditioning(
+        self, prompt: str, spans: Iterable[text_encoder_pb2.WeightedSpan] = ()
+    ) -> text_encoder_pb2.Conditioning:
+        said = prompt + "".join(f"\0{prompt[s.start : s.stop]}\0{s.weight:.6g}" for s in spans)
+        rng = np.random.default_rng(list(hashlib.sha256(said.encode()).digest()))
         sequence = array_to_message(rng.standard_normal((3, WIDTH), np.float32))
         pooled = array_to_message(rng.standard_normal(WIDTH, np.float32))
         digest = conditioning_digest(sequence, pooled)
@@ -66,6 +88,7 @@ class TextEncoder(TextEncoderServiceServicer):
             max_prompts=2,
             max_prompt_bytes=1000,
             tokens=3,
+            weighting=True,
         )
 
 
@@ -80,10 +103,12 @@ class Denoiser(DenoiserServiceServicer):
         self.pooled: dict[bytes, NDArray[np.float32]] = {}
         self.predictions = 0
         self.rows = 0
+        self.branches: list[int] = []
         self.uploads = 0
         self.guidance_embedded = False
         self.guidance_scales: list[list[float]] = []
         self.loras: list[dict[str, float]] = []
+        self.references: list[list[denoiser_pb2.FeatureReuse]] = []
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
@@ -98,15 +123,23 @@ class Denoiser(DenoiserServiceServicer):
             raise missing_conditioning(missing)
         self.guidance_scales.append(list(request.guidance_scales))
         latents = message_to_array(request.latents, "latents")
-        if len(latents) > 3:
-            raise invalid_argument(("latents", "at most 3 samples"))
+        if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
+            raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
+        reused = [reuses(branch, latents) for branch in request.branches]
         velocities = [
-            [velocity(*row) for row in zip(latents, request.sigmas, self._branch(branch), strict=True)]
-            for branch in request.branches
+            [
+                velocity(*row) * weakened(branch) * np.float32(0.9 if again else 1)
+                for *row, again in zip(latents, request.sigmas, self._branch(branch), rows, strict=True)
+            ]
+            for branch, rows in zip(request.branches, reused, strict=True)
         ]
-        self.rows += len(wanted)
+        self.branches.append(len(request.branches))
+        self.rows += len(wanted) - sum(map(sum, reused))
+        self.references.append([branch.feature_reuse for branch in request.branches])
         return denoiser_pb2.PredictResponse(
-            velocities=array_to_message(np.array(velocities, np.float32)), fingerprint="denoiser-fingerprint"
+            velocities=array_to_message(np.array(velocities, np.float32)),
+            fingerprint="denoiser-fingerprint",
+            reused=[again for rows in reused for again in rows],
         )
 
     def _branch(self, branch: denoiser_pb2.Branch) -> list[NDArray[np.float32]]:
@@ -129,6 +162,7 @@ class Denoiser(DenoiserServiceServicer):
             pooled_projection_dim=WIDTH,
             max_samples=3,
             max_branches=2,
+            num_layers=LAYERS,
             guidance_embedded=self.guidance_embedded,
             loras=["ink", "oil paint"],
         )

@@ -70,8 +70,26 @@ async def test_a_denoiser_that_takes_guidance_otherwise_does_not_fit(embedded: H
         await embedded.images("a cat")
 
 
+async def test_an_embedded_scale_and_a_weakened_model_work_together(embedded: House) -> None:
+    slg = {"layers": [1], "start": 0, "stop": 1}
+    answer = await embedded.images("a cat", skip_layer_guidance=slg, guidance_rescale=0.5)
+    assert embedded.denoiser.guidance_scales == [[3.5]] * 3
+    assert answer.finished.rows == 1 + 2 + 2
+    assert embedded.text_encoder.encoded == ["a cat"]
+
+
 async def test_a_negative_prompt_that_no_step_uses_is_said(house: House) -> None:
     idle = await house.images("a cat", negative_prompts=["mud"], guidance_scale=1)
     assert list(idle.warnings) == ["the negative prompt changes nothing: guidance_scale 1 is no guidance"]
     used = await house.images("a cat", negative_prompts=["mud"], guidance_scale=2)
+    assert not used.warnings
+
+
+async def test_a_weakened_model_that_no_step_needs_is_said(house: House) -> None:
+    idle = await house.images("a cat", skip_layer_guidance={"layers": [1]})
+    assert list(idle.warnings) == [
+        "guidance by the model without layers 1 changes nothing: of the 3 steps none is between start 0.01"
+        " and stop 0.2"
+    ]
+    used = await house.images("a cat", skip_layer_guidance={"layers": [1], "stop": 1})
     assert not used.warnings

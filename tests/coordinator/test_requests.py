@@ -10,7 +10,18 @@ from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import GuidanceInput, GuidanceSchedule
+from triptych_coordinator.guidance import (
+    AdaptiveProjected,
+    ClassifierFree,
+    Composition,
+    GuidanceInput,
+    GuidanceOptions,
+    GuidanceSchedule,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+    ZeroStar,
+)
+from triptych_coordinator.prompt_weighting import Span, WeightedText
 from triptych_coordinator.requests import (
     Limits,
     Lora,
@@ -18,6 +29,7 @@ from triptych_coordinator.requests import (
     parameters_from_message,
     parameters_to_message,
 )
+from triptych_coordinator.sampling_options import Choice, SamplingOptions
 
 LIMITS = Limits(
     model="small",
@@ -31,6 +43,8 @@ LIMITS = Limits(
     max_prompt_bytes=100,
     default_num_inference_steps=28,
     default_guidance_scale=5.0,
+    num_layers=6,
+    prompt_weighting=True,
     guidance=GuidanceInput.BRANCHES,
     loras=("ink", "oil paint"),
 )
@@ -125,6 +139,54 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
     assert parameters_from_message(message, LIMITS) == parameters
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"solver": {"heun": {}}},
+        {"solver": {"euler_ancestral": {"eta": 0.3}}, "sigma_schedule": {"karras": {"rho": 5}}},
+        {"solver": {"stochastic_euler": {}}, "step_reuse": {"guidance": {"every": 3}}},
+        {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
+        {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
+        {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
+        {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
+    ],
+)
+def test_the_sampling_with_its_defaults_says_the_same_again(fields: dict[str, Any]) -> None:
+    parameters = parsed(**fields)
+    message = parameters_to_message(parameters)
+    assert message.HasField("solver")
+    assert message.HasField("sigma_schedule")
+    assert message.HasField("step_reuse")
+    assert parameters_from_message(message, LIMITS) == parameters
+
+
+def test_a_request_that_chooses_nothing_gets_euler_on_the_checkpoint_s_levels() -> None:
+    assert parsed().sampling == SamplingOptions(Choice("euler"), Choice("checkpoint"), Choice("none"))
+    assert parsed(solver={}, sigma_schedule={}, step_reuse={}).sampling == parsed().sampling
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
+def test_solvers_over_lambda_get_linear_levels_unless_told_otherwise(solver: str) -> None:
+    assert parsed(solver={solver: {}}).sampling.sigma_schedule == Choice("linear")
+    told = parsed(solver={solver: {}}, sigma_schedule={"checkpoint": {}})
+    assert told.sampling.sigma_schedule == Choice("checkpoint")
+
+
+def test_parameters_that_are_left_out_are_the_usual_ones() -> None:
+    assert parsed(solver={"euler_ancestral": {}}).sampling.solver.parameters == {"eta": 1}
+    assert parsed(solver={"euler_ancestral": {"eta": 0}}).sampling.solver.parameters == {"eta": 0}
+    assert parsed(sigma_schedule={"karras": {}}).sampling.sigma_schedule.parameters == {"rho": 7}
+    assert parsed(step_reuse={"guidance": {}}).sampling.reuse.parameters == {"every": 2}
+
+
+def test_a_list_of_sigmas_decides_the_number_of_steps() -> None:
+    for sigmas in ([1, 0.7, 0.1], [1, 0.7, 0.1, 0]):
+        parameters = parsed(sigma_schedule={"explicit": {"sigmas": sigmas}})
+        assert parameters.num_inference_steps == 3
+        assert parameters.sampling.sigma_schedule.parameters == {"sigmas": (1, 0.7, 0.1, 0)}
+    assert parsed(sigma_schedule={"explicit": {"sigmas": [1, 0.5]}}, num_inference_steps=2) is not None
+
+
 def test_numbers_are_those_the_client_wrote() -> None:
     parameters = parsed(guidance_scale=7.1, guidance_schedule={"interval": {"start": 0.3, "stop": 0.7}})
     assert parameters.guidance_scale == 7.1
@@ -179,11 +241,170 @@ def test_numbers_are_those_the_client_wrote() -> None:
             "guidance_schedule.interval.stop",
             "at least start (0.6)",
         ),
+        (
+            {"guidance_schedule": {"explicit": {"scales": [1.0, 2.0]}}},
+            "guidance_schedule.explicit.scales",
+            "one per step (28), not 2",
+        ),
+        (
+            {"num_inference_steps": 2, "guidance_schedule": {"explicit": {"scales": [1.0, -2.0]}}},
+            "guidance_schedule.explicit.scales[1]",
+            "0 to 100",
+        ),
+        (
+            {
+                "num_inference_steps": 1,
+                "guidance_scale": 3.0,
+                "guidance_schedule": {"explicit": {"scales": [1.0]}},
+            },
+            "guidance_scale",
+            "must not be set",
+        ),
+        ({"guidance_rescale": 1.5}, "guidance_rescale", "0 to 1"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale", "not nan"),
+        (
+            {"guidance_method": {"adaptive_projected": {"momentum": -1.5}}},
+            "guidance_method.adaptive_projected.momentum",
+            "-1 to 1",
+        ),
+        (
+            {"guidance_method": {"adaptive_projected": {"norm_threshold": -1}}},
+            "guidance_method.adaptive_projected.norm_threshold",
+            "0 to 10000",
+        ),
+        (
+            {"guidance_method": {"adaptive_projected": {"eta": 11}}},
+            "guidance_method.adaptive_projected.eta",
+            "-10 to 10",
+        ),
+        (
+            {"guidance_method": {"zero_star": {"zero_init_steps": 28}}},
+            "guidance_method.zero_star.zero_init_steps",
+            "0 to 27, not 28",
+        ),
+        (
+            {"num_inference_steps": 1, "guidance_method": {"zero_star": {}}},
+            "guidance_method.zero_star.zero_init_steps",
+            "at least one of the 1 steps: 0 to 0, not 1",
+        ),
+        ({"skip_layer_guidance": {}}, "skip_layer_guidance.layers", "at least one layer"),
+        ({"skip_layer_guidance": {"layers": [1, 1]}}, "skip_layer_guidance.layers", "none twice"),
+        ({"skip_layer_guidance": {"layers": [0, 6]}}, "skip_layer_guidance.layers[1]", "0 to 5, not 6"),
+        ({"skip_layer_guidance": {"layers": [-1]}}, "skip_layer_guidance.layers[0]", "0 to 5, not -1"),
+        (
+            {"skip_layer_guidance": {"layers": [1], "start": 0.5}},
+            "skip_layer_guidance.stop",
+            "at least start (0.5), not 0.2",
+        ),
+        (
+            {"perturbed_attention_guidance": {"layers": [1], "scale": 101}},
+            "perturbed_attention_guidance.scale",
+            "0 to 100",
+        ),
+        (
+            {"perturbed_attention_guidance": {"layers": [9]}},
+            "perturbed_attention_guidance.layers[0]",
+            "0 to 5, not 9",
+        ),
+        ({"compositions": [{}]}, "compositions[0].prompts", "1 to 8"),
+        ({"compositions": [{"prompts": [{"prompt": "a"}] * 9}]}, "compositions[0].prompts", "1 to 8"),
+        ({"compositions": [{"prompts": [{}]}]}, "compositions[0].prompts[0].prompt", "empty"),
+        (
+            {"compositions": [{"prompts": [{"prompt": "x" * 101}]}]},
+            "compositions[0].prompts[0].prompt",
+            "at most 100 bytes",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "a", "weight": float("inf")}]}]},
+            "compositions[0].prompts[0].weight",
+            "-10 to 10",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "a"}], "prompt_weight": 11}]},
+            "compositions[0].prompt_weight",
+            "-10 to 10",
+        ),
+        ({"compositions": [{}, {}]}, "compositions", "one per prompt (1)"),
+        (
+            {
+                "prompts": ["a", "b"],
+                "compositions": [{"prompts": [{"prompt": "c"}]}, {"prompts": [{"prompt": "d"}] * 2}],
+            },
+            "compositions",
+            "the same number of prompts",
+        ),
+        ({"prompts": ["a (b:11)"], "prompt_weighting": True}, "prompts[0]", "weight 11; allowed are -10"),
+        ({"prompts": ["()"], "prompt_weighting": True}, "prompts[0]", "between its brackets"),
+        ({"prompts": ["(" * 65], "prompt_weighting": True}, "prompts[0]", "more than 64 brackets"),
+        (
+            {"negative_prompts": ["(" * 26 + "b"], "prompt_weighting": True},
+            "negative_prompts[0]",
+            "weight 11.9",
+        ),
+        (
+            {"compositions": [{"prompts": [{"prompt": "[]"}]}], "prompt_weighting": True},
+            "compositions[0].prompts[0].prompt",
+            "between its brackets",
+        ),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": -3}, "num_images_per_prompt", "at least 1"),
         ({"num_images_per_prompt": 7}, "num_images_per_prompt", "at most 6"),
         ({"num_images_per_prompt": 2**31 - 1}, "num_images_per_prompt", "at most 6"),
         ({"num_images_per_prompt": 3, "seeds": [1, 2]}, "seeds", "one per picture (3), not 2"),
+        ({"solver": {"euler_ancestral": {"eta": 1.5}}}, "solver.euler_ancestral.eta", "0 to 1"),
+        (
+            {"solver": {"stochastic_euler": {"noise_fraction": float("nan")}}},
+            "solver.stochastic_euler.noise_fraction",
+            "0 to 1",
+        ),
+        ({"solver": {"adaptive": {"absolute_tolerance": 0}}}, "solver.adaptive.absolute_tolerance", "to 1"),
+        ({"sigma_schedule": {"karras": {"rho": 0}}}, "sigma_schedule.karras.rho", "1 to 100"),
+        ({"sigma_schedule": {"beta": {"alpha": 0.01}}}, "sigma_schedule.beta.alpha", "0.1 to 10"),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": []}}},
+            "sigma_schedule.explicit.sigmas",
+            "at least one level above 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [0]}}},
+            "sigma_schedule.explicit.sigmas",
+            "at least one level above 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1 - i / 300 for i in range(201)]}}},
+            "sigma_schedule.explicit.sigmas",
+            "1 to 200 steps, not 201",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0.5, 0.5]}}},
+            "sigma_schedule.explicit.sigmas[2]",
+            "below the level before, 0.5",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0, 0.5]}}},
+            "sigma_schedule.explicit.sigmas[2]",
+            "below the level before, 0",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1.5, 1]}}},
+            "sigma_schedule.explicit.sigmas[0]",
+            "0 to 1, not 1.5",
+        ),
+        (
+            {"sigma_schedule": {"explicit": {"sigmas": [1, 0.5]}}, "num_inference_steps": 3},
+            "num_inference_steps",
+            "left out or 2",
+        ),
+        ({"step_reuse": {"guidance": {"every": 1}}}, "step_reuse.guidance.every", "2 to 20"),
+        ({"step_reuse": {"extrapolation": {"every": 21}}}, "step_reuse.extrapolation.every", "2 to 20"),
+        ({"step_reuse": {"features": {"threshold": 0}}}, "step_reuse.features.threshold", "0.001 to 1"),
+        (
+            {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
+            "guidance_method.adaptive_projected.momentum",
+            "must be 0 with the adaptive solver",
+        ),
+        ({"solver": {"adaptive": {}}, "step_reuse": {"guidance": {}}}, "step_reuse", "adaptive"),
+        ({"solver": {"lcm": {}}, "step_reuse": {"extrapolation": {}}}, "step_reuse.extrapolation", "lcm"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], field: str, says: str) -> None:
@@ -238,3 +459,104 @@ def test_an_unknown_model_is_not_found() -> None:
         parsed(model="big")
     assert raised.value.code is grpc.StatusCode.NOT_FOUND
     assert parsed(model="small") is not None
+
+
+CHOSEN: dict[str, tuple[dict[str, Any], GuidanceOptions]] = {
+    "nothing": ({}, GuidanceOptions()),
+    "classifier-free": ({"guidance_method": {"classifier_free": {}}}, GuidanceOptions(ClassifierFree())),
+    "APG as it is": (
+        {"guidance_method": {"adaptive_projected": {}}},
+        GuidanceOptions(AdaptiveProjected(0.0, 15.0, -0.5)),
+    ),
+    "APG": (
+        {"guidance_method": {"adaptive_projected": {"eta": 0.3, "norm_threshold": 0, "momentum": 0}}},
+        GuidanceOptions(AdaptiveProjected(0.3, 0.0, 0.0)),
+    ),
+    "CFG-Zero* as it is": ({"guidance_method": {"zero_star": {}}}, GuidanceOptions(ZeroStar(1))),
+    "CFG-Zero*": ({"guidance_method": {"zero_star": {"zero_init_steps": 0}}}, GuidanceOptions(ZeroStar(0))),
+    "rescale": ({"guidance_rescale": 0.7}, GuidanceOptions(rescale=0.7)),
+    "SLG as it is": (
+        {"skip_layer_guidance": {"layers": [3, 1]}},
+        GuidanceOptions(skip_layers=SkipLayerGuidance((1, 3), 2.8, 0.01, 0.2)),
+    ),
+    "SLG and PAG": (
+        {
+            "skip_layer_guidance": {"layers": [2], "scale": 1.1, "start": 0, "stop": 0.3},
+            "perturbed_attention_guidance": {"layers": [0], "scale": 0.7, "stop": 0.5},
+        },
+        GuidanceOptions(
+            skip_layers=SkipLayerGuidance((2,), 1.1, 0.0, 0.3),
+            perturbed_attention=PerturbedAttentionGuidance((0,), 0.7, 0.0, 0.5),
+        ),
+    ),
+    "one composition for all prompts": (
+        {"compositions": [{"prompts": [{"prompt": "c"}, {"prompt": "d", "weight": -0.3}]}]},
+        GuidanceOptions(compositions=(Composition(("c", "d"), (1.0, -0.3)),) * 2),
+    ),
+    "a composition per prompt": (
+        {
+            "compositions": [
+                {"prompts": [{"prompt": "c", "weight": 0.1}], "prompt_weight": 0.9},
+                {"prompts": [{"prompt": "d"}]},
+            ]
+        },
+        GuidanceOptions(compositions=(Composition(("c",), (0.1,), 0.9), Composition(("d",), (1.0,)))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "options"), CHOSEN.values(), ids=CHOSEN)
+def test_guidance_is_as_chosen_and_says_so_again(fields: dict[str, Any], options: GuidanceOptions) -> None:
+    parameters = parsed(prompts=["a", "b"], **fields)
+    assert parameters.guidance == options
+    assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+def test_an_explicit_schedule_says_the_same_again() -> None:
+    schedule = {"explicit": {"scales": [7.1, 0.0, 3.3]}}
+    parameters = parsed(num_inference_steps=3, guidance_schedule=schedule)
+    assert parameters.guidance_scales() == [7.1, 0.0, 3.3]
+    message = parameters_to_message(parameters)
+    assert not message.HasField("guidance_scale")
+    assert parameters_from_message(message, LIMITS) == parameters
+
+
+def test_a_model_whose_layers_cannot_be_skipped_is_said_so() -> None:
+    message = pb.GenerationParameters(prompts=["a"], skip_layer_guidance={"layers": [0]})
+    with pytest.raises(TriptychError, match="skip_layer_guidance: the served model's layers cannot"):
+        parameters_from_message(message, replace(LIMITS, num_layers=0))
+
+
+def test_marks_are_text_unless_weights_are_asked_for() -> None:
+    assert parsed(prompts=["(a:2) b"]).weighted("(a:2) b") == WeightedText("(a:2) b")
+    parameters = parsed(prompts=["(a:2) b"], prompt_weighting=True)
+    assert parameters.weighted("(a:2) b") == WeightedText("a b", (Span(0, 1, 2.0),))
+    assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+def test_weights_are_refused_where_the_text_encoder_has_none() -> None:
+    message = pb.GenerationParameters(prompts=["a"], prompt_weighting=True)
+    with pytest.raises(TriptychError, match="prompt_weighting: is not possible with the served model"):
+        parameters_from_message(message, replace(LIMITS, prompt_weighting=False))
+
+
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_method", {"adaptive_projected": {}}),
+        ("guidance_method", {"zero_star": {}}),
+        ("compositions", [{"prompts": [{"prompt": "a dog"}]}]),
+        ("guidance_rescale", 0.5),
+        ("negative_prompts", ["a dog"]),
+    ],
+)
+def test_what_needs_a_second_branch_is_refused_where_guidance_is_distilled(
+    limits: Limits, field: str, value: Any
+) -> None:
+    assert set(wrong(limits, **{field: value})) == {field}
+
+
+def test_a_distilled_model_may_be_weakened_and_that_rescaled() -> None:
+    skip = {"layers": [1, 2]}
+    assert parsed(EMBEDDED, skip_layer_guidance=skip, guidance_rescale=0.5).guidance.rescale == 0.5

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import GuidanceSchedule, classifier_free_guidance
-from triptych_coordinator.noise import randn
-from triptych_coordinator.sampler import Digests, Guided, sample
+from triptych_coordinator.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
+from triptych_coordinator.noise import NoiseStream, randn
+from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
 from triptych_coordinator.solvers import Latents, euler
 
@@ -23,11 +23,15 @@ class AnalyticDenoiser:
         self.guidance: list[float | None] = []
 
     async def predict(
-        self, latents: Latents, sigma: np.float32, branches: Sequence[Digests], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: np.float32,
+        branches: Sequence[Branch],
+        guidance: float | None,
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
         self.guidance.append(guidance)
-        rates = np.array([[digest[0] for digest in digests] for digests in branches], np.float32)
+        rates = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
         return rates[..., None, None, None] * np.float32(np.log(2)) * latents
 
 
@@ -40,7 +44,8 @@ async def sampled(
 
 async def last_latents(denoiser: AnalyticDenoiser, latents: Latents, guided: Guided) -> Latents:
     sigmas = FlowSchedule(3.0).sigmas(len(guided.scales), image_tokens=1)
-    return [x async for _step, _sigma, x in sample(denoiser, latents, sigmas, guided, euler)][-1]
+    solution = euler(latents, sigmas, NoiseStream(latents.shape[1:], [0] * len(latents)))
+    return [reached.latents async for _step, reached in sample(denoiser, solution, guided)][-1]
 
 
 def noise(*seeds: int) -> Latents:
@@ -57,9 +62,8 @@ async def test_euler_is_of_first_order() -> None:
 async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
     sigmas = FlowSchedule(3.0).sigmas(4, image_tokens=1)
     guided = Guided([PROMPT], [NEGATIVE], [1.0] * 4)
-    told = [
-        (step, sigma) async for step, sigma, _ in sample(AnalyticDenoiser(), noise(1), sigmas, guided, euler)
-    ]
+    solution = euler(noise(1), sigmas, NoiseStream((4, 2, 2), [1]))
+    told = [(step, sigma) async for step, (_, sigma) in sample(AnalyticDenoiser(), solution, guided)]
     assert [step for step, _ in told] == [1, 2, 3, 4]
     assert [sigma for _, sigma in told] == sigmas[1:].tolist()
     assert told[-1][1] == 0

@@ -19,6 +19,7 @@ from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.solvers import SOLVERS
 
 
 @contextmanager
@@ -123,6 +124,46 @@ async def test_a_picture_says_how_it_was_made(house: House) -> None:
         record = json.loads(png.info["triptych"])
     assert (record["seed"], record["width"], record["model"]) == (9, 96, MODEL)
     assert record["fingerprints"]["denoiser"] == ["denoiser-fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "evaluations", "rows", "reused"),
+    [
+        ({}, 6, 12, 0),
+        ({"solver": {"heun": {}}}, 10, 20, 0),
+        ({"step_reuse": {"guidance": {"every": 3}}}, 6, 8, 4),
+        ({"step_reuse": {"extrapolation": {"every": 2}}}, 4, 8, 4),
+        ({"step_reuse": {"features": {"threshold": 1}}}, 6, 6, 6),
+        ({"step_reuse": {"features": {"threshold": 0.001}}}, 6, 12, 0),
+    ],
+)
+async def test_finished_says_what_was_computed_and_what_was_saved(
+    house: House, fields: dict[str, Any], evaluations: int, rows: int, reused: int
+) -> None:
+    finished = (await house.images("a cat", "a dog", guidance_scale=4, **fields)).finished
+    assert (finished.evaluations, finished.rows, finished.reused_rows) == (evaluations, rows, reused)
+    assert house.denoiser.rows == rows
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+async def test_every_solver_makes_the_picture_that_its_seed_gives_alone(house: House, solver: str) -> None:
+    fields: dict[str, Any] = {"solver": {solver: {}}, "sigma_schedule": {"karras": {}}}
+    batch = await house.images("a cat", num_images_per_prompt=2, seeds=[1], **fields)
+    (alone,) = (await house.images("a cat", seeds=[2], **fields)).images
+    assert alone.png == batch.images[1].png
+    with Image.open(io.BytesIO(alone.png), formats=["PNG"]) as png:
+        png.load()
+        record = json.loads(png.info["triptych"])
+    assert list(record["solver"]) == [solver]
+    assert record["sigma_schedule"] == {"karras": {"rho": 7.0}}
+
+
+async def test_an_explicit_list_decides_steps_and_levels(house: House) -> None:
+    schedule = {"explicit": {"sigmas": [1, 0.5]}}
+    parameters = pb.GenerationParameters(prompts=["a cat"], sigma_schedule=schedule)
+    call = house.stub.Generate(pb.GenerateRequest(parameters=parameters))
+    steps = [event.step_completed async for event in call if kind(event) == "step_completed"]
+    assert [(s.step, s.num_steps, s.sigma) for s in steps] == [(1, 2, 0.5), (2, 2, 0)]
 
 
 async def test_guidance_of_one_encodes_and_computes_the_prompt_alone(house: House) -> None:
@@ -321,3 +362,70 @@ class TestWithoutRoomForConditioning:
         first = await house.images("a cat", seeds=[1])
         assert list((await house.images("a cat", seeds=[1])).images) == list(first.images)
         assert house.text_encoder.encoded.count("a cat") == 2
+
+
+EVERYTHING: dict[str, Any] = {
+    "guidance_scale": 4.0,
+    "guidance_method": {"adaptive_projected": {"eta": 0.3, "norm_threshold": 2.0}},
+    "guidance_rescale": 0.7,
+    "skip_layer_guidance": {"layers": [1, 2], "start": 0, "stop": 0.5},
+    "perturbed_attention_guidance": {"layers": [0]},
+    "compositions": [{"prompts": [{"prompt": "a hat", "weight": 0.5}, {"prompt": "fog", "weight": -0.3}]}],
+}
+
+
+async def test_with_every_guidance_a_picture_of_a_batch_is_the_one_its_seed_gives_alone(house: House) -> None:
+    batch = await house.images("a cat", "a dog", num_images_per_prompt=2, seeds=[1], **EVERYTHING)
+    for k, image in enumerate(batch.images):
+        prompt = ("a cat", "a dog")[k // 2]
+        (alone,) = (await house.images(prompt, seeds=[1 + k], **EVERYTHING)).images
+        assert alone.png == image.png
+
+
+@pytest.mark.parametrize("option", sorted(EVERYTHING.keys() - {"guidance_scale"}))
+async def test_every_guidance_changes_the_picture(house: House, option: str) -> None:
+    chosen = {"guidance_scale": 4.0, option: EVERYTHING[option]}
+    plain = await house.images("a cat", seeds=[1], guidance_scale=4.0)
+    assert (await house.images("a cat", seeds=[1], **chosen)).images[0].png != plain.images[0].png
+
+
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({"guidance_scale": 1.0}, [1, 1, 1, 1, 1, 1]),
+        ({"guidance_schedule": {"interval": {"start": 0.34, "stop": 0.7}}}, [1, 1, 2, 2, 1, 1]),
+        ({"guidance_schedule": {"explicit": {"scales": [2, 1, 1, 3, 1, 0]}}}, [2, 1, 1, 2, 1, 2]),
+        ({"guidance_method": {"zero_star": {"zero_init_steps": 2}}}, [0, 0, 2, 2, 2, 2]),
+        ({"skip_layer_guidance": {"layers": [1], "stop": 0.5}}, [2, 3, 3, 2, 2, 2]),
+        ({"perturbed_attention_guidance": {"layers": [1], "start": 0.5}}, [2, 2, 2, 3, 3, 3]),
+        (
+            {"guidance_scale": 1.0, "perturbed_attention_guidance": {"layers": [1], "stop": 0.5}},
+            [2, 2, 2, 1, 1, 1],
+        ),
+        ({"guidance_scale": 1.0, "compositions": [{"prompts": [{"prompt": "b"}] * 2}]}, [4] * 6),
+    ],
+)
+async def test_a_branch_that_a_step_does_not_need_is_not_computed(
+    house: House, fields: dict[str, Any], rows: list[int]
+) -> None:
+    answer = await house.images("a cat", num_inference_steps=6, **fields)
+    assert answer.finished.rows == house.denoiser.rows == sum(rows)
+    in_calls_of_two = [min(2, count - start) for count in rows for start in range(0, count, 2)]
+    assert house.denoiser.branches == in_calls_of_two
+
+
+async def test_weights_of_a_prompt_reach_the_text_encoder(house: House) -> None:
+    plain = await house.images("a red hat", seeds=[1])
+    weighted = await house.images("a (red:1.3) hat", seeds=[1], prompt_weighting=True)
+    assert house.text_encoder.encoded == ["a red hat", "", "a red hat"]
+    assert weighted.images[0].png != plain.images[0].png
+    assert weighted.images[0].prompt == "a (red:1.3) hat"
+    escaped = await house.images(r"a \(red\) hat", seeds=[1], prompt_weighting=True)
+    text = await house.images("a (red) hat", seeds=[1])
+    assert house.text_encoder.encoded[3:] == ["a (red) hat"]
+    assert pixels(escaped) == pixels(text)
+
+
+def pixels(answer: pb.GenerateImagesResponse) -> bytes:
+    with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as image:
+        return image.tobytes()

@@ -8,12 +8,11 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from torch import Tensor
 
 from triptych.errors import TriptychError, retry_after_seconds
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.predictor import Row
+from triptych_denoiser.predictor import Row, Velocities
 
 CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 
@@ -36,14 +35,14 @@ class HeldPredictor:
     def release(self, passes: int = 100) -> None:
         self._permits.release(passes)
 
-    def predict(self, rows: Sequence[Row]) -> Tensor:
+    def predict(self, rows: Sequence[Row]) -> Velocities:
         self.passes.append([row.latents.max().item() for row in rows])
         self.threads.add(threading.current_thread().name)
         assert self._permits.acquire(timeout=10)
         if self.error:
             error, self.error = self.error, None
             raise error
-        return torch.stack([row.latents for row in rows])
+        return Velocities(torch.stack([row.latents for row in rows]), [False] * len(rows))
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ async def test_rows_that_wait_together_run_together(batcher: Batcher, predictor:
     assert predictor.passes == [[1], [2, 3, 4]]
     assert [p.velocities.amax((1, 2, 3)).tolist() for p in predictions] == [[1], [2, 3], [4]]
     assert predictions[2].queue_seconds >= 0.01
-    assert predictor.threads == {"denoiser_0"}
+    assert predictor.threads == {"compute_0"}
 
 
 async def test_the_longest_waiting_row_says_the_shape_of_a_pass(
@@ -91,6 +90,20 @@ async def test_the_longest_waiting_row_says_the_shape_of_a_pass(
     await asyncio.gather(*calls)
 
     assert predictor.passes == [[1], [2, 4], [3, 5], [6]]
+
+
+async def test_rows_of_a_weakened_model_share_a_pass_with_their_like_alone(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    latents = [row(name).latents for name in range(6)]
+    layers = [{}, {"skipped_layers": (7, 8)}, {}, {"skipped_layers": (7,)}, {"perturbed_layers": (7,)},
+              {"skipped_layers": (7, 8)}]  # fmt: skip
+    rows = [Row(each, 0.5, CONDITIONING, **weak) for each, weak in zip(latents, layers, strict=True)]
+    predictor.release()
+    prediction = await batcher.predict(rows)
+
+    assert predictor.passes == [[0, 2], [1, 5], [3], [4]]
+    assert prediction.velocities.amax((1, 2, 3)).tolist() == list(range(6))
 
 
 async def test_a_call_with_more_rows_than_a_pass_gets_them_all_in_order(

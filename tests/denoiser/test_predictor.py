@@ -1,6 +1,7 @@
 """What the predictor promises about rows that share a pass."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.transformer import Inputs, Transformer
-from triptych_denoiser.predictor import Predictor, Row, create_predictor, rows_are_independent
+from triptych_denoiser.predictor import Predictor, Row, Velocities, create_predictor, rows_are_independent
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,8 @@ class CompanyMatters(Predictor):
 
     def predict(self, rows):  # type: ignore[no-untyped-def]
         """The velocities, off by a little."""
-        return super().predict(rows) + 1e-6 * (len(rows) - 1)
+        velocities, reused = super().predict(rows)
+        return Velocities(velocities + 1e-6 * (len(rows) - 1), reused)
 
 
 def test_the_probe_sees_a_difference_of_the_last_bits(model: Transformer) -> None:
@@ -73,10 +75,11 @@ def family(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path
     return load_transformer(open_checkpoint(str(folder)), "cpu", torch.float32)
 
 
-def smallest_row(inputs: Inputs) -> Row:
-    """One token of an image, one of text."""
-    sequence, pooled = torch.randn(1, inputs.joint_attention_dim), torch.randn(inputs.pooled_projection_dim)
-    return Row(torch.randn(inputs.channels, 2, 2), 0.5, Conditioning(sequence, pooled, 1), guidance=3.5)
+def row_of(inputs: Inputs, size: int, tokens: int, sigma: float = 0.5) -> Row:
+    """A random row: an image of size x size latent pixels, text of so many tokens."""
+    sequence = torch.randn(tokens, inputs.joint_attention_dim)
+    conditioning = Conditioning(sequence, torch.randn(inputs.pooled_projection_dim), 1)
+    return Row(torch.randn(inputs.channels, size, size), sigma, conditioning, guidance=3.5)
 
 
 def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
@@ -92,7 +95,7 @@ def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     for count in (1, 2, 3):
-        rows = [smallest_row(family.inputs) for _ in range(count)]
+        rows = [row_of(family.inputs, 2, 1) for _ in range(count)]
         Predictor(family, CPU, torch.float32, 3).predict(rows)
     assert set(products) == {(2, True, True)}
 
@@ -100,3 +103,22 @@ def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_rows_of_every_family_share_passes(family: Transformer) -> None:
     assert create_predictor(family, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"skipped_layers": (0,)},
+        {"perturbed_layers": (0, 1)},
+        {"skipped_layers": (1,), "perturbed_layers": (0,)},
+    ],
+)
+def test_rows_of_a_weakened_model_have_the_same_bits_alone_and_in_company(
+    family: Transformer, layers: dict[str, tuple[int, ...]]
+) -> None:
+    predictor = Predictor(family, CPU, torch.float32, 4)
+    rows = [row_of(family.inputs, 8, 5, sigma=0.1 + k / 5) for k in range(4)]
+    weakened = [replace(row, **layers) for row in rows]
+    together = predictor.predict(weakened).velocities
+    assert torch.equal(together, torch.cat([predictor.predict([row]).velocities for row in weakened]))
+    assert not torch.isclose(together, predictor.predict(rows).velocities).all(dim=3).any()

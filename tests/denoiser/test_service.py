@@ -60,6 +60,24 @@ async def test_velocities_are_the_models_to_the_bit(denoiser: Denoiser) -> None:
             assert torch.equal(velocities[branch, sample], expected[0])
 
 
+async def test_branches_of_a_weakened_model_are_the_models_to_the_bit(denoiser: Denoiser) -> None:
+    await put(denoiser.stub, CAT)
+    asked = request(random_latents(0), [0.5], [[CAT]] * 3)
+    asked.branches[1].skipped_layers.extend([1, 1])
+    asked.branches[2].perturbed_layers.extend([1, 0])
+
+    velocities = await predict(denoiser.stub, asked)
+
+    sequence, pooled = CAT.sequence[None, : len(CAT.sequence) - ZEROS + 1], CAT.pooled[None]
+    layers: list[dict[str, Any]] = [{}, {"skipped_layers": (1,)}, {"perturbed_layers": (0, 1)}]
+    for velocity, weakened in zip(velocities, layers, strict=True):
+        with torch.inference_mode():
+            model = denoiser.servicer._predictor.model
+            expected = model(random_latents(0), torch.tensor([0.5]), sequence, pooled, ZEROS, **weakened)
+        assert torch.equal(velocity, expected)
+    assert not torch.isclose(velocities[0], velocities[1:]).all(dim=-1).any()
+
+
 async def test_a_prompt_without_repeated_tokens_is_attended_as_it_is(denoiser: Denoiser) -> None:
     prompt = Prompt(torch.randn(7, 32), torch.randn(32))
     await put(denoiser.stub, prompt)
@@ -134,7 +152,7 @@ async def test_get_model_says_shapes_and_limits(denoiser: Denoiser, settings: De
     assert (answer.latent_channels, answer.latent_multiple) == (4, 2)
     assert (answer.max_latent_size, answer.default_latent_size) == (48, 8)
     assert (answer.joint_attention_dim, answer.pooled_projection_dim) == (32, 32)
-    assert (answer.max_samples, answer.max_branches) == (64, 4)
+    assert (answer.max_samples, answer.max_branches, answer.num_layers) == (64, 4, 2)
     assert not answer.guidance_embedded
     assert answer.model.name == "tiny"
     assert answer.model.family == "SD3Transformer2DModel"
@@ -204,6 +222,14 @@ BAD_REQUESTS = {
     "a short digest": (
         changed(branches=[BRANCH, Branch(conditioning_digests=[b"cat"])]),
         "branches[1].conditioning_digests: a digest has 32 bytes",
+    ),
+    "a layer too many": (
+        changed(branches=[BRANCH, Branch(conditioning_digests=[CAT.digest], skipped_layers=[0, 2])]),
+        "branches[1].skipped_layers: 2 is none of the 2 layers",
+    ),
+    "a negative layer": (
+        changed(branches=[Branch(conditioning_digests=[CAT.digest], perturbed_layers=[-1])]),
+        "branches[0].perturbed_layers: -1 is none of the 2 layers",
     ),
     "65 samples": (
         request(random_latents(0, samples=65), [0.5] * 65, [[CAT] * 65]),

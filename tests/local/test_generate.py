@@ -38,7 +38,13 @@ def test_size_is_width_then_height(up: Up, tmp_path: Path) -> None:
 def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
     from PIL import Image
 
-    options = ("--negative", "a dog", "--guidance", "3.5", "--guidance-schedule", "interval:0.25:0.75")
+    options = (
+        *("--negative", "a dog", "--guidance", "3.5", "--guidance-schedule", "interval:0.25:0.75"),
+        *("--solver", "euler-ancestral:0.4", "--sigma-schedule", "karras:5", "--step-reuse", "guidance:3"),
+        *("--guidance-method", "apg:0.125:9:-0.375", "--guidance-rescale", "0.625"),
+        *("--skip-layers", "1:1.75:0:0.875", "--perturb-layers", "0"),
+        *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375", "--weights"),
+    )
     result = run(
         *("generate", "a cat", "--seed", "3", "--steps", "4", *options, "-o", tmp_path / "cat.png"),
         *("--target", up.coordinator()),
@@ -46,13 +52,30 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
     assert result.status == 0, result.stderr
     with Image.open(tmp_path / "cat.png", formats=["PNG"]) as picture:
         said = json.dumps(json.loads(picture.info["triptych"]))
-    assert all(word in said for word in ('"a dog"', "3.5", "interval", "0.25", "0.75"))
+    assert '"solver": {"euler_ancestral": {"eta": 0.4}}' in said
+    assert '"sigma_schedule": {"karras": {"rho": 5.0}}' in said
+    assert '"step_reuse": {"guidance": {"every": 3}}' in said
+    words = (
+        *('"a dog"', "3.5", "interval", "0.25", "0.75", "adaptive_projected", "0.125", "9.0", "-0.375"),
+        *("0.625", "skip_layer", "1.75", "0.875", "perturbed", '"a red hat"', "-0.0625", "0.9375"),
+        "prompt_weighting",
+    )
+    assert all(word in said for word in words)
 
 
 WRONG_WORDS = {
     "files for services elsewhere": (["--target", "h:1", "--offline"], "have their own device"),
     "a size without its height": (["--size", "256"], "'256' is no size: it is WIDTHxHEIGHT"),
     "a schedule without its end": (["--guidance-schedule", "linear"], "'linear' is no guidance schedule"),
+    "an unknown solver": (["--solver", "rk45"], "'rk45' is no solver: it is euler, heun"),
+    "a solver with a number too many": (["--solver", "heun:2"], "'heun:2' is no solver"),
+    "a list of words": (["--sigma-schedule", "explicit:1,a"], "'explicit:1,a' is no sigma schedule"),
+    "a reuse of no whole number": (["--step-reuse", "guidance:1.5"], "is no reuse between steps"),
+    "an empty list of scales": (["--guidance-schedule", "list:"], "'list:' is no guidance schedule"),
+    "an unknown method": (["--guidance-method", "best"], "'best' is no guidance method: it is cfg, apg"),
+    "half of APG": (["--guidance-method", "apg:1"], "'apg:1' is no guidance method"),
+    "layers without numbers": (["--skip-layers", "all"], "'all' are no layers: they are LAYER,LAYER"),
+    "a weight of nothing": (["--prompt-weight", "2"], "weighs a prompt against those of --compose"),
     "another file format": (["-o", "cat.jpg"], "'cat.jpg' does not end in .png"),
     "a folder that is not there": (["-o", "nowhere/cat.png"], "there is no folder 'nowhere'"),
     "a negative seed": (["--seed", "-1"], "should be greater than or equal to 0"),

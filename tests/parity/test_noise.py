@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych_coordinator.noise import randn
+from triptych_coordinator.noise import NoiseStream, randn
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
@@ -33,3 +33,12 @@ def test_sizes_at_the_edges(count: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
 def test_seeds_at_the_edges(seed: int) -> None:
     assert same_bits((2, 16, 24, 18), seed)
+
+
+def test_a_stream_goes_on_as_torchs_generators_do() -> None:
+    seeds, shape = (3, 2**40 + 7), (4, 5, 7)
+    stream = NoiseStream(shape, seeds)
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    for _ in range(3):
+        expected = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        assert np.array_equal(stream(), expected.numpy())

@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
+from triptych_coordinator.noise import NoiseStream
 from triptych_coordinator.sigmas import FlowSchedule, Grid
 from triptych_coordinator.solvers import euler
 
@@ -100,8 +101,12 @@ def test_euler_steps_are_those_of_diffusers() -> None:
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 4, 6, 5), np.float32)
     reference, sigmas = torch.from_numpy(latents), FlowSchedule(3.0).sigmas(5, image_tokens=6)
-    for i, timestep in enumerate(scheduler.timesteps):
+    solution = euler(latents, sigmas, NoiseStream((4, 6, 5), [0, 1]))
+    next(solution)
+    for timestep in scheduler.timesteps:
         velocity = rng.standard_normal(latents.shape, np.float32)
-        latents = euler(latents, velocity, sigmas[i], sigmas[i + 1])
+        reached = solution.send(velocity)
         reference = scheduler.step(torch.from_numpy(velocity), timestep, reference).prev_sample
-    assert np.array_equal(latents, reference.numpy())
+        assert np.array_equal(reached.latents, reference.numpy())
+        if timestep != scheduler.timesteps[-1]:
+            solution.send(reached.latents)

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.transformers import millions, relative_error, shapes, with_random_weights
+from tests.parity.transformers import (
+    millions,
+    patches_that_a_change_of_the_first_reaches,
+    relative_error,
+    shapes,
+    with_random_weights,
+)
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.z_image import FAMILY, ZImageConfig, ZImageTransformer, checkpoint_keys
 
@@ -116,6 +122,26 @@ def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
     given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
 
     assert error(reference(SMALL), given) <= 1e-5
+
+
+@pytest.mark.parametrize("skipped", [(0,), (1,), (0, 1)])
+@torch.inference_mode()
+def test_skipped_layers_are_as_if_diffusers_had_them_not(skipped: tuple[int, ...]) -> None:
+    theirs, given = reference(SMALL), inputs(SMALL, 2, 8, 6)
+    velocity = ours(theirs)(**given, skipped_layers=skipped)
+    for layer in reversed(skipped):
+        del theirs.layers[layer]
+
+    assert relative_error(velocity, expected_velocity(theirs, given)) <= 1e-5
+
+
+@torch.inference_mode()
+def test_in_perturbed_layers_patches_do_not_see_each_other() -> None:
+    model = ours(reference(SMALL | {"n_layers": 1, "n_refiner_layers": 0}))
+    given = inputs(SMALL, 1, 8, 8)
+
+    assert patches_that_a_change_of_the_first_reaches(model, given, perturbed_layers=(0,)) == {(0, 0)}
+    assert len(patches_that_a_change_of_the_first_reaches(model, given)) == 16
 
 
 def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:

@@ -20,6 +20,17 @@ def relative_error(velocity: Tensor, expected: Tensor) -> float:
     return float((velocity - expected).abs().max() / expected.abs().max())
 
 
+def patches_that_a_change_of_the_first_reaches(
+    model: nn.Module, given: dict[str, Tensor], **layers: tuple[int, ...]
+) -> set[tuple[int, int]]:
+    """Rows and columns of the 2 x 2 patches whose velocity changes with the latents of patch (0, 0)."""
+    changed = given["latents"].clone()
+    changed[..., :2, :2] += 1
+    before, after = model(**given, **layers), model(**given | {"latents": changed}, **layers)
+    moved = (before != after).any(dim=1)[0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).any(dim=3).any(dim=1)
+    return {(row, column) for row, column in moved.nonzero().tolist()}
+
+
 def shapes(named: dict[str, Tensor]) -> dict[str, torch.Size]:
     """The shapes of named tensors."""
     return {name: tensor.shape for name, tensor in named.items()}

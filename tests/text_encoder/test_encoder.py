@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from triptych_text_encoder.encoder import EncodingCache, TextEncoder
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.recipes import Recipe
+from triptych_text_encoder.weighting import Span
 
 
 class CountingRecipe:
@@ -28,6 +30,9 @@ class CountingRecipe:
         self.begun.set()
         assert self.go_on.wait(10)
         return Encoding(torch.zeros(1, 4), torch.zeros(1), "")
+
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        return [1.0]
 
 
 @pytest.fixture
@@ -95,22 +100,23 @@ def test_the_cache_drops_what_was_used_least_lately(recipe: CountingRecipe) -> N
     cache = EncodingCache(max_bytes=45)
     encodings = {prompt: recipe.encode(prompt) for prompt in "abc"}
 
-    cache.put("a", encodings["a"])
-    cache.put("b", encodings["b"])
-    assert cache.get("a") is encodings["a"]
-    cache.put("c", encodings["c"])
+    a, b, c = ((prompt, ()) for prompt in "abc")
+    cache.put(a, encodings["a"])
+    cache.put(b, encodings["b"])
+    assert cache.get(a) is encodings["a"]
+    cache.put(c, encodings["c"])
 
-    assert cache.get("a") is encodings["a"]
-    assert cache.get("b") is None
-    assert cache.get("c") is encodings["c"]
+    assert cache.get(a) is encodings["a"]
+    assert cache.get(b) is None
+    assert cache.get(c) is encodings["c"]
 
 
 def test_the_cache_does_not_keep_what_is_larger_than_itself(recipe: CountingRecipe) -> None:
     cache = EncodingCache(max_bytes=19)
 
-    cache.put("a", recipe.encode("a"))
+    cache.put(("a", ()), recipe.encode("a"))
 
-    assert cache.get("a") is None
+    assert cache.get(("a", ())) is None
 
 
 @pytest.mark.parametrize("which", ["recipe_without_t5", "recipe_with_t5"])

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_flux import POOLED, WIDTH, flux_pipeline
 from triptych_text_encoder.recipes import Recipe
+from triptych_text_encoder.weighting import Span
 
 Load = Callable[[Path], Recipe]
 
@@ -34,6 +35,16 @@ def test_t5_stops_where_the_model_was_trained(
     assert whole.pooled.shape == (recipe.pooled_projection_dim,) == (POOLED,)
     assert (whole.truncated, cut.truncated) == ("", "red red")
     assert torch.equal(whole.sequence, cut.sequence)
+
+
+def test_weights_of_a_prompt_are_those_of_t5_tokens(folders: dict[str, Path], load: Load) -> None:
+    recipe = load(folders["dev"])
+    assert recipe.token_weights is not None
+
+    weights = recipe.token_weights("a red cat", [Span(2, 5, 1.3)])
+
+    assert len(weights) == recipe.tokens
+    assert set(weights) == {1.0, 1.3}
 
 
 def test_clip_weights_may_have_the_prefix_that_older_checkpoints_have(

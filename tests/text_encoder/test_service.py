@@ -19,9 +19,11 @@ from triptych.settings import QuantizedStageSettings, read_settings
 from triptych.tensors import message_to_torch
 from triptych.v1 import text_encoder_pb2_grpc
 from triptych.v1.text_encoder_pb2 import (
+    PromptWeights,
     TextEncoderServiceEncodeRequest,
     TextEncoderServiceEncodeResponse,
     TextEncoderServiceGetModelRequest,
+    WeightedSpan,
 )
 from triptych_text_encoder.__main__ import load
 from triptych_text_encoder.recipes import Recipe
@@ -157,3 +159,38 @@ async def test_text_with_nul_and_odd_unicode_is_encoded(stub: Any) -> None:
     prompts = ["\0", "a\0cat", "\u202e\u0301\ufeff", "\U0010ffff", "<|endoftext|>", "\r\n\t"]
 
     assert len((await encode(stub, *prompts)).conditionings) == len(prompts)
+
+
+async def test_weights_change_the_sequence_alone(stub: Any) -> None:
+    weights = [PromptWeights(), PromptWeights(spans=[WeightedSpan(start=2, stop=5, weight=1.5)])]
+    request = TextEncoderServiceEncodeRequest(prompts=["a red cat"] * 2, weights=weights)
+    plain, weighted = (await stub.Encode(request)).conditionings
+    assert plain == (await encode(stub, "a red cat")).conditionings[0]
+    assert plain.pooled == weighted.pooled
+    assert plain.digest != weighted.digest
+
+
+BAD_WEIGHTS = {
+    "for too few prompts": ([[]], "weights: 1 of them for 2 prompts"),
+    "past the end": ([[], [(1, 4, 1.0)]], "weights[1].spans[0]: 1 to 4 is no part of 0 to 3"),
+    "before the start": ([[(-1, 2, 1.0)], []], "weights[0].spans[0]: -1 to 2 is no part of 0 to 3"),
+    "empty": ([[(1, 1, 1.0)], []], "weights[0].spans[0]: 1 to 1 is no part"),
+    "overlapping": ([[(0, 2, 1.0), (1, 3, 2.0)], []], "weights[0].spans[1]: 1 to 3 is no part of 2 to 3"),
+    "too large": ([[(0, 2, 11.0)], []], "weights[0].spans[0].weight: is 11; allowed are -10 to 10"),
+    "not a number": ([[(0, 2, float("nan"))], []], "weights[0].spans[0].weight: is nan"),
+}
+
+
+@pytest.mark.parametrize(("spans", "sentence"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+async def test_weights_that_fit_no_prompt_are_refused(
+    spans: list[list[tuple[int, int, float]]], sentence: str, stub: Any
+) -> None:
+    weights = [
+        PromptWeights(spans=[WeightedSpan(start=a, stop=b, weight=w) for a, b, w in each]) for each in spans
+    ]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub.Encode(TextEncoderServiceEncodeRequest(prompts=["cat", "red"], weights=weights))
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message

@@ -36,6 +36,7 @@ def test_the_sequence_has_the_tokens_of_the_chat_and_there_is_no_pooled_vector(r
 
     assert encoding.sequence.shape == (MARKS + len("a red cat"), WIDTH)
     assert encoding.pooled.shape == (0,)
+    assert recipe.token_weights is None
 
 
 @pytest.mark.parametrize("start", ["user ", "", "<|im_start|>user\n"])

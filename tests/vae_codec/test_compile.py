@@ -33,4 +33,3 @@ async def test_a_compiled_codec_gives_the_same_pictures_and_compiles_for_no_furt
         torch.testing.assert_close(*means, rtol=1e-3, atol=1e-4)
     assert warm > 0
     assert counters["stats"]["unique_graphs"] == warm
-    await servicer.close()

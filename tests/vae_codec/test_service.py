@@ -113,7 +113,6 @@ async def test_the_limit_is_what_fits_into_a_message(settings: VaeCodecSettings)
     request = VaeCodecServiceGetModelRequest()
 
     assert (await small.GetModel(request, None)).max_pixels == 10 * 64  # type: ignore[arg-type]
-    await small.close()
 
 
 async def test_a_picture_larger_than_a_tile_is_decoded_in_tiles_and_has_another_fingerprint(
@@ -129,7 +128,6 @@ async def test_a_picture_larger_than_a_tile_is_decoded_in_tiles_and_has_another_
     assert (expected.int() - codec.decode(latents).int()).abs().max() <= 1
     assert torch.equal(message_to_torch(answers[1].pixels, "pixels"), codec.decode(small))
     assert answers[0].fingerprint != (await stub.Decode(decode_request(small))).fingerprint
-    await tiled.close()
 
 
 async def test_pictures_that_are_never_tiled_have_a_lower_limit(settings: VaeCodecSettings) -> None:
@@ -137,7 +135,6 @@ async def test_pictures_that_are_never_tiled_have_a_lower_limit(settings: VaeCod
     answer = await whole.GetModel(VaeCodecServiceGetModelRequest(), None)  # type: ignore[arg-type]
 
     assert (answer.tile_size, answer.max_pixels) == (0, 4 << 20)
-    await whole.close()
 
 
 async def assert_refused(call: Any, field: str, sentence: str) -> None:

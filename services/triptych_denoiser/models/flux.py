@@ -4,7 +4,7 @@ Architecture: Black Forest Labs, https://github.com/black-forest-labs/flux (src/
 the layout of diffusers' FluxTransformer2DModel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -102,7 +103,9 @@ class DoubleBlock(nn.Module):
         self.image_mlp = FeedForward(width)
         self.text_mlp = FeedForward(width)
 
-    def forward(self, image: Tensor, text: Tensor, embedding: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, embedding: Tensor, turns: Tensor, perturbed: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.image_modulation(embedding)
         text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
@@ -111,7 +114,8 @@ class DoubleBlock(nn.Module):
         image_qkv = self.image_attention(modulate(image, shift, scale))
         text_qkv = self.text_attention(modulate(text, text_shift, text_scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
-        attended = self.attend(rotate(q, turns), rotate(k, turns), v)
+        bias = perturbed_bias(q, slice(text.shape[1], None)) if perturbed else None
+        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
         text_attended, image_attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
 
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
@@ -135,12 +139,18 @@ class SingleBlock(nn.Module):
         self.mlp_in = Linear(width, 4 * width)
         self.out = Linear(5 * width, width)
 
-    def forward(self, tokens: Tensor, embedding: Tensor, turns: Tensor) -> Tensor:
-        """The tokens, [rows, text and image tokens, width], of those before."""
+    def forward(
+        self, tokens: Tensor, embedding: Tensor, turns: Tensor, perturbed: slice | None = None
+    ) -> Tensor:
+        """The tokens, [rows, text and image tokens, width], of those before.
+
+        perturbed: where the image's tokens are, if they are not to see each other.
+        """
         shift, scale, gate = self.modulation(embedding)
         modulated = modulate(tokens, shift, scale)
         q, k, v = self.attention(modulated)
-        attended = self.attend(rotate(q, turns), rotate(k, turns), v)
+        bias = None if perturbed is None else perturbed_bias(q, perturbed)
+        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
         mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
         return within_float16(torch.addcmul(tokens, gate, self.out(torch.cat([attended, mlp], dim=-1))))
 
@@ -194,6 +204,7 @@ class FluxTransformer(nn.Module):
             max_tokens=MAX_TOKENS,
             text_positions=True,
             guidance=self.config.guidance_embeds,
+            num_layers=self.config.num_layers + self.config.num_single_layers,
         )
 
     def forward(
@@ -203,6 +214,9 @@ class FluxTransformer(nn.Module):
         sequence: Tensor,
         pooled: Tensor,
         guidance: Tensor | None = None,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -212,6 +226,9 @@ class FluxTransformer(nn.Module):
             sequence: [rows, tokens, joint_attention_dim].
             pooled: [rows, pooled_projection_dim].
             guidance: float32 [rows], the guidance scales, if and only if the config has guidance_embeds.
+            skipped_layers: blocks that change nothing; those of one stream are counted after those of two.
+            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -221,13 +238,28 @@ class FluxTransformer(nn.Module):
         image = self.patch_embed(patchify(latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2))
         text = self.text_embed(sequence)
         turns = self.turns(text.shape[1], height // PACKING, width // PACKING).to(latents.device)
-        for block in self.double_blocks:
-            image, text = block(image, text, embedding, turns)
-        tokens = torch.cat([text, image], dim=1)
-        for block in self.single_blocks:
-            tokens = block(tokens, embedding, turns)
+
+        def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+            for index in layers:
+                if index not in skipped_layers:
+                    block, perturbed = self.double_blocks[index], index in perturbed_layers
+                    image, text = block(image, text, embedding, turns, perturbed)
+            return image, text
+
+        def others(rows: Rows) -> Tensor:
+            layers = range(1, len(self.double_blocks))
+            image, text = through(layers, first_image[rows], first_text[rows], embedding[rows])
+            tokens, image_part = torch.cat([text, image], dim=1), slice(text.shape[1], None)
+            for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
+                if index not in skipped_layers:
+                    perturbed = image_part if index in perturbed_layers else None
+                    tokens = block(tokens, embedding[rows], turns, perturbed)
+            return tokens[:, image_part]
+
+        first_image, first_text = through(range(min(1, len(self.double_blocks))), image, text, embedding)
+        image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        velocity = self.final(modulate(tokens[:, text.shape[1] :], shift, scale))
+        velocity = self.final(modulate(image, shift, scale))
         patches = velocity.unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
         return unpatchify(patches, height, width)
 

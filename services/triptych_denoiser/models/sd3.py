@@ -5,7 +5,7 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
-from triptych_denoiser.models.transformer import Inputs
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, Rows, no_reuse
 
 MAX_TOKENS = 2048
 
@@ -103,7 +104,7 @@ class JointBlock(nn.Module):
         self.text_mlp = None if last else FeedForward(width)
 
     def forward(
-        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None
+        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None, perturbed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(embedding)
@@ -118,14 +119,16 @@ class JointBlock(nn.Module):
 
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
-        attended = self.attend(q, k, v, key_bias)
+        bias = perturbed_bias(q, slice(0, image.shape[1]), key_bias) if perturbed else key_bias
+        attended = self.attend(q, k, v, bias)
         image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
 
         image_before = image
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
         if self.image_attention_2 is not None:
             shift_2, scale_2, gate_2 = dual
-            attended_2 = self.attend(*self.image_attention_2(modulate(image_before, shift_2, scale_2)))
+            q, k, v = self.image_attention_2(modulate(image_before, shift_2, scale_2))
+            attended_2 = v.transpose(1, 2).flatten(2) if perturbed else self.attend(q, k, v)
             image = torch.addcmul(image, gate_2, self.image_attention_2.out(attended_2))
         image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
 
@@ -192,10 +195,19 @@ class SD3Transformer(nn.Module):
             max_tokens=MAX_TOKENS,
             text_positions=False,
             guidance=False,
+            num_layers=config.num_layers,
         )
 
     def forward(
-        self, latents: Tensor, sigma: Tensor, sequence: Tensor, pooled: Tensor, trailing_repeats: int = 1
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        pooled: Tensor,
+        trailing_repeats: int = 1,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
     ) -> Tensor:
         """The velocity dx/dσ of every row.
 
@@ -207,6 +219,9 @@ class SD3Transformer(nn.Module):
             trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have
                 no positions, so n equal ones stay equal in every block and weigh as one with log n added to
                 its logit.
+            skipped_layers: blocks that change nothing.
+            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one.
 
         Returns:
             [rows, in_channels, height, width], dtype of the latents.
@@ -218,8 +233,20 @@ class SD3Transformer(nn.Module):
         image = self.patch_embed(patches) + self.cropped_positions(height, width)
         text = self.text_embed(sequence)
         key_bias = self.key_bias(image, text, trailing_repeats)
-        for block in self.blocks:
-            image, text = block(image, text, embedding, key_bias)
+
+        def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+            for index in layers:
+                if index not in skipped_layers:
+                    block, perturbed = self.blocks[index], index in perturbed_layers
+                    image, text = block(image, text, embedding, key_bias, perturbed)
+            return image, text
+
+        def others(rows: Rows) -> Tensor:
+            layers = range(1, len(self.blocks))
+            return through(layers, first_image[rows], first_text[rows], embedding[rows])[0]
+
+        first_image, first_text = through(range(1), image, text, embedding)
+        image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
         velocity = self.final(modulate(image, shift, scale))
         patch = self.config.patch_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,29 @@ MAX_SIZE = 512
 
 4096 pixels of the picture: 256 tokens of 2 x 2 latent pixels, whose positions bfloat16 still tells apart.
 """
+
+
+Rows = Tensor | slice
+"""Which rows of a pass: their indices [n], or ALL_ROWS."""
+ALL_ROWS = slice(None)
+Others = Callable[[Rows], Tensor]
+"""Computes the blocks behind the first one: the tokens that leave the last one, [n, tokens, width]."""
+
+
+class BlockReuse(Protocol):
+    """Decides which rows need the blocks behind the first one."""
+
+    def __call__(self, before: Tensor, first: Tensor, others: Others) -> Tensor:
+        """The tokens that leave the last block, of those that enter and leave the first.
+
+        [rows, tokens, width] each.
+        """
+        ...
+
+
+def no_reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
+    """All rows need them."""
+    return others(ALL_ROWS)
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,8 @@ class Inputs:
     text_positions: whether text tokens have positions. Without them, a run of equal last tokens may be given
         once, with its length as `trailing_repeats`.
     guidance: whether the model was distilled to take the guidance scale.
+    num_layers: the blocks that may be skipped or perturbed, counted from 0 through all stacks that see image
+        and text.
     """
 
     channels: int
@@ -40,6 +65,7 @@ class Inputs:
     max_tokens: int
     text_positions: bool
     guidance: bool
+    num_layers: int
 
 
 class Transformer(Protocol):
@@ -58,7 +84,10 @@ class Transformer(Protocol):
             sigma: float32 [rows], in [0, 1].
             sequence: [rows, tokens, joint_attention_dim], in the model's dtype.
             others: what `inputs` names and nothing else: `pooled` [rows, pooled_projection_dim] unless that
-                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken.
+                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken;
+                of the `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in
+                which image tokens do not see each other (see perturbed_bias); and `reuse`, a BlockReuse,
+                which computes everything if it is left out.
         """
         ...
 

@@ -4,7 +4,7 @@ Architecture: Alibaba's Z-Image, https://github.com/Tongyi-MAI/Z-Image; checkpoi
 diffusers' ZImageTransformer2DModel (models/transformers/transformer_z_image.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.perturbed_attention import perturbed_bias
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, Inputs
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
 
 PATCH = 2
 PADDED_TO = 32
@@ -145,11 +146,15 @@ class Block(nn.Module):
         self.mlp = GatedFeedForward(width)
         self.mlp_norm_out = RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, turns: Tensor, embedding: Tensor) -> Tensor:
-        """The tokens, [rows, tokens, width], of those before and the embedding [rows, embedding]."""
+    def forward(self, x: Tensor, turns: Tensor, embedding: Tensor, perturbed: slice | None = None) -> Tensor:
+        """The tokens, [rows, tokens, width], of those before and the embedding [rows, embedding].
+
+        perturbed: where the image's tokens are, if they are not to see each other.
+        """
         scale, gate, mlp_scale, mlp_gate = self.scales_and_gates(embedding)
         q, k, v = self.attention(self.attention_norm_in(x) * scale)
-        attended = self.attention.out(self.attend(rotate(q, turns), rotate(k, turns), v))
+        bias = None if perturbed is None else perturbed_bias(q, perturbed)
+        attended = self.attention.out(self.attend(rotate(q, turns), rotate(k, turns), v, bias))
         x = x + gate * self.attention_norm_out(attended)
         return x + mlp_gate * self.mlp_norm_out(self.mlp(self.mlp_norm_in(x) * mlp_scale))  # type: ignore[no-any-return]
 
@@ -194,9 +199,18 @@ class ZImageTransformer(nn.Module):
             max_tokens=self.config.max_tokens,
             text_positions=True,
             guidance=False,
+            num_layers=self.config.n_layers,
         )
 
-    def forward(self, latents: Tensor, sigma: Tensor, sequence: Tensor) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
+    ) -> Tensor:
         """The velocity dx/dσ of every row.
 
         diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000, and
@@ -206,6 +220,10 @@ class ZImageTransformer(nn.Module):
             latents: [rows, channels, height, width], height and width even.
             sigma: float32 [rows], in [0, 1].
             sequence: [rows, tokens, joint_attention_dim], without padding.
+            skipped_layers: blocks behind the refiners that change nothing.
+            perturbed_layers: blocks behind the refiners in which image tokens, padding included, do not see
+                each other (perturbed_bias).
+            reuse: which rows need the blocks behind the first one, refiners not counted.
 
         Returns:
             [rows, channels, height, width], dtype of the latents.
@@ -221,8 +239,20 @@ class ZImageTransformer(nn.Module):
         for block in self.text_refiner:
             text = block(text, turns[image.shape[1] :], embedding)
         tokens = torch.cat([image, text], dim=1)
-        for block in self.blocks:
-            tokens = block(tokens, turns, embedding)
+        image_part = slice(0, image.shape[1])
+
+        def through(layers: range, tokens: Tensor, embedding: Tensor) -> Tensor:
+            for index in layers:
+                if index not in skipped_layers:
+                    perturbed = image_part if index in perturbed_layers else None
+                    tokens = self.blocks[index](tokens, turns, embedding, perturbed)
+            return tokens
+
+        def others(rows: Rows) -> Tensor:
+            return through(range(1, len(self.blocks)), first_tokens[rows], embedding[rows])
+
+        first_tokens = through(range(1), tokens, embedding)
+        tokens = reuse(tokens, first_tokens, others)
         (scale,) = self.final_modulation(F.silu(embedding))
         image = tokens[:, : (height // PATCH) * (width // PATCH)]
         clean = self.final(F.layer_norm(image, image.shape[-1:], eps=EPS) * (1 + scale))

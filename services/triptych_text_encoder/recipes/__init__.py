@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from triptych.checkpoints import CheckpointError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from triptych.checkpoints import Checkpoint
     from triptych.quantization import Quantizer
     from triptych_text_encoder.encoding import Encoding
+    from triptych_text_encoder.weighting import Span
 
 
 class Recipe(Protocol):
@@ -27,7 +28,6 @@ class Recipe(Protocol):
     joint_attention_dim: int
     #: Width of the pooled vector, 0 for a family without one.
     pooled_projection_dim: int
-
     #: Names of the checkpoint's folders that were loaded: encoders and tokenizers.
     encoders: tuple[str, ...]
     tokenizers: tuple[str, ...]
@@ -39,6 +39,14 @@ class Recipe(Protocol):
 
     def encode(self, prompt: str) -> Encoding:
         """Encode one prompt. Blocks; one thread at a time."""
+        ...
+
+    @property
+    def token_weights(self) -> Callable[[str, Sequence[Span]], list[float]] | None:
+        """Gives the weight of each vector of a prompt's sequence, whose parts have weights. As `encode`.
+
+        None where parts cannot have weights: that takes sequences as long as the empty prompt's.
+        """
         ...
 
 

@@ -19,10 +19,13 @@ from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.towers import Tower, load_tower
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from triptych.checkpoints import Checkpoint
     from triptych.quantization import Quantizer
+    from triptych_text_encoder.weighting import Span
 
 #: T5 tokens of a model with embedded guidance, and of one without.
 DEV_TOKENS = 512
@@ -56,6 +59,10 @@ class FluxRecipe:
             pooled = self._clip.model(self._clip.token_ids(prompt)).pooler_output[0]
         read = max(tower.characters_read(prompt) for tower in (self._clip, self._t5))
         return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
+
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each vector of the prompt's sequence, which is T5's alone."""
+        return self._t5.token_weights(prompt, spans)
 
 
 def load_flux_recipe(

@@ -16,10 +16,13 @@ from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.towers import Tower, load_tower
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from triptych.checkpoints import Checkpoint
     from triptych.quantization import Quantizer
+    from triptych_text_encoder.weighting import Span
 
 #: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.
 T5_TOKENS = 256
@@ -59,6 +62,14 @@ class SD3Recipe:
             pooled = torch.cat(projected)
         read = max(tower.characters_read(prompt) for tower in self._towers)
         return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
+
+    def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
+        """The weight of each vector of the prompt's sequence.
+
+        CLIP-G's features are joined to CLIP-L's token by token: both have CLIP's one vocabulary.
+        """
+        after = [1.0] * T5_TOKENS if self._t5 is None else self._t5.token_weights(prompt, spans)
+        return [*self._clips[0].token_weights(prompt, spans), *after]
 
     def _t5_features(self, prompt: str, like: torch.Tensor) -> torch.Tensor:
         """What T5 makes of the prompt, [T5_TOKENS, joint_attention_dim]; zeros like `like` without a T5."""

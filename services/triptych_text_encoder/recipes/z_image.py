@@ -34,6 +34,8 @@ class ZImageRecipe:
     tokenizers: tuple[str, ...] = ("tokenizer",)
     pooled_projection_dim = 0
     tokens = MAX_TOKENS
+    #: The chat is as long as the prompt: the empty prompt's has no token at most places to weigh against.
+    token_weights = None
 
     def __init__(self, qwen: Tower) -> None:
         """Tries the chat template. Raises ValueError if it loses the prompt, or jinja2's errors."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -257,11 +257,10 @@ class Encoder(nn.Module):
 
     def segments(self) -> list[nn.Sequential]:
         """The same layers in order, cut behind each downsampling."""
-        *blocks, last = self.down_blocks
-        rest = [*last.resnets, self.mid_block, self.conv_norm_out, nn.SiLU(), self.conv_out]
-        layers = [*([*block.resnets, *block.downsamplers] for block in blocks), rest]
-        layers[0].insert(0, self.conv_in)
-        return [nn.Sequential(*segment) for segment in layers]
+        segments = [[block] for block in self.down_blocks]
+        segments[0].insert(0, self.conv_in)
+        segments[-1] += [self.mid_block, self.conv_norm_out, nn.SiLU(), self.conv_out]
+        return [nn.Sequential(*segment) for segment in segments]
 
 
 class Decoder(nn.Module):
@@ -288,10 +287,11 @@ class Decoder(nn.Module):
 
     def segments(self) -> list[nn.Sequential]:
         """The same layers in order, cut before each upsampling."""
-        layers = [[self.conv_in, self.mid_block, *self.up_blocks[0].resnets]]
-        layers += [[*before.upsamplers, *block.resnets] for before, block in pairwise(self.up_blocks)]
-        layers[-1] += [self.conv_norm_out, nn.SiLU(), self.conv_out]
-        return [nn.Sequential(*segment) for segment in layers]
+        blocks = [cast(UpBlock, block) for block in self.up_blocks]
+        segments = [[self.conv_in, self.mid_block, *blocks[0].resnets]]
+        segments += [[*before.upsamplers, *block.resnets] for before, block in pairwise(blocks)]
+        segments[-1] += [self.conv_norm_out, nn.SiLU(), self.conv_out]
+        return [nn.Sequential(*segment) for segment in segments]
 
 
 class AutoencoderKL(nn.Module):

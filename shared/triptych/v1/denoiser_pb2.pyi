@@ -22,18 +22,83 @@ class Branch(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     CONDITIONING_DIGESTS_FIELD_NUMBER: builtins.int
+    SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
+    PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
+    FEATURE_REUSE_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
+
+    @property
+    def skipped_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, 0 to GetModel's num_layers - 1, that this branch goes without: their output is not applied (skip-layer
+        guidance).
+        """
+
+    @property
+    def perturbed_layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Layers, as above, in whose attention a token of the image sees itself and the text's tokens, but no other of the
+        image (perturbed attention guidance).
+        """
+
+    @property
+    def feature_reuse(self) -> global___FeatureReuse:
+        """Lets the later layers' part of a row be those of an earlier evaluation. Left out, everything is computed."""
 
     def __init__(
         self,
         *,
         conditioning_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
+        feature_reuse: global___FeatureReuse | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["feature_reuse", b"feature_reuse"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "feature_reuse", b"feature_reuse", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
+
+@typing.final
+class FeatureReuse(google.protobuf.message.Message):
+    """Where the first layer adds nearly the same to a row's tokens as it did at an earlier evaluation under the same branch,
+    the other layers are taken to add the same as there. That evaluation is named by what decided it, so that the answer
+    depends on the request alone, and not on what the replica has seen: one that does not remember it computes it again.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    LATENTS_FIELD_NUMBER: builtins.int
+    SIGMAS_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1."""
+    @property
+    def latents(self) -> triptych.v1.tensor_pb2.Tensor:
+        """The earlier evaluation of every sample: float32, the shape of PredictRequest's latents. Left out for none: then
+        everything is computed, and remembered for later calls.
+        """
+
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its noise levels, one per sample, in [0, 1]; none without latents."""
+
+    @property
+    def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its guidance scales, where PredictRequest has guidance_scales; none without latents."""
+
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float = ...,
+        latents: triptych.v1.tensor_pb2.Tensor | None = ...,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+        guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "threshold", b"threshold"]) -> None: ...
+
+global___FeatureReuse = FeatureReuse
 
 @typing.final
 class PredictRequest(google.protobuf.message.Message):
@@ -92,6 +157,7 @@ class PredictResponse(google.protobuf.message.Message):
     FINGERPRINT_FIELD_NUMBER: builtins.int
     QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    REUSED_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
     """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
@@ -102,6 +168,12 @@ class PredictResponse(google.protobuf.message.Message):
     def velocities(self) -> triptych.v1.tensor_pb2.Tensor:
         """float32, shape [branches, samples, channels, height, width], in the order of the request."""
 
+    @property
+    def reused(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bool]:
+        """Whether a row's features were reused, in the order of the request, branch after branch; empty if no branch has a
+        feature_reuse.
+        """
+
     def __init__(
         self,
         *,
@@ -109,9 +181,10 @@ class PredictResponse(google.protobuf.message.Message):
         fingerprint: builtins.str = ...,
         queue_milliseconds: builtins.float = ...,
         compute_milliseconds: builtins.float = ...,
+        reused: collections.abc.Iterable[builtins.bool] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["velocities", b"velocities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "velocities", b"velocities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "velocities", b"velocities"]) -> None: ...
 
 global___PredictResponse = PredictResponse
 
@@ -188,6 +261,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     ATTENTION_FIELD_NUMBER: builtins.int
+    NUM_LAYERS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -209,6 +283,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     attention: builtins.str
     """What computes attention: "flash-attn" (the package; where attention has a bias, as in an SD3 model for text that
     ends in equal tokens, torch's kernels do), "sdpa" (the best of torch's kernels), "math" (the plain formula).
+    """
+    num_layers: builtins.int
+    """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
+    all; of FLUX first those of two streams, then those of one; of Z-Image those over image and text.
     """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
@@ -233,8 +311,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         guidance_embedded: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         attention: builtins.str = ...,
+        num_layers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

@@ -62,8 +62,9 @@ class DenoiserServiceServicer(object):
         """Predicts the flow velocity dx/dsigma of every sample under every branch. A sample under one branch is a row; rows
         of different calls share forward passes.
 
-        Errors: INVALID_ARGUMENT (shapes, non-finite values, sigma outside [0, 1], sizes off the model's grid); NOT_FOUND
-        for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the model;
+        Errors: INVALID_ARGUMENT (shapes, non-finite values, sigma outside [0, 1], sizes off the model's grid, layers that
+        the model does not have); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the
+        model;
         FAILED_PRECONDITION with an ErrorInfo of reason MISSING_CONDITIONING, whose metadata "digests" lists in
         hexadecimal, separated by commas, what must be sent with PutConditioning before the call is repeated;
         RESOURCE_EXHAUSTED with RetryInfo when the queue is full.

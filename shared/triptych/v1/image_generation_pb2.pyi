@@ -69,13 +69,24 @@ class GenerationParameters(google.protobuf.message.Message):
     NUM_IMAGES_PER_PROMPT_FIELD_NUMBER: builtins.int
     SEEDS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
+    SOLVER_FIELD_NUMBER: builtins.int
+    SIGMA_SCHEDULE_FIELD_NUMBER: builtins.int
+    STEP_REUSE_FIELD_NUMBER: builtins.int
+    GUIDANCE_METHOD_FIELD_NUMBER: builtins.int
+    GUIDANCE_RESCALE_FIELD_NUMBER: builtins.int
+    SKIP_LAYER_GUIDANCE_FIELD_NUMBER: builtins.int
+    PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
+    COMPOSITIONS_FIELD_NUMBER: builtins.int
+    PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
     width: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_width."""
     num_inference_steps: builtins.int
-    """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps."""
+    """Steps of the solver, 1 to GetModel's max_num_inference_steps. Default: GetModel's default_num_inference_steps, or as
+    many as an explicit sigma_schedule has.
+    """
     guidance_scale: builtins.float
     """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
     default_guidance_scale.
@@ -84,6 +95,14 @@ class GenerationParameters(google.protobuf.message.Message):
     """Pictures per prompt, at least 1; prompts x pictures at most GetModel's max_images. Default 1."""
     model: builtins.str
     """The model to use; empty for the served one. Another name gives NOT_FOUND."""
+    guidance_rescale: builtins.float
+    """phi, 0 to 1: how much of the contrast that guidance added is taken back, velocity x (phi std(prompt's velocity) /
+    std(velocity) + 1 - phi), of each picture alone. Default 0.
+    """
+    prompt_weighting: builtins.bool
+    """Read marks in all prompts, negative and composed ones too, as weights of their parts: (text) 1.1 times, (text:1.3)
+    1.3 times, [text] divided by 1.1, nested ones multiply; \\( \\) \\[ \\] \\\\ for the characters. Default: they are text.
+    """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What to show, 1 to GetModel's max_images of them. Each not empty and at most max_prompt_bytes of UTF-8."""
@@ -106,6 +125,36 @@ class GenerationParameters(google.protobuf.message.Message):
         """
 
     @property
+    def solver(self) -> global___Solver:
+        """How the latents go from one noise level to the next. Default: euler."""
+
+    @property
+    def sigma_schedule(self) -> global___SigmaSchedule:
+        """The noise levels. Default: the checkpoint's own; linear for dpmpp_2m and unipc."""
+
+    @property
+    def step_reuse(self) -> global___StepReuse:
+        """Velocities that are told from earlier ones instead of computed. Default: none."""
+
+    @property
+    def guidance_method(self) -> global___GuidanceMethod:
+        """How the branches of a prompt and a negative prompt become one. Default: classifier-free."""
+
+    @property
+    def skip_layer_guidance(self) -> global___SkipLayerGuidance:
+        """Steers away from the model without some of its layers. Default: not."""
+
+    @property
+    def perturbed_attention_guidance(self) -> global___PerturbedAttentionGuidance:
+        """Steers away from the model in which the patches of the picture do not see each other. Default: not."""
+
+    @property
+    def compositions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Composition]:
+        """Prompts composed with each of `prompts`: none, one composition for all prompts, or one per prompt; all with the
+        same number of prompts.
+        """
+
+    @property
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
         """LoRAs of GetModel's loras, at most 8, each at most once. They are added in this order."""
 
@@ -122,10 +171,21 @@ class GenerationParameters(google.protobuf.message.Message):
         num_images_per_prompt: builtins.int | None = ...,
         seeds: collections.abc.Iterable[builtins.int] | None = ...,
         model: builtins.str = ...,
+        solver: global___Solver | None = ...,
+        sigma_schedule: global___SigmaSchedule | None = ...,
+        step_reuse: global___StepReuse | None = ...,
+        guidance_method: global___GuidanceMethod | None = ...,
+        guidance_rescale: builtins.float | None = ...,
+        skip_layer_guidance: global___SkipLayerGuidance | None = ...,
+        perturbed_attention_guidance: global___PerturbedAttentionGuidance | None = ...,
+        compositions: collections.abc.Iterable[global___Composition] | None = ...,
+        prompt_weighting: builtins.bool = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "loras", b"loras", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "prompts", b"prompts", "seeds", b"seeds", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "loras", b"loras", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_scale", b"_guidance_scale"]) -> typing.Literal["guidance_scale"] | None: ...
     @typing.overload
@@ -149,6 +209,7 @@ class GuidanceSchedule(google.protobuf.message.Message):
     LINEAR_FIELD_NUMBER: builtins.int
     COSINE_FIELD_NUMBER: builtins.int
     INTERVAL_FIELD_NUMBER: builtins.int
+    EXPLICIT_FIELD_NUMBER: builtins.int
     @property
     def constant(self) -> global___ConstantGuidance:
         """guidance_scale at every step."""
@@ -165,6 +226,10 @@ class GuidanceSchedule(google.protobuf.message.Message):
     def interval(self) -> global___IntervalGuidance:
         """guidance_scale within an interval of the steps, 1 (no guidance) outside."""
 
+    @property
+    def explicit(self) -> global___ExplicitGuidance:
+        """A number for each step. guidance_scale must not be set."""
+
     def __init__(
         self,
         *,
@@ -172,10 +237,11 @@ class GuidanceSchedule(google.protobuf.message.Message):
         linear: global___LinearGuidance | None = ...,
         cosine: global___CosineGuidance | None = ...,
         interval: global___IntervalGuidance | None = ...,
+        explicit: global___ExplicitGuidance | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["constant", "linear", "cosine", "interval"] | None: ...
+    def HasField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "explicit", b"explicit", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["constant", b"constant", "cosine", b"cosine", "explicit", b"explicit", "interval", b"interval", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["constant", "linear", "cosine", "interval", "explicit"] | None: ...
 
 global___GuidanceSchedule = GuidanceSchedule
 
@@ -248,6 +314,755 @@ class IntervalGuidance(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["start", b"start", "stop", b"stop"]) -> None: ...
 
 global___IntervalGuidance = IntervalGuidance
+
+@typing.final
+class Solver(google.protobuf.message.Message):
+    """Solves d(latents)/d(sigma) = velocity from one level of the sigma schedule to the next. Those that draw noise take it
+    from the stream of each picture's own seed.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EULER_FIELD_NUMBER: builtins.int
+    HEUN_FIELD_NUMBER: builtins.int
+    MIDPOINT_FIELD_NUMBER: builtins.int
+    DPMPP_2M_FIELD_NUMBER: builtins.int
+    UNIPC_FIELD_NUMBER: builtins.int
+    LCM_FIELD_NUMBER: builtins.int
+    EULER_ANCESTRAL_FIELD_NUMBER: builtins.int
+    STOCHASTIC_EULER_FIELD_NUMBER: builtins.int
+    ADAPTIVE_FIELD_NUMBER: builtins.int
+    @property
+    def euler(self) -> global___EulerSolver:
+        """Order 1; an evaluation per step."""
+
+    @property
+    def heun(self) -> global___HeunSolver:
+        """Order 2; two evaluations per step, one for the last."""
+
+    @property
+    def midpoint(self) -> global___MidpointSolver:
+        """Order 2; two evaluations per step."""
+
+    @property
+    def dpmpp_2m(self) -> global___DpmSolverMultistep:
+        """DPM-Solver++ 2M: order 2; an evaluation per step."""
+
+    @property
+    def unipc(self) -> global___UnipcSolver:
+        """UniPC: the step of dpmpp_2m, corrected by the next evaluation to order 3; an evaluation per step."""
+
+    @property
+    def lcm(self) -> global___LcmSolver:
+        """For models that were distilled for it: to the clean latents and back with fresh noise. An evaluation per step."""
+
+    @property
+    def euler_ancestral(self) -> global___EulerAncestralSolver:
+        """Euler's step too far, and back with fresh noise; an evaluation per step."""
+
+    @property
+    def stochastic_euler(self) -> global___StochasticEulerSolver:
+        """Euler's step with a part of the noise replaced by fresh noise; an evaluation per step."""
+
+    @property
+    def adaptive(self) -> global___AdaptiveSolver:
+        """Order 3; as many steps between two levels as each picture needs for the tolerances. Allows no step_reuse."""
+
+    def __init__(
+        self,
+        *,
+        euler: global___EulerSolver | None = ...,
+        heun: global___HeunSolver | None = ...,
+        midpoint: global___MidpointSolver | None = ...,
+        dpmpp_2m: global___DpmSolverMultistep | None = ...,
+        unipc: global___UnipcSolver | None = ...,
+        lcm: global___LcmSolver | None = ...,
+        euler_ancestral: global___EulerAncestralSolver | None = ...,
+        stochastic_euler: global___StochasticEulerSolver | None = ...,
+        adaptive: global___AdaptiveSolver | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptive", b"adaptive", "dpmpp_2m", b"dpmpp_2m", "euler", b"euler", "euler_ancestral", b"euler_ancestral", "heun", b"heun", "kind", b"kind", "lcm", b"lcm", "midpoint", b"midpoint", "stochastic_euler", b"stochastic_euler", "unipc", b"unipc"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptive", b"adaptive", "dpmpp_2m", b"dpmpp_2m", "euler", b"euler", "euler_ancestral", b"euler_ancestral", "heun", b"heun", "kind", b"kind", "lcm", b"lcm", "midpoint", b"midpoint", "stochastic_euler", b"stochastic_euler", "unipc", b"unipc"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["euler", "heun", "midpoint", "dpmpp_2m", "unipc", "lcm", "euler_ancestral", "stochastic_euler", "adaptive"] | None: ...
+
+global___Solver = Solver
+
+@typing.final
+class EulerSolver(google.protobuf.message.Message):
+    """Euler's method."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___EulerSolver = EulerSolver
+
+@typing.final
+class HeunSolver(google.protobuf.message.Message):
+    """Heun's method."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___HeunSolver = HeunSolver
+
+@typing.final
+class MidpointSolver(google.protobuf.message.Message):
+    """The midpoint rule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___MidpointSolver = MidpointSolver
+
+@typing.final
+class DpmSolverMultistep(google.protobuf.message.Message):
+    """DPM-Solver++ 2M."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___DpmSolverMultistep = DpmSolverMultistep
+
+@typing.final
+class UnipcSolver(google.protobuf.message.Message):
+    """UniPC."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___UnipcSolver = UnipcSolver
+
+@typing.final
+class LcmSolver(google.protobuf.message.Message):
+    """Latent consistency models' sampling."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___LcmSolver = LcmSolver
+
+@typing.final
+class EulerAncestralSolver(google.protobuf.message.Message):
+    """Euler ancestral for rectified flow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ETA_FIELD_NUMBER: builtins.int
+    eta: builtins.float
+    """How much of each step is noise: 0 (Euler) to 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        eta: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta", b"_eta", "eta", b"eta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta", b"_eta", "eta", b"eta"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
+
+global___EulerAncestralSolver = EulerAncestralSolver
+
+@typing.final
+class StochasticEulerSolver(google.protobuf.message.Message):
+    """Stochastic Euler."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NOISE_FRACTION_FIELD_NUMBER: builtins.int
+    noise_fraction: builtins.float
+    """The weight of the fresh noise, 0 (Euler) to 1 (all noise is fresh); the old one has sqrt(1 - noise_fraction^2).
+    Default 1.
+    """
+    def __init__(
+        self,
+        *,
+        noise_fraction: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_noise_fraction", b"_noise_fraction", "noise_fraction", b"noise_fraction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_noise_fraction", b"_noise_fraction", "noise_fraction", b"noise_fraction"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_noise_fraction", b"_noise_fraction"]) -> typing.Literal["noise_fraction"] | None: ...
+
+global___StochasticEulerSolver = StochasticEulerSolver
+
+@typing.final
+class AdaptiveSolver(google.protobuf.message.Message):
+    """A third-order Runge-Kutta step with an error estimate of second order; a step is kept if the root mean square over the
+    picture of error / (absolute_tolerance + relative_tolerance x |latents|) is at most 1, or it is a 256th of the way.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ABSOLUTE_TOLERANCE_FIELD_NUMBER: builtins.int
+    RELATIVE_TOLERANCE_FIELD_NUMBER: builtins.int
+    absolute_tolerance: builtins.float
+    """0.00001 to 1, in units of the latents, whose noise has the standard deviation 1. Default 0.01."""
+    relative_tolerance: builtins.float
+    """0.00001 to 1. Default 0.01."""
+    def __init__(
+        self,
+        *,
+        absolute_tolerance: builtins.float | None = ...,
+        relative_tolerance: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_absolute_tolerance", b"_absolute_tolerance", "_relative_tolerance", b"_relative_tolerance", "absolute_tolerance", b"absolute_tolerance", "relative_tolerance", b"relative_tolerance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_absolute_tolerance", b"_absolute_tolerance", "_relative_tolerance", b"_relative_tolerance", "absolute_tolerance", b"absolute_tolerance", "relative_tolerance", b"relative_tolerance"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_absolute_tolerance", b"_absolute_tolerance"]) -> typing.Literal["absolute_tolerance"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_relative_tolerance", b"_relative_tolerance"]) -> typing.Literal["relative_tolerance"] | None: ...
+
+global___AdaptiveSolver = AdaptiveSolver
+
+@typing.final
+class SigmaSchedule(google.protobuf.message.Message):
+    """The noise levels that the solver visits: falling, the last one 0."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    LINEAR_FIELD_NUMBER: builtins.int
+    KARRAS_FIELD_NUMBER: builtins.int
+    EXPONENTIAL_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
+    EXPLICIT_FIELD_NUMBER: builtins.int
+    @property
+    def checkpoint(self) -> global___CheckpointSigmas:
+        """What the checkpoint's scheduler config says."""
+
+    @property
+    def linear(self) -> global___LinearSigmas:
+        """The checkpoint's shift of evenly spaced levels from 1 to 0."""
+
+    @property
+    def karras(self) -> global___KarrasSigmas:
+        """Even in sigma^(1 / rho) between the ends of the checkpoint's own."""
+
+    @property
+    def exponential(self) -> global___ExponentialSigmas:
+        """Even in log(sigma) between the ends of the checkpoint's own."""
+
+    @property
+    def beta(self) -> global___BetaSigmas:
+        """Quantiles of a beta distribution between the ends of the checkpoint's own."""
+
+    @property
+    def explicit(self) -> global___ExplicitSigmas:
+        """A list."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: global___CheckpointSigmas | None = ...,
+        linear: global___LinearSigmas | None = ...,
+        karras: global___KarrasSigmas | None = ...,
+        exponential: global___ExponentialSigmas | None = ...,
+        beta: global___BetaSigmas | None = ...,
+        explicit: global___ExplicitSigmas | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["beta", b"beta", "checkpoint", b"checkpoint", "explicit", b"explicit", "exponential", b"exponential", "karras", b"karras", "linear", b"linear", "schedule", b"schedule"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["beta", b"beta", "checkpoint", b"checkpoint", "explicit", b"explicit", "exponential", b"exponential", "karras", b"karras", "linear", b"linear", "schedule", b"schedule"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["schedule", b"schedule"]) -> typing.Literal["checkpoint", "linear", "karras", "exponential", "beta", "explicit"] | None: ...
+
+global___SigmaSchedule = SigmaSchedule
+
+@typing.final
+class CheckpointSigmas(google.protobuf.message.Message):
+    """The checkpoint's own schedule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___CheckpointSigmas = CheckpointSigmas
+
+@typing.final
+class LinearSigmas(google.protobuf.message.Message):
+    """1, 1 - 1/n, ..., 1/n, 0, shifted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___LinearSigmas = LinearSigmas
+
+@typing.final
+class KarrasSigmas(google.protobuf.message.Message):
+    """Karras et al., 2022."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RHO_FIELD_NUMBER: builtins.int
+    rho: builtins.float
+    """1 to 100. Default 7."""
+    def __init__(
+        self,
+        *,
+        rho: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_rho", b"_rho", "rho", b"rho"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_rho", b"_rho", "rho", b"rho"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_rho", b"_rho"]) -> typing.Literal["rho"] | None: ...
+
+global___KarrasSigmas = KarrasSigmas
+
+@typing.final
+class ExponentialSigmas(google.protobuf.message.Message):
+    """An exponential schedule."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ExponentialSigmas = ExponentialSigmas
+
+@typing.final
+class BetaSigmas(google.protobuf.message.Message):
+    """Lee et al., 2024."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ALPHA_FIELD_NUMBER: builtins.int
+    BETA_FIELD_NUMBER: builtins.int
+    alpha: builtins.float
+    """0.1 to 10. Default 0.6."""
+    beta: builtins.float
+    """0.1 to 10. Default 0.6."""
+    def __init__(
+        self,
+        *,
+        alpha: builtins.float | None = ...,
+        beta: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_alpha", b"_alpha", "_beta", b"_beta", "alpha", b"alpha", "beta", b"beta"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_alpha", b"_alpha", "_beta", b"_beta", "alpha", b"alpha", "beta", b"beta"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_alpha", b"_alpha"]) -> typing.Literal["alpha"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
+
+global___BetaSigmas = BetaSigmas
+
+@typing.final
+class ExplicitSigmas(google.protobuf.message.Message):
+    """The levels themselves; num_inference_steps must be left out or their number, 0 not counted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIGMAS_FIELD_NUMBER: builtins.int
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Strictly falling from at most 1, used as they are, without a shift; a last 0 may be left out. The picture starts as
+        pure noise whatever the first level is.
+        """
+
+    def __init__(
+        self,
+        *,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sigmas", b"sigmas"]) -> None: ...
+
+global___ExplicitSigmas = ExplicitSigmas
+
+@typing.final
+class StepReuse(google.protobuf.message.Message):
+    """What is reused between steps. It costs quality, and saves the rows that Finished counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NONE_FIELD_NUMBER: builtins.int
+    GUIDANCE_FIELD_NUMBER: builtins.int
+    EXTRAPOLATION_FIELD_NUMBER: builtins.int
+    FEATURES_FIELD_NUMBER: builtins.int
+    @property
+    def none(self) -> global___NoReuse:
+        """Nothing."""
+
+    @property
+    def guidance(self) -> global___GuidanceReuse:
+        """How far apart the branches of guidance are."""
+
+    @property
+    def extrapolation(self) -> global___VelocityExtrapolation:
+        """The straight line through the last velocities."""
+
+    @property
+    def features(self) -> global___LayerReuse:
+        """What the transformer's later layers add."""
+
+    def __init__(
+        self,
+        *,
+        none: global___NoReuse | None = ...,
+        guidance: global___GuidanceReuse | None = ...,
+        extrapolation: global___VelocityExtrapolation | None = ...,
+        features: global___LayerReuse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features"] | None: ...
+
+global___StepReuse = StepReuse
+
+@typing.final
+class NoReuse(google.protobuf.message.Message):
+    """Everything is computed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___NoReuse = NoReuse
+
+@typing.final
+class GuidanceReuse(google.protobuf.message.Message):
+    """The prompt's branch at every evaluation, all branches at every k-th one that guidance needs; between, the others keep
+    their last difference from the prompt's.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: builtins.int
+    every: builtins.int
+    """k, 2 to 20. Default 2."""
+    def __init__(
+        self,
+        *,
+        every: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_every", b"_every"]) -> typing.Literal["every"] | None: ...
+
+global___GuidanceReuse = GuidanceReuse
+
+@typing.final
+class VelocityExtrapolation(google.protobuf.message.Message):
+    """After two computed evaluations only every k-th one is computed; the others extrapolate the last two computed ones.
+    Not for solvers that draw noise.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: builtins.int
+    every: builtins.int
+    """k, 2 to 20. Default 2."""
+    def __init__(
+        self,
+        *,
+        every: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_every", b"_every", "every", b"every"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_every", b"_every"]) -> typing.Literal["every"] | None: ...
+
+global___VelocityExtrapolation = VelocityExtrapolation
+
+@typing.final
+class ExplicitGuidance(google.protobuf.message.Message):
+    """The guidance scale of each step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCALES_FIELD_NUMBER: builtins.int
+    @property
+    def scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """num_inference_steps numbers, 0 to 100."""
+
+    def __init__(
+        self,
+        *,
+        scales: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["scales", b"scales"]) -> None: ...
+
+global___ExplicitGuidance = ExplicitGuidance
+
+@typing.final
+class GuidanceMethod(google.protobuf.message.Message):
+    """How velocity c of the prompt's branch and u of the negative prompt's become one, with guidance scale g. Where g is 1,
+    c is the answer of every method.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CLASSIFIER_FREE_FIELD_NUMBER: builtins.int
+    ADAPTIVE_PROJECTED_FIELD_NUMBER: builtins.int
+    ZERO_STAR_FIELD_NUMBER: builtins.int
+    @property
+    def classifier_free(self) -> global___ClassifierFreeGuidance:
+        """u + g (c - u)."""
+
+    @property
+    def adaptive_projected(self) -> global___AdaptiveProjectedGuidance:
+        """The difference c - u with a memory, a largest norm and less of what only saturates."""
+
+    @property
+    def zero_star(self) -> global___ZeroStarGuidance:
+        """The best multiple of u instead of u, and no movement in the first steps."""
+
+    def __init__(
+        self,
+        *,
+        classifier_free: global___ClassifierFreeGuidance | None = ...,
+        adaptive_projected: global___AdaptiveProjectedGuidance | None = ...,
+        zero_star: global___ZeroStarGuidance | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["method", b"method"]) -> typing.Literal["classifier_free", "adaptive_projected", "zero_star"] | None: ...
+
+global___GuidanceMethod = GuidanceMethod
+
+@typing.final
+class ClassifierFreeGuidance(google.protobuf.message.Message):
+    """u + g (c - u) (Ho and Salimans, 2022)."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ClassifierFreeGuidance = ClassifierFreeGuidance
+
+@typing.final
+class AdaptiveProjectedGuidance(google.protobuf.message.Message):
+    """APG (Sadat et al., 2024): u + g (d_across + eta d_along), where d_along and d_across are the parts of d along c and
+    across it, and d is c - u + momentum x the d of the evaluation before, shortened to norm_threshold. Each picture's
+    norms and memory are its own.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ETA_FIELD_NUMBER: builtins.int
+    NORM_THRESHOLD_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    eta: builtins.float
+    """The weight of the part along c, -10 to 10; 1 keeps it whole. Default 0."""
+    norm_threshold: builtins.float
+    """The largest norm of d over all values of a picture's latents, 0 to 10000; 0 for any. Default 15."""
+    momentum: builtins.float
+    """The weight of the past, -1 to 1; negative steers away from where d went before. Default -0.5."""
+    def __init__(
+        self,
+        *,
+        eta: builtins.float | None = ...,
+        norm_threshold: builtins.float | None = ...,
+        momentum: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eta", b"_eta", "_momentum", b"_momentum", "_norm_threshold", b"_norm_threshold", "eta", b"eta", "momentum", b"momentum", "norm_threshold", b"norm_threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eta", b"_eta", "_momentum", b"_momentum", "_norm_threshold", b"_norm_threshold", "eta", b"eta", "momentum", b"momentum", "norm_threshold", b"norm_threshold"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eta", b"_eta"]) -> typing.Literal["eta"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_momentum", b"_momentum"]) -> typing.Literal["momentum"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_norm_threshold", b"_norm_threshold"]) -> typing.Literal["norm_threshold"] | None: ...
+
+global___AdaptiveProjectedGuidance = AdaptiveProjectedGuidance
+
+@typing.final
+class ZeroStarGuidance(google.protobuf.message.Message):
+    """CFG-Zero* (Fan et al., 2025): s u + g (c - s u) with s = <c, u> / |u|^2, of each picture its own."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ZERO_INIT_STEPS_FIELD_NUMBER: builtins.int
+    zero_init_steps: builtins.int
+    """In so many steps from the first the velocity is 0 and nothing is computed: 0 to num_inference_steps - 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        zero_init_steps: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_zero_init_steps", b"_zero_init_steps", "zero_init_steps", b"zero_init_steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_zero_init_steps", b"_zero_init_steps", "zero_init_steps", b"zero_init_steps"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_zero_init_steps", b"_zero_init_steps"]) -> typing.Literal["zero_init_steps"] | None: ...
+
+global___ZeroStarGuidance = ZeroStarGuidance
+
+@typing.final
+class SkipLayerGuidance(google.protobuf.message.Message):
+    """Adds scale x (c - c'), where c' is the prompt's velocity of the model without `layers`, at the steps i of n with
+    start x n < i < stop x n.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    scale: builtins.float
+    """0 to 100. Default 2.8."""
+    start: builtins.float
+    """Fraction of the steps, 0 to 1. Default 0.01."""
+    stop: builtins.float
+    """Fraction of the steps, start to 1. Default 0.2."""
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """1 or more, each 0 to the number of the model's layers - 1, none twice. SD3.5-medium is used with 7, 8, 9."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        scale: builtins.float | None = ...,
+        start: builtins.float | None = ...,
+        stop: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "layers", b"layers", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop", b"_stop"]) -> typing.Literal["stop"] | None: ...
+
+global___SkipLayerGuidance = SkipLayerGuidance
+
+@typing.final
+class PerturbedAttentionGuidance(google.protobuf.message.Message):
+    """Adds scale x (c - c'), where c' is the prompt's velocity of the model in whose `layers` a token of the picture sees
+    itself and the text, but no other of the picture (Ahn et al., 2024), at the steps i with
+    int(start x n) <= i < int(stop x n).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    scale: builtins.float
+    """0 to 100. Default 3."""
+    start: builtins.float
+    """Fraction of the steps, 0 to 1. Default 0."""
+    stop: builtins.float
+    """Fraction of the steps, start to 1. Default 1."""
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """1 or more, each 0 to the number of the model's layers - 1, none twice."""
+
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[builtins.int] | None = ...,
+        scale: builtins.float | None = ...,
+        start: builtins.float | None = ...,
+        stop: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_scale", b"_scale", "_start", b"_start", "_stop", b"_stop", "layers", b"layers", "scale", b"scale", "start", b"start", "stop", b"stop"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_stop", b"_stop"]) -> typing.Literal["stop"] | None: ...
+
+global___PerturbedAttentionGuidance = PerturbedAttentionGuidance
+
+@typing.final
+class Composition(google.protobuf.message.Message):
+    """Several prompts in one picture (Liu et al., 2022): the prompt's velocity c becomes u + sum of w_i (c_i - u) over the
+    prompt and those here. Skipped and perturbed layers are those of the prompt alone.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_WEIGHT_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
+    prompt_weight: builtins.float
+    """The weight of the prompt itself, -10 to 10. Default 1."""
+    @property
+    def prompts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WeightedPrompt]:
+        """1 to 8."""
+
+    def __init__(
+        self,
+        *,
+        prompt_weight: builtins.float | None = ...,
+        prompts: collections.abc.Iterable[global___WeightedPrompt] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prompt_weight", b"_prompt_weight", "prompt_weight", b"prompt_weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prompt_weight", b"_prompt_weight", "prompt_weight", b"prompt_weight", "prompts", b"prompts"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt_weight", b"_prompt_weight"]) -> typing.Literal["prompt_weight"] | None: ...
+
+global___Composition = Composition
+
+@typing.final
+class WeightedPrompt(google.protobuf.message.Message):
+    """A prompt and its weight."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    prompt: builtins.str
+    """As in GenerationParameters.prompts."""
+    weight: builtins.float
+    """-10 to 10; a negative one steers away from the prompt. Default 1."""
+    def __init__(
+        self,
+        *,
+        prompt: builtins.str = ...,
+        weight: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "prompt", b"prompt", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___WeightedPrompt = WeightedPrompt
+
+@typing.final
+class LayerReuse(google.protobuf.message.Message):
+    """The first layer is computed at every evaluation. Where it adds nearly the same to a row as at the last evaluation that
+    was computed whole, the other layers are taken to add the same as there (first-block caching).
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest relative change of what the first layer adds, 0.001 to 1. Default 0.1."""
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
+
+global___LayerReuse = LayerReuse
 
 @typing.final
 class GenerateRequest(google.protobuf.message.Message):
@@ -417,6 +1232,8 @@ class Finished(google.protobuf.message.Message):
     TOTAL_MILLISECONDS_FIELD_NUMBER: builtins.int
     FINGERPRINTS_FIELD_NUMBER: builtins.int
     ROWS_FIELD_NUMBER: builtins.int
+    EVALUATIONS_FIELD_NUMBER: builtins.int
+    REUSED_ROWS_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Text encoding, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -426,7 +1243,13 @@ class Finished(google.protobuf.message.Message):
     total_milliseconds: builtins.float
     """From the request's arrival to this message."""
     rows: builtins.int
-    """Number of rows that were denoised: a sample under one branch at one step is a row."""
+    """Number of rows that were denoised: a sample under one branch at one evaluation is a row. Those that only took the
+    first layer are not counted.
+    """
+    evaluations: builtins.int
+    """Evaluations of the velocity that were computed, summed over the pictures."""
+    reused_rows: builtins.int
+    """Number of rows that step_reuse saved."""
     @property
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
@@ -440,8 +1263,10 @@ class Finished(google.protobuf.message.Message):
         total_milliseconds: builtins.float = ...,
         fingerprints: collections.abc.Iterable[builtins.str] | None = ...,
         rows: builtins.int = ...,
+        evaluations: builtins.int = ...,
+        reused_rows: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "fingerprints", b"fingerprints", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
 
 global___Finished = Finished
 

@@ -52,20 +52,74 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROMPTS_FIELD_NUMBER: builtins.int
+    WEIGHTS_FIELD_NUMBER: builtins.int
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """UTF-8 text, 1 to GetModel's max_prompts of them. "" is a prompt: the usual negative one. Tokens past the
         encoders' context length are cut off and reported in `truncated`.
         """
 
+    @property
+    def weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PromptWeights]:
+        """Weights of parts of the prompts: none, or one entry per prompt. Only where GetModel says weighting."""
+
     def __init__(
         self,
         *,
         prompts: collections.abc.Iterable[builtins.str] | None = ...,
+        weights: collections.abc.Iterable[global___PromptWeights] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["prompts", b"prompts"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["prompts", b"prompts", "weights", b"weights"]) -> None: ...
 
 global___TextEncoderServiceEncodeRequest = TextEncoderServiceEncodeRequest
+
+@typing.final
+class PromptWeights(google.protobuf.message.Message):
+    """The parts of a prompt that have a weight; everything else weighs 1."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SPANS_FIELD_NUMBER: builtins.int
+    @property
+    def spans(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___WeightedSpan]:
+        """In the order of the text; they do not overlap."""
+
+    def __init__(
+        self,
+        *,
+        spans: collections.abc.Iterable[global___WeightedSpan] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["spans", b"spans"]) -> None: ...
+
+global___PromptWeights = PromptWeights
+
+@typing.final
+class WeightedSpan(google.protobuf.message.Message):
+    """A part of a prompt and its weight w: the vector z of each of its tokens becomes z0 + w (z - z0), where z0 is the
+    empty prompt's vector at the same place.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    """The first character, counted from 0 in Unicode code points."""
+    stop: builtins.int
+    """The character after the last: more than start, at most the prompt's length."""
+    weight: builtins.float
+    """-10 to 10."""
+    def __init__(
+        self,
+        *,
+        start: builtins.int = ...,
+        stop: builtins.int = ...,
+        weight: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["start", b"start", "stop", b"stop", "weight", b"weight"]) -> None: ...
+
+global___WeightedSpan = WeightedSpan
 
 @typing.final
 class TextEncoderServiceEncodeResponse(google.protobuf.message.Message):
@@ -117,6 +171,7 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     MAX_PROMPTS_FIELD_NUMBER: builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
+    WEIGHTING_FIELD_NUMBER: builtins.int
     joint_attention_dim: builtins.int
     """Width of a `sequence` vector."""
     pooled_projection_dim: builtins.int
@@ -127,6 +182,8 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     """Largest size of one prompt in bytes of UTF-8."""
     tokens: builtins.int
     """Number of tokens in every `sequence`, the largest one where it follows the prompt's length."""
+    weighting: builtins.bool
+    """Whether parts of prompts can have weights."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -140,8 +197,9 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
         max_prompts: builtins.int = ...,
         max_prompt_bytes: builtins.int = ...,
         tokens: builtins.int = ...,
+        weighting: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["joint_attention_dim", b"joint_attention_dim", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["joint_attention_dim", b"joint_attention_dim", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens", "weighting", b"weighting"]) -> None: ...
 
 global___TextEncoderServiceGetModelResponse = TextEncoderServiceGetModelResponse

@@ -54,7 +54,8 @@ class TextEncoderServiceServicer(object):
     def Encode(self, request, context):
         """Encodes prompts with every text encoder of the checkpoint and joins the results by the model family's recipe.
 
-        Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes).
+        Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes, spans
+        outside their prompt).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,8 @@ class TextEncoderServiceStub:
     ]
     """Encodes prompts with every text encoder of the checkpoint and joins the results by the model family's recipe.
 
-    Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes).
+    Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes, spans
+    outside their prompt).
     """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
@@ -45,7 +46,8 @@ class TextEncoderServiceAsyncStub:
     ]
     """Encodes prompts with every text encoder of the checkpoint and joins the results by the model family's recipe.
 
-    Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes).
+    Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes, spans
+    outside their prompt).
     """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
@@ -65,7 +67,8 @@ class TextEncoderServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[triptych.v1.text_encoder_pb2.TextEncoderServiceEncodeResponse, collections.abc.Awaitable[triptych.v1.text_encoder_pb2.TextEncoderServiceEncodeResponse]]:
         """Encodes prompts with every text encoder of the checkpoint and joins the results by the model family's recipe.
 
-        Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes).
+        Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes, spans
+        outside their prompt).
         """
 
     @abc.abstractmethod

@@ -1,27 +1,9 @@
-"""Classifier-free guidance, and how its scale changes over the steps: one pure function each, in a table."""
+"""How the guidance scale changes over the steps: one pure function each, in a table."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-
-import numpy as np
-from numpy.typing import NDArray
-
-
-class GuidanceInput(StrEnum):
-    """How a model takes the guidance scale."""
-
-    BRANCHES = "two branches, the negative prompt's and the prompt's, are joined with it"
-    EMBEDDED = "it is an input of the model, which was distilled from two branches to one"
-    NONE = "not at all: the model was distilled with guidance inside"
-
-
-def classifier_free_guidance(
-    negative: NDArray[np.float32], positive: NDArray[np.float32], scale: float
-) -> NDArray[np.float32]:
-    """u + g (c - u) in float32 (Ho and Salimans, 2022, as diffusers writes it)."""
-    return negative + np.float32(scale) * (positive - negative)
+from typing import Any
 
 
 def constant(step: int, num_steps: int, scale: float) -> float:
@@ -44,11 +26,17 @@ def interval(step: int, num_steps: int, scale: float, start: float, stop: float)
     return scale if int(start * num_steps) <= step < int(stop * num_steps) else 1.0
 
 
+def explicit(step: int, num_steps: int, scale: float, scales: Sequence[float]) -> float:
+    """The number that the request lists for this step, whatever `scale` is."""
+    return scales[step]
+
+
 SCHEDULES: Mapping[str, Callable[..., float]] = {
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
     "interval": interval,
+    "explicit": explicit,
 }
 
 
@@ -57,7 +45,7 @@ class GuidanceSchedule:
     """A function of SCHEDULES by name, with its own parameters."""
 
     name: str = "constant"
-    parameters: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def scales(self, num_steps: int, scale: float) -> list[float]:
         """The guidance scale of each step, when the request's guidance_scale is `scale`."""

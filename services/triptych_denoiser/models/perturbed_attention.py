@@ -1,0 +1,26 @@
+"""Attention that perturbed attention guidance weakens: tokens of the image do not see each other."""
+
+import math
+
+from torch import Tensor
+
+
+def perturbed_bias(q: Tensor, image: slice, key_bias: Tensor | None = None) -> Tensor:
+    """The bias with which an image token attends to itself and to the text, but to no other image token.
+
+    As diffusers' PAGJointAttnProcessor2_0 perturbs SD3's joint attention; text tokens attend to everything.
+    Where a block has an attention among image tokens alone, the same leaves each token its own value.
+
+    Args:
+        q: queries of image and text, [rows, heads, tokens, head_dim].
+        image: which of the tokens are the image's.
+        key_bias: what the attention adds already, [1, 1, 1, tokens].
+
+    Returns:
+        [1, 1, tokens, tokens]: 0 or minus infinity, and key_bias added.
+    """
+    tokens = q.shape[2]
+    bias = q.new_zeros(1, 1, tokens, tokens)
+    bias[..., image, image] = -math.inf
+    bias.diagonal(dim1=-2, dim2=-1).zero_()
+    return bias if key_bias is None else bias + key_bias

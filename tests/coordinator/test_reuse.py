@@ -1,0 +1,189 @@
+"""Reuse between steps: what it saves, where it is exact, and that a batch changes nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from triptych_coordinator.guidance import Branch, Guided
+from triptych_coordinator.noise import NoiseStream, randn
+from triptych_coordinator.reuse import FeatureReuse, LayerReuse, reusing
+from triptych_coordinator.sampler import sample
+from triptych_coordinator.sampling_options import Choice
+from triptych_coordinator.sigmas import FlowSchedule
+from triptych_coordinator.solvers import SOLVERS, Latents
+
+PROMPT, NEGATIVE = b"\x03", b"\x01"
+GUIDANCE, EXTRAPOLATION = "guidance", "extrapolation"
+
+
+class ParallelBranches:
+    """v = x + digest (1 + slope sigma): the branches' difference is as far from constant as `slope` says."""
+
+    def __init__(self, slope: float = 0.0) -> None:
+        self.slope = np.float32(slope)
+        self.branches: list[int] = []
+
+    async def predict(
+        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        self.branches.append(len(branches))
+        digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
+        return latents + digests[..., None, None, None] * (1 + self.slope * sigma)
+
+
+class StraightVelocities:
+    """v = digest sigma, whatever the latents."""
+
+    def __init__(self) -> None:
+        self.branches: list[int] = []
+
+    async def predict(
+        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        self.branches.append(len(branches))
+        digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
+        return digests[..., None, None, None] * sigma * np.ones_like(latents)
+
+
+def noise(*seeds: int) -> Latents:
+    return np.stack([randn((4, 2, 2), seed) for seed in seeds])
+
+
+async def sampled(
+    denoiser: Any, reuse: Choice, latents: Latents, scales: Sequence[float], solver: str = "euler"
+) -> tuple[Latents, int]:
+    guided = Guided([PROMPT] * len(latents), [NEGATIVE] * len(latents), scales)
+    sigmas = FlowSchedule(3.0).sigmas(len(scales), 1)
+    solution = SOLVERS[solver](latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
+    velocities = reusing(denoiser, Branch(guided.positive), reuse)
+    last = [reached.latents async for _, reached in sample(velocities, solution, guided)][-1]
+    return last, velocities.reused_rows
+
+
+async def test_the_negative_branch_is_computed_at_every_kth_evaluation() -> None:
+    denoiser = ParallelBranches(0.5)
+    _, saved = await sampled(denoiser, Choice(GUIDANCE, {"every": 3}), noise(1, 2), [4.0] * 7)
+    assert denoiser.branches == [2, 1, 1, 2, 1, 1, 2]
+    assert saved == 4 * 2
+
+
+async def test_a_difference_that_does_not_change_is_reused_without_loss() -> None:
+    fresh, _ = await sampled(ParallelBranches(), Choice("none"), noise(1), [4.0] * 6)
+    reused, saved = await sampled(ParallelBranches(), Choice(GUIDANCE, {"every": 2}), noise(1), [4.0] * 6)
+    assert saved == 3
+    assert np.allclose(reused, fresh, rtol=1e-5)
+
+
+async def test_where_guidance_is_off_nothing_is_reused() -> None:
+    denoiser = ParallelBranches()
+    scales = [1.0, 4.0, 4.0, 1.0, 4.0, 1.0]
+    _, saved = await sampled(denoiser, Choice(GUIDANCE, {"every": 2}), noise(1), scales)
+    assert denoiser.branches == [1, 2, 1, 1, 2, 1]
+    assert saved == 1
+
+
+@pytest.mark.parametrize(("every", "calls"), [(2, 5), (3, 4), (20, 2)])
+async def test_after_two_evaluations_every_kth_is_computed(every: int, calls: int) -> None:
+    denoiser = StraightVelocities()
+    _, saved = await sampled(denoiser, Choice(EXTRAPOLATION, {"every": every}), noise(1), [4.0] * 8)
+    assert len(denoiser.branches) == calls
+    assert saved == 2 * (8 - calls)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "dpmpp_2m", "unipc"])
+async def test_velocities_on_a_straight_line_are_extrapolated_without_loss(solver: str) -> None:
+    fresh, _ = await sampled(StraightVelocities(), Choice("none"), noise(1), [4.0] * 8, solver)
+    choice = Choice(EXTRAPOLATION, {"every": 3})
+    reused, saved = await sampled(StraightVelocities(), choice, noise(1), [4.0] * 8, solver)
+    assert saved > 0
+    assert np.allclose(reused, fresh, atol=1e-4)
+
+
+async def test_other_branches_start_the_line_anew() -> None:
+    denoiser = StraightVelocities()
+    scales = [4.0, 4.0, 4.0, 1.0, 1.0, 1.0]
+    fresh, _ = await sampled(StraightVelocities(), Choice("none"), noise(1), scales)
+    reused, saved = await sampled(denoiser, Choice(EXTRAPOLATION, {"every": 2}), noise(1), scales)
+    assert denoiser.branches == [2, 2, 1, 1]
+    assert saved == 2 + 1
+    assert np.allclose(reused, fresh, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [GUIDANCE, EXTRAPOLATION])
+async def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(name: str) -> None:
+    choice = Choice(name, {"every": 2})
+    batch, _ = await sampled(ParallelBranches(0.5), choice, noise(1, 2), [4.0] * 6)
+    for k, seed in enumerate((1, 2)):
+        alone, _ = await sampled(ParallelBranches(0.5), choice, noise(seed), [4.0] * 6)
+        assert np.array_equal(batch[k], alone[0])
+
+
+class FewChanges(ParallelBranches):
+    """Says that features were reused where a sample moved little, and notes of which evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+        self.reuses: list[list[LayerReuse]] = []
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Any,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        self.reuses.append(list(reuses))
+        velocities = await self.predict(latents, sigma, branches, guidance)
+        reused = np.array(
+            [
+                np.abs(latents - reuse.earlier.latents).mean(axis=(1, 2, 3)) <= reuse.threshold
+                if reuse.earlier
+                else np.zeros(len(latents), np.bool_)
+                for reuse in reuses
+            ]
+        )
+        velocities[reused] *= np.float32(0.9)
+        return velocities, reused
+
+
+async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
+    denoiser, latents = FewChanges(), noise(1, 2)
+    velocities = FeatureReuse(denoiser, threshold=0.5)
+    moves = np.array([[0, 0], [0.3, 0.6], [0.6, 0.7]], np.float32)
+    for sigma, move in zip((1.0, 0.9, 0.8), moves, strict=True):
+        moved = latents + move[:, None, None, None]
+        await velocities.predict(moved, np.float32(sigma), [Branch([PROMPT] * 2)], 3.5)
+    first, second, third = [[reuse.earlier for reuse in reuses] for reuses in denoiser.reuses]
+    assert first == [None]
+    assert second[0] is not None
+    assert third[0] is not None
+    assert second[0].sigmas.tolist() == [1, 1]
+    assert third[0].sigmas.tolist() == [1, np.float32(0.9)]
+    assert np.array_equal(third[0].latents[0], latents[0])
+    assert np.array_equal(third[0].latents[1], latents[1] + np.float32(0.6))
+    assert third[0].guidance_scales == [3.5, 3.5]
+    assert velocities.reused_rows == 2
+
+
+async def test_a_branch_that_was_not_needed_for_a_while_has_kept_its_evaluation() -> None:
+    denoiser, latents = FewChanges(), noise(1)
+    velocities = FeatureReuse(denoiser, threshold=0.5)
+    both = [Branch([NEGATIVE]), Branch([PROMPT])]
+    for sigma, branches in ((1.0, both), (0.9, both[1:]), (0.8, both)):
+        await velocities.predict(latents, np.float32(sigma), branches, None)
+    last = [reuse.earlier for reuse in denoiser.reuses[-1]]
+    assert [earlier.sigmas.tolist() for earlier in last if earlier] == [[1], [1]]
+    assert [list(earlier.guidance_scales) for earlier in last if earlier] == [[], []]
+
+
+async def test_features_of_an_image_of_a_batch_are_those_of_it_alone() -> None:
+    choice = Choice("features", {"threshold": 2.0})
+    batch, saved = await sampled(FewChanges(), choice, noise(1, 2, 3), [4.0] * 8)
+    alone = [await sampled(FewChanges(), choice, noise(seed), [4.0] * 8) for seed in (1, 2, 3)]
+    assert 0 < saved == sum(rows for _, rows in alone)
+    for image, (latents, _) in zip(batch, alone, strict=True):
+        assert np.array_equal(image, latents[0])

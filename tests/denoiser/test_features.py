@@ -1,0 +1,212 @@
+"""Reused features: what a row gives is decided by what is asked, never by what the replica has seen."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.transformers import with_random_weights
+from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.features import FeatureCache, FeatureReuse, relative_change
+from triptych_denoiser.models.flux import FAMILY as FLUX
+from triptych_denoiser.models.loading import Family, build
+from triptych_denoiser.models.sd3 import FAMILY as SD3
+from triptych_denoiser.models.z_image import FAMILY as Z_IMAGE
+from triptych_denoiser.predictor import Predictor, Row
+
+reference_library: Any = diffusers  # most of it has no types
+
+CPU = torch.device("cpu")
+LAYERS = 3
+FAMILIES: dict[str, tuple[Family, str, dict[str, Any]]] = {
+    "SD3": (
+        SD3,
+        "SD3Transformer2DModel",
+        {
+            "sample_size": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_layers": LAYERS,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "caption_projection_dim": 32,
+            "pooled_projection_dim": 24,
+            "pos_embed_max_size": 8,
+        },
+    ),
+    "FLUX": (
+        FLUX,
+        "FluxTransformer2DModel",
+        {
+            "in_channels": 16,
+            "num_layers": 2,
+            "num_single_layers": LAYERS - 2,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 32,
+            "pooled_projection_dim": 24,
+            "guidance_embeds": True,
+            "axes_dims_rope": (4, 6, 6),
+        },
+    ),
+    "Z-Image": (
+        Z_IMAGE,
+        "ZImageTransformer2DModel",
+        {
+            "in_channels": 4,
+            "dim": 32,
+            "n_layers": LAYERS,
+            "n_refiner_layers": 1,
+            "n_heads": 2,
+            "n_kv_heads": 2,
+            "cap_feat_dim": 32,
+            "axes_dims": [4, 6, 6],
+            "axes_lens": [100, 32, 32],
+        },
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    """A small transformer of each family, random weights."""
+    family, name, config = FAMILIES[request.param]
+    torch.manual_seed(0)
+    theirs = with_random_weights(getattr(reference_library, name)(**config))
+    return build(family, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+
+
+class CountingPredictor(Predictor):
+    """Notes how many rows each pass has."""
+
+    def __init__(self, model: Any, max_rows: int = 8, cache_bytes: int = 1 << 20) -> None:
+        super().__init__(model, CPU, torch.float32, max_rows, FeatureCache(cache_bytes))
+        self.passes: list[int] = []
+
+    def _forward(self, rows: Sequence[Row], **reuse: Any) -> Tensor:
+        self.passes.append(len(rows))
+        return super()._forward(rows, **reuse)
+
+
+def row(model: Any, seed: int, sigma: float = 0.5) -> Row:
+    inputs, generator = model.inputs, torch.Generator().manual_seed(seed)
+    sequence = torch.randn(5, inputs.joint_attention_dim, generator=generator)
+    pooled = torch.randn(inputs.pooled_projection_dim, generator=generator)
+    latents = torch.randn(inputs.channels, 8, 8, generator=generator)
+    return Row(latents, sigma, Conditioning(sequence, pooled, 1), 3.5 if inputs.guidance else None)
+
+
+def later(before: Row, change: float, threshold: float = 0.2) -> Row:
+    """A row a little further on, which may reuse the features of the one before."""
+    latents = before.latents + change * torch.randn(
+        before.latents.shape, generator=torch.Generator().manual_seed(9)
+    )
+    reuse = FeatureReuse(threshold, replace(before, reuse=None))
+    return replace(before, latents=latents, sigma=before.sigma - 0.0001, reuse=reuse)
+
+
+def first(before: Row, threshold: float = 0.2) -> Row:
+    """A row whose features a later one may reuse."""
+    return replace(before, reuse=FeatureReuse(threshold, None))
+
+
+def test_the_first_evaluation_is_computed_as_ever(model: Any) -> None:
+    predictor = CountingPredictor(model)
+    velocities, reused = predictor.predict([first(row(model, 1))])
+    assert torch.equal(velocities, predictor.predict([row(model, 1)]).velocities)
+    assert reused == [False]
+
+
+def test_the_same_evaluation_again_is_reused_without_loss(model: Any) -> None:
+    predictor, before = CountingPredictor(model), row(model, 1)
+    expected = predictor.predict([first(before)]).velocities
+    velocities, reused = predictor.predict([replace(first(before), reuse=FeatureReuse(0.01, before))])
+    assert reused == [True]
+    torch.testing.assert_close(velocities, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_little_change_reuses_and_much_computes(model: Any) -> None:
+    predictor, before = CountingPredictor(model), row(model, 1)
+    predictor.predict([first(before)])
+    near, far = later(before, 0.001), later(before, 3.0)
+    velocities, reused = predictor.predict([near, far])
+    assert reused == [True, False]
+    exact = predictor.predict([replace(near, reuse=None), replace(far, reuse=None)]).velocities
+    assert not torch.equal(velocities[0], exact[0])
+    assert torch.equal(velocities[1], exact[1])
+    assert 0 < (velocities[0] - exact[0]).abs().max() < 0.2 * exact[0].abs().max()
+
+
+def test_the_threshold_is_where_reuse_begins(model: Any) -> None:
+    predictor, before = CountingPredictor(model), row(model, 1)
+    tokens: list[Tensor] = []
+
+    def noted(before: Tensor, first: Tensor, others: Any) -> Tensor:
+        tokens.append(first - before)
+        return others(slice(None))
+
+    near = later(before, 0.05)
+    for each in (before, near):
+        predictor._forward([each], reuse=noted)  # type: ignore[arg-type]
+    change = relative_change(tokens[1], tokens[0])
+    assert predictor.predict([later(before, 0.05, change * 1.01)]).reused == [True]
+    assert predictor.predict([later(before, 0.05, change * 0.99)]).reused == [False]
+
+
+def test_losing_the_cache_costs_passes_and_changes_no_bit(model: Any) -> None:
+    before = [row(model, 1), row(model, 2)]
+    remembering, forgetful, other_replica = (CountingPredictor(model, cache_bytes=n) for n in (1 << 20, 1, 1))
+    for predictor in (remembering, forgetful):
+        for each in before:
+            predictor.predict([first(each)])
+    expected = remembering.predict([later(each, 0.001) for each in before])
+    assert expected.reused == [True, True]
+    for predictor in (forgetful, other_replica):
+        velocities, reused = predictor.predict([later(each, 0.001) for each in before])
+        assert torch.equal(velocities, expected.velocities)
+        assert reused == expected.reused
+    assert remembering.passes == [1, 1, 2]
+    assert forgetful.passes == [1, 1, 1, 2]  # the newest entry is always remembered
+    assert other_replica.passes == [2, 2]
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_a_row_s_bits_do_not_depend_on_its_company(model: Any) -> None:
+    plain, ahead = row(model, 3), first(row(model, 4))
+    near, far = later(row(model, 1), 0.001), later(row(model, 2), 3.0)
+    rows = [near, plain, far, ahead, later(row(model, 5), 0.002)]
+    together, reused = CountingPredictor(model).predict(rows)
+    assert reused == [True, False, False, False, True]
+    for velocity, alone in zip(together, rows, strict=True):
+        assert torch.equal(velocity, CountingPredictor(model).predict([alone]).velocities[0])
+
+
+def test_references_are_computed_in_passes_of_the_usual_size(model: Any) -> None:
+    predictor = CountingPredictor(model, max_rows=2)
+    rows = [later(row(model, seed), 0.001) for seed in (1, 2)]
+    predictor.predict(rows)
+    predictor.predict(rows)
+    assert predictor.passes == [2, 2, 2]
+
+
+def test_rows_that_do_not_reuse_are_not_remembered(model: Any) -> None:
+    predictor, plain = CountingPredictor(model), row(model, 3)
+    predictor.predict([plain, first(row(model, 1))])
+    predictor.passes.clear()
+    predictor.predict([later(plain, 0.001)])
+    assert predictor.passes == [1, 1]
+
+
+def test_the_cache_is_bounded_in_bytes(model: Any) -> None:
+    predictor = CountingPredictor(model, cache_bytes=100_000)
+    for seed in range(40):
+        predictor.predict([first(row(model, seed))])
+    cache = predictor._features
+    assert cache._bytes <= 100_000
+    assert cache._bytes == sum(features.nbytes for features in cache._entries.values())
+    assert len(cache._entries) < 40
