@@ -23,19 +23,24 @@ JOINT_ATTENTION_DIM = 2 * ENCODER_WIDTH
 LATENT_CHANNELS = 4
 
 
-def write_tiny_checkpoint(folder: Path) -> Path:
+def write_tiny_checkpoint(folder: Path, latent_channels: int = LATENT_CHANNELS) -> Path:
     """Writes the checkpoint. The weights are the same on every call."""
-    sd3_pipeline().save_pretrained(folder)
+    sd3_pipeline(latent_channels=latent_channels).save_pretrained(folder)
     return folder
 
 
-def sd3_pipeline(t5: bool = False, scheduler: dict[str, Any] | None = None, **transformer: Any) -> Any:
+def sd3_pipeline(
+    t5: bool = False,
+    scheduler: dict[str, Any] | None = None,
+    latent_channels: int = LATENT_CHANNELS,
+    **transformer: Any,
+) -> Any:
     """A StableDiffusion3Pipeline; `transformer` are keys of its transformer's config."""
     torch.manual_seed(0)
     return StableDiffusion3Pipeline(
-        transformer=_transformer(transformer),
+        transformer=_transformer(latent_channels, transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(**scheduler or {"shift": 3.0}),
-        vae=tiny_vae(),
+        vae=tiny_vae(latent_channels=latent_channels),
         text_encoder=_text_encoder(),
         tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(),
@@ -45,12 +50,12 @@ def sd3_pipeline(t5: bool = False, scheduler: dict[str, Any] | None = None, **tr
     )
 
 
-def _transformer(config: dict[str, Any]) -> Any:
+def _transformer(latent_channels: int, config: dict[str, Any]) -> Any:
     defaults = {
         "sample_size": 8,
         "patch_size": 2,
-        "in_channels": LATENT_CHANNELS,
-        "out_channels": LATENT_CHANNELS,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
         "num_layers": 2,
         "attention_head_dim": 16,
         "num_attention_heads": 2,
@@ -63,14 +68,16 @@ def _transformer(config: dict[str, Any]) -> Any:
     return lively(SD3Transformer2DModel(**defaults | config))
 
 
-def tiny_vae(scaling_factor: float = 1.5, shift_factor: float = 0.06) -> Any:
+def tiny_vae(
+    scaling_factor: float = 1.5, shift_factor: float = 0.06, latent_channels: int = LATENT_CHANNELS
+) -> Any:
     """As SD3's, FLUX's and Z-Image's: no quant convolutions, latents shifted and scaled."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=64,
         scaling_factor=scaling_factor,

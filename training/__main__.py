@@ -1,8 +1,8 @@
 """Makes the default model from nothing: `python -m training --data training/node_modules`.
 
-Five steps, each of which goes on where it was cut off and is a command of its own: the linear codec
-(seconds), the text encoders (minutes), the VAE's decoder (under an hour), the transformer (hours on two
-cores), the model card. `--only` runs some of them.
+Each step goes on where it was cut off and is a command of its own: the linear codec (seconds), the text
+encoders (minutes), the VAE's decoder (under an hour), the previews' colours (seconds), the transformer (hours
+on two cores), the measurements, the model card. `--only` runs some of them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from training.folder import write_index
 
 OUT = Path("shared/triptych/models/triptych-small")
-STEPS = ("codec", "text-encoders", "vae", "transformer", "measure", "card")
+STEPS = ("codec", "text-encoders", "vae", "latent-rgb", "transformer", "measure", "card")
 
 
 def command(step: str, arguments: argparse.Namespace) -> list[str]:
@@ -23,6 +23,7 @@ def command(step: str, arguments: argparse.Namespace) -> list[str]:
         "codec": ["training.linear_codec", *data],
         "text-encoders": ["training.text_encoders", *data, *out],
         "vae": ["training.vae", *data, *out],
+        "latent-rgb": ["training.latent_rgb", *data, *out],
         "transformer": ["training.transformer", *data, *out, "--device", arguments.device],
         "measure": [
             "benchmarks.adherence",

@@ -7,27 +7,31 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
 from triptych_coordinator.images import encode_png, png_text
 from triptych_coordinator.models import Models
-from triptych_coordinator.noise import NoiseStream
+from triptych_coordinator.parameters import Parameters
 from triptych_coordinator.pipelines import Sampling
+from triptych_coordinator.previews import LatentRgb
 from triptych_coordinator.prompt_weighting import WeightedText
-from triptych_coordinator.requests import Parameters, loras_to_messages, parameters_to_message
+from triptych_coordinator.requests import loras_to_messages, parameters_to_message
 from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.solvers import SOLVERS
 from triptych_coordinator.stages import RequestDenoiser, Stages
+from triptych_coordinator.starts import begin, noise_stream
 
 
 async def generation_events(
     stages: Stages,
     models: Models,
     sampling: Sampling,
+    rgb: LatentRgb | None,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -39,11 +43,11 @@ async def generation_events(
     finished = pb.Finished()
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
+    sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
+    started = await begin(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, started.first_step))
 
-    noise = _noise(parameters, models)
-    latents = await asyncio.to_thread(noise)
     denoiser = RequestDenoiser(
         stages,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
@@ -52,21 +56,22 @@ async def generation_events(
         deadline,
         loras_to_messages(parameters.loras),
     )
-    image_tokens = models.image_tokens(parameters.height, parameters.width)
-    chosen, num_steps = parameters.sampling, parameters.num_inference_steps
-    levels, solver = SIGMA_SCHEDULES[chosen.sigma_schedule.name], SOLVERS[chosen.solver.name]
-    sigmas = levels(sampling.schedule, num_steps, image_tokens, **chosen.sigma_schedule.parameters)
-    solution = solver(latents, sigmas, noise, **chosen.solver.parameters)
+    chosen, latents = parameters.sampling, started.latents
     velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
-    async for step, (latents, sigma) in sample(velocities, solution, guided):  # noqa: B007 (the last is used)
-        completed = pb.StepCompleted(step=step, num_steps=num_steps, sigma=float(sigma))
+    solver, num_steps = SOLVERS[chosen.solver.name], len(sigmas) - 1 - started.first_step
+    solution = solver(latents, sigmas[started.first_step :], noise, **chosen.solver.parameters)
+    async for step in sample(velocities, solution, guided, started.edit, started.first_step):
+        latents, number = step.latents, step.number - started.first_step
+        completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
+        if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
+            completed.previews.extend(await asyncio.to_thread(rgb.previews, step.clean))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
     fingerprints = {
         "text_encoder": {models.text_encoder.model.fingerprint},
         "denoiser": denoiser.fingerprints,
-        "vae_codec": set[str](),
+        "vae_codec": set(started.fingerprints),
     }
     images_per_call = max(1, models.vae_codec.max_pixels // (parameters.height * parameters.width))
     for start in range(0, len(latents), images_per_call):
@@ -74,7 +79,10 @@ async def generation_events(
         fingerprints["vae_codec"].add(fingerprint)
         finished.decode_milliseconds += stopwatch.lap()
         for index, picture in enumerate(pixels, start):
-            yield pb.GenerateResponse(image=await _image(parameters, index, picture, fingerprints))
+            image = await _image(parameters, index, picture, fingerprints)
+            if parameters.return_latents:
+                image.latents.CopyFrom(array_to_message(latents[index]))
+            yield pb.GenerateResponse(image=image)
         stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
@@ -82,6 +90,14 @@ async def generation_events(
     finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
+
+
+def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:
+    """The noise levels of a start at noise, by the request's schedule and the checkpoint's shift."""
+    chosen = parameters.sampling.sigma_schedule
+    image_tokens = models.image_tokens(parameters.height, parameters.width)
+    schedule = SIGMA_SCHEDULES[chosen.name]
+    return schedule(sampling.schedule, parameters.num_inference_steps, image_tokens, **chosen.parameters)
 
 
 async def _encode(
@@ -113,7 +129,10 @@ async def _encode(
 
 
 def _accepted(
-    parameters: Parameters, guided: Guided, encoded: Mapping[WeightedText, EncodedPrompt]
+    parameters: Parameters,
+    guided: Guided,
+    encoded: Mapping[WeightedText, EncodedPrompt],
+    first_step: int,
 ) -> pb.Accepted:
     warnings = [
         f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
@@ -123,18 +142,16 @@ def _accepted(
     if any(parameters.negative_prompts) and not guided.negative:
         warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
     warnings += [
-        f"{guidance.description} changes nothing: of the {parameters.num_inference_steps} steps none is"
-        f" between start {guidance.start:g} and stop {guidance.stop:g}"
-        for guidance in guided.idle_layer_guidances()
+        f"{guidance.description} changes nothing: no step that is taken lies between start {guidance.start:g}"
+        f" and stop {guidance.stop:g}"
+        for guidance in guided.idle_layer_guidances(first_step)
     ]
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 
-def _noise(parameters: Parameters, models: Models) -> NoiseStream:
-    """Where the starting latents, float32 [images, C, h, w], and all later noise come from."""
-    downscale = models.vae_codec.downscale
-    shape = (models.denoiser.latent_channels, parameters.height // downscale, parameters.width // downscale)
-    return NoiseStream(shape, parameters.seeds)
+def _wants_preview(step: int, num_steps: int, every: int) -> bool:
+    """Whether a step is one of those that are asked for; after the last one the picture comes."""
+    return every > 0 and step % every == 0 and step < num_steps
 
 
 async def _image(

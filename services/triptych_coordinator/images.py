@@ -3,15 +3,19 @@
 import io
 import json
 from collections.abc import Collection, Mapping
+from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from triptych.tensors import message_to_array
 from triptych_coordinator.guidance.messages import options_record
-from triptych_coordinator.requests import Parameters
+from triptych_coordinator.parameters import Parameters
+from triptych_coordinator.requests import parameters_to_message
 from triptych_coordinator.sampling_options import Choice
 
 _SAMPLER_NAMES = {
@@ -68,7 +72,9 @@ def png_text(
         fingerprints: stage to the fingerprints of its replicas that worked on the request.
 
     Returns:
-        "parameters", as AUTOMATIC1111's web UI writes it, and "triptych", as JSON.
+        "parameters", as AUTOMATIC1111's web UI writes it, and "triptych", as JSON: what people look for by
+        name, and under "request" the GenerationParameters in protobuf's JSON, whose input pictures and
+        latents are named by the SHA-256 of their bytes beside it.
     """
     record = {
         "model": parameters.model,
@@ -88,6 +94,10 @@ def png_text(
         "solver": _record(parameters.sampling.solver),
         "sigma_schedule": _record(parameters.sampling.sigma_schedule),
         "step_reuse": _record(parameters.sampling.reuse),
+        **_editing(parameters, image),
+        "request": MessageToDict(
+            parameters_to_message(parameters.alone(image)), preserving_proto_field_name=True
+        ),
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
@@ -96,11 +106,31 @@ def png_text(
     return {"parameters": a1111_text(record), "triptych": json.dumps(record, ensure_ascii=False)}
 
 
+def _editing(parameters: Parameters, image: int) -> dict[str, Any]:
+    """What picture number `image` was made from besides the request's words and numbers."""
+    record: dict[str, Any] = {}
+    edit, variation = parameters.edit, parameters.variation
+    if edit is not None:
+        record["strength"] = edit.strength
+        inputs = {"image_sha256": edit.image, "mask_sha256": edit.mask}
+        record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
+    latents = parameters.noise if edit is None else edit.clean
+    if latents is not None:
+        rows = message_to_array(latents, "latents")
+        row = rows[0 if len(rows) == 1 else image]
+        kind = "noise" if edit is None else "clean"
+        record["latents"] = {"kind": kind, "sha256": sha256(row.tobytes()).hexdigest()}
+    if variation is not None:
+        record["variation"] = {"seed": variation.seeds[image], "strength": variation.strengths[image]}
+    return record
+
+
 def a1111_text(record: Mapping[str, Any]) -> str:
     """The `parameters` text that image tools read: the prompt, the negative prompt if there is one, then a
     line of settings, of which those with a comma, colon or newline are quoted as JSON (create_infotext and
     quote in AUTOMATIC1111/stable-diffusion-webui).
     """
+    variation = record.get("variation", {})
     (solver,), (schedule,) = record["solver"], record["sigma_schedule"]
     settings = {
         "Steps": record["num_inference_steps"],
@@ -118,6 +148,9 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         if "constant" in record["guidance_schedule"]
         else json.dumps(record["guidance_schedule"]),
         **{name: json.dumps(record[field]) for field, name in _GUIDANCE_NAMES.items() if field in record},
+        "Denoising strength": f"{record['strength']:.9g}" if "strength" in record else None,
+        "Variation seed": variation.get("seed"),
+        "Variation seed strength": f"{variation['strength']:.9g}" if variation else None,
         "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]) or None,
         "Version": f"Triptych {record['version']}",
     }

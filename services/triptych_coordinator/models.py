@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from triptych import errors
 from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.requests import Limits
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Models:
         token = self.denoiser.latent_multiple * self.vae_codec.downscale
         return (height // token) * (width // token)
 
-    def limits(self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int) -> Limits:
+    def limits(
+        self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int, previews: bool
+    ) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
         return Limits(
@@ -86,4 +88,7 @@ class Models:
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
+            latent_channels=denoiser.latent_channels,
+            downscale=downscale,
+            previews=previews,
         )

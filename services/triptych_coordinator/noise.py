@@ -63,6 +63,35 @@ class NoiseStream:
         return np.stack([_draw(twister, self._shape) for twister in self._twisters])
 
 
+def interpolated(a: Float32, b: Float32, strength: float) -> Float32:
+    """The spherical interpolation of two noises, sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b.
+
+    w is the angle between them (Shoemake, 1985). What is made of Gaussian noise in this way is as long as
+    noise is. Where they point the same way, a straight line takes its place. At 0 and 1, a and b to the bit.
+    """
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    lengths = math.sqrt(np.square(wide_a).sum() * np.square(wide_b).sum())
+    angle = math.acos(min(1.0, max(-1.0, float((wide_a * wide_b).sum()) / lengths)))
+    if math.sin(angle) < 1e-4:
+        return np.float32(1 - strength) * a + np.float32(strength) * b
+    of_a, of_b = (math.sin(part * angle) / math.sin(angle) for part in (1 - strength, strength))
+    return np.float32(of_a) * a + np.float32(of_b) * b
+
+
+class VariedNoise:
+    """Draws between those of two seeds per picture: strength 0 is the one, 1 the other, to the bit."""
+
+    def __init__(self, one: NoiseStream, other: NoiseStream, strengths: Sequence[float]) -> None:
+        """A strength per picture, from 0 to 1."""
+        self._one, self._other = one, other
+        self._strengths = strengths
+
+    def __call__(self) -> Float32:
+        """The next draw: float32 [seeds, *shape]."""
+        pairs = zip(self._one(), self._other(), self._strengths, strict=True)
+        return np.stack([interpolated(*pair) for pair in pairs])
+
+
 def _twister(seed: int) -> np.random.RandomState:
     return np.random.RandomState(seed & 0xFFFFFFFF)  # the Mersenne twister of torch, seeded the same way
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from triptych.checkpoints import Checkpoint
 from triptych.errors import StartError
 from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.requests import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
+from triptych_coordinator.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
 from triptych_coordinator.sigmas import FlowSchedule, Grid
 
 

@@ -3,8 +3,8 @@
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
+from triptych_coordinator import edits
 from triptych_coordinator.guidance import (
     AdaptiveProjected,
     ClassifierFree,
@@ -20,90 +21,20 @@ from triptych_coordinator.guidance import (
     GuidanceSchedule,
 )
 from triptych_coordinator.guidance.messages import GuidanceReader, write_options
-from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
+from triptych_coordinator.input_images import Size
+from triptych_coordinator.parameters import (
+    MAX_GUIDANCE_SCALE,
+    MAX_NUM_INFERENCE_STEPS,
+    Limits,
+    Lora,
+    Parameters,
+)
+from triptych_coordinator.prompt_weighting import read_weighted
 from triptych_coordinator.sampling_options import (
-    SamplingOptions,
     explicit_steps,
     read_sampling,
     write_sampling,
 )
-
-T = TypeVar("T")
-
-MAX_NUM_INFERENCE_STEPS = 200
-MAX_GUIDANCE_SCALE = 100.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the served model and this server allow, and what a request gets that says nothing.
-
-    Sizes in pixels.
-    """
-
-    model: str
-    default_height: int
-    default_width: int
-    size_multiple: int
-    max_size: int
-    max_image_pixels: int
-    max_request_pixels: int
-    max_images: int
-    max_prompt_bytes: int
-    default_num_inference_steps: int
-    default_guidance_scale: float
-    guidance: GuidanceInput
-    num_layers: int = 0
-    prompt_weighting: bool = False
-    loras: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA of the denoiser, by name, and how much of it."""
-
-    name: str
-    weight: float
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A valid request. Pictures are numbered prompt by prompt; there is one seed per picture."""
-
-    model: str
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_schedule: GuidanceSchedule
-    num_images_per_prompt: int
-    seeds: tuple[int, ...]
-    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
-    prompt_weighting: bool = False
-    loras: tuple[Lora, ...] = ()
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-
-    def guidance_scales(self) -> list[float]:
-        """The guidance scale of each step."""
-        return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
-
-    def per_image(self, per_prompt: Sequence[T]) -> list[T]:
-        """Each prompt's value once for every picture of it."""
-        return [value for value in per_prompt for _ in range(self.num_images_per_prompt)]
-
-    def weighted(self, prompt: str) -> WeightedText:
-        """A prompt of this request as the text encoder is given it."""
-        return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
-
-    def prompt(self, image: int) -> str:
-        """The prompt of picture number `image`."""
-        return self.prompts[image // self.num_images_per_prompt]
-
-    def negative_prompt(self, image: int) -> str:
-        """The negative prompt of picture number `image`."""
-        return self.negative_prompts[image // self.num_images_per_prompt]
 
 
 def parameters_from_message(message: pb.GenerationParameters, limits: Limits) -> Parameters:
@@ -119,19 +50,26 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         )
     wrong: dict[str, str] = {}
     given = _Given(message, limits, wrong)
+    size = edits.own_size(message, limits, wrong)
+    seeds = given.seeds()
     parameters = Parameters(
         model=limits.model,
         prompts=given.prompts(),
         negative_prompts=given.negative_prompts(),
-        height=given.size("height", limits.default_height),
-        width=given.size("width", limits.default_width),
+        height=given.size("height", size.height),
+        width=given.size("width", size.width),
         num_inference_steps=given.num_inference_steps(),
         guidance_scale=given.guidance_scale(),
         guidance_schedule=given.guidance_schedule(),
         num_images_per_prompt=given.num_images_per_prompt(),
-        seeds=given.seeds(),
+        seeds=seeds,
         guidance=given.guidance(),
         prompt_weighting=given.prompt_weighting(),
+        edit=edits.read_edit(message, given.number, wrong),
+        noise=edits.read_noise(message),
+        variation=edits.read_variation(message, len(seeds), given.number, wrong),
+        return_latents=message.return_latents,
+        preview_every=given.preview_every(),
         loras=given.loras(),
         sampling=read_sampling(message, given.number, wrong),
     )
@@ -139,6 +77,8 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         given.check_pixels(parameters)
         given.check_guidance(parameters)
         given.check_sampling(parameters)
+        canvas = Size(parameters.width, parameters.height)
+        edits.check_latents(message, limits, canvas, len(seeds), wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -161,10 +101,17 @@ def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
         seeds=parameters.seeds,
         model=parameters.model,
         prompt_weighting=parameters.prompt_weighting,
+        return_latents=parameters.return_latents,
+        preview_every=parameters.preview_every,
         loras=loras_to_messages(parameters.loras),
     )
     if schedule.name == "explicit":
         message.ClearField("guidance_scale")
+    if parameters.edit is not None:
+        edits.write_edit(parameters.edit, message)
+    if parameters.variation is not None:
+        message.variation.seeds.extend(parameters.variation.seeds)
+        message.variation.strengths.extend(parameters.variation.strengths)
     chosen = getattr(message.guidance_schedule, schedule.name)
     chosen.MergeFrom(type(chosen)(**schedule.parameters))
     chosen.SetInParent()
@@ -206,9 +153,9 @@ class _Given:
         return given if len(given) == count else (given or ("",)) * count
 
     def size(self, field: str, default: int) -> int:
-        if not self.message.HasField(field):  # type: ignore[arg-type]
-            return default
-        size: int = getattr(self.message, field)
+        """The size that is given, or `default`, which an input picture or latents may have decided."""
+        given = self.message.HasField(field)  # type: ignore[arg-type]
+        size: int = getattr(self.message, field) if given else default
         multiple, largest = self.limits.size_multiple, self.limits.max_size
         below = min(max(size // multiple * multiple, multiple), largest)
         nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
@@ -294,6 +241,8 @@ class _Given:
         if len(given) == images:
             return given
         first = given[0] if given else secrets.randbelow(1 << 32)
+        if self.message.HasField("variation"):
+            return (first,) * images
         return tuple((first + k) % (1 << 64) for k in range(images))
 
     def loras(self) -> tuple[Lora, ...]:
@@ -301,6 +250,14 @@ class _Given:
         return tuple(
             Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
         )
+
+    def preview_every(self) -> int:
+        every = self.message.preview_every
+        if every < 0:
+            self.wrong["preview_every"] = f"must be at least 0, not {every}"
+        elif every and not self.limits.previews:
+            self.wrong["preview_every"] = "must be 0: no map from this model's latents to colours is known"
+        return every
 
     def check_pixels(self, parameters: Parameters) -> None:
         image = parameters.height * parameters.width
@@ -375,6 +332,7 @@ class _Given:
                 self.wrong[path] = str(error)
 
     def number(self, path: str, wire_value: float, least: float, most: float) -> float:
+        """A number of the wire; `wrong` hears of it if it is not from `least` to `most`."""
         value = shortest_decimal(wire_value)
         if not (math.isfinite(value) and least <= value <= most):
             self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"

@@ -1,7 +1,7 @@
 """The sampler loop."""
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,31 +24,56 @@ class Denoiser(Protocol):
         ...
 
 
+class Step(NamedTuple):
+    """What a step brought, [B, C, h, w] each."""
+
+    number: int
+    """From 1, or later where the first steps were left out."""
+    latents: Latents
+    sigma: np.float32
+    """The noise level of `latents`."""
+    clean: Latents
+    """x - sigma v of the step's last evaluation: the picture as far as it is known."""
+
+
+def unchanged(reached: Reached) -> Latents:
+    """The edit that leaves every step's latents as they are."""
+    return reached.latents
+
+
 async def sample(
-    denoiser: Denoiser, solution: Solution, guided: Guided
-) -> AsyncGenerator[tuple[int, Reached], None]:
+    denoiser: Denoiser,
+    solution: Solution,
+    guided: Guided,
+    edit: Callable[[Reached], Latents] = unchanged,
+    first_step: int = 0,
+) -> AsyncGenerator[Step, None]:
     """Integrates d(latents)/d(sigma) = velocity, as the solver asks.
 
     Args:
         denoiser: the velocities.
         solution: a solver that has been given its latents and noise levels.
         guided: what each sample attends to.
+        edit: what each step's latents become before the solver goes on with them.
+        first_step: how many steps were left out because the solution starts late, from a picture; they are
+            counted.
 
     Yields:
-        After each step its number from 1, and what was reached. The caller stops the work by not asking for
-        the next.
+        Each step when it is done. The caller stops the work by not asking for the next.
     """
-    step, asked = 0, next(solution)
+    step, asked = first_step, next(solution)
+    clean = asked.latents
     memory: Memory = None
     while True:
         if isinstance(asked, Reached):
             step += 1
-            yield step, asked
-            answer = asked.latents
+            answer = edit(asked)
+            yield Step(step, answer, asked.sigma, clean)
         else:
             branches, guidance = guided.branches(step), guided.input_scale(step)
             velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
             answer, memory = guided.velocity(step, velocities, memory)
+            clean = asked.latents - asked.sigma * answer
         try:
             asked = solution.send(answer)
         except StopIteration:

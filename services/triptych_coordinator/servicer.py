@@ -1,5 +1,6 @@
 """The coordinator's gRPC service."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -16,8 +17,10 @@ from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.guidance import GuidanceInput
 from triptych_coordinator.models import Models
+from triptych_coordinator.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.pipelines import sampling_of
-from triptych_coordinator.requests import MAX_NUM_INFERENCE_STEPS, Limits, parameters_from_message
+from triptych_coordinator.previews import latent_rgb
+from triptych_coordinator.requests import parameters_from_message
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages import Stages
 from triptych_coordinator.stubs import Stubs
@@ -43,6 +46,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._name = checkpoint.name
         self._revision = checkpoint.revision
         self._sampling = sampling_of(checkpoint)
+        self._latent_rgb = latent_rgb(checkpoint)
         self._settings = limits
         self._admission = Admission(limits.max_running, limits.max_waiting)
         self._stages = Stages(
@@ -107,11 +111,17 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         """
         stopwatch, deadline = Stopwatch(), Deadline(seconds)
         models = await self._models(deadline)
-        parameters = parameters_from_message(message, self._limits(models))
+        limits = self._limits(models)
+        if message.image:  # whose file is looked at
+            parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+        else:
+            parameters = parameters_from_message(message, limits)
         async with (
             self._admission.admit(),
             aclosing(
-                generation_events(self._stages, models, self._sampling, parameters, deadline, stopwatch)
+                generation_events(
+                    self._stages, models, self._sampling, self._latent_rgb, parameters, deadline, stopwatch
+                )
             ) as events,
         ):
             async for event in events:
@@ -124,5 +134,9 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
     def _limits(self, models: Models) -> Limits:
         return models.limits(
-            self._name, self._sampling, self._settings.max_images, self._settings.max_request_pixels
+            self._name,
+            self._sampling,
+            self._settings.max_images,
+            self._settings.max_request_pixels,
+            previews=self._latent_rgb is not None,
         )

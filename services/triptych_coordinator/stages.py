@@ -143,6 +143,19 @@ class Stages:
         pixels = _array(response.pixels, "pixels", "uint8", (len(latents), "height", "width", 3))
         return pixels, response.fingerprint
 
+    async def encode_picture(
+        self, pixels: NDArray[np.uint8], deadline: Deadline
+    ) -> tuple[Latents, Latents, str]:
+        """Mean and standard deviation, [1, C, h, w] each, of a picture's latents, and the fingerprint of who
+        made them. `pixels` are sRGB, uint8 [height, width, 3].
+        """
+        request = vae_codec_pb2.VaeCodecServiceEncodeRequest(pixels=array_to_message(pixels[None]))
+        response = await self._vae_codec.call(self._stubs.vae_codec.Encode, request, self._patience, deadline)
+        shape = (1, "channels", "height", "width")
+        mean = _array(response.mean, "mean", "float32", shape)
+        std = _array(response.std, "std", "float32", mean.shape)
+        return mean, std, response.fingerprint
+
 
 @dataclass
 class RequestDenoiser:

@@ -66,6 +66,12 @@ class VaeCodecStub(Protocol):
         """See vae_codec.proto."""
         ...
 
+    def Encode(
+        self, request: vae_codec_pb2.VaeCodecServiceEncodeRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceEncodeResponse]:
+        """See vae_codec.proto."""
+        ...
+
     def GetModel(
         self, request: vae_codec_pb2.VaeCodecServiceGetModelRequest, /, *, timeout: float | None = None
     ) -> Awaitable[vae_codec_pb2.VaeCodecServiceGetModelResponse]:

@@ -1,17 +1,24 @@
-"""The command line: `triptych generate` and `triptych up`. Each imports what it needs when it runs."""
+"""The command line: `triptych generate`, `grid`, `rerun`, `up`. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from triptych_local.inputs import (
+    MARGINS,
+    VARIATION,
+    initial_latents,
+    read_file,
+    read_latents,
+    read_margins,
+    read_variation,
+)
 from triptych_local.options import (
     LAYERS,
     METHODS,
@@ -28,7 +35,22 @@ from triptych_local.options import (
     read_solver,
     read_step_reuse,
 )
+from triptych_local.places import (
+    Base,
+    DenoiserQuantization,
+    Device,
+    DtypeOption,
+    Fused,
+    Model,
+    Offline,
+    Revision,
+    Target,
+    TextEncoderQuantization,
+    VaeCodecQuantization,
+    place_of,
+)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 app = typer.Typer(
@@ -37,59 +59,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Dtype(StrEnum):
-    """The dtype of the weights and of the arithmetic."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="A model's name (org/name on the Hugging Face hub), a checkpoint's folder, or a .safetensors "
-        "file of SD3, SD3.5 or FLUX.1. Default: triptych-small."
-    ),
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a model on the hub. Default: main.")
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        help="For a model in one file: name or folder of a checkpoint that has what the file lacks."
-    ),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Take models of the hub from its cache; do not ask the hub.")
-]
-Device = Annotated[str | None, typer.Option(help="torch's name of the device, e.g. cuda:0. Default: cpu.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Dtype of the weights. Default: float32.")]
-
-
-class QuantizationMode(StrEnum):
-    """How a stage's weights are stored and multiplied."""
-
-    none = "none"
-    int8_weight_only = "int8-weight-only"
-    int8_dynamic = "int8-dynamic"
-    int4_weight_only = "int4-weight-only"
-    float8 = "float8"
-
-
-TextEncoderQuantization = Annotated[
-    QuantizationMode | None, typer.Option(help="How the text encoders are quantized. Default: none.")
-]
-DenoiserQuantization = Annotated[
-    QuantizationMode | None, typer.Option(help="How the denoiser is quantized. Default: none.")
-]
-VaeCodecQuantization = Annotated[
-    QuantizationMode | None,
-    typer.Option(help="How the VAE codec is quantized: int8-weight-only or, by default, none."),
-]
 
 
 @app.command()
@@ -147,10 +116,28 @@ def generate(
             metavar="NAME=WEIGHT", help="A LoRA of the denoiser's --lora-folder; repeat it for more."
         ),
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="A coordinator's address: unix:/path or host:port.")
+    image: Annotated[Path | None, typer.Option(help="Start from a PNG, JPEG or WebP file.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it to make anew, up to 1. Default: 0.6; with margins 1.")
     ] = None,
-    fused: Annotated[bool, typer.Option("--fused", help="Run everything in this process.")] = False,
+    mask: Annotated[Path | None, typer.Option(help="Where: white of a picture as large.")] = None,
+    margins: Annotated[
+        str | None, typer.Option(metavar=MARGINS, help="Go on around the picture by so many pixels.")
+    ] = None,
+    variation: Annotated[
+        str | None,
+        typer.Option(metavar=VARIATION, help="Noise between the seed's and a second seed's."),
+    ] = None,
+    latents: Annotated[
+        Path | None, typer.Option(help="Start from latents, a .npy file of --save-latents.")
+    ] = None,
+    noise: Annotated[Path | None, typer.Option(help="A .npy file instead of the seed's first noise.")] = None,
+    save_latents: Annotated[Path | None, typer.Option(help="Write the latents to a .npy file.")] = None,
+    preview_every: Annotated[
+        int | None, typer.Option(min=1, help="Write previews beside the files every so many steps.")
+    ] = None,
+    target: Target = None,
+    fused: Fused = False,
     model: Model = None,
     revision: Revision = None,
     base: Base = None,
@@ -167,15 +154,14 @@ def generate(
     --model, --device, --dtype or a quantization ask for another), else by services that are started for this
     command alone.
     """
-    from triptych_local.generation import Place, generate_files, generation_options, output_files
-    from triptych_local.local import ModelChoice, StageQuantization
+    from triptych_local.generation import generate_files, generation_options, output_files
 
-    quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
-    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
-    if target and (fused or replace(choice, model=None) != ModelChoice()):
-        raise typer.BadParameter(
-            "the services at --target have their own device, dtype, quantization, files and processes"
-        )
+    quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
+    place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
+    if latents and noise:
+        raise typer.BadParameter("give either --latents or --noise")
+    clean = _read(read_latents, latents, "--latents")
+    drawn = _read(read_latents, noise, "--noise")
     pixels = _read(read_size, size, "--size") or (None, None)
     if prompt_weight is not None and not compose:
         raise typer.BadParameter("--prompt-weight weighs a prompt against those of --compose: give some")
@@ -201,12 +187,99 @@ def generate(
         num_images_per_prompt=num_images,
         loras=_loras(lora or []),
         model=model if target else None,
+        image=_read(read_file, image, "--image"),
+        strength=strength,
+        mask=_read(read_file, mask, "--mask"),
+        margins=_read(read_margins, margins, "--margins"),
+        variation=_read(read_variation, variation, "--variation"),
+        latents=initial_latents(clean, drawn),
+        return_latents=True if save_latents else None,
+        preview_every=preview_every,
     )
-    try:
-        files = output_files(output, len(prompts) * (1 if num_images is None else num_images))
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--output") from error
-    _run(generate_files(prompts, options, files, Place(target, fused, choice)))
+    pictures = len(prompts) * (1 if num_images is None else num_images)
+    files = _given(lambda path: output_files(path, pictures), output, "--output")
+    _run(generate_files(prompts, options, files, place, save_latents))
+
+
+@app.command()
+def grid(
+    prompt: Annotated[str, typer.Argument(help="What to show.")],
+    x: Annotated[str, typer.Option(metavar="NAME=VALUE,...", help="The columns, e.g. guidance=1,3,5.")],
+    y: Annotated[str | None, typer.Option(metavar="NAME=VALUE,...", help="The rows, e.g. seed=1,2.")] = None,
+    fixed: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=VALUE", help="For all pictures, e.g. steps=20; several times."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
+    target: Target = None,
+    fused: Fused = False,
+    model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
+) -> None:
+    """Make a labelled sheet of pictures over one or two parameters.
+
+    Names are those of generate's options: seed, steps, guidance, guidance-schedule, size, prompt, negative,
+    strength and others. Values with commas are separated by a | instead.
+    """
+    from triptych_local.generation import output_files
+    from triptych_local.grid import NO_AXIS, read_axis, read_value, write_grid
+
+    quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
+    place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
+    columns = _given(read_axis, x, "--x")
+    rows = _read(read_axis, y, "--y") or NO_AXIS
+    if columns.name == rows.name:
+        raise typer.BadParameter(f"--x and --y both go over {columns.name}")
+    options: dict[str, Any] = {"model": model} if target and model else {}
+    for words in fixed or []:
+        options |= _given(read_value, words, "--with")
+    (file,) = _given(lambda path: output_files(path, 1), output, "--output")
+    _run(write_grid(prompt, columns, rows, options, file, place))
+
+
+@app.command()
+def rerun(
+    picture: Annotated[Path, typer.Argument(help="A PNG file that generate wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG file. Default: the picture's with -again.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture it was made from, if any.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="The mask it was made with, if any.")] = None,
+    latents: Annotated[Path | None, typer.Option(help="The latents it was made from, if any.")] = None,
+    target: Target = None,
+    fused: Fused = False,
+    model: Model = None,
+    revision: Revision = None,
+    base: Base = None,
+    offline: Offline = False,
+    device: Device = None,
+    dtype: DtypeOption = None,
+    text_encoder_quantization: TextEncoderQuantization = None,
+    denoiser_quantization: DenoiserQuantization = None,
+    vae_codec_quantization: VaeCodecQuantization = None,
+) -> None:
+    """Make a picture again from what its file says, and say whether it is the same.
+
+    Input pictures and latents are not inside the file: give them again.
+    """
+    from triptych_local.generation import output_files
+    from triptych_local.rerun import Inputs, Picture
+    from triptych_local.rerun import rerun as run_again
+
+    quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
+    place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
+    again = output or picture.with_stem(f"{picture.stem}-again")
+    (file,) = _given(lambda path: output_files(path, 1), again, "--output")
+    old = _given(Picture.read, picture, "PICTURE")
+    request = _given(old.request, Inputs(image, mask, latents), "PICTURE")
+    _run(run_again(old, request, file, place))
 
 
 @app.command()
@@ -243,9 +316,13 @@ def main() -> None:
     app()
 
 
-def _read(reader: Callable[[str], T], text: str | None, option: str) -> T | None:
+def _read(reader: Callable[[S], T], given: S | None, option: str) -> T | None:
+    return None if given is None else _given(reader, given, option)
+
+
+def _given(reader: Callable[[S], T], given: S, option: str) -> T:
     try:
-        return None if text is None else reader(text)
+        return reader(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
 

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from triptych.addresses import check_listen
 from triptych.client import AsyncClient, GenerationOptions
 from triptych.errors import StartError
+from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
 from triptych_local.local import Addresses, ModelChoice, split_programs
@@ -51,9 +55,15 @@ def output_files(output: Path, count: int) -> list[Path]:
 
 
 async def generate_files(
-    prompts: Sequence[str], options: GenerationOptions, files: Sequence[Path], place: Place
+    prompts: Sequence[str],
+    options: GenerationOptions,
+    files: Sequence[Path],
+    place: Place,
+    latents_file: Path | None = None,
 ) -> None:
     """Generates, and prints a line for each file on standard output: its name, its seed, the seconds so far.
+
+    Previews go to files beside the pictures', latents, if they come and have a file, into it.
 
     Raises StartError or TriptychError.
     """
@@ -62,15 +72,30 @@ async def generate_files(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     started = time.monotonic()
     with display() as shown:
-        async with _client(place, shown) as client, aclosing(client.stream(prompts, **options)) as events:
+        async with (
+            connected_client(place, shown) as client,
+            aclosing(client.stream(prompts, **options)) as events,
+        ):
             shown.phase("encoding the prompt")
+            latents: list[NDArray[np.float32]] = []
             async for event in events:
                 _show(event, shown)
+                for file, preview in zip(files, event.step_completed.previews, strict=False):
+                    await asyncio.to_thread(preview_file(file).write_bytes, preview)
                 if event.HasField("image"):
                     picture = event.image
+                    if picture.HasField("latents"):
+                        latents.append(message_to_array(picture.latents, "latents"))
                     await asyncio.to_thread(files[picture.index].write_bytes, picture.png)
                     seconds = time.monotonic() - started
                     print(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s", flush=True)
+            if latents_file is not None:
+                await asyncio.to_thread(np.save, latents_file, np.stack(latents), allow_pickle=False)
+
+
+def preview_file(file: Path) -> Path:
+    """Where the latest preview of a picture is: out-preview.png."""
+    return file.with_stem(f"{file.stem}-preview")
 
 
 def _show(event: pb.GenerateResponse, shown: Display) -> None:
@@ -87,7 +112,7 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
 
 
 @asynccontextmanager
-async def _client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
+async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
     """A client of whoever generates."""
     if place.fused:
         from triptych_local.fused import fused_client

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, Unpack, cast
 
 import grpc
 import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
 
 from triptych.channels import channel_options
 from triptych.errors import TriptychError, from_rpc_error, invalid_argument
 from triptych.settings import DEFAULT_MAX_MESSAGE_BYTES
+from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
@@ -51,12 +54,23 @@ class GenerationOptions(TypedDict, total=False):
     perturbed_attention_guidance: pb2.PerturbedAttentionGuidance
     compositions: Sequence[pb2.Composition]
     prompt_weighting: bool
+    image: bytes
+    strength: float
+    mask: bytes
+    margins: pb2.Margins
+    latents: pb2.InitialLatents
+    variation: pb2.Variation
+    return_latents: bool
+    preview_every: int
     timeout: float
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture: PNG bytes that carry its parameters, and the seed that gives it alone."""
+    """A picture: PNG bytes that carry its parameters, and the seed that gives it alone.
+
+    `latents`, float32 [channels, height, width] in latent pixels, come with the option return_latents.
+    """
 
     index: int
     png: bytes
@@ -64,6 +78,7 @@ class Image:
     prompt: str
     width: int
     height: int
+    latents: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def save(self, path: str | Path) -> None:
         """Writes the PNG file."""
@@ -259,7 +274,10 @@ class _Folded:
 
 
 def _image(message: pb2.GeneratedImage) -> Image:
-    return Image(message.index, message.png, message.seed, message.prompt, message.width, message.height)
+    latents = message_to_array(message.latents, "latents") if message.HasField("latents") else None
+    return Image(
+        message.index, message.png, message.seed, message.prompt, message.width, message.height, latents
+    )
 
 
 def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.GenerateRequest:
@@ -273,11 +291,11 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
     if "negative_prompt" in given:
         given["negative_prompts"] = _listed(given.pop("negative_prompt"))
     parameters = pb2.GenerationParameters()
-    for field, value in given.items():
+    for name, value in given.items():
         try:
-            parameters.MergeFrom(_with_field(field, value))
+            parameters.MergeFrom(_with_field(name, value))
         except (TypeError, ValueError) as error:
-            raise invalid_argument((field, str(error))) from error
+            raise invalid_argument((name, str(error))) from error
     return pb2.GenerateRequest(parameters=parameters)
 
 

@@ -169,13 +169,31 @@ class Denoiser(DenoiserServiceServicer):
 
 
 class VaeCodec(VaeCodecServiceServicer):
-    """Each latent pixel becomes a square of one colour."""
+    """Each latent pixel becomes a square of one colour, and the other way round, known to a hundredth."""
+
+    def __init__(self) -> None:
+        self.decoded: list[NDArray[np.float32]] = []
+        self.encodings = 0
 
     async def Decode(self, request: Any, context: Any) -> Any:
         latents = message_to_array(request.latents, "latents")
         colours = np.clip(latents[:, :3] * 40 + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        self.decoded.append(latents)
         return vae_codec_pb2.VaeCodecServiceDecodeResponse(
             pixels=array_to_message(colours.repeat(DOWNSCALE, 1).repeat(DOWNSCALE, 2)),
+            fingerprint="vae-codec-fingerprint",
+        )
+
+    async def Encode(self, request: Any, context: Any) -> Any:
+        self.encodings += 1
+        pixels = message_to_array(request.pixels, "pixels")
+        images, height, width, _ = pixels.shape
+        grid = (images, height // DOWNSCALE, DOWNSCALE, width // DOWNSCALE, DOWNSCALE, 3)
+        colours = pixels.reshape(grid).mean((2, 4), np.float32).transpose(0, 3, 1, 2)
+        mean = np.concatenate([(colours - 128) / 40, np.zeros_like(colours[:, :1])], axis=1)
+        return vae_codec_pb2.VaeCodecServiceEncodeResponse(
+            mean=array_to_message(mean.astype(np.float32)),
+            std=array_to_message(np.full_like(mean, 0.01, np.float32)),
             fingerprint="vae-codec-fingerprint",
         )
 

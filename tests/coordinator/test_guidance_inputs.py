@@ -88,8 +88,8 @@ async def test_a_negative_prompt_that_no_step_uses_is_said(house: House) -> None
 async def test_a_weakened_model_that_no_step_needs_is_said(house: House) -> None:
     idle = await house.images("a cat", skip_layer_guidance={"layers": [1]})
     assert list(idle.warnings) == [
-        "guidance by the model without layers 1 changes nothing: of the 3 steps none is between start 0.01"
-        " and stop 0.2"
+        "guidance by the model without layers 1 changes nothing: no step that is taken lies between start"
+        " 0.01 and stop 0.2"
     ]
     used = await house.images("a cat", skip_layer_guidance={"layers": [1], "stop": 1})
     assert not used.warnings

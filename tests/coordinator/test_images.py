@@ -20,7 +20,7 @@ from triptych_coordinator.guidance import (
 )
 from triptych_coordinator.guidance.messages import write_options
 from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.requests import Lora, Parameters
+from triptych_coordinator.parameters import Lora, Parameters
 from triptych_coordinator.sampling_options import Choice, SamplingOptions
 from triptych_coordinator.solvers import SOLVERS
 
@@ -119,6 +119,7 @@ def test_loras_are_named_with_their_weights() -> None:
 def test_the_json_gives_this_picture_alone() -> None:
     record = json.loads(png_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
     assert record.pop("version")
+    assert record.pop("request")["seeds"] == [str(2**64 - 1)]
     assert record == {
         "model": "triptych-small",
         "prompt": "a zebra",

@@ -21,14 +21,9 @@ from triptych_coordinator.guidance import (
     SkipLayerGuidance,
     ZeroStar,
 )
+from triptych_coordinator.parameters import Limits, Lora, Parameters
 from triptych_coordinator.prompt_weighting import Span, WeightedText
-from triptych_coordinator.requests import (
-    Limits,
-    Lora,
-    Parameters,
-    parameters_from_message,
-    parameters_to_message,
-)
+from triptych_coordinator.requests import parameters_from_message, parameters_to_message
 from triptych_coordinator.sampling_options import Choice, SamplingOptions
 
 LIMITS = Limits(
@@ -47,6 +42,9 @@ LIMITS = Limits(
     prompt_weighting=True,
     guidance=GuidanceInput.BRANCHES,
     loras=("ink", "oil paint"),
+    latent_channels=4,
+    downscale=8,
+    previews=True,
 )
 EMBEDDED = replace(LIMITS, guidance=GuidanceInput.EMBEDDED)
 WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance_scale=1.0)

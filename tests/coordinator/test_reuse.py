@@ -59,7 +59,7 @@ async def sampled(
     sigmas = FlowSchedule(3.0).sigmas(len(scales), 1)
     solution = SOLVERS[solver](latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
     velocities = reusing(denoiser, Branch(guided.positive), reuse)
-    last = [reached.latents async for _, reached in sample(velocities, solution, guided)][-1]
+    last = [step.latents async for step in sample(velocities, solution, guided)][-1]
     return last, velocities.reused_rows
 
 

@@ -10,7 +10,7 @@ from triptych_coordinator.guidance import Branch, GuidanceSchedule, Guided, clas
 from triptych_coordinator.noise import NoiseStream, randn
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigmas import FlowSchedule
-from triptych_coordinator.solvers import Latents, euler
+from triptych_coordinator.solvers import Latents, Reached, Solution, euler
 
 PROMPT, NEGATIVE = b"\x03", b"\x01"
 
@@ -45,7 +45,7 @@ async def sampled(
 async def last_latents(denoiser: AnalyticDenoiser, latents: Latents, guided: Guided) -> Latents:
     sigmas = FlowSchedule(3.0).sigmas(len(guided.scales), image_tokens=1)
     solution = euler(latents, sigmas, NoiseStream(latents.shape[1:], [0] * len(latents)))
-    return [reached.latents async for _step, reached in sample(denoiser, solution, guided)][-1]
+    return [step.latents async for step in sample(denoiser, solution, guided)][-1]
 
 
 def noise(*seeds: int) -> Latents:
@@ -63,10 +63,42 @@ async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
     sigmas = FlowSchedule(3.0).sigmas(4, image_tokens=1)
     guided = Guided([PROMPT], [NEGATIVE], [1.0] * 4)
     solution = euler(noise(1), sigmas, NoiseStream((4, 2, 2), [1]))
-    told = [(step, sigma) async for step, (_, sigma) in sample(AnalyticDenoiser(), solution, guided)]
+    told = [(step.number, step.sigma) async for step in sample(AnalyticDenoiser(), solution, guided)]
     assert [step for step, _ in told] == [1, 2, 3, 4]
     assert [sigma for _, sigma in told] == sigmas[1:].tolist()
     assert told[-1][1] == 0
+
+
+async def test_a_step_tells_the_clean_latents_that_its_velocity_points_to() -> None:
+    start, sigmas = noise(1), FlowSchedule(3.0).sigmas(4, image_tokens=1)
+    solution = euler(start, sigmas, NoiseStream((4, 2, 2), [1]))
+    steps = [step async for step in sample(AnalyticDenoiser(), solution, Guided([PROMPT], [], [1.0] * 4))]
+    velocity = np.float32(3) * np.float32(np.log(2)) * start
+    assert np.array_equal(steps[0].clean, start - sigmas[0] * velocity)
+    assert np.allclose(steps[-1].clean, steps[-1].latents, atol=1e-6)
+
+
+async def test_the_solver_goes_on_from_edited_latents() -> None:
+    sigmas = FlowSchedule(3.0).sigmas(4, image_tokens=1)
+    guided = Guided([PROMPT], [], [1.0] * 4)
+
+    def solution(start: Latents) -> Solution:
+        return euler(start, sigmas, NoiseStream((4, 2, 2), [1]))
+
+    def doubled(reached: Reached) -> Latents:
+        return 2 * reached.latents
+
+    plain = [s.latents async for s in sample(AnalyticDenoiser(), solution(noise(1)), guided)]
+    edited = [s.latents async for s in sample(AnalyticDenoiser(), solution(noise(1)), guided, doubled)]
+    assert all(np.allclose(edited[i], 2 ** (i + 1) * plain[i], rtol=1e-5) for i in range(4))
+
+
+async def test_a_late_start_is_guided_as_the_steps_it_begins_with() -> None:
+    denoiser, sigmas = AnalyticDenoiser(), FlowSchedule(3.0).sigmas(4, image_tokens=1)
+    guided = Guided([PROMPT], [NEGATIVE], [1.0, 1.0, 4.0, 1.0])
+    solution = euler(noise(1), sigmas[2:], NoiseStream((4, 2, 2), [1]))
+    numbers = [step.number async for step in sample(denoiser, solution, guided, first_step=2)]
+    assert (numbers, denoiser.branches) == ([3, 4], [2, 1])
 
 
 async def test_sigmas_fall_from_one_and_the_last_is_shifted_twice() -> None:

@@ -70,12 +70,11 @@ class Guided:
             velocity = rescaled(velocity, positive, self.rescale)
         return velocity, memory
 
-    def idle_layer_guidances(self) -> list[LayerGuidance]:
-        """Those that no step needs."""
-        steps = range(len(self.scales))
-        return [
-            idle for idle in self.layer_guidances if not any(idle in self._active(step) for step in steps)
-        ]
+    def idle_layer_guidances(self, first_step: int) -> list[LayerGuidance]:
+        """Those between whose start and stop is no step from `first_step` on."""
+        steps = range(first_step, len(self.scales))
+        active = [guidance for step in steps for guidance in self._active(step)]
+        return [guidance for guidance in self.layer_guidances if guidance.scale and guidance not in active]
 
     def _needs_negative(self, step: int) -> bool:
         return not self.embedded and (self.scales[step] != 1 or len(self.additional) > 0)

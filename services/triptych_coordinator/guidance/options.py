@@ -1,7 +1,7 @@
 """What a request chooses of guidance besides the scale and its schedule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from triptych_coordinator.guidance.layers import LayerGuidance, PerturbedAttentionGuidance, SkipLayerGuidance
 from triptych_coordinator.guidance.methods import ChosenMethod, ClassifierFree
@@ -30,6 +30,10 @@ class GuidanceOptions:
     def layer_guidances(self) -> tuple[LayerGuidance, ...]:
         """Those by weakened models."""
         return tuple(chosen for chosen in (self.skip_layers, self.perturbed_attention) if chosen is not None)
+
+    def alone(self, prompt: int) -> "GuidanceOptions":
+        """The options of prompt number `prompt` alone."""
+        return replace(self, compositions=self.compositions[prompt : prompt + 1])
 
     def additional_prompts(self) -> list[list[str]]:
         """The first additional text of every prompt, the second of every prompt, and so on."""

@@ -12,6 +12,7 @@ import google.protobuf.message
 import sys
 import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
+import triptych.v1.tensor_pb2
 import typing
 
 if sys.version_info >= (3, 10):
@@ -78,6 +79,14 @@ class GenerationParameters(google.protobuf.message.Message):
     PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
     COMPOSITIONS_FIELD_NUMBER: builtins.int
     PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
+    IMAGE_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    MASK_FIELD_NUMBER: builtins.int
+    MARGINS_FIELD_NUMBER: builtins.int
+    LATENTS_FIELD_NUMBER: builtins.int
+    VARIATION_FIELD_NUMBER: builtins.int
+    RETURN_LATENTS_FIELD_NUMBER: builtins.int
+    PREVIEW_EVERY_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
@@ -103,6 +112,31 @@ class GenerationParameters(google.protobuf.message.Message):
     """Read marks in all prompts, negative and composed ones too, as weights of their parts: (text) 1.1 times, (text:1.3)
     1.3 times, [text] divided by 1.1, nested ones multiply; \\( \\) \\[ \\] \\\\ for the characters. Default: they are text.
     """
+    image: builtins.bytes
+    """A picture to start from (image-to-image), as bytes of a PNG, JPEG or WebP file: at most 16 MiB and 2^24 pixels, not
+    animated, not CMYK. Its EXIF orientation is applied, its colours are read as sRGB, transparency is laid over white,
+    16 bits are cut to 8. It is scaled (Lanczos) to cover the place that `height`, `width` and `margins` leave for it,
+    and what hangs over on two sides is cut off evenly; if that would cut more than a tenth of a side, the request is
+    refused. Without `height` and `width` it keeps its own size, or the largest one of its shape that is served,
+    rounded to size_multiple; with one of them the other follows from its shape.
+    """
+    strength: builtins.float
+    """How much of what the request starts from is made anew, more than 0 to 1: of n steps, the last min(n x strength, n)
+    are taken (rounded up), from latents = sigma x noise + (1 - sigma) x picture. At 1 the picture is all noise. Only
+    with `image` or `latents.clean`. Default 0.6; with `margins` 1.
+    """
+    mask: builtins.bytes
+    """What to make anew, as a picture of the same size as `image` and in the same formats (transparent is black): white
+    is made anew, black stays as it is, grey is the one blended with the other after every step. A mask of black and
+    white alone stays so when it is scaled; other masks are smooth. A latent pixel takes the mask at its upper left
+    corner. Only with `image`. Default: white.
+    """
+    return_latents: builtins.bool
+    """Whether every GeneratedImage brings its latents."""
+    preview_every: builtins.int
+    """Previews after every so many steps (see StepCompleted), except the last; 0 for none. Refused where no map from
+    latents to colours is known: a checkpoint brings one as "latent_rgb" in its triptych.json.
+    """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What to show, 1 to GetModel's max_images of them. Each not empty and at most max_prompt_bytes of UTF-8."""
@@ -121,7 +155,7 @@ class GenerationParameters(google.protobuf.message.Message):
     def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Pictures are numbered prompt by prompt. None: the server draws a seed s and picture k gets s + k. One: picture k
         gets seed + k. Otherwise one per picture. The starting noise is that of torch's CPU generator, which uses the low
-        32 bits of a seed.
+        32 bits of a seed. With `image` its first numbers sample the encoder's distribution, the next are the noise.
         """
 
     @property
@@ -155,6 +189,18 @@ class GenerationParameters(google.protobuf.message.Message):
         """
 
     @property
+    def margins(self) -> global___Margins:
+        """Outpainting: new area around `image`, which is made anew. Only with `image`."""
+
+    @property
+    def latents(self) -> global___InitialLatents:
+        """Latents to start from instead of the seed's noise or a picture."""
+
+    @property
+    def variation(self) -> global___Variation:
+        """Noise between that of two seeds. Not together with `latents.noise`."""
+
+    @property
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
         """LoRAs of GetModel's loras, at most 8, each at most once. They are added in this order."""
 
@@ -180,10 +226,18 @@ class GenerationParameters(google.protobuf.message.Message):
         perturbed_attention_guidance: global___PerturbedAttentionGuidance | None = ...,
         compositions: collections.abc.Iterable[global___Composition] | None = ...,
         prompt_weighting: builtins.bool = ...,
+        image: builtins.bytes = ...,
+        strength: builtins.float | None = ...,
+        mask: builtins.bytes = ...,
+        margins: global___Margins | None = ...,
+        latents: global___InitialLatents | None = ...,
+        variation: global___Variation | None = ...,
+        return_latents: builtins.bool = ...,
+        preview_every: builtins.int = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "loras", b"loras", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "latents", b"latents", "margins", b"margins", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
@@ -195,9 +249,101 @@ class GenerationParameters(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_inference_steps", b"_num_inference_steps"]) -> typing.Literal["num_inference_steps"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_width", b"_width"]) -> typing.Literal["width"] | None: ...
 
 global___GenerationParameters = GenerationParameters
+
+@typing.final
+class Margins(google.protobuf.message.Message):
+    """Pixels of the generated picture beyond each side of the input picture; none negative, not all 0. A latent pixel that
+    lies on the border belongs to the new area.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: builtins.int
+    TOP_FIELD_NUMBER: builtins.int
+    RIGHT_FIELD_NUMBER: builtins.int
+    BOTTOM_FIELD_NUMBER: builtins.int
+    left: builtins.int
+    """Pixels."""
+    top: builtins.int
+    """Pixels."""
+    right: builtins.int
+    """Pixels."""
+    bottom: builtins.int
+    """Pixels."""
+    def __init__(
+        self,
+        *,
+        left: builtins.int = ...,
+        top: builtins.int = ...,
+        right: builtins.int = ...,
+        bottom: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bottom", b"bottom", "left", b"left", "right", b"right", "top", b"top"]) -> None: ...
+
+global___Margins = Margins
+
+@typing.final
+class InitialLatents(google.protobuf.message.Message):
+    """Latents, float32, finite, shape [1 or pictures, channels, height, width] in latent pixels: one for all pictures or one
+    each. Without `height` and `width` in the request they decide the size.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NOISE_FIELD_NUMBER: builtins.int
+    CLEAN_FIELD_NUMBER: builtins.int
+    @property
+    def noise(self) -> triptych.v1.tensor_pb2.Tensor:
+        """Takes the place of the noise that the seed gives first. Not together with `image`."""
+
+    @property
+    def clean(self) -> triptych.v1.tensor_pb2.Tensor:
+        """Noise-free latents, as GeneratedImage brings them: take the place of an encoded `image`."""
+
+    def __init__(
+        self,
+        *,
+        noise: triptych.v1.tensor_pb2.Tensor | None = ...,
+        clean: triptych.v1.tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["clean", b"clean", "latents", b"latents", "noise", b"noise"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["clean", b"clean", "latents", b"latents", "noise", b"noise"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["latents", b"latents"]) -> typing.Literal["noise", "clean"] | None: ...
+
+global___InitialLatents = InitialLatents
+
+@typing.final
+class Variation(google.protobuf.message.Message):
+    """All noise of picture k is the spherical interpolation from that of its seed to that of its second seed. With a
+    variation, one `seeds` is the seed of every picture.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEEDS_FIELD_NUMBER: builtins.int
+    STRENGTHS_FIELD_NUMBER: builtins.int
+    @property
+    def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """One: picture k gets seed + k. Otherwise one per picture."""
+
+    @property
+    def strengths(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """0 (the noise of `seeds`) to 1 (that of these seeds); one for all pictures or one per picture."""
+
+    def __init__(
+        self,
+        *,
+        seeds: collections.abc.Iterable[builtins.int] | None = ...,
+        strengths: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["seeds", b"seeds", "strengths", b"strengths"]) -> None: ...
+
+global___Variation = Variation
 
 @typing.final
 class GuidanceSchedule(google.protobuf.message.Message):
@@ -1135,7 +1281,9 @@ class Accepted(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def parameters(self) -> global___GenerationParameters:
-        """All fields set; one seed and one negative prompt per picture and prompt."""
+        """All fields set; one seed and one negative prompt per picture and prompt. The bytes of `image` and `mask` and the
+        numbers of `latents` are left out.
+        """
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -1156,27 +1304,37 @@ global___Accepted = Accepted
 
 @typing.final
 class StepCompleted(google.protobuf.message.Message):
-    """Step `step` of `num_steps` is done for every picture of the request."""
+    """Step `step` of `num_steps` is done for every picture of the request. A request that starts from a picture counts the
+    steps that it takes.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     STEP_FIELD_NUMBER: builtins.int
     NUM_STEPS_FIELD_NUMBER: builtins.int
     SIGMA_FIELD_NUMBER: builtins.int
+    PREVIEWS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """1 to num_steps."""
     num_steps: builtins.int
     """Number of steps."""
     sigma: builtins.float
     """The noise level reached, 1 to 0."""
+    @property
+    def previews(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """With preview_every, a PNG of each picture as it will be as far as is known by now: a pixel per latent pixel, from
+        the latents by a linear map.
+        """
+
     def __init__(
         self,
         *,
         step: builtins.int = ...,
         num_steps: builtins.int = ...,
         sigma: builtins.float = ...,
+        previews: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["num_steps", b"num_steps", "sigma", b"sigma", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["num_steps", b"num_steps", "previews", b"previews", "sigma", b"sigma", "step", b"step"]) -> None: ...
 
 global___StepCompleted = StepCompleted
 
@@ -1192,6 +1350,7 @@ class GeneratedImage(google.protobuf.message.Message):
     PROMPT_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
     HEIGHT_FIELD_NUMBER: builtins.int
+    LATENTS_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Number of the picture in the request, from 0."""
     png: builtins.bytes
@@ -1206,6 +1365,10 @@ class GeneratedImage(google.protobuf.message.Message):
     """Pixels."""
     height: builtins.int
     """Pixels."""
+    @property
+    def latents(self) -> triptych.v1.tensor_pb2.Tensor:
+        """With return_latents: float32, shape [channels, height, width] in latent pixels, what was decoded."""
+
     def __init__(
         self,
         *,
@@ -1215,8 +1378,10 @@ class GeneratedImage(google.protobuf.message.Message):
         prompt: builtins.str = ...,
         width: builtins.int = ...,
         height: builtins.int = ...,
+        latents: triptych.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["height", b"height", "index", b"index", "png", b"png", "prompt", b"prompt", "seed", b"seed", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["height", b"height", "index", b"index", "latents", b"latents", "png", b"png", "prompt", b"prompt", "seed", b"seed", "width", b"width"]) -> None: ...
 
 global___GeneratedImage = GeneratedImage
 
@@ -1235,7 +1400,7 @@ class Finished(google.protobuf.message.Message):
     EVALUATIONS_FIELD_NUMBER: builtins.int
     REUSED_ROWS_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
-    """Text encoding, as the coordinator saw it."""
+    """Encoding the prompts and the input picture, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
     """All steps, as the coordinator saw them."""
     decode_milliseconds: builtins.float

@@ -1,0 +1,90 @@
+"""The mathematics of editing, by hand."""
+
+import numpy as np
+import pytest
+
+from triptych_coordinator.editing import Inpainting, first_step, latent_mask, noised
+from triptych_coordinator.edits import Margins
+from triptych_coordinator.noise import NoiseStream, VariedNoise, interpolated, randn
+from triptych_coordinator.solvers import Latents, Reached
+
+SHAPE = (4, 6, 5)
+
+
+def noise(*seeds: int) -> Latents:
+    return np.stack([randn(SHAPE, seed) for seed in seeds])
+
+
+@pytest.mark.parametrize(
+    ("strength", "first"), [(1.0, 0), (0.6, 4), (0.5, 5), (0.34, 6), (0.3, 7), (0.01, 9), (0.95, 0)]
+)
+def test_of_ten_steps_the_last_are_taken(strength: float, first: int) -> None:
+    assert first_step(10, strength) == first
+
+
+def test_noise_alone_is_left_at_sigma_one_and_the_picture_at_zero() -> None:
+    clean, drawn = noise(1), noise(2)
+    assert np.array_equal(noised(clean, drawn, np.float32(1)), drawn)
+    assert np.array_equal(noised(clean, drawn, np.float32(0)), clean)
+    assert noised(clean, drawn, np.float32(0.3)).dtype == np.float32
+
+
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_gives_the_picture() -> None:
+    clean, drawn, reached = noise(1), noise(2), Reached(noise(3), np.float32(0.4))
+    ones, zeros = np.ones(SHAPE[1:], np.float32), np.zeros(SHAPE[1:], np.float32)
+    assert np.array_equal(Inpainting(ones, clean, drawn)(reached), reached.latents)
+    kept = Inpainting(zeros, clean, drawn)
+    assert np.array_equal(kept(reached), noised(clean, drawn, reached.sigma))
+    assert np.array_equal(kept(Reached(noise(3), np.float32(0))), clean)
+
+
+def test_a_grey_mask_blends() -> None:
+    clean, reached = noise(1), Reached(noise(3), np.float32(0))
+    grey = np.full(SHAPE[1:], 0.25, np.float32)
+    edited = Inpainting(grey, clean, noise(2))(reached)
+    assert np.allclose(edited, 0.75 * clean + 0.25 * reached.latents, atol=1e-6)
+
+
+def test_a_latent_pixel_takes_the_mask_at_its_upper_left_corner() -> None:
+    mask = np.zeros((32, 24), np.float32)
+    mask[8, 16], mask[1, 1] = 1, 1
+    assert np.argwhere(latent_mask(mask, Margins(), 8)).tolist() == [[1, 2]]
+
+
+def test_what_a_margin_reaches_into_is_made_anew() -> None:
+    mask = np.zeros((32, 40), np.float32)
+    assert latent_mask(mask, Margins(left=9, bottom=8), 8).tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 1],
+    ]
+
+
+def test_an_interpolation_begins_at_the_one_noise_and_ends_at_the_other_to_the_bit() -> None:
+    a, b = noise(1)[0], noise(2)[0]
+    assert np.array_equal(interpolated(a, b, 0.0), a)
+    assert np.array_equal(interpolated(a, b, 1.0), b)
+
+
+def test_an_interpolation_is_as_long_as_noise_is_and_turns_evenly() -> None:
+    a, b = (each / np.linalg.norm(each) for each in (noise(1)[0], noise(2)[0]))
+    angle = np.arccos((a * b).sum())
+    for strength in (0.2, 0.5, 0.9):
+        between = interpolated(a, b, strength)
+        assert np.linalg.norm(between) == pytest.approx(1, abs=1e-6)
+        assert np.arccos((a * between).sum()) == pytest.approx(strength * angle, abs=1e-5)
+
+
+def test_noise_that_points_the_same_way_is_joined_by_a_line() -> None:
+    a = noise(1)[0]
+    assert np.allclose(interpolated(a, a, 0.3), a, atol=1e-6)
+
+
+def test_every_draw_of_a_picture_varies_by_its_own_strength() -> None:
+    varied = VariedNoise(NoiseStream(SHAPE, [1, 2]), NoiseStream(SHAPE, [7, 8]), [0.0, 1.0])
+    one, other = NoiseStream(SHAPE, [1, 2]), NoiseStream(SHAPE, [7, 8])
+    for _ in range(2):
+        drawn, first, second = varied(), one(), other()
+        assert np.array_equal(drawn[0], first[0])
+        assert np.array_equal(drawn[1], second[1])

@@ -1,0 +1,149 @@
+"""Files from strangers: what is taken, how it is read, and what is refused before it costs anything."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych_coordinator import input_images
+from triptych_coordinator.input_images import Size, picture_size, read_mask, read_picture, visible_box
+
+PLACE = Size(24, 16)
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (16, 24, 3), np.uint8)
+
+
+def written(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def plain(mode: str, colour: Any, size: tuple[int, int] = PLACE) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_a_picture_of_the_right_size_keeps_its_pixels(kind: str, options: dict[str, Any]) -> None:
+    data = written(Image.fromarray(PIXELS), kind, **options)
+    assert picture_size(data) == PLACE
+    assert np.array_equal(read_picture(data, PLACE), PIXELS)
+
+
+def test_a_jpeg_is_read() -> None:
+    assert (read_picture(written(plain("RGB", (200, 100, 50)), "JPEG"), PLACE) // 10 == [20, 10, 5]).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (plain("L", 77), (77, 77, 77)),
+        (plain("1", 1), (255, 255, 255)),
+        (plain("I;16", 77 * 256 + 200), (77, 77, 77)),
+        (plain("LA", (77, 0)), (255, 255, 255)),
+        (plain("RGBA", (9, 8, 7, 255)), (9, 8, 7)),
+        (plain("RGBA", (9, 8, 7, 0)), (255, 255, 255)),
+        (plain("RGB", (10, 20, 30)).quantize(), (10, 20, 30)),
+    ],
+    ids=["grey", "black and white", "16 bits", "transparent grey", "opaque", "transparent", "palette"],
+)
+def test_what_is_not_rgb_becomes_rgb(image: Image.Image, colour: tuple[int, int, int]) -> None:
+    assert (read_picture(written(image), PLACE) == colour).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_read_upright(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = written(Image.fromarray(PIXELS), exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert picture_size(data) == upright.size
+    assert np.array_equal(read_picture(data, Size(*upright.size)), np.asarray(upright))
+
+
+def test_a_picture_covers_its_place_and_loses_both_sides_evenly() -> None:
+    assert visible_box(Size(48, 32), PLACE) == (0, 0, 48, 32)
+    assert visible_box(Size(50, 32), PLACE) == (1, 0, 49, 32)
+    assert visible_box(Size(24, 17), PLACE) == (0, 0.5, 24, 16.5)
+    with pytest.raises(ValueError, match=r"24 x 18 pixels .* over a tenth"):
+        visible_box(Size(24, 18), PLACE)
+
+
+def test_scaling_is_lanczos() -> None:
+    image = Image.fromarray(PIXELS)
+    half = image.resize((12, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(read_picture(written(image), Size(12, 8)), np.asarray(half))
+
+
+def test_a_mask_of_black_and_white_stays_so_and_another_is_smooth() -> None:
+    hard = plain("L", 0)
+    hard.paste(255, (0, 0, 11, 16))
+    assert set(read_mask(written(hard), Size(12, 8)).ravel()) == {0.0, 1.0}
+    assert read_mask(written(hard), PLACE).sum() == 11 * 16
+    soft = np.linspace(0, 255, 24 * 16).astype(np.uint8).reshape(16, 24)
+    mask = read_mask(written(Image.fromarray(soft)), PLACE)
+    assert mask.dtype == np.float32
+    assert np.array_equal(mask, soft.astype(np.float32) / 255)
+
+
+def test_a_transparent_mask_keeps() -> None:
+    assert read_mask(written(plain("RGBA", (255, 255, 255, 0))), PLACE).max() == 0
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it has side x side pixels, in a hundred bytes."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+
+
+def animation(kind: str) -> bytes:
+    frames = [plain("RGB", colour) for colour in ("red", "blue")]
+    return written(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
+
+
+REFUSED = {
+    "nothing": (b"", "must be a PNG, JPEG or WebP file"),
+    "text": (b"<svg/>", "must be a PNG, JPEG or WebP file"),
+    "GIF": (written(plain("L", 1), "GIF"), "must be a PNG, JPEG or WebP file"),
+    "TIFF": (written(plain("L", 1), "TIFF"), "must be a PNG, JPEG or WebP file"),
+    "animated PNG": (animation("PNG"), "not an animation"),
+    "animated WebP": (animation("WEBP"), "not an animation"),
+    "CMYK": (written(plain("CMYK", (1, 2, 3, 4)), "JPEG"), "colour mode CMYK"),
+    "a large picture": (bomb(5000), "at most 16777216 pixels, not 5000 x 5000"),
+    "a bomb": (bomb(30_000), "900000000 pixels"),
+    "too many bytes": (b"\x89PNG" + bytes(input_images.MAX_BYTES), "must be at most 16777216 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_taken_is_refused_by_its_head(case: str) -> None:
+    data, says = REFUSED[case]
+    with pytest.raises(ValueError, match=says):
+        picture_size(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_a_truncated_file_is_refused(kind: str, part: float) -> None:
+    large = Image.fromarray(RNG.integers(0, 256, (64, 96, 3), np.uint8))
+    data = written(large, kind)
+    with pytest.raises(ValueError, match=r"broken|must be a PNG"):
+        read_picture(data[: int(part * len(data))], Size(96, 64))
+
+
+def test_a_file_with_broken_bytes_inside_is_refused() -> None:
+    data = bytearray(written(Image.fromarray(PIXELS)))
+    start = data.index(b"IDAT") + 4
+    data[start : start + 2] = bytes(2)  # no head of a zlib stream
+    with pytest.raises(ValueError, match="is a broken PNG file"):
+        read_picture(bytes(data), PLACE)
