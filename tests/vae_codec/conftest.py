@@ -45,3 +45,4 @@ async def stub(settings: VaeCodecSettings) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
         yield vae_codec_pb2_grpc.VaeCodecServiceStub(channel)
     await server.stop()
+    await loaded.close()
