@@ -18,20 +18,33 @@ class TextConditioning:
             CLIPTokenizer.from_pretrained(model / name) for name in ("tokenizer", "tokenizer_2")
         ]
         self.encoders = [
-            CLIPTextModelWithProjection.from_pretrained(model / name).to(device).eval().requires_grad_(False)
+            CLIPTextModelWithProjection.from_pretrained(model / name, dtype=torch.float32)
+            .to(device)
+            .eval()
+            .requires_grad_(False)
             for name in ("text_encoder", "text_encoder_2")
         ]
 
-    @torch.inference_mode()
+    def tokenized(self, captions: list[str]) -> list[Tensor]:
+        """int64 [captions, tokens] for each encoder."""
+        return [
+            tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            for tokenizer in self.tokenizers
+        ]
+
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Float32 [captions, tokens + 1, features], whose last token is zero, and [captions, pooled
         features].
         """
+        return self.encode_tokens(self.tokenized(captions))
+
+    @torch.no_grad()
+    def encode_tokens(self, ids: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The same from each encoder's token ids."""
         sequences, pooled = [], []
-        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
-            ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-            out = encoder(ids.to(self.device), output_hidden_states=True)
+        for encoder, tokens in zip(self.encoders, ids, strict=True):
+            out = encoder(tokens.to(self.device), output_hidden_states=True)
             sequences.append(out.hidden_states[-2])
             pooled.append(out.text_embeds)
         sequence = torch.nn.functional.pad(torch.cat(sequences, dim=-1), (0, 0, 0, 1))
-        return sequence.clone(), torch.cat(pooled, dim=-1).clone()
+        return sequence, torch.cat(pooled, dim=-1)

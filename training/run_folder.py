@@ -21,9 +21,9 @@ class RunFolder:
         partial.replace(self.path / "checkpoint.pt")
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint; None in a new run."""
+        """The last checkpoint, in main memory; None in a new run."""
         path = self.path / "checkpoint.pt"
-        return torch.load(path, weights_only=True) if path.exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
     def log(self, **values: float) -> None:
         """Adds a line to the log and prints it."""

@@ -66,8 +66,10 @@ def words(data: Path) -> list[str]:
     return [text for entry in emoji for text in (entry["label"], *entry.get("tags", []))]
 
 
-def train_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges with CLIP's normalisation, splitting and end-of-word mark, most frequent first."""
+def train_merges(texts: list[str], count: int = MERGES) -> list[tuple[str, str]]:
+    """`count` byte-pair merges with CLIP's normalisation, splitting and end-of-word mark, most frequent
+    first.
+    """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -75,10 +77,10 @@ def train_merges(texts: list[str]) -> list[tuple[str, str]]:
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=MERGES + 512, show_progress=False, end_of_word_suffix="</w>", max_token_length=24
+        vocab_size=count + 512, show_progress=False, end_of_word_suffix="</w>", max_token_length=24
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:MERGES]
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]][:count]
 
 
 def byte_characters() -> list[str]:
@@ -88,7 +90,9 @@ def byte_characters() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def write_tokenizer(folder: Path, merges: list[tuple[str, str]], pad_token: str) -> None:
+def write_tokenizer(
+    folder: Path, merges: list[tuple[str, str]], pad_token: str, max_tokens: int = MAX_TOKENS
+) -> None:
     """A CLIP tokenizer folder: vocab.json, merges.txt and the configs, as transformers reads them."""
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges), START, END]
@@ -99,7 +103,7 @@ def write_tokenizer(folder: Path, merges: list[tuple[str, str]], pad_token: str)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
     config = special | {
         "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": MAX_TOKENS,
+        "model_max_length": max_tokens,
         "do_lower_case": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -117,7 +121,7 @@ def new_encoder(tokenizer: CLIPTokenizer, activation: str, seed: int) -> CLIPTex
             projection_dim=WIDTH,
             num_hidden_layers=LAYERS,
             num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=tokenizer.model_max_length,
             hidden_act=activation,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

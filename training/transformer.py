@@ -104,8 +104,8 @@ class Optimizer:
         self.adam = torch.optim.AdamW(rest, lr=learning_rate / 3, betas=(0.9, 0.98), weight_decay=0.0)
         self.groups = [(g, g["lr"]) for o in (self.muon, self.adam) for g in o.param_groups]
 
-    def step(self, scale: float) -> float:
-        """One update at `scale` times the learning rate; returns the gradient's norm."""
+    def step(self, scale: float) -> Tensor:
+        """One update at `scale` times the learning rate; returns the gradient's norm, a scalar."""
         parameters = dict(self.model.named_parameters())
         for name, master in self.masters.items():
             gradient = parameters[name].grad
@@ -119,7 +119,7 @@ class Optimizer:
             for name, master in self.masters.items():
                 parameters[name].copy_(master)
                 parameters[name].grad = None
-        return float(norm)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """The masters and both optimizers' state."""
@@ -233,7 +233,7 @@ class Training:
             self.ema[name].lerp_(master, 1 - decay)
         self.step += 1
         self.samples += len(latents)
-        return {"loss": float(loss.detach()), "naming": float(naming.detach()), "norm": norm}
+        return {"loss": float(loss.detach()), "naming": float(naming.detach()), "norm": float(norm)}
 
     def save(self, out: Path) -> None:
         """Replaces the checkpoint and writes the moving average as `transformer/`."""

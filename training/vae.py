@@ -114,7 +114,7 @@ def as_pixels(decoded: Tensor) -> Tensor:
 def loss_of(decoder: Decoder, latents: Tensor, pixels: Tensor) -> Tensor:
     """Absolute plus weighted squared error of pixels decoded, in bfloat16, from slightly noisy latents."""
     noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(latents.device.type, torch.bfloat16):
         decoded = decoder(noisy)
     target = as_input(pixels)
     absolute, squared = F.l1_loss(decoded.float(), target), F.mse_loss(decoded.float(), target)
@@ -124,11 +124,12 @@ def loss_of(decoder: Decoder, latents: Tensor, pixels: Tensor) -> Tensor:
 class Run:
     """A decoder in training, with its optimizer, its moving average and the processor seconds it has had."""
 
-    def __init__(self, folder: RunFolder, learning_rate: float) -> None:
+    def __init__(self, folder: RunFolder, learning_rate: float, device: str = "cpu") -> None:
         self.folder = folder
         torch.manual_seed(0)
         self.decoder = AutoencoderKL(CONFIG).decoder
         initialise(self.decoder)
+        self.decoder = self.decoder.to(device)
         self.average = copy.deepcopy(self.decoder).requires_grad_(False)
         self.optimizer = Optimizer(self.decoder, learning_rate)
         self.step, self.seconds = 0, 0.0

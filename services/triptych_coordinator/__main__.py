@@ -7,21 +7,20 @@ from triptych.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorSettings
-from triptych_coordinator.stubs import Channels
+from triptych_coordinator.stubs import Wiring
 
 
 async def load(settings: CoordinatorSettings) -> Loaded:
     """Opens the checkpoint. The stages need not be up yet."""
-    channels = Channels(
-        settings.text_encoder, settings.denoiser, settings.vae_codec, settings.max_message_bytes
-    )
+    wiring = Wiring(settings.max_message_bytes, settings.resolve_seconds)
+    stubs = wiring.stubs(settings.text_encoder, settings.denoiser, settings.vae_codec)
     checkpoint = settings.open_checkpoint()
-    servicer = ImageGenerationServicer(checkpoint, channels.stubs, settings)
+    servicer = ImageGenerationServicer(checkpoint, stubs, settings)
     service = Service(
         "triptych.v1.ImageGenerationService",
         partial(add_ImageGenerationServiceServicer_to_server, servicer),
     )
-    return Loaded([service], checkpoint.name, channels.close)
+    return Loaded([service], checkpoint.name, servicer.close)
 
 
 def main() -> None:

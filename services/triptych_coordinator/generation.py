@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from triptych_coordinator.reuse import reusing
 from triptych_coordinator.sampler import sample
 from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.solvers import SOLVERS
-from triptych_coordinator.stages import RequestDenoiser, Stages
+from triptych_coordinator.stages import Stages
 from triptych_coordinator.starts import begin, noise_stream
 
 
@@ -40,7 +41,7 @@ async def generation_events(
 
     Errors are the stages'.
     """
-    finished = pb.Finished()
+    finished = pb.Finished(determinism=models.determinism)
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
@@ -48,11 +49,9 @@ async def generation_events(
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, started.first_step))
 
-    denoiser = RequestDenoiser(
-        stages,
+    denoiser = stages.denoiser(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
-        models.denoiser.max_samples,
-        models.denoiser.max_branches,
+        models,
         deadline,
         loras_to_messages(parameters.loras),
     )
@@ -70,20 +69,17 @@ async def generation_events(
 
     fingerprints = {
         "text_encoder": {models.text_encoder.model.fingerprint},
-        "denoiser": denoiser.fingerprints,
-        "vae_codec": set(started.fingerprints),
+        "denoiser": {denoiser.fingerprint} if denoiser.fingerprint else set[str](),
+        "vae_codec": {models.vae_codec.model.fingerprint},
     }
-    images_per_call = max(1, models.vae_codec.max_pixels // (parameters.height * parameters.width))
-    for start in range(0, len(latents), images_per_call):
-        pixels, fingerprint = await stages.decode(latents[start : start + images_per_call], deadline)
-        fingerprints["vae_codec"].add(fingerprint)
-        finished.decode_milliseconds += stopwatch.lap()
-        for index, picture in enumerate(pixels, start):
+    async with aclosing(stages.decode(latents, models, deadline)) as pictures:
+        async for index, picture in pictures:
+            finished.decode_milliseconds += stopwatch.lap()
             image = await _image(parameters, index, picture, fingerprints)
             if parameters.return_latents:
                 image.latents.CopyFrom(array_to_message(latents[index]))
             yield pb.GenerateResponse(image=image)
-        stopwatch.lap()
+            stopwatch.lap()
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
     finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations

@@ -1,13 +1,21 @@
 """What the stages serve: whether it fits together, and what it allows."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych import errors
-from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.guidance import GuidanceInput
 from triptych_coordinator.parameters import Limits
 from triptych_coordinator.pipelines import Sampling
+
+BATCH_INVARIANT = "batch-invariant"
+
+
+def serves(model: model_pb2.ModelInfo, name: str, revision: str) -> bool:
+    """Whether it is of the checkpoint with that name and, where both are known, that commit on the hub."""
+    return model.name == name and revision in ("", model.revision or revision)
 
 
 @dataclass(frozen=True)
@@ -17,6 +25,13 @@ class Models:
     text_encoder: text_encoder_pb2.TextEncoderServiceGetModelResponse
     denoiser: denoiser_pb2.DenoiserServiceGetModelResponse
     vae_codec: vae_codec_pb2.VaeCodecServiceGetModelResponse
+
+    @property
+    def determinism(self) -> str:
+        """What the stages together promise of a picture's bits."""
+        stages = (self.text_encoder, self.denoiser, self.vae_codec)
+        promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
+        return BATCH_INVARIANT if promised else "fast"
 
     def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
@@ -58,6 +73,14 @@ class Models:
                 f"latent_channels is {denoiser.latent_channels} in the denoiser"
                 f" and {vae_codec.latent_channels} in the VAE codec"
             )
+
+    def images_per_decode(self, shape: Sequence[int]) -> int:
+        """How many images with latents of that shape, [..., h, w], the VAE codec takes in one call."""
+        return max(1, self.vae_codec.max_pixels // self.pixels(shape[-2:]))
+
+    def pixels(self, shape: Sequence[int]) -> int:
+        """How many pixels the pictures of latents with that shape, [h, w] or [images, h, w], have."""
+        return math.prod(shape) * self.vae_codec.downscale**2
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens the denoiser makes of a picture of that size in pixels."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -16,7 +17,7 @@ from triptych_coordinator.conditioning import ConditioningCache
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.models import Models
+from triptych_coordinator.models import Models, serves
 from triptych_coordinator.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.pipelines import sampling_of
 from triptych_coordinator.previews import latent_rgb
@@ -54,7 +55,12 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             Patience(attempts=5, attempt_timeout=limits.contact_seconds),
             Patience(attempts=limits.attempts, attempt_timeout=limits.attempt_seconds),
             ConditioningCache(limits.conditioning_cache_bytes),
+            partial(serves, name=self._name, revision=self._revision),
         )
+
+    async def close(self) -> None:
+        """Ends the connections to the stages."""
+        await self._stages.close()
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context

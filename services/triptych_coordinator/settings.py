@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from triptych.addresses import check_listen
 from triptych.settings import ModelOptions, ServerSettings
+from triptych_coordinator.resolving import check_replicas
 
-Address = Annotated[str, AfterValidator(check_listen)]
+Addresses = Annotated[str, AfterValidator(check_replicas)]
 
 
 class CoordinatorLimits(BaseModel):
@@ -19,12 +19,17 @@ class CoordinatorLimits(BaseModel):
     max_request_pixels: int = Field(
         16 << 20, gt=0, description="Pixels of all pictures of a request together."
     )
-    contact_seconds: float = Field(2, gt=0, description="How long a stage may take to say what it serves.")
+    contact_seconds: float = Field(
+        2,
+        gt=0,
+        description="How long a replica may take to say what it serves. One that does not while it should be "
+        "working is given up if there is another.",
+    )
     attempt_seconds: float = Field(
-        120, gt=0, description="How long a stage may take for one call of its work."
+        120, gt=0, description="How long a replica may take for one call of its work."
     )
     attempts: int = Field(
-        12, gt=0, description="How often a call of a stage is tried, with pauses up to 3 s."
+        12, gt=0, description="How often all replicas of a stage are tried, with pauses up to 3 s."
     )
     conditioning_cache_bytes: int = Field(
         256 << 20, ge=0, description="Memory for encoded prompts, in bytes."
@@ -34,6 +39,12 @@ class CoordinatorLimits(BaseModel):
 class CoordinatorSettings(CoordinatorLimits, ModelOptions, ServerSettings):
     """The coordinator's command line and environment."""
 
-    text_encoder: Address = Field(description="Address of the text encoder: host:port or unix:/path.")
-    denoiser: Address = Field(description="Address of the denoiser: host:port or unix:/path.")
-    vae_codec: Address = Field(description="Address of the VAE codec: host:port or unix:/path.")
+    text_encoder: Addresses = Field(
+        description="Where the text encoders are: host:port or unix:/path, several with commas between. A "
+        "name that stands for several hosts stands for a replica on each."
+    )
+    denoiser: Addresses = Field(description="Where the denoisers are, likewise.")
+    vae_codec: Addresses = Field(description="Where the VAE codecs are, likewise.")
+    resolve_seconds: float = Field(
+        5, gt=0, description="How often the names in these addresses are looked up again."
+    )

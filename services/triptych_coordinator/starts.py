@@ -30,8 +30,6 @@ class Start:
     """[B, C, h, w], at sigmas[first_step]."""
     first_step: int = 0
     edit: Callable[[Reached], Latents] = unchanged
-    fingerprints: frozenset[str] = frozenset()
-    """Of the VAE codecs that encoded a picture."""
 
 
 def noise_stream(parameters: Parameters, models: Models) -> Noise:
@@ -70,19 +68,18 @@ async def begin(
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
         given = parameters.noise
         return Start(drawn if given is None else _latents(given, "latents.noise", parameters))
-    fingerprints: frozenset[str] = frozenset()
     mask = None
     if edit.clean is not None:
         clean = _latents(edit.clean, "latents.clean", parameters)
     else:
         pixels = await asyncio.to_thread(_canvas, edit, parameters)
         mask = await asyncio.to_thread(_mask, edit, parameters, models.vae_codec.downscale)
-        mean, std, fingerprint = await stages.encode_picture(pixels, deadline)
-        clean, fingerprints = mean + std * await asyncio.to_thread(noise), frozenset({fingerprint})
+        mean, std = await stages.encode_picture(pixels, models, deadline)
+        clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)
     drawn = await asyncio.to_thread(noise)
     kept = unchanged if mask is None else Inpainting(mask, clean, drawn)
-    return Start(noised(clean, drawn, sigmas[first]), first, kept, fingerprints)
+    return Start(noised(clean, drawn, sigmas[first]), first, kept)
 
 
 def _latents(message: tensor_pb2.Tensor, field: str, parameters: Parameters) -> Latents:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc.aio
@@ -11,6 +12,9 @@ from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
+from triptych.wire import TensorChannel
+from triptych_coordinator.replicas import Connection, S, Source
+from triptych_coordinator.resolving import LookUp, has_names, look_up, resolve
 
 _RECONNECTION = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -81,36 +85,56 @@ class VaeCodecStub(Protocol):
 
 @dataclass(frozen=True)
 class Stubs:
-    """The three stages, and their addresses as errors name them."""
+    """The three stages: where the replicas of each are, and how they are called."""
 
-    text_encoder: TextEncoderStub
-    denoiser: DenoiserStub
-    vae_codec: VaeCodecStub
-    text_encoder_address: str = "this process"
-    denoiser_address: str = "this process"
-    vae_codec_address: str = "this process"
+    text_encoder: Source[TextEncoderStub]
+    denoiser: Source[DenoiserStub]
+    vae_codec: Source[VaeCodecStub]
 
 
-class Channels:
-    """Connections to the three stages."""
+@dataclass(frozen=True)
+class Wiring:
+    """How replicas are found and reached over gRPC.
 
-    def __init__(self, text_encoder: str, denoiser: str, vae_codec: str, max_message_bytes: int) -> None:
-        """Takes gRPC addresses, "unix:/path" or "host:port". Each connects when its stage is first called,
-        and again when the stage comes back."""
-        options = channel_options(max_message_bytes) + _RECONNECTION
-        self._channels = [
-            grpc.aio.insecure_channel(address, options=options)
-            for address in (text_encoder, denoiser, vae_codec)
-        ]
-        stubs: tuple[Any, ...] = (TextEncoderServiceStub, DenoiserServiceStub, VaeCodecServiceStub)
-        text_encoder_stub, denoiser_stub, vae_codec_stub = (
-            stub(channel) for stub, channel in zip(stubs, self._channels, strict=True)
-        )
-        self.stubs = Stubs(
-            text_encoder_stub, denoiser_stub, vae_codec_stub, text_encoder, denoiser, vae_codec
+    resolve_seconds: how often names are looked up again.
+    look_up: what knows the IP addresses of a name.
+    """
+
+    max_message_bytes: int
+    resolve_seconds: float
+    look_up: LookUp = look_up
+
+    def stubs(self, text_encoder: str, denoiser: str, vae_codec: str) -> Stubs:
+        """Takes addresses as resolving.check_replicas does."""
+        return Stubs(
+            self._source(text_encoder, TextEncoderServiceStub),
+            self._source(denoiser, DenoiserServiceStub),
+            self._source(vae_codec, VaeCodecServiceStub),
         )
 
-    async def close(self) -> None:
-        """Closes the connections; running calls are cancelled."""
-        for channel in self._channels:
-            await channel.close()
+    def _source(self, addresses: str, stub: Any) -> Source[Any]:
+        """Each replica has a connection of its own, made when it is first called and whenever it was lost."""
+
+        def connect(address: str) -> Connection[Any]:
+            options = channel_options(self.max_message_bytes) + _RECONNECTION
+            channel = grpc.aio.insecure_channel(address, options=options)
+            return Connection(stub(TensorChannel(channel)), partial(channel.close, None))
+
+        return Source(
+            addresses,
+            partial(resolve, addresses, self.look_up),
+            connect,
+            self.resolve_seconds if has_names(addresses) else None,
+        )
+
+
+def in_this_process(stub: S) -> Source[S]:
+    """The one replica that is called directly."""
+
+    async def here() -> list[str]:
+        return ["this process"]
+
+    async def nothing() -> None:
+        """There is no connection to end."""
+
+    return Source("this process", here, lambda _address: Connection(stub, nothing), None)

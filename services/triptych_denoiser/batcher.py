@@ -1,8 +1,10 @@
-"""The batcher: rows of concurrent calls that wait together run together when their shapes match."""
+"""The batcher: rows of concurrent calls that wait together run together where one pass can take them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +13,31 @@ import torch
 from torch import Tensor
 
 from triptych.compute import compute_thread
-from triptych.errors import deadline_exceeded, resource_exhausted, unavailable
+from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
+from triptych_denoiser.costs import Costs
 from triptych_denoiser.predictor import Predictor, Row
 
-_FIRST_GUESS_SECONDS = 0.1
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_SECONDS = 30.0
+"""A row without a deadline, or with a late one, is due as one whose deadline is so far away."""
+_COMPANY_SHARE = 0.1
 _MAX_RETRY_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """What may wait, what a pass may hold, and how long it may wait for company.
+
+    max_queued_rows: rows that wait; calls with more are refused.
+    max_batch_tokens: tokens of all rows of a pass; a row that has more runs alone.
+    max_company_seconds: how long a pass may wait for the calls that were answered by the one before. It waits
+        a tenth of what that pass took, if that is less, and not at all when nobody else is there.
+    """
+
+    max_queued_rows: int
+    max_batch_tokens: int
+    max_company_seconds: float
 
 
 @dataclass(frozen=True)
@@ -55,10 +77,12 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A row in the queue."""
+    """A row in the queue, and when it is due by the monotonic clock."""
 
     call: _Call
     index: int
+    tokens: int
+    due: float
 
     @property
     def row(self) -> Row:
@@ -66,30 +90,37 @@ class _Waiting:
 
 
 class Batcher:
-    """Queues rows and runs them in passes on the compute thread, the event loop stays free.
+    """Queues rows and runs them in passes on the compute thread; the event loop stays free.
 
-    A pass is made of the row that has waited longest and those of its shape behind it, so no shape starves
-    another. Nothing waits for company: a pass starts when the one before has ended.
+    The row that is due first is in the next pass, with those behind it that can share it: of its shape, as
+    many as memory allows and as measured costs say is worth it. A row is due at its call's deadline, at the
+    latest LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by
+    what the passes before it take. So no row starves, and small calls pass between the rows of a large one.
     """
 
-    def __init__(self, predictor: Predictor, max_queued_rows: int) -> None:
+    def __init__(self, predictor: Predictor, limits: QueueLimits) -> None:
         self._predictor = predictor
-        self._max_queued_rows = max_queued_rows
+        self._limits = limits
+        self._costs = Costs()
         self._queue: list[_Waiting] = []
         self._passes: asyncio.Task[None] | None = None
-        self._pass_seconds = _FIRST_GUESS_SECONDS
+        self._arrived = asyncio.Event()
+        self._expected: tuple[tuple[object, ...], int] = (), 0  # of this shape, so many rows
+        self._company_until = 0.0
+        self._max_batch_tokens = limits.max_batch_tokens
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
         """The velocities of a call's rows, in order. Cancelled or late, its waiting rows leave the queue.
 
         Raises:
-            TriptychError: RESOURCE_EXHAUSTED if the rows do not fit in the queue, DEADLINE_EXCEEDED after
-                `timeout` seconds.
+            TriptychError: RESOURCE_EXHAUSTED if the rows do not fit in the queue, or one of them not in
+                memory; DEADLINE_EXCEEDED after `timeout` seconds.
         """
         self._check_room(len(rows))
         arrived = time.monotonic()
         call = _Call(rows, asyncio.get_running_loop().create_future())
-        self._queue += [_Waiting(call, index) for index in range(len(rows))]
+        self._put(self._entries(call, arrived, timeout))
+        self._arrived.set()
         if self._passes is None or self._passes.done():
             self._passes = asyncio.create_task(self._run_passes())
         try:
@@ -108,42 +139,104 @@ class Batcher:
         """Refuses what waits, and lets the pass that runs end."""
         for waiting in self._queue:
             waiting.call.fail(unavailable("the denoiser is stopping"))
+        self._arrived.set()
         if self._passes is not None:
             await self._passes
 
+    def _entries(self, call: _Call, arrived: float, timeout: float | None) -> list[_Waiting]:
+        due = arrived + min(math.inf if timeout is None else timeout, LONGEST_WAIT_SECONDS)
+        most, tokens = self._predictor.max_rows, self._predictor.tokens(call.rows[0])
+        pass_seconds = self._costs.seconds(tokens, most)
+        return [
+            _Waiting(call, index, tokens, due + index // most * pass_seconds)
+            for index in range(len(call.rows))
+        ]
+
+    def _put(self, entries: Sequence[_Waiting]) -> None:
+        self._queue = sorted([*self._queue, *entries], key=lambda entry: entry.due)
+
     def _check_room(self, rows: int) -> None:
-        waiting = len(self._queue)
-        if waiting + rows > self._max_queued_rows:
-            passes = waiting / self._predictor.max_rows
+        waiting, most = len(self._queue), self._limits.max_queued_rows
+        if waiting + rows > most:
+            seconds = sum(self._costs.seconds(entry.tokens, 1) for entry in self._queue)
             raise resource_exhausted(
-                f"{waiting} rows wait and {rows} more do not fit: the queue holds {self._max_queued_rows}",
-                min(max(passes, 1) * self._pass_seconds, _MAX_RETRY_SECONDS),
+                f"{waiting} rows wait and {rows} more do not fit: the queue holds {most}",
+                min(seconds, _MAX_RETRY_SECONDS),
             )
 
     async def _run_passes(self) -> None:
-        while batch := self._next_batch():
-            await self._run_pass(batch)
+        while self._queue:
+            await self._wait_for_company()
+            if batch := self._next_batch():
+                await self._run_pass(batch)
+
+    async def _wait_for_company(self) -> None:
+        """Until those are back that the pass before answered, or the window is over."""
+        shape, rows = self._expected
+        while self._queue and self._queue[0].row.shape == shape and self._alike(shape) < rows:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._company_until - time.monotonic()):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _alike(self, shape: tuple[object, ...]) -> int:
+        return sum(entry.row.shape == shape for entry in self._queue)
 
     def _next_batch(self) -> list[_Waiting]:
         """Takes the next pass's rows out of the queue; none if nobody waits any more."""
         waiting = [entry for entry in self._queue if not entry.call.done.done()]
-        shape = waiting[0].row.shape if waiting else ()
-        batch = [entry for entry in waiting if entry.row.shape == shape][: self._predictor.max_rows]
+        batch = self._sharing(waiting)
         taken = set(batch)
         self._queue = [entry for entry in waiting if entry not in taken]
         return batch
+
+    def _sharing(self, waiting: Sequence[_Waiting]) -> list[_Waiting]:
+        """The first row, and those that share its pass."""
+        if not waiting:
+            return []
+        first = waiting[0]
+        alike = [entry for entry in waiting if entry.row.shape == first.row.shape]
+        room = max(self._max_batch_tokens // first.tokens, 1)
+        return alike[: self._costs.best_rows(first.tokens, min(len(alike), room, self._predictor.max_rows))]
 
     async def _run_pass(self, batch: Sequence[_Waiting]) -> None:
         rows = [waiting.row for waiting in batch]
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
             predicted = await loop.run_in_executor(compute_thread(), self._predictor.predict, rows)
+        except torch.OutOfMemoryError as error:
+            self._make_smaller(batch, error)
+            return
         except Exception as error:
             for waiting in batch:
                 waiting.call.fail(error)
             return
-        self._pass_seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
+        self._costs.note(batch[0].tokens, len(batch), seconds)
+        log.debug("%d rows of %d tokens in %.1f ms", len(batch), batch[0].tokens, 1000 * seconds)
         for call in {waiting.call for waiting in batch}:
-            call.compute_seconds += self._pass_seconds
+            call.compute_seconds += seconds
         for waiting, velocity, reused in zip(batch, *predicted, strict=True):
             waiting.call.take(waiting.index, velocity, reused)
+        shape = batch[0].row.shape
+        self._expected = shape, min(len(batch) + self._alike(shape), self._predictor.max_rows)
+        window = min(_COMPANY_SHARE * seconds, self._limits.max_company_seconds)
+        self._company_until = time.monotonic() + window
+
+    def _make_smaller(self, batch: Sequence[_Waiting], error: torch.OutOfMemoryError) -> None:
+        """Lets the rows of a pass that did not fit in memory wait for smaller ones; refuses a single one."""
+        tokens = batch[0].tokens
+        if len(batch) == 1:
+            log.error("one row of %d tokens does not fit in memory: %s", tokens, error)
+            batch[0].call.fail(out_of_memory(f"a row of {tokens} tokens does not fit in memory"))
+            return
+        self._max_batch_tokens = tokens * len(batch) // 2
+        log.warning(
+            "%d rows of %d tokens do not fit in memory: from now on passes have at most %d tokens",
+            len(batch),
+            tokens,
+            self._max_batch_tokens,
+        )
+        self._put(batch)

@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, FeatureReuse, Features, FirstBlockReuse, Key, key_of
+from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.lora import Loras, added
 from triptych_denoiser.models.transformer import BlockReuse, Transformer
 
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 Determinism = Literal["batch-invariant", "fast"]
 
 _PROBE_ROWS = 8
+# Small enough that the last tile wastes little, large enough that a product still runs at full speed.
+_CPU_TILE_ROWS = 64
+_GPU_TILE_ROWS = 1024
 _PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
 
 
@@ -75,6 +79,11 @@ class Predictor:
         self.device = device
         self.dtype = dtype
         self.max_rows = max_rows
+
+    def tokens(self, row: Row) -> int:
+        """Image and text tokens of a row."""
+        _, height, width = row.latents.shape
+        return height * width // self.model.inputs.size_multiple**2 + len(row.conditioning.sequence)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Velocities:
@@ -154,17 +163,20 @@ def create_predictor(
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
-    Only float32 on a CPU whose kernels are fixed can promise it for rows that share a pass, and there it is
-    tried; other devices, dtypes and libraries choose kernels by the number of rows, and so may the
-    products of quantized weights.
+    Float32 on a CPU whose kernels are fixed needs nothing for it. Other devices, dtypes and libraries choose
+    kernels by the number of rows, as do products of quantized weights: there they are made of tiles. Either
+    way it is tried before it is promised.
     """
     together = Predictor(model, device, dtype, max_batch_rows, features)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
-    promised = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
-    if promised and rows_are_independent(together):
-        log.info("up to %d rows share a pass: tried, they have the same bits as alone", max_batch_rows)
+    fixed = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
+    if not fixed:
+        tile_products(list(model.modules()), _GPU_TILE_ROWS if device.type == "cuda" else _CPU_TILE_ROWS)
+    if rows_are_independent(together):
+        how = "" if fixed else ", with products made of tiles"
+        log.info("up to %d rows share a pass%s: tried, they have the same bits as alone", max_batch_rows, how)
         return together
     log.info("rows run one at a time: in company, their last bits would depend on it")
     return Predictor(model, device, dtype, 1, features)
@@ -207,7 +219,7 @@ def rows_are_independent(predictor: Predictor) -> bool:
 def random_row(
     predictor: Predictor, height: int, width: int, tokens: int, repeats: int, generator: torch.Generator
 ) -> Row:
-    """A row of a picture of this size with all that the model takes, for trials."""
+    """A row of noise, for trials: the last of its `tokens` text tokens stands for `repeats` equal ones."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)

@@ -17,9 +17,10 @@ from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
 from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
-from triptych.tensors import torch_to_message
+from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
-from triptych_denoiser.batcher import Batcher
+from triptych.wire import with_tensor
+from triptych_denoiser.batcher import Batcher, QueueLimits
 from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
 from triptych_denoiser.features import FeatureCache, FeatureReuse
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
@@ -72,13 +73,13 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         rows = self._rows(request, latents, loras)
         prediction = await self._batcher.predict(rows, context.time_remaining())
         velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)
-        return PredictResponse(
-            velocities=torch_to_message(velocities),
+        response = PredictResponse(
             fingerprint=fingerprint_with(self._model.fingerprint, loras),
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
             reused=prediction.reused if any(row.reuse for row in rows) else (),
         )
+        return with_tensor(response, torch_view(velocities))
 
     async def PutConditioning(
         self,
@@ -219,7 +220,12 @@ def create_servicer(
     )
     return DenoiserServicer(
         predictor,
-        Batcher(predictor, options.max_queued_rows),
+        Batcher(
+            predictor,
+            QueueLimits(
+                options.max_queued_rows, options.max_batch_tokens, options.max_company_milliseconds / 1000
+            ),
+        ),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
         Limits.of(

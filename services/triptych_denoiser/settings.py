@@ -37,6 +37,18 @@ class DenoiserOptions(CompileOptions):
         ge=MAX_BRANCHES,
         description="Rows that wait for a forward pass; calls with more are refused.",
     )
+    max_batch_tokens: int = Field(
+        default=65536,
+        gt=0,
+        description="Image and text tokens in one forward pass, which bounds its memory; a row that has more "
+        "runs alone. Out of memory, the denoiser lowers it by itself.",
+    )
+    max_company_milliseconds: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long a forward pass may wait for rows to share it: at most this, and a tenth of "
+        "what the pass before took.",
+    )
     conditioning_cache_mb: int = Field(
         default=512, gt=0, description="Memory for conditioning, in MB (2^20 bytes)."
     )

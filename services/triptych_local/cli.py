@@ -1,4 +1,4 @@
-"""The command line: `triptych generate`, `grid`, `rerun`, `up`. Each imports what it needs when it runs."""
+"""The `triptych` command: generate, grid, rerun, up and bench. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from triptych_local.bench_options import (
+    Concurrency,
+    Duration,
+    JsonFile,
+    MixSeed,
+    Prompts,
+    Rate,
+    Share,
+    Sizes,
+    Steps,
+    Timeout,
+    WarmUp,
+)
 from triptych_local.inputs import (
     MARGINS,
     VARIATION,
@@ -321,6 +334,37 @@ def up(
     kernels, loras = Kernels(compile, attention, tile_size), Loras(lora_folder, lora or ())
     choice = ModelChoice(model, device, dtype, quantization, revision, base, offline, kernels, loras)
     _run(serve_until_stopped(choice, fused, base_port if tcp else None))
+
+
+@app.command()
+def bench(
+    target: Annotated[str, typer.Option(help="A coordinator's address: unix:/path or host:port.")],
+    concurrency: Concurrency = None,
+    rate: Rate = None,
+    share: Share = None,
+    prompt: Prompts = None,
+    size: Sizes = None,
+    steps: Steps = None,
+    duration: Duration = 30.0,
+    warm_up: WarmUp = 5.0,
+    timeout: Timeout = 300.0,
+    seed: MixSeed = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure throughput and latency of the services at an address under load.
+
+    Closed loops keep so many requests running; open loops send requests at a rate, as strangers would.
+    Each request draws its prompt, size and steps from those given; the same seed draws the same ones.
+    """
+    from triptych_local.load import Mix, Period
+    from triptych_local.measuring import PROMPTS, Bench, Loads, print_measurements
+
+    if share and not concurrency:
+        raise typer.BadParameter("--share is of the last --concurrency's throughput: name one")
+    loads = Loads(concurrency or ([] if rate else [1]), rate or [], share or [])
+    sizes = [_given(read_size, text, "--size") for text in size or []]
+    mix = Mix(prompt or PROMPTS, sizes or [None], steps or [None])
+    _run(print_measurements(target, loads, Bench(mix, Period(warm_up, duration), seed, timeout), json_file))
 
 
 def main() -> None:

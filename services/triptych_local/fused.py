@@ -26,7 +26,7 @@ from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stubs import Stubs
+from triptych_coordinator.stubs import Stubs, in_this_process
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.direct import DirectStub
 from triptych_local.local import ModelChoice
@@ -58,6 +58,7 @@ class Fused:
     async def close(self) -> None:
         """Refuses what waits for the denoiser."""
         await self.denoiser.close()
+        await self.coordinator.close()
 
 
 async def load_fused(settings: FusedSettings) -> Fused:
@@ -73,7 +74,9 @@ async def load_fused(settings: FusedSettings) -> Fused:
         load(create_denoiser, settings, settings, settings.denoiser_quantization),
         load(create_vae_codec, settings, settings, settings.vae_codec_quantization),
     )
-    stubs = Stubs(*(cast(Any, DirectStub(servicer)) for servicer in (text_encoder, denoiser, vae_codec)))
+    stubs = Stubs(
+        *(in_this_process(cast(Any, DirectStub(stage))) for stage in (text_encoder, denoiser, vae_codec))
+    )
     return Fused(text_encoder, denoiser, vae_codec, ImageGenerationServicer(checkpoint, stubs, settings))
 
 

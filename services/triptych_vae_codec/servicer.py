@@ -15,8 +15,9 @@ from triptych.compute import compute_thread
 from triptych.devices import usable_device
 from triptych.errors import StartError, invalid_argument
 from triptych.fingerprints import stage_fingerprint
-from triptych.tensors import message_to_torch, torch_to_message
+from triptych.tensors import message_to_torch, torch_view
 from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
+from triptych.wire import TensorView, with_tensor
 from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         latents = self._latents(request)
         rows, milliseconds = await self._each("latents", self._codec.decode, _rows(latents))
         return await asyncio.to_thread(
-            lambda: DecodeResponse(
-                pixels=_joined(rows), fingerprint=self._model.fingerprint, compute_milliseconds=milliseconds
+            lambda: with_tensor(
+                DecodeResponse(fingerprint=self._model.fingerprint, compute_milliseconds=milliseconds),
+                _joined(rows),
             )
         )
 
@@ -69,11 +71,13 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         pixels = self._pixels(request)
         rows, milliseconds = await self._each("pixels", self._codec.encode, _rows(pixels))
         return await asyncio.to_thread(
-            lambda: EncodeResponse(
-                mean=_joined(mean for mean, _ in rows),
-                std=_joined(std for _, std in rows),
-                fingerprint=self._model.fingerprint,
-                compute_milliseconds=milliseconds,
+            lambda: with_tensor(
+                EncodeResponse(
+                    std=_joined(std for _, std in rows).message(),
+                    fingerprint=self._model.fingerprint,
+                    compute_milliseconds=milliseconds,
+                ),
+                _joined(mean for mean, _ in rows),
             )
         )
 
@@ -235,7 +239,7 @@ def _timed(compute: Callable[[Any], Any], row: torch.Tensor) -> tuple[Any, float
     return result, 1000 * (time.perf_counter() - began)
 
 
-def _joined(rows: Iterable[torch.Tensor]) -> Any:
+def _joined(rows: Iterable[torch.Tensor]) -> TensorView:
     import torch
 
-    return torch_to_message(torch.cat(list(rows)))
+    return torch_view(torch.cat(list(rows)))

@@ -100,6 +100,11 @@ def resource_exhausted(message: str, retry_after_seconds: float) -> TriptychErro
     )
 
 
+def out_of_memory(message: str) -> TriptychError:
+    """RESOURCE_EXHAUSTED without a RetryInfo: it will not fit the next time either."""
+    return TriptychError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+
+
 def unavailable(message: str) -> TriptychError:
     """UNAVAILABLE."""
     return TriptychError(grpc.StatusCode.UNAVAILABLE, message)

@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
+from triptych.wire import parser, serialize
 
 log = logging.getLogger(__name__)
 
@@ -31,32 +32,43 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     at DEBUG. Servicers' methods are coroutines or async generators.
     """
 
+    def __init__(self) -> None:
+        self._handlers: dict[str, Any] = {}
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps the method's behaviour and its request deserializer; client streams are left as they are."""
-        handler = await continuation(handler_call_details)
+        """Wraps the method's behaviour and its serializers, once; client streams are left as they are."""
         method = handler_call_details.method
-        if handler is None or handler.request_streaming:
-            return handler
-        codecs = {
-            "request_deserializer": _refusing_malformed(handler.request_deserializer),
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(_wrapped(handler.unary_stream, method), **codecs)
-        return grpc.unary_unary_rpc_method_handler(_wrapped(handler.unary_unary, method), **codecs)
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None or handler.request_streaming:
+                return handler
+            self._handlers[method] = _handler(handler, method)
+        return self._handlers[method]
+
+
+def _handler(handler: Any, method: str) -> Any:
+    """The handler with its behaviour and serializers wrapped."""
+    codecs: dict[str, Any] = {
+        "request_deserializer": _refusing_malformed(handler.request_deserializer),
+        "response_serializer": handler.response_serializer and serialize,
+    }
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(_wrapped(handler.unary_stream, method), **codecs)
+    return grpc.unary_unary_rpc_method_handler(_wrapped(handler.unary_unary, method), **codecs)
 
 
 def _refusing_malformed(deserializer: Deserializer | None) -> Deserializer | None:
     if deserializer is None:
         return None
+    parse = parser(deserializer)
 
     def deserialize(data: bytes) -> Any:
         try:
-            return deserializer(data)
+            return parse(data)
         except Exception:
             return _Malformed()
 

@@ -1,4 +1,4 @@
-"""Tensors on the wire: numpy arrays and torch tensors to messages and back, checked, one copy each way."""
+"""Tensors on the wire: numpy arrays and torch tensors to messages and back, checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import numpy.typing as npt
 
 from triptych.errors import invalid_argument
 from triptych.v1 import tensor_pb2
+from triptych.wire import TensorLike, TensorView
 
 if TYPE_CHECKING:
     import torch
 
 MAX_DIMENSIONS = 8
+_ALIGNMENT = 16  # bytes; every object of Python's own has it
 MAX_BYTES = 2**62  # of the shape with its zeros left out, so that strides fit in 64 bits
 
 _NUMPY_DTYPES: dict[int, np.dtype[Any]] = {
@@ -42,13 +44,18 @@ def array_to_message(array: npt.NDArray[Any]) -> tensor_pb2.Tensor:
 
     Raises TypeError if the array's dtype has no place on the wire (see Dtype in tensor.proto).
     """
+    return array_view(array).message()
+
+
+def array_view(array: npt.NDArray[Any]) -> TensorView:
+    """As array_to_message, over the array's own memory where its layout allows: it must not change later."""
     dtype = _wire_dtype(array.dtype.name)
-    little_endian = array.astype(_NUMPY_DTYPES[dtype], copy=False)
-    return tensor_pb2.Tensor(dtype=dtype, shape=array.shape, data=little_endian.tobytes())
+    little_endian = np.ascontiguousarray(array, dtype=_NUMPY_DTYPES[dtype])
+    return TensorView(dtype, array.shape, _octets(little_endian))
 
 
 def message_to_array(
-    message: tensor_pb2.Tensor,
+    message: TensorLike,
     field: str,
     *,
     dtypes: Collection[str] | None = None,
@@ -68,13 +75,18 @@ def torch_to_message(tensor: torch.Tensor) -> tensor_pb2.Tensor:
 
     Raises TypeError if the tensor's dtype has no place on the wire (see Dtype in tensor.proto).
     """
+    return torch_view(tensor).message()
+
+
+def torch_view(tensor: torch.Tensor) -> TensorView:
+    """As torch_to_message, over the memory of a contiguous tensor on the CPU, which must not change later."""
     dtype = _wire_dtype(str(tensor.dtype).removeprefix("torch."))
     octets = tensor.detach().cpu().contiguous().reshape(-1).view(_torch().uint8)
-    return tensor_pb2.Tensor(dtype=dtype, shape=tensor.shape, data=octets.numpy().tobytes())
+    return TensorView(dtype, tuple(tensor.shape), _octets(octets.numpy()))
 
 
 def message_to_torch(
-    message: tensor_pb2.Tensor,
+    message: TensorLike,
     field: str,
     *,
     dtypes: Collection[str] | None = None,
@@ -98,10 +110,18 @@ def _wire_dtype(name: str) -> tensor_pb2.Dtype.ValueType:
         raise TypeError(f"{name} cannot be sent; one of {', '.join(_DTYPES_BY_NAME)} can") from None
 
 
+def _octets(array: npt.NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array, read-only."""
+    return array.reshape(-1).view(np.uint8).data.toreadonly()
+
+
 def _checked_data(
-    message: tensor_pb2.Tensor, field: str, dtypes: Collection[str] | None, shape: Shape | None
-) -> bytes:
-    """The message's bytes, read once (each read of a bytes field copies), or INVALID_ARGUMENT."""
+    message: TensorLike, field: str, dtypes: Collection[str] | None, shape: Shape | None
+) -> bytes | memoryview:
+    """The message's elements, read once (each read of a bytes field copies), or INVALID_ARGUMENT.
+
+    Those that lie at odd addresses in someone else's memory are copied: arithmetic on them would be slow.
+    """
     name = _NAMES.get(message.dtype)
     if name is None:
         raise invalid_argument((f"{field}.dtype", f"{message.dtype} is no known dtype"))
@@ -113,10 +133,10 @@ def _checked_data(
     if len(data) != expected:
         described = f"shape {_written(message.shape)} of {name}"
         raise invalid_argument((f"{field}.data", f"{described} needs {expected} bytes, got {len(data)}"))
-    return data
+    return data if np.frombuffer(data, np.uint8).ctypes.data % _ALIGNMENT == 0 else bytes(data)
 
 
-def _check_shape(message: tensor_pb2.Tensor, field: str, expected: Shape | None) -> None:
+def _check_shape(message: TensorLike, field: str, expected: Shape | None) -> None:
     sizes = tuple(message.shape)
     if len(sizes) > MAX_DIMENSIONS:
         raise invalid_argument(

@@ -1,7 +1,7 @@
 """A coordinator with three numpy stages, all over Unix sockets."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from triptych.v1.image_generation_pb2_grpc import (
     ImageGenerationServiceStub,
     add_ImageGenerationServiceServicer_to_server,
 )
+from triptych_coordinator.resolving import LookUp, look_up
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stubs import Channels
+from triptych_coordinator.stubs import Wiring
 
 
 @pytest.fixture
@@ -49,11 +50,23 @@ def write_checkpoint(
 class House:
     """All four services; `limits` are the coordinator's."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, limits: CoordinatorLimits) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        limits: CoordinatorLimits,
+        replicas: Mapping[str, str] | None = None,
+        look_up: LookUp = look_up,
+    ) -> None:
+        """`replicas` are the addresses of stages that are not the house's own."""
         self.folder = folder
         self.text_encoder, self.denoiser, self.vae_codec = TextEncoder(), Denoiser(), VaeCodec()
-        self.channels = Channels(*(self.address(s) for s in ("text", "denoiser", "vae")), 64 << 20)
-        self.servicer = ImageGenerationServicer(checkpoint, self.channels.stubs, limits)
+        wiring = Wiring(max_message_bytes=64 << 20, resolve_seconds=0.1, look_up=look_up)
+        given = replicas or {}
+        stubs = wiring.stubs(
+            *(given.get(stage, self.address(stage)) for stage in ("text", "denoiser", "vae"))
+        )
+        self.servicer = ImageGenerationServicer(checkpoint, stubs, limits)
         self.servers: dict[str, Server] = {}
 
     def address(self, stage: str) -> str:
@@ -81,7 +94,7 @@ class House:
 
     async def stop(self) -> None:
         await self.channel.close()
-        await self.channels.close()
+        await self.servicer.close()
         for server in self.servers.values():
             await server.stop()
 

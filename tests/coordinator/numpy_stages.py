@@ -27,8 +27,10 @@ MODEL = "numpy-model"
 CHANNELS, DOWNSCALE, WIDTH, LAYERS = 4, 8, 6, 4
 
 
-def model_info(stage: str, name: str = MODEL) -> model_pb2.ModelInfo:
-    return model_pb2.ModelInfo(name=name, family=stage, fingerprint=f"{stage}-fingerprint", dtype="float32")
+def model_info(stage: str, name: str = MODEL, fingerprint: str | None = None) -> model_pb2.ModelInfo:
+    return model_pb2.ModelInfo(
+        name=name, family=stage, fingerprint=fingerprint or f"{stage}-fingerprint", dtype="float32"
+    )
 
 
 def velocity(latents: NDArray[np.float32], sigma: float, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,6 +99,7 @@ class Denoiser(DenoiserServiceServicer):
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.name, self.fingerprint = MODEL, "denoiser-fingerprint"
         self.open = asyncio.Event()
         self.open.set()
         self.failures: list[TriptychError] = []
@@ -138,7 +141,7 @@ class Denoiser(DenoiserServiceServicer):
         self.references.append([branch.feature_reuse for branch in request.branches])
         return denoiser_pb2.PredictResponse(
             velocities=array_to_message(np.array(velocities, np.float32)),
-            fingerprint="denoiser-fingerprint",
+            fingerprint=self.fingerprint,
             reused=[again for rows in reused for again in rows],
         )
 
@@ -153,7 +156,7 @@ class Denoiser(DenoiserServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> Any:
         return denoiser_pb2.DenoiserServiceGetModelResponse(
-            model=model_info("denoiser"),
+            model=model_info("denoiser", self.name, self.fingerprint),
             latent_channels=CHANNELS,
             latent_multiple=2,
             max_latent_size=32,

@@ -36,3 +36,22 @@ def test_stages_of_one_commit_fit_and_folders_have_none(revision: str, stages: t
 def test_mixed_revisions_are_noticed(revision: str, stages: tuple[str, str, str], says: str) -> None:
     with pytest.raises(TriptychError, match=says):
         models_at(*stages).check_fit("m", revision, GuidanceInput.BRANCHES)
+
+
+@pytest.mark.parametrize(
+    ("promises", "together"),
+    [
+        (("batch-invariant",) * 3, "batch-invariant"),
+        (("batch-invariant", "fast", "batch-invariant"), "fast"),
+        (("", "batch-invariant", "batch-invariant"), "fast"),
+    ],
+)
+def test_the_stages_promise_what_the_least_of_them_does(
+    promises: tuple[str, str, str], together: str
+) -> None:
+    models = models_at("", "", "")
+    for stage, promise in zip(
+        (models.text_encoder, models.denoiser, models.vae_codec), promises, strict=True
+    ):
+        stage.model.determinism = promise
+    assert models.determinism == together

@@ -163,8 +163,8 @@ def test_a_request_that_chooses_nothing_gets_euler_on_the_checkpoint_s_levels() 
     assert parsed(solver={}, sigma_schedule={}, step_reuse={}).sampling == parsed().sampling
 
 
-@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc"])
-def test_solvers_over_lambda_get_linear_levels_unless_told_otherwise(solver: str) -> None:
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "unipc"])
+def test_solvers_that_a_level_next_to_zero_hurts_get_linear_levels_unless_told_otherwise(solver: str) -> None:
     assert parsed(solver={solver: {}}).sampling.sigma_schedule == Choice("linear")
     told = parsed(solver={solver: {}}, sigma_schedule={"checkpoint": {}})
     assert told.sampling.sigma_schedule == Choice("checkpoint")

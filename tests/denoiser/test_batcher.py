@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from triptych.errors import TriptychError, retry_after_seconds
-from triptych_denoiser.batcher import Batcher
+from triptych_denoiser.batcher import Batcher, QueueLimits
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.predictor import Row, Velocities
 
@@ -22,6 +22,9 @@ def row(name: float, size: int = 2) -> Row:
     return Row(torch.full((1, size, size), float(name)), 0.5, CONDITIONING)
 
 
+LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_company_seconds=0.005)
+
+
 class HeldPredictor:
     """Gives latents back as velocities, a pass for each `release`."""
 
@@ -31,6 +34,9 @@ class HeldPredictor:
         self.threads: set[str] = set()
         self.error: Exception | None = None
         self._permits = threading.Semaphore(0)
+
+    def tokens(self, row: Row) -> int:
+        return row.latents.numel()
 
     def release(self, passes: int = 100) -> None:
         self._permits.release(passes)
@@ -52,7 +58,7 @@ async def predictor() -> HeldPredictor:
 
 @pytest.fixture
 async def batcher(predictor: HeldPredictor) -> AsyncIterator[Batcher]:
-    batcher = Batcher(predictor, max_queued_rows=8)  # type: ignore[arg-type]
+    batcher = Batcher(predictor, LIMITS)  # type: ignore[arg-type]
     yield batcher
     predictor.release()
     await batcher.close()
@@ -182,7 +188,7 @@ async def test_a_pass_that_fails_fails_its_calls_alone(batcher: Batcher, predict
 
 
 async def test_closing_refuses_what_waits(predictor: HeldPredictor) -> None:
-    batcher = Batcher(predictor, max_queued_rows=8)  # type: ignore[arg-type]
+    batcher = Batcher(predictor, LIMITS)  # type: ignore[arg-type]
     running, waits = await waiting(batcher, row(1)), await waiting(batcher, row(2))
     predictor.release()
     await batcher.close()
@@ -192,3 +198,91 @@ async def test_closing_refuses_what_waits(predictor: HeldPredictor) -> None:
     error = waits.exception()
     assert isinstance(error, TriptychError)
     assert error.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_the_earliest_deadline_goes_first(batcher: Batcher, predictor: HeldPredictor) -> None:
+    calls = [await waiting(batcher, row(1))]
+    calls.append(await waiting(batcher, row(2, 4)))
+    calls.append(await waiting(batcher, row(3, 6), timeout=20))
+    calls.append(await waiting(batcher, row(4, 8), timeout=10))
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [4], [3], [2]]
+
+
+async def test_a_small_call_passes_between_the_rows_of_a_large_one(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    large = await waiting(batcher, *(row(name) for name in range(7)))
+    small = await waiting(batcher, row(7))
+    predictor.release()
+    await asyncio.gather(large, small)
+
+    assert predictor.passes == [[0, 1, 2], [7, 3, 4], [5, 6]]
+
+
+async def test_a_pass_holds_as_many_tokens_as_it_may(predictor: HeldPredictor) -> None:
+    batcher = Batcher(predictor, QueueLimits(8, 8, 0.0))  # type: ignore[arg-type]
+    predictor.release()
+    await batcher.predict([row(name) for name in range(4)])
+    await batcher.predict([row(4, 16)])
+    await batcher.close()
+
+    assert predictor.passes == [[0, 1], [2, 3], [4]]
+
+
+async def test_a_pass_waits_a_little_for_those_that_the_one_before_answered(predictor: HeldPredictor) -> None:
+    """Two clients that ask step by step stay together, though one of them comes back later."""
+    batcher = Batcher(predictor, QueueLimits(8, 1000, 5.0))  # type: ignore[arg-type]
+    calls = [await waiting(batcher, row(name)) for name in range(3)]
+    predictor.release(1)
+    await calls[0]
+    await asyncio.sleep(0.3)  # a tenth of this is the window
+    predictor.release(1)
+    await asyncio.gather(*calls[1:])
+    quick = asyncio.create_task(batcher.predict([row(3)]))
+    await asyncio.sleep(0.005)
+    late = asyncio.create_task(batcher.predict([row(4)]))
+    predictor.release()
+    await asyncio.gather(quick, late)
+    await batcher.close()
+
+    assert predictor.passes == [[0], [1, 2], [3, 4]]
+
+
+async def test_nobody_waits_for_company_that_does_not_come(predictor: HeldPredictor) -> None:
+    batcher = Batcher(predictor, QueueLimits(8, 1000, 5.0))  # type: ignore[arg-type]
+    predictor.release()
+    began = asyncio.get_running_loop().time()
+    await batcher.predict([row(0), row(1)])
+    await batcher.predict([row(2)])
+    await batcher.predict([row(3, 4)])
+    assert asyncio.get_running_loop().time() - began < 0.5
+    await batcher.close()
+
+
+async def test_passes_that_do_not_fit_in_memory_become_smaller(
+    batcher: Batcher, predictor: HeldPredictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    predictor.error = torch.OutOfMemoryError("CUDA out of memory")
+    predictor.release()
+    prediction = await batcher.predict([row(1), row(2), row(3)])
+    await batcher.predict([row(4), row(5)])
+
+    assert prediction.velocities.amax((1, 2, 3)).tolist() == [1, 2, 3]
+    assert predictor.passes == [[1, 2, 3], [1], [2], [3], [4], [5]]
+    assert "from now on passes have at most 6 tokens" in caplog.text
+
+
+async def test_a_row_that_does_not_fit_in_memory_is_refused(
+    batcher: Batcher, predictor: HeldPredictor
+) -> None:
+    predictor.error = torch.OutOfMemoryError("CUDA out of memory")
+    predictor.release()
+    with pytest.raises(TriptychError, match="a row of 256 tokens does not fit in memory") as no:
+        await batcher.predict([row(1, 16)])
+
+    assert no.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert retry_after_seconds(no.value) is None
+    assert (await batcher.predict([row(2)])).velocities.max().item() == 2

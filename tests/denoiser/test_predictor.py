@@ -12,6 +12,7 @@ from triptych.checkpoints import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.layers import Linear
 from triptych_denoiser.models.transformer import Inputs, Transformer
 from triptych_denoiser.predictor import Predictor, Row, Velocities, create_predictor, rows_are_independent
 
@@ -48,19 +49,38 @@ def test_rows_run_alone_where_company_matters(
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
-def test_rows_run_alone_where_the_kernels_are_not_fixed(
-    model: Transformer, monkeypatch: pytest.MonkeyPatch
+def test_products_are_made_of_tiles_where_the_kernels_are_not_fixed(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
     assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
+    assert tiles_of(model) == {None}
     monkeypatch.setenv("MKL_CBWR", "AUTO")
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
+    create_predictor(model, CPU, torch.float32, "batch-invariant", 16)
+    assert tiles_of(model) == {16, 64}
 
 
-def test_bfloat16_rows_run_alone_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
+def tiles_of(model: Transformer) -> set[int | None]:
+    return {module.tile_rows for module in model.modules() if isinstance(module, Linear)}
+
+
+def test_bfloat16_products_are_made_of_tiles_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 
-    assert create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16).max_rows == 1
     assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
+    assert tiles_of(half) == {None}
+    invariant = create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16)
+    assert tiles_of(half) == {16, 64}
+    assert invariant.max_rows in (1, 16)  # as the probe found on this machine
+    assert invariant.max_rows == 16 or not rows_are_independent(Predictor(half, CPU, torch.bfloat16, 16))
+
+
+def test_tiles_have_one_size_and_the_values_of_the_product() -> None:
+    linear, rows = Linear(8, 5), torch.randn(37, 8)
+    whole = linear(rows)
+    linear.tile_rows = 16
+    assert torch.allclose(linear(rows), whole, atol=1e-6)
+    assert torch.equal(linear(rows[:3]), linear(rows)[:3])
 
 
 @pytest.fixture(params=["SD3", "FLUX", "Z-Image"])

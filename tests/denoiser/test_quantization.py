@@ -11,10 +11,12 @@ from benchmarks.loading import stored_bytes
 from tests.denoiser.small_families import write_flux, write_z_image
 from tests.denoiser.test_command_line import run
 from triptych.checkpoints import open_checkpoint
-from triptych.quantization import create_quantizer
+from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
 from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.layers import Linear
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS
+from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.predictor import create_predictor
 from triptych_denoiser.servicer import DenoiserServicer, create_servicer
 
@@ -76,11 +78,18 @@ def test_every_family_quantizes_its_blocks_alone(family: str, tmp_path: Path) ->
     assert {path.split(".")[0] for path in full} <= set(OUTSIDE_BLOCKS)
 
 
-def test_quantized_rows_run_alone_unless_told_otherwise() -> None:
-    model = load("int8-weight-only")
+@pytest.mark.parametrize("mode", ["int8-weight-only", "int8-dynamic"])
+def test_quantized_products_are_made_of_tiles_unless_told_otherwise(mode: Quantization) -> None:
+    model = load(mode)
 
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 4, quantized=True).max_rows == 1
     assert create_predictor(model, CPU, torch.float32, "fast", 4, quantized=True).max_rows == 4
+    assert rows_of_products(model) == {None}
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 4, quantized=True).max_rows == 4
+    assert rows_of_products(model) == {16, 64}
+
+
+def rows_of_products(model: Transformer) -> set[int | None]:
+    return {module.tile_rows for module in model.modules() if isinstance(module, Linear)}
 
 
 async def test_the_mode_is_said_and_decides_the_fingerprint(tiny_checkpoint: Path) -> None:

@@ -1,9 +1,11 @@
 """The same request gives the same bits: in one process or over sockets, alone or in company."""
 
+import io
 import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.denoiser.loras import random_lora, written
 from tests.local.conftest import Up, run, running_up
@@ -57,6 +59,30 @@ def test_loras_give_the_same_bits_in_one_process_and_in_several(
 
     assert generated(tmp_path / "fused", *drawn, "--fused", environment=environment) == alone
     assert all(drawn_picture != plain for drawn_picture, plain in zip(alone, split, strict=True))
+
+
+def test_reused_features_give_the_same_bits_with_any_cache(
+    up: Up, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """And that the option does something is seen by the pixels."""
+    drawn = (*PICTURES[:-4], "--steps", "12", "--size", "64x48")
+    reusing = (*drawn, "--step-reuse", "features:0.5")
+    whole = generated(tmp_path / "whole", *drawn, environment=up.environment)
+    pictures = generated(tmp_path / "split", *reusing, environment=up.environment)
+    forgetful = os.environ | {"TRIPTYCH_FEATURE_CACHE_MB": "1", "TRIPTYCH_MAX_BATCH_ROWS": "1"}
+
+    again = generated(
+        tmp_path / "fused", *reusing, "--fused", "--model", tiny_checkpoint, environment=forgetful
+    )
+
+    assert again == pictures
+    assert all(decoded(one) != decoded(other) for one, other in zip(pictures, whole, strict=True))
+
+
+def decoded(png: bytes) -> bytes:
+    """The pixels of a PNG file."""
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
+        return picture.tobytes()
 
 
 def test_a_batch_of_four_is_four_single_pictures(up: Up, tmp_path: Path) -> None:

@@ -92,8 +92,23 @@ def test_a_killed_service_comes_back_and_the_next_picture_is_the_same(
     assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
 
 
-def test_a_denoiser_killed_in_the_middle_of_a_picture_costs_a_step(up: Up, tmp_path: Path) -> None:
-    picture = ("generate", "a cat", "--seed", "5", "--steps", "200", "--size", "128x128", "-o")
+@pytest.mark.parametrize("reuse", ["none", "features:0.2"])
+def test_a_denoiser_killed_in_the_middle_of_a_picture_costs_a_step(
+    up: Up, tmp_path: Path, reuse: str
+) -> None:
+    picture = (
+        "generate",
+        "a cat",
+        "--seed",
+        "5",
+        "--steps",
+        "200",
+        "--size",
+        "128x128",
+        "--step-reuse",
+        reuse,
+        "-o",
+    )
     undisturbed = run(*picture, tmp_path / "undisturbed.png", environment=up.environment)
     assert undisturbed.status == 0, undisturbed.stderr
     said = len(up.lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ TIMESTEP_CHANNELS = 256
 EPS = 1e-6
 MIN_ROWS = 4
 NARROW = 24
+SAMPLE_TILE_ROWS = 16
 
 
 class RMSNorm(nn.Module):
@@ -44,14 +46,47 @@ class Linear(nn.Linear):
 
     low_ranks: tuple[tuple[LowRank, float], ...] = ()
     """What is added to the weight, and how many times. The weight itself stays as it is."""
+    tile_rows: int | None = None
+    """Products are made of so many rows at a time, or of all at once."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         rows = input.reshape(-1, self.in_features)
-        product = row_products(rows, self.weight, self.bias)
+        product = self._products(rows, self.weight, self.bias)
         for low_rank, times in self.low_ranks:
-            product = product + row_products(row_products(rows, low_rank.down) * times, low_rank.up)
+            product = product + self._products(self._products(rows, low_rank.down) * times, low_rank.up)
         return product.reshape(*input.shape[:-1], self.out_features)
+
+    def _products(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.tile_rows is None:
+            return row_products(rows, weight, bias)
+        return tiled_products(rows, weight, bias, self.tile_rows)
+
+
+def tile_products(modules: Collection[nn.Module], token_rows: int) -> None:
+    """Makes the products of a model's linears of `token_rows` rows at a time. `modules` are all of the model.
+
+    Those of embeddings, which have a row per sample, are made of SAMPLE_TILE_ROWS.
+    """
+    embeddings = {
+        linear
+        for module in modules
+        if isinstance(module, TwoLayers | Modulation)
+        for linear in module.modules()
+    }
+    for module in modules:
+        if isinstance(module, Linear):
+            module.tile_rows = SAMPLE_TILE_ROWS if module in embeddings else token_rows
+
+
+def tiled_products(rows: Tensor, weight: Tensor, bias: Tensor | None, tile_rows: int) -> Tensor:
+    """[rows, in_features] to [rows, out_features] in products of exactly `tile_rows` rows.
+
+    Libraries choose a kernel by the sizes of a product. Where those are always the same, so are a row's bits.
+    """
+    lacking = -len(rows) % tile_rows
+    tiles = torch.split(F.pad(rows, (0, 0, 0, lacking)).contiguous(), tile_rows)
+    return torch.cat([F.linear(tile, weight, bias) for tile in tiles])[: len(rows)]
 
 
 def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -95,12 +95,12 @@ class Transformer(Protocol):
         """The module of a dotted name."""
         ...
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Every weight."""
+    def modules(self) -> Iterator[nn.Module]:
+        """Every module, itself included."""
         ...
 
-    def modules(self) -> Iterator[nn.Module]:
-        """It and every module inside it."""
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every weight."""
         ...
 
     def children(self) -> Iterator[nn.Module]:

@@ -164,7 +164,7 @@ class GenerationParameters(google.protobuf.message.Message):
 
     @property
     def sigma_schedule(self) -> global___SigmaSchedule:
-        """The noise levels. Default: the checkpoint's own; linear for dpmpp_2m and unipc."""
+        """The noise levels. Default: the checkpoint's own; linear for heun, dpmpp_2m and unipc."""
 
     @property
     def step_reuse(self) -> global___StepReuse:
@@ -1399,6 +1399,7 @@ class Finished(google.protobuf.message.Message):
     ROWS_FIELD_NUMBER: builtins.int
     EVALUATIONS_FIELD_NUMBER: builtins.int
     REUSED_ROWS_FIELD_NUMBER: builtins.int
+    DETERMINISM_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Encoding the prompts and the input picture, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -1415,6 +1416,10 @@ class Finished(google.protobuf.message.Message):
     """Evaluations of the velocity that were computed, summed over the pictures."""
     reused_rows: builtins.int
     """Number of rows that step_reuse saved."""
+    determinism: builtins.str
+    """What the stages together promise of the pictures' bits (see ModelInfo): "batch-invariant" if every one of them
+    does, else "fast".
+    """
     @property
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
@@ -1430,8 +1435,9 @@ class Finished(google.protobuf.message.Message):
         rows: builtins.int = ...,
         evaluations: builtins.int = ...,
         reused_rows: builtins.int = ...,
+        determinism: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
 
 global___Finished = Finished
 

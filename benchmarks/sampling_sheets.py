@@ -1,0 +1,151 @@
+"""The pictures of docs/sampling.md: what each choice of sampling does, by the default model.
+
+python -m benchmarks.sampling_sheets --out docs/images
+
+Every cell of a sheet is one picture of the same prompt and seed; below it is the number of rows that it took:
+a sample under one branch at one evaluation is a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from triptych.client import AsyncClient
+from triptych.kernels import fix_kernels
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_local.options import (
+    read_layers,
+    read_method,
+    read_schedule,
+    read_sigma_schedule,
+    read_solver,
+    read_step_reuse,
+)
+
+Options = Mapping[str, Any]
+
+CELL, GAP, LABEL_WIDTH, LABEL_HEIGHT = 128, 4, 118, 14
+WEBP_QUALITY = 80
+PROMPT = "a teddy bear to the left of a tractor on a gray background"
+SEED = 6
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Options of each row and column by their labels; a cell has those of both."""
+
+    rows: Mapping[str, Options]
+    columns: Mapping[str, Options]
+
+
+def steps(*numbers: int) -> dict[str, Options]:
+    """Columns with so many steps."""
+    return {f"{number} steps": {"num_inference_steps": number} for number in numbers}
+
+
+def _layers(kind: Any, text: str) -> Any:
+    return kind(**read_layers(text))
+
+
+SOLVERS = (
+    *("euler", "heun", "midpoint", "dpmpp-2m", "unipc", "lcm"),
+    *("euler-ancestral", "stochastic-euler:0.5", "adaptive"),
+)
+SIGMA_SCHEDULES = ("checkpoint", "linear", "karras", "exponential", "beta")
+REUSES = (
+    *("none", "guidance:2", "guidance:4", "extrapolation:2", "extrapolation:3"),
+    *("features:0.05", "features:0.1", "features:0.2"),
+)
+SHEETS: Mapping[str, Sheet] = {
+    "solvers": Sheet(
+        {solver: {"solver": read_solver(solver)} for solver in SOLVERS}, steps(4, 8, 16, 28, 50)
+    ),
+    "sigma-schedules": Sheet(
+        {name: {"sigma_schedule": read_sigma_schedule(name)} for name in SIGMA_SCHEDULES},
+        steps(4, 8, 16, 28, 50),
+    ),
+    "guidance": Sheet(
+        {
+            "cfg": {},
+            "cfg, linear:1": {"guidance_schedule": read_schedule("linear:1")},
+            "cfg, interval:0.2:0.8": {"guidance_schedule": read_schedule("interval:0.2:0.8")},
+            "cfg, rescale 0.7": {"guidance_rescale": 0.7},
+            "apg": {"guidance_method": read_method("apg")},
+            "zero-star": {"guidance_method": read_method("zero-star")},
+            "skip layer 3": {"skip_layer_guidance": _layers(pb.SkipLayerGuidance, "3:1:0:0.5")},
+            "perturb layer 3": {
+                "perturbed_attention_guidance": _layers(pb.PerturbedAttentionGuidance, "3:1:0:0.5")
+            },
+        },
+        {f"guidance {scale}": {"guidance_scale": scale} for scale in (1, 2, 3, 4, 5, 7, 10)},
+    ),
+    "step-reuse": Sheet(
+        {reuse: {"step_reuse": read_step_reuse(reuse)} for reuse in REUSES}, steps(8, 16, 28, 50)
+    ),
+}
+
+
+async def draw(client: AsyncClient, sheet: Sheet) -> Image.Image:
+    """Every cell's picture and the number of its rows, with labels."""
+    width = LABEL_WIDTH + len(sheet.columns) * (CELL + GAP)
+    height = LABEL_HEIGHT + len(sheet.rows) * (CELL + LABEL_HEIGHT)
+    image = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
+    for column, label in enumerate(sheet.columns):
+        pen.text((LABEL_WIDTH + column * (CELL + GAP), 1), label, fill="black", font=font)
+    for row, (name, row_options) in enumerate(sheet.rows.items()):
+        top = LABEL_HEIGHT + row * (CELL + LABEL_HEIGHT)
+        pen.text((2, top + CELL // 2 - 6), name, fill="black", font=font)
+        for column, column_options in enumerate(sheet.columns.values()):
+            generation = await client.generate(
+                PROMPT, seed=SEED, height=CELL, width=CELL, **row_options, **column_options
+            )
+            left = LABEL_WIDTH + column * (CELL + GAP)
+            with Image.open(io.BytesIO(generation.images[0].png), formats=["PNG"]) as picture:
+                image.paste(picture, (left, top))
+            rows = f"{generation.finished.rows} rows"
+            pen.text((left, top + CELL), rows, fill="dimgray", font=font)
+            print(".", end="", file=sys.stderr, flush=True)
+    return image
+
+
+async def write(folder: Path, names: list[str], model: str) -> None:
+    """The sheets of these names as WebP files."""
+    from triptych_local.fused import fused_client
+    from triptych_local.local import ModelChoice
+
+    async with fused_client(ModelChoice(model, dtype="float32")) as client:
+        for name in names:
+            image = await draw(client, SHEETS[name])
+            image.save(folder / f"{name}.webp", quality=WEBP_QUALITY, method=6)
+            print(f" {folder / name}.webp", file=sys.stderr)
+
+
+def main() -> None:
+    """Reads the command line and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sheets", nargs="*", help=f"some of {', '.join(SHEETS)} (default all)")
+    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    arguments = parser.parse_args()
+    unknown = set(arguments.sheets) - SHEETS.keys()
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(SHEETS)}")
+    fix_kernels()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    asyncio.run(write(arguments.out, arguments.sheets or list(SHEETS), arguments.model))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What leaving work out saves and costs: rows, seconds and PSNR of reuse, interval guidance and fewer steps.
+
+    python -m benchmarks.saved_work
+
+Draws the held-out prompts of benchmarks.sample_sheet one by one, each with every choice before the next, so
+that a machine that is busy for a while slows all choices; seconds are of denoising, each in relation to the
+same picture with everything computed. PSNR is of the 8-bit pixels against that picture: it says how much a
+choice changes a picture, not which one is better. Rows are counted by the coordinator: a sample under one
+branch at one evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.sample_sheet import draw_prompts
+from triptych.client import AsyncClient
+from triptych.kernels import fix_kernels
+from triptych_local.options import read_schedule, read_step_reuse
+
+Pixels = NDArray[np.uint8]
+
+STEPS = 28
+REUSES = (
+    *("guidance:2", "guidance:3", "guidance:4", "extrapolation:2", "extrapolation:3"),
+    *("features:0.05", "features:0.1", "features:0.15", "features:0.2", "features:0.3"),
+)
+INTERVALS = ("interval:0.1:0.8", "interval:0.2:0.8", "interval:0:0.5")
+FEWER_STEPS = (20, 14, 10)
+CHOICES: Mapping[str, Mapping[str, Any]] = {
+    "everything computed": {},
+    **{reuse: {"step_reuse": read_step_reuse(reuse)} for reuse in REUSES},
+    **{interval: {"guidance_schedule": read_schedule(interval)} for interval in INTERVALS},
+    **{f"{steps} steps": {"num_inference_steps": steps} for steps in FEWER_STEPS},
+}
+
+
+@dataclass
+class Measured:
+    """Of every picture: rows, seconds, seconds in relation to everything computed, PSNR in dB."""
+
+    rows: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    seconds_ratios: list[float] = field(default_factory=list)
+    psnrs: list[float] = field(default_factory=list)
+
+
+async def measure(model: str, repetitions: int) -> dict[str, Measured]:
+    """What each of CHOICES took."""
+    from triptych_local.fused import fused_client
+    from triptych_local.local import ModelChoice
+
+    measured = {name: Measured() for name in CHOICES}
+    async with fused_client(ModelChoice(model, dtype="float32")) as client:
+        for sample in draw_prompts() * repetitions:
+            await _draw(client, sample.prompt, sample.seed, CHOICES["features:0.1"])  # warm-up
+            whole: tuple[Pixels, float] | None = None
+            for name, options in CHOICES.items():
+                pixels, rows, seconds = await _draw(client, sample.prompt, sample.seed, options)
+                whole = whole or (pixels, seconds)
+                measured[name].rows.append(rows)
+                measured[name].seconds.append(seconds)
+                measured[name].seconds_ratios.append(seconds / whole[1])
+                measured[name].psnrs.append(psnr(pixels, whole[0]))
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return measured
+
+
+async def _draw(
+    client: AsyncClient, prompt: str, seed: int, options: Mapping[str, Any]
+) -> tuple[Pixels, int, float]:
+    """Pixels, rows and seconds of denoising."""
+    generation = await client.generate(prompt, seed=seed, **{"num_inference_steps": STEPS, **options})
+    with Image.open(io.BytesIO(generation.images[0].png), formats=["PNG"]) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    finished = generation.finished
+    return pixels, finished.rows, finished.denoise_milliseconds / 1000
+
+
+def psnr(pixels: Pixels, reference: Pixels) -> float:
+    """10 log10(255^2 / mean squared error) in dB; infinite for equal pictures."""
+    error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def report(measured: Mapping[str, Measured]) -> list[dict[str, object]]:
+    """A line for each choice: means of rows, medians of the rest."""
+    return [
+        {
+            "choice": name,
+            "rows": statistics.mean(each.rows),
+            "seconds": statistics.median(each.seconds),
+            "seconds_ratio": statistics.median(each.seconds_ratios),
+            "psnr": statistics.median(each.psnrs),
+            "worst_psnr": min(each.psnrs),
+        }
+        for name, each in measured.items()
+    ]
+
+
+def print_report(lines: Sequence[Mapping[str, object]]) -> None:
+    """The results for people."""
+    print(f"{'choice':22}{'rows':>7}{'seconds':>9}{'ratio':>7}{'PSNR, dB':>10}{'worst':>7}")
+    for line in lines:
+        print(
+            "{choice:22}{rows:7.1f}{seconds:9.2f}{seconds_ratio:7.2f}{psnr:10.1f}{worst_psnr:7.1f}".format(
+                **line
+            )
+        )
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser.add_argument("--repetitions", type=int, default=1, help="of the eight pictures (default 1)")
+    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
+    arguments = parser.parse_args()
+    fix_kernels()
+    lines = report(asyncio.run(measure(arguments.model, arguments.repetitions)))
+    print_report(lines)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

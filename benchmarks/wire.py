@@ -1,0 +1,190 @@
+"""What the wire costs: a tensor to a Triptych server and back, beside a raw socket that echoes its bytes.
+
+python -m benchmarks.wire [--quick] [--out wire.json]
+
+Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone. Medians in
+milliseconds; the ways take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.echo_server import RAW_SUFFIX, receive
+from triptych.addresses import unix_path
+from triptych.channels import channel_options
+from triptych.compute import keep_freed_memory
+from triptych.tensors import array_to_message, array_view, message_to_array
+from triptych.v1.denoiser_pb2 import PredictRequest
+from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
+from triptych.wire import TensorChannel, parse, serialize, with_tensor
+from triptych_local.folders import temporary_folder
+from triptych_local.processes import Program, ServiceProcess
+
+KILOBYTES = (64, 512, 2048, 8192)
+AIMS = {64: 8.0, 2048: 3.0}
+WARM_UP = 3
+
+Echo = Callable[[], Awaitable[object]]
+Medians = dict[str, dict[int, float]]
+"""Milliseconds by what was done, then by the tensor's kilobytes."""
+
+
+def random_latents(kilobytes: int) -> NDArray[np.float32]:
+    """Latents of so many kilobytes."""
+    shape = (1, 16, kilobytes // 4, 16)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def raw_echo(address: str, array: NDArray[np.float32], stack: ExitStack) -> Echo:
+    """The bytes there and back over a socket of the operating system."""
+    connection = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
+    connection.connect(unix_path(address) + RAW_SUFFIX)
+    connection.sendall(array.nbytes.to_bytes(8, "little"))
+    sent = memoryview(array).cast("B")
+    received = memoryview(bytearray(array.nbytes))
+
+    async def echo() -> None:
+        connection.sendall(sent)
+        receive(connection, received)
+
+    return echo
+
+
+def triptych_echo(stub: DenoiserServiceStub, array: NDArray[np.float32]) -> Echo:
+    """An array there and back by Predict, as the coordinator calls it."""
+
+    async def echo() -> object:
+        request = with_tensor(PredictRequest(sigmas=[0.5]), array_view(array))
+        response = await stub.Predict(request)  # type: ignore[misc]
+        return message_to_array(response.velocities, "velocities", dtypes=["float32"], shape=array.shape)
+
+    return echo
+
+
+def generated_echo(stub: DenoiserServiceStub, array: NDArray[np.float32]) -> Echo:
+    """The same by generated code alone."""
+
+    async def echo() -> object:
+        request = PredictRequest(latents=array_to_message(array), sigmas=[0.5])
+        response = await stub.Predict(request)  # type: ignore[misc]
+        return message_to_array(response.velocities, "velocities", dtypes=["float32"], shape=array.shape)
+
+    return echo
+
+
+async def measure(address: str, repetitions: int) -> Medians:
+    """Milliseconds of every way to echo a tensor, and of what is done with its bytes on each side."""
+    medians: Medians = {}
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+        triptych: Any = DenoiserServiceStub(TensorChannel(channel))  # type: ignore[arg-type]
+        generated = DenoiserServiceStub(channel)
+        for kilobytes in KILOBYTES:
+            array = random_latents(kilobytes)
+            with ExitStack() as stack:
+                ways = {
+                    "raw socket": raw_echo(address, array, stack),
+                    "Triptych": triptych_echo(triptych, array),
+                    "generated code": generated_echo(generated, array),
+                    **codecs(array),
+                }
+                # A large tensor takes long, and its time varies less.
+                turns = max(10, repetitions * 64 // max(64, kilobytes // 4))
+                for name, milliseconds in (await in_turns(ways, turns)).items():
+                    medians.setdefault(name, {})[kilobytes] = milliseconds
+    return medians
+
+
+def codecs(array: NDArray[np.float32]) -> dict[str, Echo]:
+    """From an array to bytes, and from bytes to an array, by wire.py and by protobuf."""
+    data = serialize(with_tensor(PredictRequest(), array_view(array)))
+
+    async def to_bytes() -> None:
+        serialize(with_tensor(PredictRequest(), array_view(array)))
+
+    async def from_bytes() -> None:
+        message_to_array(parse(PredictRequest, data).latents, "latents")
+
+    async def to_bytes_by_protobuf() -> None:
+        PredictRequest(latents=array_to_message(array)).SerializeToString()
+
+    async def from_bytes_by_protobuf() -> None:
+        message_to_array(PredictRequest.FromString(data).latents, "latents")
+
+    return {
+        "to bytes": to_bytes,
+        "to bytes, protobuf": to_bytes_by_protobuf,
+        "from bytes": from_bytes,
+        "from bytes, protobuf": from_bytes_by_protobuf,
+    }
+
+
+async def in_turns(ways: dict[str, Echo], turns: int) -> dict[str, float]:
+    """The median milliseconds of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(WARM_UP + turns):
+        first = turn % len(ways)  # another each turn: what ran before leaves its bytes in the caches
+        for name in [*ways][first:] + [*ways][:first]:
+            started = time.perf_counter()
+            await ways[name]()
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def print_report(medians: Medians) -> None:
+    """The times, and how many raw echoes each echo takes."""
+    print(f"{'milliseconds, median':28}" + "".join(f"{kb:>9} KB" for kb in KILOBYTES))
+    for name, times in medians.items():
+        print(f"{name:28}" + "".join(f"{times[kb]:12.3f}" for kb in KILOBYTES))
+    print()
+    for name in ("Triptych", "generated code"):
+        ratios = "".join(f"{medians[name][kb] / medians['raw socket'][kb]:12.2f}" for kb in KILOBYTES)
+        print(f"{name + ' / raw socket':28}{ratios}")
+    print(f"{'aim: at most':28}" + "".join(f"{AIMS.get(kb, ''):>12}" for kb in KILOBYTES))
+
+
+async def run(repetitions: int) -> Medians:
+    """Starts the echoing process and measures."""
+    with temporary_folder() as folder:
+        address = f"unix:{folder}/echo.sock"
+        server = ServiceProcess(Program("echo", "benchmarks.echo_server", address), lambda _line: None)
+        try:
+            await server.start()
+            return await measure(address, repetitions)
+        finally:
+            await server.stop()
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=400, help="echoes of 64 KB; fewer of larger ones")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the repetitions")
+    parser.add_argument("--out", type=Path, help="also write the medians to this JSON file")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    repetitions = arguments.repetitions // 4 if arguments.quick else arguments.repetitions
+    medians = asyncio.run(run(repetitions))
+    print_report(medians)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(medians, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
