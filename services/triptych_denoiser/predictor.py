@@ -182,6 +182,21 @@ def create_predictor(
     return Predictor(model, device, dtype, 1, features)
 
 
+def warm_up(predictor: Predictor) -> None:
+    """Predicts random rows of the default size: 1, 2 and 4 of them, as far as they may share a pass.
+
+    A compiled block has a variant for a row alone and one for fewer than four, which Linear fills up; SD3's
+    has one more for text that ends in equal tokens. Perturbed layers are compiled for when asked for.
+    """
+    inputs, generator = predictor.model.inputs, torch.Generator().manual_seed(0)
+    size = inputs.default_size // inputs.size_multiple * inputs.size_multiple
+    for repeats in (1,) if inputs.text_positions else (1, 256):
+        rows = [random_row(predictor, size, size, 77, repeats, generator) for _ in range(4)]
+        for count in (1, 2, 4):
+            if count <= predictor.max_rows:
+                predictor.predict(rows[:count])
+
+
 def rows_are_independent(predictor: Predictor) -> bool:
     """Whether random rows get the same bits in one pass as alone, for two shapes and two numbers of rows."""
     inputs, generator = predictor.model.inputs, torch.Generator().manual_seed(0)

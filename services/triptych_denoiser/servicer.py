@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import grpc
 import torch
 
+from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.devices import usable_device
 from triptych.errors import missing_conditioning
 from triptych.fingerprints import stage_fingerprint
@@ -22,8 +25,10 @@ from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prep
 from triptych_denoiser.features import FeatureCache, FeatureReuse
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
 from triptych_denoiser.models import linears_of, load_transformer
+from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
 from triptych_denoiser.models.lora import Loras
-from triptych_denoiser.predictor import Predictor, Row, create_predictor
+from triptych_denoiser.models.transformer import Transformer, blocks
+from triptych_denoiser.predictor import Predictor, Row, create_predictor, warm_up
 from triptych_denoiser.requests import Limits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
 
@@ -33,6 +38,8 @@ PutConditioningRequest = denoiser_pb2.PutConditioningRequest
 PutConditioningResponse = denoiser_pb2.PutConditioningResponse
 GetModelRequest = denoiser_pb2.DenoiserServiceGetModelRequest
 GetModelResponse = denoiser_pb2.DenoiserServiceGetModelResponse
+
+log = logging.getLogger(__name__)
 
 
 class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -46,6 +53,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         loras: LoraFolder,
         limits: Limits,
         model: model_pb2.ModelInfo,
+        attention: Backend,
     ) -> None:
         self._predictor = predictor
         self._batcher = batcher
@@ -53,6 +61,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._loras = loras
         self._limits = limits
         self._model = model
+        self._attention = attention
 
     async def Predict(
         self, request: PredictRequest, context: grpc.aio.ServicerContext[PredictRequest, PredictResponse]
@@ -98,6 +107,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_samples=self._limits.max_samples,
             max_branches=self._limits.max_branches,
             guidance_embedded=inputs.guidance,
+            attention=self._attention,
             loras=await asyncio.to_thread(lambda: list(self._loras.files())),
             num_layers=inputs.num_layers,
         )
@@ -179,22 +189,23 @@ def create_servicer(
     device = usable_device(settings.device)
     checkpoint = settings.open_checkpoint()
     dtype = getattr(torch, settings.dtype)
+    attention = choose_backend(options.attention, device, dtype)
+    if options.compile:
+        try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
     linears = linears_of(checkpoint)
     loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
     fused = read_fused(options.lora, loras, linears)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
-    predictor = create_predictor(
-        transformer,
-        device,
-        dtype,
-        options.determinism,
-        options.max_batch_rows,
-        quantizer is not None,
-        FeatureCache(options.feature_cache_mb << 20),
-    )
+    use_backend(transformer, attention)
+    log.info("attention is computed by %s", _described(attention, transformer))
+    predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None)
+    others = {
+        "attention": backend_identity(attention),
+        "compiler": compiler_identity(device, options.compile),
+    }
     fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization, others
     )
     model = model_pb2.ModelInfo(
         name=checkpoint.name,
@@ -225,4 +236,39 @@ def create_servicer(
             settings.max_message_bytes,
         ),
         model,
+        attention,
     )
+
+
+def _described(attention: Backend, transformer: Transformer) -> str:
+    if attention == "flash-attn" and not transformer.inputs.text_positions:
+        return "flash-attn, and by sdpa for text that ends in equal tokens: they are one with a bias"
+    return attention
+
+
+def _create_predictor(
+    transformer: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: DenoiserOptions,
+    quantized: bool,
+) -> Predictor:
+    """The predictor that the options describe, its transformer compiled if they say so."""
+    create = partial(
+        create_predictor,
+        transformer,
+        device,
+        dtype,
+        options.determinism,
+        options.max_batch_rows,
+        quantized,
+        FeatureCache(options.feature_cache_mb << 20),
+    )
+    if not options.compile:
+        return create()
+    compile_modules(blocks(transformer))
+    size = transformer.inputs.default_size
+    with warming_up(device, f"latents of {size} x {size} and other sizes"):
+        predictor = create()
+        warm_up(predictor)
+    return predictor

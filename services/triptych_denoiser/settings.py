@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
 from triptych.loras import read_lora
-from triptych.settings import QuantizedStageSettings
+from triptych.settings import CompileOptions, QuantizedStageSettings
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
@@ -18,13 +18,18 @@ def check_lora(text: str) -> str:
     return text
 
 
-class DenoiserOptions(BaseModel):
-    """How rows share forward passes, and how much waits and is remembered."""
+class DenoiserOptions(CompileOptions):
+    """How rows share forward passes, what computes them, and how much waits and is remembered."""
 
     determinism: Literal["batch-invariant", "fast"] = Field(
         default="batch-invariant",
         description="batch-invariant: a row's bits do not depend on the rows it runs with, and where the "
         "machine cannot promise that, rows run one at a time. fast: rows always run together.",
+    )
+    attention: Literal["auto", "flash-attn", "sdpa", "math"] = Field(
+        default="auto",
+        description="What computes attention: the package flash-attn, torch's own kernels, or the plain "
+        "formula. auto: flash-attn where it is installed and runs, else sdpa.",
     )
     max_batch_rows: int = Field(default=16, gt=0, description="Rows in one forward pass.")
     max_queued_rows: int = Field(

@@ -49,16 +49,21 @@ from triptych_local.options import (
     read_step_reuse,
 )
 from triptych_local.places import (
+    Attention,
     Base,
+    Compile,
     DenoiserQuantization,
     Device,
     DtypeOption,
     Fused,
+    FusedLoras,
+    LoraFolder,
     Model,
     Offline,
     Revision,
     Target,
     TextEncoderQuantization,
+    TileSize,
     VaeCodecQuantization,
     place_of,
 )
@@ -160,17 +165,18 @@ def generate(
     text_encoder_quantization: TextEncoderQuantization = None,
     denoiser_quantization: DenoiserQuantization = None,
     vae_codec_quantization: VaeCodecQuantization = None,
+    lora_folder: LoraFolder = None,
 ) -> None:
     """Make pictures.
 
     They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
-    --model, --device, --dtype or a quantization ask for another), else by services that are started for this
-    command alone.
+    --model, --device, --dtype, --lora-folder or a quantization ask for another), else by services that are
+    started for this command alone.
     """
     from triptych_local.generation import generate_files, generation_options, output_files
 
     quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
-    place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
+    place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization, lora_folder)
     if latents and noise:
         raise typer.BadParameter("give either --latents or --noise")
     clean = _read(read_latents, latents, "--latents")
@@ -319,13 +325,19 @@ def up(
     text_encoder_quantization: TextEncoderQuantization = None,
     denoiser_quantization: DenoiserQuantization = None,
     vae_codec_quantization: VaeCodecQuantization = None,
+    lora_folder: LoraFolder = None,
+    lora: FusedLoras = None,
+    compile: Compile = False,
+    attention: Attention = None,
+    tile_size: TileSize = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
-    from triptych_local.local import ModelChoice, Replicas, StageQuantization
+    from triptych_local.local import Kernels, Loras, ModelChoice, Replicas, StageQuantization
     from triptych_local.up import serve_until_stopped
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
-    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline)
+    kernels, loras = Kernels(compile, attention, tile_size), Loras(lora_folder, lora or ())
+    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline, kernels, loras)
     replicas = Replicas(text_encoders, denoisers, vae_codecs)
     if fused and replicas != Replicas():
         raise typer.BadParameter("--fused is one process, which has each stage once")

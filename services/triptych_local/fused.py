@@ -30,6 +30,7 @@ from triptych_coordinator.stubs import Stubs, in_this_process
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.direct import DirectStub
 from triptych_local.local import ModelChoice
+from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
     from triptych_denoiser.servicer import DenoiserServicer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from triptych_vae_codec.servicer import VaeCodecServicer
 
 
-class FusedSettings(CoordinatorLimits, DenoiserOptions, StageSettings):
+class FusedSettings(CoordinatorLimits, DenoiserOptions, VaeCodecOptions, StageSettings):
     """What the stages and the coordinator can be told together."""
 
     text_encoder_quantization: Quantization = Field("none", description="As the stage's own.")
@@ -71,7 +72,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         load(create_text_encoder, settings, settings.text_encoder_quantization),
         load(create_denoiser, settings, settings, settings.denoiser_quantization),
-        load(create_vae_codec, settings, settings.vae_codec_quantization),
+        load(create_vae_codec, settings, settings, settings.vae_codec_quantization),
     )
     stubs = Stubs(
         *(in_this_process(cast(Any, DirectStub(stage))) for stage in (text_encoder, denoiser, vae_codec))

@@ -33,6 +33,43 @@ class StageQuantization:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What computes; None is the services' own default."""
+
+    compile: bool = False
+    attention: str | None = None
+    tile_size: str | None = None
+
+    def of_denoiser(self) -> list[str]:
+        """As its options."""
+        return [*self._compile(), *_given({"--attention": self.attention})]
+
+    def of_vae_codec(self) -> list[str]:
+        """As its options."""
+        return [*self._compile(), *_given({"--tile-size": self.tile_size})]
+
+    def of_all(self) -> list[str]:
+        """As the options of all services in one process."""
+        return [*self.of_denoiser(), *_given({"--tile-size": self.tile_size})]
+
+    def _compile(self) -> list[str]:
+        return ["--compile"] if self.compile else []
+
+
+@dataclass(frozen=True)
+class Loras:
+    """The folder that requests name LoRAs from, and NAME=WEIGHT of those that are fused at start."""
+
+    folder: Path | None = None
+    fused: Sequence[str] = ()
+
+    def options(self) -> list[str]:
+        """As options of the denoiser or of all services in one process."""
+        folder = ["--lora-folder", str(self.folder)] if self.folder else []
+        return [*folder, *(word for lora in self.fused for word in ("--lora", lora))]
+
+
+@dataclass(frozen=True)
 class ModelChoice:
     """Which model to serve and how; None is the services' own default (or their environment's)."""
 
@@ -43,15 +80,23 @@ class ModelChoice:
     revision: str | None = None
     base: str | None = None
     offline: bool = False
+    kernels: Kernels = Kernels()
+    loras: Loras = Loras()
 
     def stage_options(self, stage: str) -> list[str]:
         """As the options of one of STAGES."""
-        return [*self._options(), *_given({"--quantization": self.quantization.of(stage)})]
+        quantization = _given({"--quantization": self.quantization.of(stage)})
+        own = {
+            "text-encoder": [],
+            "denoiser": [*self.kernels.of_denoiser(), *self.loras.options()],
+            "vae-codec": self.kernels.of_vae_codec(),
+        }
+        return [*self._options(), *quantization, *own[stage]]
 
     def fused_options(self) -> list[str]:
         """As the options of all services in one process."""
         quantization = {f"--{stage}-quantization": self.quantization.of(stage) for stage in STAGES}
-        return [*self._options(), *_given(quantization)]
+        return [*self._options(), *_given(quantization), *self.kernels.of_all(), *self.loras.options()]
 
     def _options(self) -> list[str]:
         return [*self.model_options(), *_given({"--device": self.device, "--dtype": self.dtype})]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -70,6 +71,45 @@ Quantizations: TypeAlias = tuple[QuantizationMode | None, QuantizationMode | Non
 """Of the text encoders, the denoiser and the VAE codec."""
 
 
+LoraFolder: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Folder of NAME.safetensors files: the LoRAs that --lora of generate may name."),
+]
+FusedLoras: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=WEIGHT",
+        help="A LoRA for all pictures, fused into the denoiser at start: a name in the --lora-folder or the "
+        "path of a file; several times for more.",
+    ),
+]
+Compile: TypeAlias = Annotated[
+    bool, typer.Option("--compile", help="Compile denoiser and VAE codec: a slower start, then faster.")
+]
+
+
+class AttentionKernels(StrEnum):
+    """What computes the denoiser's attention."""
+
+    auto = "auto"
+    flash_attn = "flash-attn"
+    sdpa = "sdpa"
+    math = "math"
+
+
+Attention: TypeAlias = Annotated[
+    AttentionKernels | None, typer.Option(help="What computes the denoiser's attention. Default: auto.")
+]
+TileSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Pictures of more than this squared pass the VAE codec in tiles, in less memory and more time. "
+        "none: whole. Default: 1024.",
+    ),
+]
+
+
 def place_of(
     target: str | None,
     fused: bool,
@@ -80,14 +120,16 @@ def place_of(
     device: str | None,
     dtype: Dtype | None,
     quantization: Quantizations,
+    lora_folder: Path | None = None,
 ) -> Place:
     """The place that the options of a command name. Raises typer.BadParameter where they contradict."""
     from triptych_local.generation import Place
-    from triptych_local.local import ModelChoice, StageQuantization
+    from triptych_local.local import Loras, ModelChoice, StageQuantization
 
-    choice = ModelChoice(model, device, dtype, StageQuantization(*quantization), revision, base, offline)
+    stages, loras = StageQuantization(*quantization), Loras(lora_folder)
+    choice = ModelChoice(model, device, dtype, stages, revision, base, offline, loras=loras)
     if target and (fused or replace(choice, model=None) != ModelChoice()):
         raise typer.BadParameter(
-            "the services at --target have their own device, dtype, quantization, files and processes"
+            "the services at --target have their own device, dtype, quantization, files, LoRAs and processes"
         )
     return Place(target, fused, choice)

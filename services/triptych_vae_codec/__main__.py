@@ -6,18 +6,19 @@ from functools import partial
 from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
-from triptych.settings import QuantizedStageSettings, described, read_settings
+from triptych.settings import described, read_settings
 from triptych.v1 import vae_codec_pb2
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_vae_codec.servicer import create_servicer
+from triptych_vae_codec.settings import VaeCodecSettings
 
 SERVICE_NAME = vae_codec_pb2.DESCRIPTOR.services_by_name["VaeCodecService"].full_name
 
 
-async def load(settings: QuantizedStageSettings) -> Loaded:
+async def load(settings: VaeCodecSettings) -> Loaded:
     """Loads the autoencoder on the compute thread."""
     servicer = await asyncio.get_running_loop().run_in_executor(
-        compute_thread(), create_servicer, settings, settings.quantization
+        compute_thread(), create_servicer, settings, settings, settings.quantization
     )
     service = Service(SERVICE_NAME, partial(add_VaeCodecServiceServicer_to_server, servicer))
     return Loaded([service], described(settings))
@@ -25,7 +26,7 @@ async def load(settings: QuantizedStageSettings) -> Loaded:
 
 def main() -> None:
     """Reads the options and serves."""
-    settings = read_settings(QuantizedStageSettings, "python -m triptych_vae_codec")
+    settings = read_settings(VaeCodecSettings, "python -m triptych_vae_codec")
     fix_kernels()
     run("VAE codec", settings, partial(load, settings))
 

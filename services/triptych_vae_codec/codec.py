@@ -6,17 +6,31 @@ import torch
 from torch import Tensor
 
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+from triptych_vae_codec.tiling import decode_by_tiles, encode_by_tiles
+
+
+def warm_up(codec: VaeCodec) -> None:
+    """Encodes and decodes a picture of about the size that the autoencoder was trained at.
+
+    It is not square: torch would compile for squares alone. Pictures that are so small that a convolution
+    takes another kernel (under 100 x 100 pixels) are compiled for when they come.
+    """
+    height = codec.model.config.sample_size // codec.downscale * codec.downscale
+    mean, _ = codec.encode(torch.zeros(1, height, height + codec.downscale, 3, dtype=torch.uint8))
+    codec.decode(mean)
 
 
 class VaeCodec:
     """An autoencoder with the shift and scale to the latents that the denoiser sees.
 
     Pictures go through the model one by one: its convolutions choose a kernel by the number of rows, and a
-    picture's bits must not depend on its company.
+    picture's bits must not depend on its company. Those of more than tile_size x tile_size pixels go in tiles
+    (a multiple of `downscale`; 0: none do).
     """
 
-    def __init__(self, model: AutoencoderKL) -> None:
+    def __init__(self, model: AutoencoderKL, tile_size: int = 0) -> None:
         self.model = model
+        self.tile_size = tile_size
         self.latent_channels = model.config.latent_channels
         self.downscale = model.config.downscale
 
@@ -42,15 +56,29 @@ class VaeCodec:
     def _decode_row(self, latents: Tensor) -> Tensor:
         config = self.model.config
         unscaled = latents[None] / config.scaling_factor + config.shift_factor
-        decoded = self._finite(self.model.decode(self._to_model(unscaled)))
+        decoded = self._finite(self._decode(self._to_model(unscaled)))
         pixels = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
     def _encode_row(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         config = self.model.config
         rgb = 2 * (pixels[None].permute(0, 3, 1, 2).float() / 255) - 1
-        mean, std = (self._finite(part) for part in self.model.encode(self._to_model(rgb)))
+        mean, std = (self._finite(part) for part in self._encode(self._to_model(rgb)))
         return (mean - config.shift_factor) * config.scaling_factor, std * config.scaling_factor
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        height, width = (length * self.downscale for length in latents.shape[-2:])
+        if self._is_large(height, width):
+            return decode_by_tiles(self.model, latents, self.tile_size)
+        return self.model.decode(latents)
+
+    def _encode(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        if self._is_large(*rgb.shape[-2:]):
+            return encode_by_tiles(self.model, rgb, self.tile_size)
+        return self.model.encode(rgb)
+
+    def _is_large(self, height: int, width: int) -> bool:
+        return 0 < self.tile_size**2 < height * width
 
     def _to_model(self, rows: Tensor) -> Tensor:
         weight = self.model.decoder.conv_in.weight

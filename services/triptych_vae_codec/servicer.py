@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints import CheckpointError
+from triptych.checkpoints import Checkpoint, CheckpointError
+from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute import compute
 from triptych.devices import usable_device
-from triptych.errors import invalid_argument
+from triptych.errors import StartError, invalid_argument
 from triptych.fingerprints import stage_fingerprint
 from triptych.tensors import message_to_torch, torch_view
 from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
 from triptych.wire import TensorView, with_tensor
+from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from triptych.quantization import Quantization
     from triptych.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
+    from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
 
 DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
 DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
@@ -34,8 +37,10 @@ GetModelResponse = vae_codec_pb2.VaeCodecServiceGetModelResponse
 
 COMPONENT = "vae"
 DETERMINISM = "batch-invariant"
-# Four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
+# Whole, four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
 MAX_PIXELS = 4 << 20
+# In tiles, one of 4096 x 4096: its time is for minutes then.
+MAX_TILED_PIXELS = 16 << 20
 
 
 class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
@@ -85,6 +90,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             latent_channels=self._codec.latent_channels,
             downscale=self._codec.downscale,
             max_pixels=self._max_pixels,
+            tile_size=self._codec.tile_size,
         )
 
     async def _each(
@@ -135,29 +141,21 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             )
 
 
-def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> VaeCodecServicer:
+def create_servicer(
+    settings: StageSettings, options: VaeCodecOptions | None = None, quantization: Quantization = "none"
+) -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
+    options = options or VaeCodecOptions()
     checkpoint = settings.open_checkpoint()
-
-    import torch
-
-    from triptych_vae_codec.codec import VaeCodec
-    from triptych_vae_codec.models.autoencoder_kl import build
-    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
-
-    check_quantization(quantization)
     device = usable_device(settings.device)
-    try:
-        model = build(
-            checkpoint.config(COMPONENT),
-            checkpoint.tensors(COMPONENT),
-            str(device),
-            getattr(torch, settings.dtype),
-            None if quantization == "none" else quantize_convolution,
-        )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
-    codec = VaeCodec(model)
+    if options.compile:
+        try_compiler(device)
+    model = _load_model(checkpoint, device, settings.dtype, quantization)
+    codec = _create_codec(model, options)
+    others = {
+        "tile size": str(options.tile_size),
+        "compiler": compiler_identity(device, options.compile),
+    }
     info = model_pb2.ModelInfo(
         name=checkpoint.name,
         revision=checkpoint.revision,
@@ -166,7 +164,7 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
         dtype=settings.dtype,
         determinism=DETERMINISM,
         fingerprint=stage_fingerprint(
-            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization
+            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization, others
         ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         quantization=quantization,
@@ -174,12 +172,59 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 
 
+def _load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: str, quantization: Quantization
+) -> AutoencoderKL:
+    import torch
+
+    from triptych_vae_codec.models.autoencoder_kl import build
+    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
+
+    check_quantization(quantization)
+    try:
+        return build(
+            checkpoint.config(COMPONENT),
+            checkpoint.tensors(COMPONENT),
+            str(device),
+            getattr(torch, dtype),
+            None if quantization == "none" else quantize_convolution,
+        )
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
+
+
+def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
+    """The codec that the options describe, compiled if they say so."""
+    from triptych_vae_codec.codec import VaeCodec, warm_up
+
+    codec = VaeCodec(model, _checked(options.tile_size, model.config.downscale))
+    if options.compile:
+        device, size = model.decoder.conv_in.weight.device, model.config.sample_size
+        compile_modules([model.encoder, model.decoder])
+        with warming_up(device, f"pictures of about {size} x {size} pixels and other sizes"):
+            warm_up(codec)
+    return codec
+
+
+def _checked(tile_size: int, downscale: int) -> int:
+    """Raises StartError for a size that cannot be a tile's."""
+    from triptych_vae_codec.tiling import MIN_TILE
+
+    if tile_size and (tile_size % downscale or tile_size < MIN_TILE):
+        raise StartError(
+            f"--tile-size {tile_size} is no multiple of {downscale} from {MIN_TILE} on, "
+            "as this autoencoder needs it"
+        )
+    return tile_size
+
+
 def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
-    """How many pixels may come in one call so that the answer surely fits into a message."""
+    """How many pixels may come in one call: what memory allows and an answer in one message surely holds."""
     square = codec.downscale**2
     bytes_per_square = max(3 * square, 2 * 4 * codec.latent_channels)  # pixels, or mean and std in float32
     room = max_message_bytes - 1024  # shapes, fingerprint and the like
-    return max(square, min(MAX_PIXELS, room // bytes_per_square * square))
+    most = MAX_TILED_PIXELS if codec.tile_size else MAX_PIXELS
+    return max(square, min(most, room // bytes_per_square * square))
 
 
 def _rows(tensor: torch.Tensor) -> list[torch.Tensor]:

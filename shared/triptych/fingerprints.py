@@ -28,13 +28,16 @@ def stage_fingerprint(
     dtype: str,
     determinism: str,
     quantization: str = "none",
+    others: Mapping[str, str] | None = None,
 ) -> str:
     """The fingerprint of a stage that computes `components` of a checkpoint on a torch device.
 
     Two replicas with equal fingerprints have the same weights and config, torch version, kind of processor,
-    thread count, choice of kernels (see triptych.kernels), dtype, determinism and quantization.
+    thread count, choice of kernels (see triptych.kernels), dtype, determinism and quantization, and what
+    `others` names: the stage's own options that decide bits.
     """
     parts = _runtime(device) | {"dtype": dtype, "determinism": determinism, "quantization": quantization}
+    parts |= others or {}
     if quantization != "none":
         parts["torchao"] = _version("torchao")
     for component in components:

@@ -82,6 +82,16 @@ class QuantizedStageSettings(StageSettings):
     )
 
 
+class CompileOptions(BaseModel):
+    """Of the stages that can compile their model."""
+
+    compile: CliImplicitFlag[bool] = Field(
+        default=False,
+        description="Compile the model with torch.compile: a slower start, then faster. Refused at start "
+        "where there is no compiler.",
+    )
+
+
 def described(settings: QuantizedStageSettings) -> str:
     """A stage's model, dtype, quantization and device, for its log."""
     quantized = "" if settings.quantization == "none" else f", {settings.quantization}"

@@ -11,11 +11,12 @@ import torch
 from triptych.channels import channel_options
 from triptych.checkpoints import open_checkpoint
 from triptych.serving import Server
-from triptych.settings import QuantizedStageSettings, read_settings
+from triptych.settings import read_settings
 from triptych.v1 import vae_codec_pb2_grpc
 from triptych_vae_codec.__main__ import load
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build
+from triptych_vae_codec.settings import VaeCodecSettings
 
 
 @pytest.fixture(scope="session")
@@ -26,20 +27,18 @@ def codec(tiny_checkpoint: Path) -> VaeCodec:
 
 
 @pytest.fixture
-def settings(tiny_checkpoint: Path, tmp_path: Path) -> QuantizedStageSettings:
+def settings(tiny_checkpoint: Path, tmp_path: Path) -> VaeCodecSettings:
     options = {
         "--listen": f"unix:{tmp_path}/vae_codec.sock",
         "--model": str(tiny_checkpoint),
         "--drain-seconds": "0",
         "--grace-seconds": "1",
     }
-    return read_settings(
-        QuantizedStageSettings, "test", [word for option in options.items() for word in option]
-    )
+    return read_settings(VaeCodecSettings, "test", [word for option in options.items() for word in option])
 
 
 @pytest.fixture
-async def stub(settings: QuantizedStageSettings) -> AsyncIterator[Any]:
+async def stub(settings: VaeCodecSettings) -> AsyncIterator[Any]:
     loaded = await load(settings)
     server = Server(loaded.services, settings)
     await server.start()

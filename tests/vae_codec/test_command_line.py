@@ -18,7 +18,7 @@ def test_help_lists_the_options() -> None:
     result = run("--help")
 
     assert result.returncode == 0
-    for option in ("--listen", "--model", "--device", "--dtype"):
+    for option in ("--listen", "--model", "--device", "--dtype", "--tile-size", "--compile"):
         assert option in result.stdout
 
 
@@ -40,6 +40,8 @@ def test_an_unsupported_config_is_one_log_line(tiny_checkpoint: Path, tmp_path: 
     [
         ("--model", "/no/such/model", "'/no/such/model' is neither a known model nor a folder"),
         ("--device", "abacus", "device 'abacus' cannot be used"),
+        ("--tile-size", "100", "--tile-size 100 is no multiple of 8 from 64 on"),
+        ("--tile-size", "56", "--tile-size 56 is no multiple of 8 from 64 on"),
     ],
 )
 def test_what_cannot_be_served_is_one_log_line(

@@ -46,12 +46,12 @@ def test_a_picture_survives_its_encoding() -> None:
 @pytest.mark.parametrize("mode", ["int8-dynamic", "int4-weight-only", "float8"])
 def test_modes_for_linears_are_refused(mode: Any) -> None:
     with pytest.raises(StartError, match=f"{mode} has nothing to quantize in a VAE codec.*int8-weight-only"):
-        create_servicer(StageSettings(), mode)
+        create_servicer(StageSettings(), None, mode)
 
 
 def test_the_mode_is_said_and_decides_the_fingerprint() -> None:
     modes: list[Any] = ["none", "int8-weight-only"]
-    infos = [create_servicer(StageSettings(), mode)._model for mode in modes]
+    infos = [create_servicer(StageSettings(), None, mode)._model for mode in modes]
 
     assert [info.quantization for info in infos] == modes
     assert len({info.fingerprint for info in infos}) == 2

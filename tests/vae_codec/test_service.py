@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from triptych.errors import from_rpc_error
-from triptych.settings import QuantizedStageSettings
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
 from triptych.v1.vae_codec_pb2 import (
@@ -19,6 +18,7 @@ from triptych.v1.vae_codec_pb2 import (
 )
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.servicer import create_servicer
+from triptych_vae_codec.settings import VaeCodecSettings
 
 
 def decode_request(latents: torch.Tensor) -> VaeCodecServiceDecodeRequest:
@@ -49,10 +49,11 @@ async def test_encode_gives_mean_and_std(stub: Any, codec: VaeCodec) -> None:
     assert len(response.fingerprint) == 64
 
 
-async def test_get_model_says_geometry_and_limits(stub: Any, settings: QuantizedStageSettings) -> None:
+async def test_get_model_says_geometry_and_limits(stub: Any, settings: VaeCodecSettings) -> None:
     answer = await stub.GetModel(VaeCodecServiceGetModelRequest())
 
-    assert (answer.latent_channels, answer.downscale, answer.max_pixels) == (4, 8, 4 << 20)
+    assert (answer.latent_channels, answer.downscale, answer.tile_size) == (4, 8, 1024)
+    assert answer.max_pixels == 16 << 20
     assert (answer.model.name, answer.model.family) == (Path(settings.model).name, "AutoencoderKL")
     assert (answer.model.device, answer.model.dtype) == ("cpu", "float32")
     assert answer.model.determinism == "batch-invariant"
@@ -68,7 +69,7 @@ async def test_get_model_says_geometry_and_limits(stub: Any, settings: Quantized
         (torch.zeros(4, 2, 2), "latents.shape", "must be [images, 4, height, width]"),
         (torch.zeros(0, 4, 2, 2), "latents.shape", "0 images of 16 x 16 pixels are nothing"),
         (torch.zeros(1, 4, 0, 2), "latents.shape", "1 images of 0 x 16 pixels are nothing"),
-        (torch.zeros(1, 4, 2, 32769), "latents.shape", "over the limit of 4194304 pixels in all"),
+        (torch.zeros(1, 4, 2, 131073), "latents.shape", "over the limit of 16777216 pixels in all"),
         (torch.full((1, 4, 2, 2), torch.nan), "latents.data", "not finite"),
         (torch.full((1, 4, 2, 2), -torch.inf), "latents.data", "not finite"),
         (torch.zeros(1, 4, 2, 2).half(), "latents.dtype", "must be float32, not float16"),
@@ -88,7 +89,7 @@ async def test_bad_latents_are_refused_and_the_next_are_decoded(
         ((1, 16, 17, 3), "pixels.shape", "height 16 and width 17 must be multiples of 8"),
         ((1, 16, 16, 4), "pixels.shape", "must be [images, height, width, 3]"),
         ((0, 16, 16, 3), "pixels.shape", "are nothing"),
-        ((257, 128, 128, 3), "pixels.shape", "over the limit"),
+        ((1025, 128, 128, 3), "pixels.shape", "over the limit"),
     ],
 )
 async def test_bad_pixels_are_refused(shape: tuple[int, ...], field: str, sentence: str, stub: Any) -> None:
@@ -107,11 +108,33 @@ async def test_bytes_that_do_not_match_their_shape_are_refused(stub: Any) -> Non
     await assert_refused(stub.Decode(VaeCodecServiceDecodeRequest()), "latents.dtype", "no known dtype")
 
 
-async def test_the_limit_is_what_fits_into_a_message(settings: QuantizedStageSettings) -> None:
+async def test_the_limit_is_what_fits_into_a_message(settings: VaeCodecSettings) -> None:
     small = create_servicer(settings.model_copy(update={"max_message_bytes": 1024 + 10 * 192 + 191}))
     request = VaeCodecServiceGetModelRequest()
 
     assert (await small.GetModel(request, None)).max_pixels == 10 * 64  # type: ignore[arg-type]
+
+
+async def test_a_picture_larger_than_a_tile_is_decoded_in_tiles_and_has_another_fingerprint(
+    stub: Any, settings: VaeCodecSettings, codec: VaeCodec
+) -> None:
+    latents, small = torch.randn(1, 4, 20, 12), torch.randn(1, 4, 8, 8)
+    tiled = create_servicer(settings, settings.model_copy(update={"tile_size": 64}))
+
+    answers = [await tiled.Decode(decode_request(each), None) for each in (latents, small)]  # type: ignore[arg-type]
+
+    expected = VaeCodec(codec.model, 64).decode(latents)
+    assert torch.equal(message_to_torch(answers[0].pixels, "pixels"), expected)
+    assert (expected.int() - codec.decode(latents).int()).abs().max() <= 1
+    assert torch.equal(message_to_torch(answers[1].pixels, "pixels"), codec.decode(small))
+    assert answers[0].fingerprint != (await stub.Decode(decode_request(small))).fingerprint
+
+
+async def test_pictures_that_are_never_tiled_have_a_lower_limit(settings: VaeCodecSettings) -> None:
+    whole = create_servicer(settings, settings.model_copy(update={"tile_size": 0}))
+    answer = await whole.GetModel(VaeCodecServiceGetModelRequest(), None)  # type: ignore[arg-type]
+
+    assert (answer.tile_size, answer.max_pixels) == (0, 4 << 20)
 
 
 async def assert_refused(call: Any, field: str, sentence: str) -> None:

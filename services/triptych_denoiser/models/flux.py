@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -20,7 +21,6 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
-    attention,
     modulate,
     patchify,
     timestep_features,
@@ -99,6 +99,7 @@ class DoubleBlock(nn.Module):
         self.text_modulation = Modulation(width, width, 6)
         self.image_attention = AttentionProjections(heads, head_dim)
         self.text_attention = AttentionProjections(heads, head_dim)
+        self.attend = Attention()
         self.image_mlp = FeedForward(width)
         self.text_mlp = FeedForward(width)
 
@@ -114,7 +115,7 @@ class DoubleBlock(nn.Module):
         text_qkv = self.text_attention(modulate(text, text_shift, text_scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
         bias = perturbed_bias(q, slice(text.shape[1], None)) if perturbed else None
-        attended = attention(rotate(q, turns), rotate(k, turns), v, bias)
+        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
         text_attended, image_attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
 
         image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
@@ -134,6 +135,7 @@ class SingleBlock(nn.Module):
         self.attention = AttentionProjections(
             config.num_attention_heads, config.attention_head_dim, has_out=False
         )
+        self.attend = Attention()
         self.mlp_in = Linear(width, 4 * width)
         self.out = Linear(5 * width, width)
 
@@ -148,7 +150,7 @@ class SingleBlock(nn.Module):
         modulated = modulate(tokens, shift, scale)
         q, k, v = self.attention(modulated)
         bias = None if perturbed is None else perturbed_bias(q, perturbed)
-        attended = attention(rotate(q, turns), rotate(k, turns), v, bias)
+        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
         mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
         return within_float16(torch.addcmul(tokens, gate, self.out(torch.cat([attended, mlp], dim=-1))))
 

@@ -177,11 +177,6 @@ class AttentionProjections(nn.Module):
         return self.norm_q(q), self.norm_k(k), v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √head_dim + key_bias) v: [rows, heads, tokens, head_dim] to [rows, tokens, width]."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias).transpose(1, 2).flatten(2)
-
-
 def timestep_features(timesteps: Tensor) -> Tensor:
     """Sinusoids of timesteps in [0, 1000]: [rows] to float32 [rows, 256], cosines first, periods up to
     10 000 (2π t).

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -21,7 +22,6 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
-    attention,
     modulate,
     patchify,
     timestep_features,
@@ -99,6 +99,7 @@ class JointBlock(nn.Module):
         self.image_attention = AttentionProjections(heads, head_dim, qk_norm=qk_norm)
         self.text_attention = AttentionProjections(heads, head_dim, qk_norm=qk_norm, has_out=not last)
         self.image_attention_2 = AttentionProjections(heads, head_dim, qk_norm=qk_norm) if dual else None
+        self.attend = Attention()
         self.image_mlp = FeedForward(width)
         self.text_mlp = None if last else FeedForward(width)
 
@@ -119,7 +120,7 @@ class JointBlock(nn.Module):
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
         bias = perturbed_bias(q, slice(0, image.shape[1]), key_bias) if perturbed else key_bias
-        attended = attention(q, k, v, bias)
+        attended = self.attend(q, k, v, bias)
         image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
 
         image_before = image
@@ -127,7 +128,7 @@ class JointBlock(nn.Module):
         if self.image_attention_2 is not None:
             shift_2, scale_2, gate_2 = dual
             q, k, v = self.image_attention_2(modulate(image_before, shift_2, scale_2))
-            attended_2 = v.transpose(1, 2).flatten(2) if perturbed else attention(q, k, v)
+            attended_2 = v.transpose(1, 2).flatten(2) if perturbed else self.attend(q, k, v)
             image = torch.addcmul(image, gate_2, self.image_attention_2.out(attended_2))
         image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
 

@@ -102,3 +102,13 @@ class Transformer(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every weight."""
         ...
+
+    def children(self) -> Iterator[nn.Module]:
+        """Its modules, the lists of its blocks among them."""
+        ...
+
+
+def blocks(transformer: Transformer) -> list[nn.Module]:
+    """The blocks of all its stacks, in order."""
+    stacks = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
+    return [block for stack in stacks for block in stack]

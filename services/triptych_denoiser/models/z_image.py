@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
@@ -21,7 +22,6 @@ from triptych_denoiser.models.layers import (
     Modulation,
     RMSNorm,
     TwoLayers,
-    attention,
     patchify,
     timestep_features,
     unpatchify,
@@ -140,6 +140,7 @@ class Block(nn.Module):
         self.attention = AttentionProjections(
             config.n_heads, width // config.n_heads, bias=False, eps=ATTENTION_EPS
         )
+        self.attend = Attention()
         self.attention_norm_out = RMSNorm(width, eps)
         self.mlp_norm_in = RMSNorm(width, eps)
         self.mlp = GatedFeedForward(width)
@@ -153,7 +154,7 @@ class Block(nn.Module):
         scale, gate, mlp_scale, mlp_gate = self.scales_and_gates(embedding)
         q, k, v = self.attention(self.attention_norm_in(x) * scale)
         bias = None if perturbed is None else perturbed_bias(q, perturbed)
-        attended = self.attention.out(attention(rotate(q, turns), rotate(k, turns), v, bias))
+        attended = self.attention.out(self.attend(rotate(q, turns), rotate(k, turns), v, bias))
         x = x + gate * self.attention_norm_out(attended)
         return x + mlp_gate * self.mlp_norm_out(self.mlp(self.mlp_norm_in(x) * mlp_scale))  # type: ignore[no-any-return]
 

@@ -8,7 +8,8 @@ diffusers' AutoencoderKL, so that the state dict is the checkpoint.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ class AutoencoderKLConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    sample_size: int = 32
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
 
@@ -77,6 +79,11 @@ class AutoencoderKLConfig:
                 f"block_out_channels {list(self.block_out_channels)} must be multiples of norm_num_groups, "
                 f"{self.norm_num_groups}"
             )
+        if not isinstance(self.sample_size, int) or self.sample_size < self.downscale:
+            raise ValueError(
+                f"sample_size is {self.sample_size}; it must be a picture's size in pixels, "
+                f"at least {self.downscale}"
+            )
         if not self.scaling_factor > 0:
             raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be positive")
 
@@ -92,14 +99,31 @@ def _check_block_types(config: Mapping[str, Any], key: str, only: str) -> None:
         )
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm that can be told the statistics, when `x` is a part of the picture that they are of."""
+
+    statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and biased variance of each group, float32 [groups]. None: those of `x`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keeps the shape [rows, channels, h, w]."""
+        if self.statistics is None:
+            return super().forward(x)
+        mean, variance = (
+            of.repeat_interleave(self.num_channels // self.num_groups) for of in self.statistics
+        )
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=self.eps)
+
+
 class ResnetBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the channels change."""
 
     def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps=EPS)
+        self.norm1 = GroupNorm(groups, channels_in, eps=EPS)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels_out, eps=EPS)
+        self.norm2 = GroupNorm(groups, channels_out, eps=EPS)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         changes = channels_in != channels_out
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if changes else nn.Identity()
@@ -116,7 +140,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.group_norm = GroupNorm(groups, channels, eps=EPS)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
@@ -220,7 +244,7 @@ class Encoder(nn.Module):
             for i in range(len(channels))
         )
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -230,6 +254,13 @@ class Encoder(nn.Module):
             x = block(x)
         x = self.mid_block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def segments(self) -> list[nn.Sequential]:
+        """The same layers in order, cut behind each downsampling."""
+        segments = [[block] for block in self.down_blocks]
+        segments[0].insert(0, self.conv_in)
+        segments[-1] += [self.mid_block, self.conv_norm_out, nn.SiLU(), self.conv_out]
+        return [nn.Sequential(*segment) for segment in segments]
 
 
 class Decoder(nn.Module):
@@ -244,7 +275,7 @@ class Decoder(nn.Module):
             UpBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
             for i in range(len(channels))
         )
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -253,6 +284,14 @@ class Decoder(nn.Module):
         for block in self.up_blocks:
             x = block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))  # type: ignore[no-any-return]
+
+    def segments(self) -> list[nn.Sequential]:
+        """The same layers in order, cut before each upsampling."""
+        blocks = [cast(UpBlock, block) for block in self.up_blocks]
+        segments = [[self.conv_in, self.mid_block, *blocks[0].resnets]]
+        segments += [[*before.upsamplers, *block.resnets] for before, block in pairwise(blocks)]
+        segments[-1] += [self.conv_norm_out, nn.SiLU(), self.conv_out]
+        return [nn.Sequential(*segment) for segment in segments]
 
 
 class AutoencoderKL(nn.Module):
@@ -271,7 +310,11 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
-        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return self.normal(self.encoder(pixels))
+
+    def normal(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and std of what the encoder gave."""
+        mean, logvar = self.quant_conv(encoded).chunk(2, dim=1)
         return mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
 
     def decode(self, latents: Tensor) -> Tensor:

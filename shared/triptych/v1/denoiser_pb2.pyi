@@ -260,6 +260,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_EMBEDDED_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    ATTENTION_FIELD_NUMBER: builtins.int
     NUM_LAYERS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
@@ -279,6 +280,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Largest number of branches in one call."""
     guidance_embedded: builtins.bool
     """Whether the model was distilled to take the guidance scale as an input (FLUX.1-dev): then one branch is enough."""
+    attention: builtins.str
+    """What computes attention: "flash-attn" (the package; where attention has a bias, as in an SD3 model for text that
+    ends in equal tokens, torch's kernels do), "sdpa" (the best of torch's kernels), "math" (the plain formula).
+    """
     num_layers: builtins.int
     """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
     all; of FLUX first those of two streams, then those of one; of Z-Image those over image and text.
@@ -305,9 +310,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_branches: builtins.int = ...,
         guidance_embedded: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
+        attention: builtins.str = ...,
         num_layers: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

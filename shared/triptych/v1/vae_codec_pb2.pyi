@@ -142,12 +142,17 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
     LATENT_CHANNELS_FIELD_NUMBER: builtins.int
     DOWNSCALE_FIELD_NUMBER: builtins.int
     MAX_PIXELS_FIELD_NUMBER: builtins.int
+    TILE_SIZE_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     downscale: builtins.int
     """Pixels per latent pixel, in each direction."""
     max_pixels: builtins.int
     """Largest images x height x width of one call, in pixels."""
+    tile_size: builtins.int
+    """Pictures of more than tile_size x tile_size pixels are decoded and encoded in tiles of this height and width, in
+    less memory and more time, with the numbers of the whole picture up to rounding. 0: always whole.
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -159,8 +164,9 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
         latent_channels: builtins.int = ...,
         downscale: builtins.int = ...,
         max_pixels: builtins.int = ...,
+        tile_size: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["downscale", b"downscale", "latent_channels", b"latent_channels", "max_pixels", b"max_pixels", "model", b"model"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["downscale", b"downscale", "latent_channels", b"latent_channels", "max_pixels", b"max_pixels", "model", b"model", "tile_size", b"tile_size"]) -> None: ...
 
 global___VaeCodecServiceGetModelResponse = VaeCodecServiceGetModelResponse

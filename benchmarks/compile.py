@@ -1,0 +1,126 @@
+"""What torch.compile gains: a denoiser's pass and a VAE codec's picture, compiled and not.
+
+python -m benchmarks.compile [--model triptych-small] [--device cpu] [--dtype float32] [--rows 2]
+    [--repeats 20] [--out compile.json]
+
+A process per stage and kind, with an empty cache of compiled code, as on a new machine. "Start" is loading
+and, compiled, everything until the service would listen; "pass" is the median of the repeats: `rows` rows of
+the default size, one picture of the default size decoded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STAGES = ("denoiser", "vae-codec")
+
+
+def measure(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
+    """A fresh process's answer: seconds of its start and of a pass."""
+    command = [sys.executable, "-m", "benchmarks.compile", "--one", stage, kind]
+    for name in ("model", "device", "dtype", "rows", "repeats"):
+        command += [f"--{name}", str(getattr(options, name))]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
+        answer = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        ).stdout
+    return dict(json.loads(answer))
+
+
+def _measure_here(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
+    from triptych.kernels import fix_kernels
+
+    fix_kernels()
+    import torch
+
+    torch.zeros(1, device=options.device)
+    began = time.perf_counter()
+    work = (_denoiser if stage == "denoiser" else _vae_codec)(options, kind == "compiled")
+    start = time.perf_counter() - began
+    return {"start": start, "pass": statistics.median(_seconds(work) for _ in range(options.repeats))}
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _denoiser(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
+    import torch
+
+    from triptych.checkpoints import open_checkpoint
+    from triptych.compilation import compile_modules
+    from triptych_denoiser.models import load_transformer
+    from triptych_denoiser.models.transformer import blocks
+    from triptych_denoiser.predictor import create_predictor, random_row, warm_up
+
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    model = load_transformer(open_checkpoint(options.model), str(device), dtype)
+    if compiled:
+        compile_modules(blocks(model))
+    predictor = create_predictor(model, device, dtype, "fast", options.rows)
+    if compiled:
+        warm_up(predictor)
+    size, generator = model.inputs.default_size, torch.Generator().manual_seed(0)
+    rows = [random_row(predictor, size, size, 77, 1, generator) for _ in range(options.rows)]
+    return lambda: predictor.predict(rows)
+
+
+def _vae_codec(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
+    import torch
+
+    from triptych.checkpoints import open_checkpoint
+    from triptych.compilation import compile_modules
+    from triptych_vae_codec.codec import VaeCodec, warm_up
+    from triptych_vae_codec.models.autoencoder_kl import build
+
+    checkpoint = open_checkpoint(options.model)
+    config, tensors = checkpoint.config("vae"), checkpoint.tensors("vae")
+    codec = VaeCodec(build(config, tensors, options.device, getattr(torch, options.dtype)))
+    if compiled:
+        compile_modules([codec.model.encoder, codec.model.decoder])
+        warm_up(codec)
+    side = codec.model.config.sample_size // codec.downscale
+    latents = torch.randn(1, codec.latent_channels, side, side)
+    return lambda: codec.decode(latents)
+
+
+def main() -> None:
+    """Reads the options, measures, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="triptych-small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_measure_here(options, *options.one)))
+        return
+    rows: list[dict[str, Any]] = []
+    print(f"{'':24}{'start s':>10}{'pass ms':>10}")
+    for stage in STAGES:
+        for kind in ("plain", "compiled"):
+            row = measure(options, stage, kind)
+            rows.append({"stage": stage, "kind": kind, **row})
+            print(f"{stage + ' ' + kind:24}{row['start']:10.1f}{1000 * row['pass']:10.1f}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the VAE codec needs for a large picture, whole and in tiles: peak memory and time of a fresh process.
+
+python -m benchmarks.tiling [--model triptych-small] [--device cpu] [--dtype float32] [--sizes 1024 2048]
+    [--tile-sizes none 512 1024] [--out tiling.json]
+
+A process per row decodes random latents and encodes the picture. "Peak" is the most memory that the work took
+beside the loaded model: on a CPU VmHWM, reset right before, less the resident memory of that moment; on CUDA
+the allocator's peak less what the model holds. MALLOC_TRIM_THRESHOLD_ is set, so that glibc gives back
+what is free instead of keeping it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def measure(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
+    """A fresh process's answer: seconds and peak MB of decoding and of encoding."""
+    command = [sys.executable, "-m", "benchmarks.tiling", "--one", str(size), tile_size]
+    command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072"}
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    return dict(json.loads(answer))
+
+
+def _measure_here(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
+    import torch
+
+    from triptych.checkpoints import open_checkpoint
+    from triptych_vae_codec.codec import VaeCodec
+    from triptych_vae_codec.models.autoencoder_kl import build
+    from triptych_vae_codec.tiling import Tiling
+
+    checkpoint = open_checkpoint(options.model)
+    config, tensors = checkpoint.config("vae"), checkpoint.tensors("vae")
+    model = build(config, tensors, options.device, getattr(torch, options.dtype))
+    tiling = None if tile_size == "none" else Tiling(int(tile_size) // model.config.downscale)
+    codec = VaeCodec(model, tiling)
+    side = size // codec.downscale
+    latents = torch.randn(1, codec.latent_channels, side, side)
+    pixels, decoding = _peak(options.device, lambda: codec.decode(latents))
+    _, encoding = _peak(options.device, lambda: codec.encode(pixels))
+    return {
+        f"{name} {key}": n for name, row in (("decode", decoding), ("encode", encoding)) for key, n in row
+    }
+
+
+def _peak(device: str, work: Any) -> tuple[Any, list[tuple[str, float]]]:
+    import torch
+
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / 1e6
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from here
+        before = _resident("VmRSS")
+    began = time.perf_counter()
+    result = work()
+    seconds = time.perf_counter() - began
+    after = torch.cuda.max_memory_allocated(device) / 1e6 if cuda else _resident("VmHWM")
+    return result, [("seconds", seconds), ("peak_mb", after - before)]
+
+
+def _resident(name: str) -> float:
+    """A line of /proc/self/status in MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise KeyError(name)
+
+
+def main() -> None:
+    """Reads the options, measures, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="triptych-small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--tile-sizes", nargs="+", default=["none", "512", "1024"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(_measure_here(options, int(options.one[0]), options.one[1])))
+        return
+    rows: list[dict[str, Any]] = []
+    columns = ("decode seconds", "decode peak_mb", "encode seconds", "encode peak_mb")
+    print(f"{'size':>6}{'tiles':>8}" + "".join(f"{name:>18}" for name in columns))
+    for size in options.sizes:
+        for tile_size in options.tile_sizes:
+            row = measure(options, size, tile_size)
+            rows.append({"size": size, "tile_size": tile_size, **row})
+            numbers = "".join(f"{row[name]:18.1f}" for name in columns)
+            print(f"{size:6}{tile_size:>8}{numbers}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
