@@ -3,7 +3,8 @@
 python -m benchmarks.tiling [--model triptych-small] [--device cpu] [--dtype float32] [--sizes 1024 2048]
     [--tile-sizes none 512 1024] [--out tiling.json]
 
-A process per row decodes random latents and encodes the picture. "Peak" is the most memory that the work took
+A process per row decodes random latents and encodes the picture. "Levels" is the largest difference from the
+whole picture, of 255; "latents" the same of the encoding, relative to its largest number. "Peak" is the most memory that the work took
 beside the loaded model: on a CPU VmHWM, reset right before, less the resident memory of that moment; on CUDA
 the allocator's peak less what the model holds. MALLOC_TRIM_THRESHOLD_ is set, so that glibc gives back
 what is free instead of keeping it.
@@ -18,7 +19,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from triptych_vae_codec.codec import VaeCodec
 
 
 def measure(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
@@ -36,19 +42,27 @@ def _measure_here(options: argparse.Namespace, size: int, tile_size: str) -> dic
     from triptych.checkpoints import open_checkpoint
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import build
-    from triptych_vae_codec.tiling import Tiling
 
     checkpoint = open_checkpoint(options.model)
     config, tensors = checkpoint.config("vae"), checkpoint.tensors("vae")
     model = build(config, tensors, options.device, getattr(torch, options.dtype))
-    tiling = None if tile_size == "none" else Tiling(int(tile_size) // model.config.downscale)
-    codec = VaeCodec(model, tiling)
+    codec = VaeCodec(model, 0 if tile_size == "none" else int(tile_size))
     side = size // codec.downscale
     latents = torch.randn(1, codec.latent_channels, side, side)
     pixels, decoding = _peak(options.device, lambda: codec.decode(latents))
-    _, encoding = _peak(options.device, lambda: codec.encode(pixels))
-    return {
+    (mean, _), encoding = _peak(options.device, lambda: codec.encode(pixels))
+    measured = {
         f"{name} {key}": n for name, row in (("decode", decoding), ("encode", encoding)) for key, n in row
+    }
+    return measured | _differences(VaeCodec(model), latents, pixels, mean)
+
+
+def _differences(whole: VaeCodec, latents: Tensor, pixels: Tensor, mean: Tensor) -> dict[str, float]:
+    """How far a picture and its encoding are from those without tiles."""
+    true_mean, _ = whole.encode(pixels)
+    return {
+        "levels": float((pixels.int() - whole.decode(latents).int()).abs().max()),
+        "latents": float((mean - true_mean).abs().max() / true_mean.abs().max()),
     }
 
 
@@ -92,14 +106,14 @@ def main() -> None:
         print(json.dumps(_measure_here(options, int(options.one[0]), options.one[1])))
         return
     rows: list[dict[str, Any]] = []
-    columns = ("decode seconds", "decode peak_mb", "encode seconds", "encode peak_mb")
-    print(f"{'size':>6}{'tiles':>8}" + "".join(f"{name:>18}" for name in columns))
+    columns = ("decode seconds", "decode peak_mb", "encode seconds", "encode peak_mb", "levels")
+    print(f"{'size':>6}{'tiles':>8}" + "".join(f"{name:>16}" for name in columns) + "   latents")
     for size in options.sizes:
         for tile_size in options.tile_sizes:
             row = measure(options, size, tile_size)
             rows.append({"size": size, "tile_size": tile_size, **row})
-            numbers = "".join(f"{row[name]:18.1f}" for name in columns)
-            print(f"{size:6}{tile_size:>8}{numbers}", flush=True)
+            numbers = "".join(f"{row[name]:16.1f}" for name in columns)
+            print(f"{size:6}{tile_size:>8}{numbers}{row['latents']:10.0e}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=2) + "\n")
 
