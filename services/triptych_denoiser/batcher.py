@@ -113,10 +113,11 @@ class _Batch:
 class Batcher:
     """Queues rows and runs them in passes on the compute thread; the event loop stays free.
 
-    The row that is due first is in the next pass, with those behind it that can share it, of any size and text
-    length: as many as memory allows and as measured costs say is worth it, or else its equals alone. A row is due at its call's deadline, at the
-    latest LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by
-    what the passes before it take. So no row starves, and small calls pass between the rows of a large one.
+    The row that is due first is in the next pass, with those behind it that can share it, whatever their size
+    and text length: as many as memory allows. Where measured costs say that passes of equal rows are cheaper,
+    it is with its equals alone, as many as are worth it. A row is due at its call's deadline, at the latest
+    LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by what the
+    passes before it take. So no row starves, and small calls pass between the rows of a large one.
     """
 
     def __init__(self, predictor: Predictor, limits: QueueLimits) -> None:
@@ -169,14 +170,8 @@ class Batcher:
         most, tokens = self._predictor.max_rows, self._predictor.tokens(call.rows[0])
         pass_seconds = self._costs.seconds(tokens, most)
         return [
-            _Waiting(
-                call,
-                index,
-                tokens,
-                due + index // most * pass_seconds,
-                self._predictor.group(call.rows[index]),
-            )
-            for index in range(len(call.rows))
+            _Waiting(call, index, tokens, due + index // most * pass_seconds, self._predictor.group(row))
+            for index, row in enumerate(call.rows)
         ]
 
     def _put(self, entries: Sequence[_Waiting]) -> None:

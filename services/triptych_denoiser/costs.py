@@ -88,5 +88,5 @@ class Costs:
 
 
 def _kind(sizes: Sizes) -> tuple[int, int]:
-    """What mixed passes that cost alike have in common: how many sizes, how many tokens up to a factor of 2."""
+    """What mixed passes of similar cost have in common: how many sizes, and tokens to a factor of 2."""
     return len(sizes), sum(tokens * rows for tokens, rows in sizes.items()).bit_length()

@@ -182,9 +182,10 @@ def create_predictor(
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
-    Or with their like alone, if that is enough; so they run anyway unless `mixes`. Float32 on a CPU whose kernels are fixed needs nothing for it. Other devices, dtypes and libraries choose
-    kernels by the number of rows, as do products of quantized weights: there they are made of tiles. Either
-    way it is tried before it is promised.
+    Or with equal ones alone, if that is enough; unless `mixes`, they do so anyway. Float32 on a CPU whose
+    kernels are fixed needs nothing for the promise. Other devices, dtypes and libraries choose kernels by the
+    number of rows, as do products of quantized weights: there they are made of tiles. Either way it is tried
+    before it is promised.
     """
     together = Predictor(model, device, dtype, max_batch_rows, features, mixes)
     if determinism == "fast":

@@ -34,7 +34,7 @@ def test_torchs_backends_compute_the_formula(backend: attention.Backend, biased:
     attend = Attention()
     attend.backend = backend
 
-    attended = attend(q, k, v, bias)
+    (attended,) = attend([q], [k], [v], [bias])
 
     logits = q @ k.transpose(-1, -2) / 4
     expected = (logits if bias is None else logits + bias).softmax(dim=-1) @ v
@@ -48,8 +48,8 @@ def test_flash_attn_computes_what_has_no_bias_and_sdpa_the_rest(monkeypatch: pyt
     flash.backend = "flash-attn"
     bias = torch.randn(1, 1, 1, 20)
 
-    assert torch.equal(flash(q, k, v), torch.zeros(1))
-    assert torch.equal(flash(q, k, v, bias), sdpa(q, k, v, bias))
+    assert torch.equal(flash([q], [k], [v])[0], torch.zeros(1))
+    assert torch.equal(flash([q], [k], [v], [bias])[0], sdpa([q], [k], [v], [bias])[0])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_flash_attn_is_sdpa_up_to_rounding(dtype: torch.dtype) -> None:
     q, k, v = (x.cuda() for x in projections(dtype))
 
     assert choose_backend("auto", CUDA, dtype) == "flash-attn"
-    torch.testing.assert_close(flash_attention(q, k, v), Attention()(q, k, v), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(flash_attention(q, k, v), Attention()([q], [k], [v])[0], rtol=2e-2, atol=2e-2)
 
 
 async def test_the_backend_is_said_and_decides_the_fingerprint_but_not_the_picture(
