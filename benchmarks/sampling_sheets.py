@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from triptych.client import AsyncClient
+from triptych.client import AsyncClient, Generation
 from triptych.kernels import fix_kernels
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.options import (
@@ -41,10 +41,18 @@ SEED = 6
 
 @dataclass(frozen=True)
 class Sheet:
-    """Options of each row and column by their labels; a cell has those of both."""
+    """The options of every cell, by the labels of its row and column.
 
-    rows: Mapping[str, Options]
-    columns: Mapping[str, Options]
+    edits: whether cells start from the picture of PROMPT and SEED.
+    """
+
+    cells: Mapping[str, Mapping[str, Options]]
+    edits: bool = False
+
+
+def crossed(rows: Mapping[str, Options], columns: Mapping[str, Options]) -> Sheet:
+    """A cell has the options of its row and of its column."""
+    return Sheet({row: {column: {**a, **b} for column, b in columns.items()} for row, a in rows.items()})
 
 
 def steps(*numbers: int) -> dict[str, Options]:
@@ -56,6 +64,19 @@ def _layers(kind: Any, text: str) -> Any:
     return kind(**read_layers(text))
 
 
+def left_half() -> bytes:
+    """A mask: white on the left, where the picture is made anew."""
+    mask = Image.new("L", (CELL, CELL))
+    mask.paste(255, (0, 0, CELL // 2, CELL))
+    return _png(mask)
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 SOLVERS = (
     *("euler", "heun", "midpoint", "dpmpp-2m", "unipc", "lcm"),
     *("euler-ancestral", "stochastic-euler:0.5", "adaptive"),
@@ -65,15 +86,17 @@ REUSES = (
     *("none", "guidance:2", "guidance:4", "extrapolation:2", "extrapolation:3"),
     *("features:0.05", "features:0.1", "features:0.2"),
 )
+OTHER_PROMPT = "a penguin to the left of a rocket on a gray background"
+STRENGTHS = {f"strength {number:g}": number for number in (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)}
 SHEETS: Mapping[str, Sheet] = {
-    "solvers": Sheet(
+    "solvers": crossed(
         {solver: {"solver": read_solver(solver)} for solver in SOLVERS}, steps(4, 8, 16, 28, 50)
     ),
-    "sigma-schedules": Sheet(
+    "sigma-schedules": crossed(
         {name: {"sigma_schedule": read_sigma_schedule(name)} for name in SIGMA_SCHEDULES},
         steps(4, 8, 16, 28, 50),
     ),
-    "guidance": Sheet(
+    "guidance": crossed(
         {
             "cfg": {},
             "cfg, linear:1": {"guidance_schedule": read_schedule("linear:1")},
@@ -88,27 +111,40 @@ SHEETS: Mapping[str, Sheet] = {
         },
         {f"guidance {scale}": {"guidance_scale": scale} for scale in (1, 2, 3, 4, 5, 7, 10)},
     ),
-    "step-reuse": Sheet(
+    "step-reuse": crossed(
         {reuse: {"step_reuse": read_step_reuse(reuse)} for reuse in REUSES}, steps(8, 16, 28, 50)
+    ),
+    "editing": Sheet(
+        {
+            "same prompt": {name: {"strength": number} for name, number in STRENGTHS.items()},
+            "other prompt": {
+                name: {"strength": number, "prompt": OTHER_PROMPT} for name, number in STRENGTHS.items()
+            },
+            "left half only": {
+                name: {"strength": number, "prompt": OTHER_PROMPT, "mask": left_half()}
+                for name, number in STRENGTHS.items()
+            },
+        },
+        edits=True,
     ),
 }
 
 
 async def draw(client: AsyncClient, sheet: Sheet) -> Image.Image:
     """Every cell's picture and the number of its rows, with labels."""
-    width = LABEL_WIDTH + len(sheet.columns) * (CELL + GAP)
-    height = LABEL_HEIGHT + len(sheet.rows) * (CELL + LABEL_HEIGHT)
+    columns = list(next(iter(sheet.cells.values())))
+    width = LABEL_WIDTH + len(columns) * (CELL + GAP)
+    height = LABEL_HEIGHT + len(sheet.cells) * (CELL + LABEL_HEIGHT)
     image = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
-    for column, label in enumerate(sheet.columns):
+    for column, label in enumerate(columns):
         pen.text((LABEL_WIDTH + column * (CELL + GAP), 1), label, fill="black", font=font)
-    for row, (name, row_options) in enumerate(sheet.rows.items()):
+    source = {"image": (await generated(client, {})).images[0].png} if sheet.edits else {}
+    for row, (name, cells) in enumerate(sheet.cells.items()):
         top = LABEL_HEIGHT + row * (CELL + LABEL_HEIGHT)
         pen.text((2, top + CELL // 2 - 6), name, fill="black", font=font)
-        for column, column_options in enumerate(sheet.columns.values()):
-            generation = await client.generate(
-                PROMPT, seed=SEED, height=CELL, width=CELL, **row_options, **column_options
-            )
+        for column, options in enumerate(cells.values()):
+            generation = await generated(client, {**source, **options})
             left = LABEL_WIDTH + column * (CELL + GAP)
             with Image.open(io.BytesIO(generation.images[0].png), formats=["PNG"]) as picture:
                 image.paste(picture, (left, top))
@@ -116,6 +152,12 @@ async def draw(client: AsyncClient, sheet: Sheet) -> Image.Image:
             pen.text((left, top + CELL), rows, fill="dimgray", font=font)
             print(".", end="", file=sys.stderr, flush=True)
     return image
+
+
+async def generated(client: AsyncClient, options: Options) -> Generation:
+    """PROMPT's picture by SEED, unless the options say otherwise."""
+    chosen: dict[str, Any] = {"prompt": PROMPT, "seed": SEED, "height": CELL, "width": CELL, **options}
+    return await client.generate(**chosen)
 
 
 async def write(folder: Path, names: list[str], model: str) -> None:

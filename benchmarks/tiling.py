@@ -3,11 +3,11 @@
 python -m benchmarks.tiling [--model triptych-small] [--device cpu] [--dtype float32] [--sizes 1024 2048]
     [--tile-sizes none 512 1024] [--out tiling.json]
 
-A process per row decodes random latents and encodes the picture. "Levels" is the largest difference from the
-whole picture, of 255; "latents" the same of the encoding, relative to its largest number. "Peak" is the most
-memory that the work took beside the loaded model: on a CPU VmHWM, reset right before, less the resident memory of that moment; on CUDA
-the allocator's peak less what the model holds. MALLOC_TRIM_THRESHOLD_ is set, so that glibc gives back
-what is free instead of keeping it.
+A process per row decodes random latents and encodes the picture. "Levels" is the largest difference from
+the whole picture, of 255; "latents" the same of the encoding, relative to its largest number. "Peak" is the
+most memory that the work took beside the loaded model: on a CPU VmHWM, reset right before, less the
+resident memory of that moment; on CUDA the allocator's peak less what the model holds.
+MALLOC_TRIM_THRESHOLD_ is set, so that glibc gives back what is free instead of keeping it.
 """
 
 from __future__ import annotations

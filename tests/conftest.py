@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 
-fix_kernels()  # as every service's main does, before torch multiplies its first matrices
+# As every service's main does, before torch multiplies its first matrices.
+fix_kernels()
+compute_thread()
 
 SLOW_FOLDERS = ("faults", "local")
 

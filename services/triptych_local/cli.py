@@ -73,6 +73,7 @@ T = TypeVar("T")
 
 app = typer.Typer(
     help="Pictures from prompts, on this machine.",
+    rich_markup_mode=None,  # which would cut long options short and take [text] for markup
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
