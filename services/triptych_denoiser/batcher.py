@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from triptych.compute import compute
 from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
-from triptych_denoiser.costs import Costs
+from triptych_denoiser.costs import Costs, Sizes
 from triptych_denoiser.predictor import Predictor, Row
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class QueueLimits:
     """What may wait, what a pass may hold, and how long it may wait for company.
 
     max_queued_rows: rows that wait; calls with more are refused.
-    max_batch_tokens: tokens of all rows of a pass; a row that has more runs alone.
+    max_batch_tokens: tokens of all rows of a pass together; a row that has more runs alone.
     max_company_seconds: how long a pass may wait for the calls that were answered by the one before. It waits
         a tenth of what that pass took, if that is less, and not at all when nobody else is there.
     """
@@ -51,6 +52,9 @@ class Prediction:
     reused: Sequence[bool]
     queue_seconds: float
     compute_seconds: float
+
+
+Key = tuple[object, ...]
 
 
 @dataclass(eq=False)
@@ -77,25 +81,43 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A row in the queue, and when it is due by the monotonic clock."""
+    """A row in the queue, and when it is due by the monotonic clock.
+
+    group: what rows must have in common to share a pass.
+    alike: what equal rows have in common.
+    """
 
     call: _Call
     index: int
     tokens: int
     due: float
+    group: Key
 
     @property
     def row(self) -> Row:
         return self.call.rows[self.index]
 
+    @property
+    def alike(self) -> Key:
+        return self.group, self.row.shape
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of a pass; `company` is the group or the kind of rows that the next one may wait for."""
+
+    rows: Sequence[_Waiting]
+    company: Key
+
 
 class Batcher:
     """Queues rows and runs them in passes on the compute thread; the event loop stays free.
 
-    The row that is due first is in the next pass, with those behind it that can share it: of its shape, as
-    many as memory allows and as measured costs say is worth it. A row is due at its call's deadline, at the
-    latest LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by
-    what the passes before it take. So no row starves, and small calls pass between the rows of a large one.
+    The row that is due first is in the next pass, with those behind it that can share it, whatever their size
+    and text length: as many as memory allows. Where measured costs say that passes of equal rows are cheaper,
+    it is with its equals alone, as many as are worth it. A row is due at its call's deadline, at the latest
+    LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by what the
+    passes before it take. So no row starves, and small calls pass between the rows of a large one.
     """
 
     def __init__(self, predictor: Predictor, limits: QueueLimits) -> None:
@@ -105,7 +127,7 @@ class Batcher:
         self._queue: list[_Waiting] = []
         self._passes: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
-        self._expected: tuple[tuple[object, ...], int] = (), 0  # of this shape, so many rows
+        self._expected: tuple[Key, int] = (), 0  # of this kind, so many rows
         self._company_until = 0.0
         self._max_batch_tokens = limits.max_batch_tokens
 
@@ -148,8 +170,8 @@ class Batcher:
         most, tokens = self._predictor.max_rows, self._predictor.tokens(call.rows[0])
         pass_seconds = self._costs.seconds(tokens, most)
         return [
-            _Waiting(call, index, tokens, due + index // most * pass_seconds)
-            for index in range(len(call.rows))
+            _Waiting(call, index, tokens, due + index // most * pass_seconds, self._predictor.group(row))
+            for index, row in enumerate(call.rows)
         ]
 
     def _put(self, entries: Sequence[_Waiting]) -> None:
@@ -172,8 +194,8 @@ class Batcher:
 
     async def _wait_for_company(self) -> None:
         """Until those are back that the pass before answered, or the window is over."""
-        shape, rows = self._expected
-        while self._queue and self._queue[0].row.shape == shape and self._alike(shape) < rows:
+        company, rows = self._expected
+        while self._queue and _is_of(self._queue[0], company) and self._count(company) < rows:
             self._arrived.clear()
             try:
                 async with asyncio.timeout(self._company_until - time.monotonic()):
@@ -181,62 +203,97 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _alike(self, shape: tuple[object, ...]) -> int:
-        return sum(entry.row.shape == shape for entry in self._queue)
+    def _count(self, company: Key) -> int:
+        return sum(_is_of(entry, company) for entry in self._queue)
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Takes the next pass's rows out of the queue; none if nobody waits any more."""
-        waiting = [entry for entry in self._queue if not entry.call.done.done()]
-        batch = self._sharing(waiting)
-        taken = set(batch)
-        self._queue = [entry for entry in waiting if entry not in taken]
+    def _next_batch(self) -> _Batch | None:
+        """Takes the next pass's rows out of the queue; None if nobody waits any more."""
+        self._queue = [entry for entry in self._queue if not entry.call.done.done()]
+        if not self._queue:
+            return None
+        batch = self._sharing(self._queue)
+        taken = set(batch.rows)
+        self._queue = [entry for entry in self._queue if entry not in taken]
         return batch
 
-    def _sharing(self, waiting: Sequence[_Waiting]) -> list[_Waiting]:
-        """The first row, and those that share its pass."""
-        if not waiting:
-            return []
+    def _sharing(self, waiting: Sequence[_Waiting]) -> _Batch:
+        """The first row with those that may share its pass, or with its equals alone if that is cheaper."""
         first = waiting[0]
-        alike = [entry for entry in waiting if entry.row.shape == first.row.shape]
-        room = max(self._max_batch_tokens // first.tokens, 1)
-        return alike[: self._costs.best_rows(first.tokens, min(len(alike), room, self._predictor.max_rows))]
+        company = [entry for entry in waiting if entry.group == first.group]
+        equals = [entry for entry in company if entry.alike == first.alike]
+        if len(company) == len(equals):
+            return _Batch(self._best(equals), first.group)
+        mixed = self._fitting(company)
+        if any(entry.alike != first.alike for entry in mixed) and self._costs.mixing_pays(_sizes(mixed)):
+            return _Batch(mixed, first.group)
+        return _Batch(self._best(equals), first.alike)
 
-    async def _run_pass(self, batch: Sequence[_Waiting]) -> None:
-        rows = [waiting.row for waiting in batch]
+    def _best(self, equals: Sequence[_Waiting]) -> Sequence[_Waiting]:
+        """As many of these equal rows as cost the least each."""
+        fitting = self._fitting(equals)
+        return fitting[: self._costs.best_rows(fitting[0].tokens, len(fitting))]
+
+    def _fitting(self, company: Sequence[_Waiting]) -> list[_Waiting]:
+        """The first of these rows, and of the others those that fit into a pass with the ones before."""
+        fitting, tokens = [company[0]], company[0].tokens
+        for entry in company[1:]:
+            if len(fitting) < self._predictor.max_rows and tokens + entry.tokens <= self._max_batch_tokens:
+                fitting.append(entry)
+                tokens += entry.tokens
+        return fitting
+
+    async def _run_pass(self, batch: _Batch) -> None:
+        rows = [waiting.row for waiting in batch.rows]
         started = time.monotonic()
         try:
             predicted = await compute(self._predictor.predict, rows)
         except torch.OutOfMemoryError as error:
-            self._make_smaller(batch, error)
+            self._make_smaller(batch.rows, error)
             return
         except Exception as error:
-            for waiting in batch:
+            for waiting in batch.rows:
                 waiting.call.fail(error)
             return
         seconds = time.monotonic() - started
-        self._costs.note(batch[0].tokens, len(batch), seconds)
-        log.debug("%d rows of %d tokens in %.1f ms", len(batch), batch[0].tokens, 1000 * seconds)
-        for call in {waiting.call for waiting in batch}:
+        self._note(batch.rows, seconds)
+        for call in {waiting.call for waiting in batch.rows}:
             call.compute_seconds += seconds
-        for waiting, velocity, reused in zip(batch, *predicted, strict=True):
+        for waiting, velocity, reused in zip(batch.rows, *predicted, strict=True):
             waiting.call.take(waiting.index, velocity, reused)
-        shape = batch[0].row.shape
-        self._expected = shape, min(len(batch) + self._alike(shape), self._predictor.max_rows)
+        expected = min(len(rows) + self._count(batch.company), self._predictor.max_rows)
+        self._expected = batch.company, expected
         window = min(_COMPANY_SHARE * seconds, self._limits.max_company_seconds)
         self._company_until = time.monotonic() + window
 
+    def _note(self, batch: Sequence[_Waiting], seconds: float) -> None:
+        sizes = _sizes(batch)
+        if len({entry.alike for entry in batch}) == 1:
+            self._costs.note(batch[0].tokens, len(batch), seconds)
+        else:
+            self._costs.note_mixed(sizes, seconds)
+        described = ", ".join(f"{rows} of {tokens} tokens" for tokens, rows in sizes.items())
+        log.debug("rows: %s, in %.1f ms", described, 1000 * seconds)
+
     def _make_smaller(self, batch: Sequence[_Waiting], error: torch.OutOfMemoryError) -> None:
         """Lets the rows of a pass that did not fit in memory wait for smaller ones; refuses a single one."""
-        tokens = batch[0].tokens
+        tokens = sum(entry.tokens for entry in batch)
         if len(batch) == 1:
             log.error("one row of %d tokens does not fit in memory: %s", tokens, error)
             batch[0].call.fail(out_of_memory(f"a row of {tokens} tokens does not fit in memory"))
             return
-        self._max_batch_tokens = tokens * len(batch) // 2
+        self._max_batch_tokens = tokens // 2
         log.warning(
-            "%d rows of %d tokens do not fit in memory: from now on passes have at most %d tokens",
+            "%d rows of %d tokens together do not fit in memory: from now on passes have at most %d tokens",
             len(batch),
             tokens,
             self._max_batch_tokens,
         )
         self._put(batch)
+
+
+def _is_of(entry: _Waiting, company: Key) -> bool:
+    return company in (entry.group, entry.alike)
+
+
+def _sizes(batch: Sequence[_Waiting]) -> Sizes:
+    return Counter(entry.tokens for entry in batch)

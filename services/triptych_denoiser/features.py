@@ -58,7 +58,7 @@ FeatureCache = Cache[Key, Features]
 def key_of(row: Row) -> Key:
     """All that decides a row's features; conditioning and LoRAs are equal to nothing but themselves."""
     latents = hashlib.sha256(row.latents.numpy().tobytes()).digest()
-    return (latents, row.sigma, row.conditioning, row.guidance, *row.shape)
+    return (latents, row.sigma, row.conditioning, row.guidance, row.shape, row.variant)
 
 
 class FirstBlockReuse:

@@ -15,7 +15,7 @@ from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, FeatureReuse, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.lora import Loras, added
-from triptych_denoiser.models.transformer import BlockReuse, Transformer
+from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer
 
 log = logging.getLogger(__name__)
 
@@ -48,22 +48,25 @@ class Row:
     reuse: FeatureReuse | None = None
 
     @property
-    def shape(self) -> tuple[object, ...]:
-        """What rows of one forward pass must have in common."""
-        tokens, repeats = len(self.conditioning.sequence), self.conditioning.trailing_repeats
-        layers = self.skipped_layers, self.perturbed_layers
-        return (*self.latents.shape, tokens, repeats, *layers, *self.loras)
+    def shape(self) -> tuple[int, ...]:
+        """What equal rows have in common: latents' shape, text tokens, how many the last one stands for."""
+        return (*self.latents.shape, len(self.conditioning.sequence), self.conditioning.trailing_repeats)
+
+    @property
+    def variant(self) -> tuple[object, ...]:
+        """Which model computes the row: what all rows of a pass have in common."""
+        return self.skipped_layers, self.perturbed_layers, self.loras
 
 
 class Velocities(NamedTuple):
-    """What rows give: float32 [rows, channels, height, width] on the CPU, and whose features were reused."""
+    """What rows give: float32 [channels, height, width] each on the CPU, and whose features were reused."""
 
-    velocities: Tensor
+    velocities: Sequence[Tensor]
     reused: Sequence[bool]
 
 
 class Predictor:
-    """A transformer that computes up to `max_rows` rows in one forward pass."""
+    """A transformer that computes up to `max_rows` rows in one forward pass, of several shapes if `mixes`."""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Predictor:
         dtype: torch.dtype,
         max_rows: int,
         features: FeatureCache | None = None,
+        mixes: bool = True,
     ) -> None:
         """`device` and `dtype` are those that the model computes on and in; `features` are remembered."""
         self._features = features or FeatureCache(1)
@@ -79,6 +83,12 @@ class Predictor:
         self.device = device
         self.dtype = dtype
         self.max_rows = max_rows
+        self.mixes = mixes
+
+    def group(self, row: Row) -> tuple[object, ...]:
+        """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
+        mixes = self.mixes and row.reuse is None
+        return row.variant if mixes else (*row.variant, row.shape)
 
     def tokens(self, row: Row) -> int:
         """Image and text tokens of a row."""
@@ -87,7 +97,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Velocities:
-        """Predicts rows of one shape, 1 to max_rows of them, in one pass.
+        """Predicts rows of one group, 1 to max_rows of them, in one pass.
 
         Reference rows whose features are forgotten are computed in passes before it.
         """
@@ -120,17 +130,27 @@ class Predictor:
                     self._features.put(key, features)
         return found
 
-    def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> Tensor:
+    def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> list[Tensor]:
         """One pass: float32 on the CPU."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, row in enumerate(rows):
+            by_shape.setdefault(row.shape, []).append(index)
+        order = [index for alike in by_shape.values() for index in alike]
+        ordered = [rows[index] for index in order]
+        groups = [self._group([rows[index] for index in alike]) for alike in by_shape.values()]
         with added(self.model, rows[0].loras):
-            velocities = self.model(
-                torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
-                self._float32([row.sigma for row in rows]),
-                torch.stack([row.conditioning.sequence for row in rows]),
-                **self._others(rows),
-                **reuse,
-            )
-        return velocities.float().cpu()
+            sigma = self._float32([row.sigma for row in ordered])
+            predicted = self.model.mixed(groups, sigma, **self._others(ordered), **reuse)
+        velocities = [velocity for group in predicted for velocity in group.float().cpu()]
+        return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda at: at[0])]
+
+    def _group(self, rows: Sequence[Row]) -> RowGroup:
+        """Rows of one shape as the transformer takes them."""
+        return RowGroup(
+            torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
+            torch.stack([row.conditioning.sequence for row in rows]),
+            rows[0].conditioning.trailing_repeats,
+        )
 
     def _others(self, rows: Sequence[Row]) -> dict[str, Any]:
         """The inputs that not every family takes."""
@@ -138,8 +158,6 @@ class Predictor:
         others: dict[str, Any] = {}
         if inputs.pooled_projection_dim:
             others["pooled"] = torch.stack([row.conditioning.pooled for row in rows])
-        if not inputs.text_positions:
-            others["trailing_repeats"] = rows[0].conditioning.trailing_repeats
         if inputs.guidance:
             others["guidance"] = self._float32([row.guidance for row in rows])
         if rows[0].skipped_layers:
@@ -160,14 +178,16 @@ def create_predictor(
     max_batch_rows: int,
     quantized: bool = False,
     features: FeatureCache | None = None,
+    mixes: bool = True,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
-    Float32 on a CPU whose kernels are fixed needs nothing for it. Other devices, dtypes and libraries choose
-    kernels by the number of rows, as do products of quantized weights: there they are made of tiles. Either
-    way it is tried before it is promised.
+    Or with equal ones alone, if that is enough; unless `mixes`, they do so anyway. Float32 on a CPU whose
+    kernels are fixed needs nothing for the promise. Other devices, dtypes and libraries choose kernels by the
+    number of rows, as do products of quantized weights: there they are made of tiles. Either way it is tried
+    before it is promised.
     """
-    together = Predictor(model, device, dtype, max_batch_rows, features)
+    together = Predictor(model, device, dtype, max_batch_rows, features, mixes)
     if determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
         return together
@@ -175,8 +195,13 @@ def create_predictor(
     if not fixed:
         tile_products(list(model.modules()), _GPU_TILE_ROWS if device.type == "cuda" else _CPU_TILE_ROWS)
     if rows_are_independent(together):
-        how = "" if fixed else ", with products made of tiles"
-        log.info("up to %d rows share a pass%s: tried, they have the same bits as alone", max_batch_rows, how)
+        together.mixes = mixes and mixed_rows_are_independent(together)
+        log.info(
+            "up to %d rows %sshare a pass%s: tried, they have the same bits as alone",
+            max_batch_rows,
+            "of any sizes " if together.mixes else "of one size and text length ",
+            "" if fixed else ", with products made of tiles",
+        )
         return together
     log.info("rows run one at a time: in company, their last bits would depend on it")
     return Predictor(model, device, dtype, 1, features)
@@ -199,21 +224,33 @@ def warm_up(predictor: Predictor) -> None:
 
 def rows_are_independent(predictor: Predictor) -> bool:
     """Whether random rows get the same bits in one pass as alone, for two shapes and two numbers of rows."""
+    rows = _probe_rows(predictor)
+    passes = [alike[:count] for alike in rows[:2] for count in (2, predictor.max_rows)]
+    return all(_have_the_bits_of_alone(predictor, each) for each in passes)
+
+
+def mixed_rows_are_independent(predictor: Predictor) -> bool:
+    """Whether random rows of three shapes get the same bits in one pass as alone."""
+    first, second, third = _probe_rows(predictor)
+    passes = [first[:1] + second[:1], second[:3] + third[:2] + first[:3]]
+    return all(_have_the_bits_of_alone(predictor, each[: predictor.max_rows]) for each in passes)
+
+
+def _have_the_bits_of_alone(predictor: Predictor, rows: Sequence[Row]) -> bool:
+    alone = [predictor.predict([row]).velocities[0] for row in rows]
+    return all(map(torch.equal, predictor.predict(rows).velocities, alone))
+
+
+def _probe_rows(predictor: Predictor) -> list[list[Row]]:
+    """Rows for trials, of three shapes."""
     inputs, generator = predictor.model.inputs, torch.Generator().manual_seed(0)
     multiple = inputs.size_multiple
     size = min(inputs.default_size, _PROBE_MAX_SIZE) // multiple * multiple
     half = max(size // 2 // multiple, 1) * multiple
-    for height, tokens, repeats in ((size, 33, 256), (half, 77, 1)):
-        rows = [
-            random_row(predictor, height, size, tokens, repeats, generator)
-            for _ in range(min(predictor.max_rows, _PROBE_ROWS))
-        ]
-        alone = torch.cat([predictor.predict([row]).velocities for row in rows])
-        for count in (2, len(rows)):
-            company = predictor.predict(rows[:count]).velocities
-            if not torch.equal(company, alone[:count]):
-                return False
-    return True
+    return [
+        [random_row(predictor, *shape, generator) for _ in range(_PROBE_ROWS)]
+        for shape in ((size, size, 33, 256), (half, size, 77, 1), (size, half, 20, 7))
+    ]
 
 
 def random_row(

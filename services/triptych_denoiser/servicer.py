@@ -263,6 +263,7 @@ def _create_predictor(
         options.max_batch_rows,
         quantized,
         FeatureCache(options.feature_cache_mb << 20),
+        mixes=not options.compile,  # to a compiled block, other numbers of sizes are another program
     )
     if not options.compile:
         return create()

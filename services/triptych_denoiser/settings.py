@@ -24,7 +24,8 @@ class DenoiserOptions(CompileOptions):
     determinism: Literal["batch-invariant", "fast"] = Field(
         default="batch-invariant",
         description="batch-invariant: a row's bits do not depend on the rows it runs with, and where the "
-        "machine cannot promise that, rows run one at a time. fast: rows always run together.",
+        "machine cannot promise that, rows run with those of their own size and text length alone, or one at "
+        "a time. fast: rows always run together.",
     )
     attention: Literal["auto", "flash-attn", "sdpa", "math"] = Field(
         default="auto",

@@ -3,17 +3,27 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tests.denoiser.serving import Prompt, random_latents, request, serving
 from triptych.errors import StartError
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
 from triptych_denoiser.models import attention
-from triptych_denoiser.models.attention import Attention, Choice, choose_backend, flash_attention
+from triptych_denoiser.models.attention import (
+    Attention,
+    Choice,
+    choose_backend,
+    flash_attention,
+    mixed_flash_attention,
+)
 from triptych_denoiser.settings import DenoiserSettings
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -34,7 +44,7 @@ def test_torchs_backends_compute_the_formula(backend: attention.Backend, biased:
     attend = Attention()
     attend.backend = backend
 
-    attended = attend(q, k, v, bias)
+    (attended,) = attend([q], [k], [v], [bias])
 
     logits = q @ k.transpose(-1, -2) / 4
     expected = (logits if bias is None else logits + bias).softmax(dim=-1) @ v
@@ -48,8 +58,34 @@ def test_flash_attn_computes_what_has_no_bias_and_sdpa_the_rest(monkeypatch: pyt
     flash.backend = "flash-attn"
     bias = torch.randn(1, 1, 1, 20)
 
-    assert torch.equal(flash(q, k, v), torch.zeros(1))
-    assert torch.equal(flash(q, k, v, bias), sdpa(q, k, v, bias))
+    assert torch.equal(flash([q], [k], [v])[0], torch.zeros(1))
+    assert torch.equal(flash([q], [k], [v], [bias])[0], sdpa([q], [k], [v], [bias])[0])
+
+
+def test_flash_attn_computes_groups_of_different_rows_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that does what the package documents: rows from starts[i] to starts[i + 1]."""
+    calls = []
+
+    def varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, *longest: int) -> Tensor:
+        calls.append((starts.tolist(), starts.dtype, longest))
+        assert torch.equal(starts, key_starts)
+        rows = [
+            F.scaled_dot_product_attention(*(x[first:last].transpose(0, 1) for x in (q, k, v))).transpose(
+                0, 1
+            )
+            for first, last in pairwise(starts.tolist())
+        ]
+        return torch.cat(rows)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
+    flash, sdpa = Attention(), Attention()
+    flash.backend = "flash-attn"
+    shapes = ((2, 3, 20, 16), (1, 3, 7, 16), (1, 3, 9, 16))
+    q, k, v = ([torch.randn(shape) for shape in shapes] for _ in "qkv")
+
+    for attended, expected in zip(flash(q, k, v), sdpa(q, k, v), strict=True):
+        torch.testing.assert_close(attended, expected)
+    assert calls == [([0, 20, 40, 47, 56], torch.int32, (20, 20))]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +116,10 @@ def test_flash_attn_is_sdpa_up_to_rounding(dtype: torch.dtype) -> None:
     q, k, v = (x.cuda() for x in projections(dtype))
 
     assert choose_backend("auto", CUDA, dtype) == "flash-attn"
-    torch.testing.assert_close(flash_attention(q, k, v), Attention()(q, k, v), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(flash_attention(q, k, v), Attention()([q], [k], [v])[0], rtol=2e-2, atol=2e-2)
+    groups = [[x, x[:1, :, :7]] for x in (q, k, v)]
+    for mixed, alone in zip(mixed_flash_attention(*groups), Attention()(*groups), strict=True):
+        torch.testing.assert_close(mixed, alone, rtol=2e-2, atol=2e-2)
 
 
 async def test_the_backend_is_said_and_decides_the_fingerprint_but_not_the_picture(

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -26,10 +27,12 @@ LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_company_secon
 
 
 class HeldPredictor:
-    """Gives latents back as velocities, a pass for each `release`."""
+    """Gives latents back as velocities, a pass for each `release`. A pass takes `seconds`, if it says so."""
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, mixes: bool = False) -> None:
         self.max_rows = max_rows
+        self.mixes = mixes
+        self.seconds: Callable[[Sequence[Row]], float] = lambda rows: 0.0
         self.passes: list[list[float]] = []
         self.threads: set[str] = set()
         self.error: Exception | None = None
@@ -37,6 +40,9 @@ class HeldPredictor:
 
     def tokens(self, row: Row) -> int:
         return row.latents.numel()
+
+    def group(self, row: Row) -> tuple[object, ...]:
+        return row.variant if self.mixes else (*row.variant, row.shape)
 
     def release(self, passes: int = 100) -> None:
         self._permits.release(passes)
@@ -48,7 +54,8 @@ class HeldPredictor:
         if self.error:
             error, self.error = self.error, None
             raise error
-        return Velocities(torch.stack([row.latents for row in rows]), [False] * len(rows))
+        time.sleep(self.seconds(rows))
+        return Velocities([row.latents for row in rows], [False] * len(rows))
 
 
 @pytest.fixture
@@ -286,3 +293,152 @@ async def test_a_row_that_does_not_fit_in_memory_is_refused(
     assert no.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert retry_after_seconds(no.value) is None
     assert (await batcher.predict([row(2)])).velocities.max().item() == 2
+
+
+@pytest.fixture
+async def mixing() -> AsyncIterator[tuple[Batcher, HeldPredictor]]:
+    """A batcher that mixes sizes, up to 4 rows and 100 tokens; it knows what sizes 2, 4 and 6 cost."""
+    predictor = HeldPredictor(max_rows=4, mixes=True)
+    batcher = Batcher(predictor, QueueLimits(20, 100, 0.005))  # type: ignore[arg-type]
+    for size in (2, 4, 6):
+        predictor.release(1)
+        await batcher.predict([row(0, size)])
+    predictor.passes.clear()
+    yield batcher, predictor
+    predictor.release()
+    await batcher.close()
+
+
+async def test_rows_of_any_size_share_a_pass(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1))]
+    for name, size in ((2, 4), (3, 2), (4, 4), (5, 6)):
+        calls.append(await waiting(batcher, row(name, size)))
+    predictor.release()
+    predictions = await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 3, 4, 5]]
+    assert [p.velocities.shape[-1] for p in predictions] == [2, 4, 2, 4, 6]
+    assert [p.velocities.max().item() for p in predictions] == [1, 2, 3, 4, 5]
+
+
+async def test_a_size_that_is_new_goes_alone_once(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1)), await waiting(batcher, row(2), row(3))]
+    calls += [await waiting(batcher, row(4, 8)), await waiting(batcher, row(5))]
+    predictor.release(3)
+    await asyncio.gather(*calls)
+    calls = [
+        await waiting(batcher, row(6)),
+        await waiting(batcher, row(7)),
+        await waiting(batcher, row(8, 8)),
+    ]
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 3, 5], [4], [6], [7, 8]]
+
+
+async def test_a_mixed_pass_holds_as_many_tokens_as_it_may(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    """Of 100; what does not fit waits, and what is behind it and fits goes."""
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1))]
+    for name, size in ((2, 6), (3, 6), (4, 6), (5, 4), (6, 2)):
+        calls.append(await waiting(batcher, row(name, size)))
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 3, 5, 6], [4]]
+
+
+async def test_the_row_that_is_due_first_is_in_the_next_pass(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1))]
+    calls.append(await waiting(batcher, row(2), row(3), row(4), row(5)))
+    calls.append(await waiting(batcher, row(6, 6), timeout=20))
+    calls.append(await waiting(batcher, row(7, 4), timeout=10))
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [7, 6, 2, 3], [4, 5]]
+
+
+async def test_a_large_row_does_not_starve_behind_small_ones(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    """It does not fit beside two others that were there before, and does not wait for a third."""
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1))]
+    for name, size in ((2, 6), (3, 6), (4, 6)):
+        calls.append(await waiting(batcher, row(name, size)))
+    for name in range(5, 12):
+        predictor.release(1)
+        calls.append(await waiting(batcher, row(name)))
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert [4 in one for one in predictor.passes].index(True) <= 2
+
+
+async def test_rows_of_other_models_do_not_share_a_mixed_pass(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    batcher, predictor = mixing
+    plain, weak = [row(1), row(2, 4)], [row(3), row(4, 4)]
+    weakened = [Row(each.latents, 0.5, CONDITIONING, skipped_layers=(7,)) for each in weak]
+    calls = [await waiting(batcher, row(0)), await waiting(batcher, *plain[:1])]
+    calls += [await waiting(batcher, each) for each in (weakened[0], plain[1], weakened[1])]
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[0], [1, 2], [3, 4]]
+
+
+async def test_sizes_go_apart_where_mixing_them_was_slower(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    batcher, predictor = mixing
+    predictor.seconds = lambda rows: 0.02 * len({row.shape for row in rows}) - 0.01
+    predictor.release(1000)
+
+    async def request(size: int) -> None:
+        for step in range(12):
+            await batcher.predict([row(step, size)])
+
+    await asyncio.gather(request(2), request(4))
+    mixed = [len(one) > 1 for one in predictor.passes]
+    assert any(mixed[:12])
+    assert not any(mixed[-4:])
+
+
+async def test_a_mixed_pass_that_does_not_fit_in_memory_becomes_smaller(
+    mixing: tuple[Batcher, HeldPredictor], caplog: pytest.LogCaptureFixture
+) -> None:
+    batcher, predictor = mixing
+    calls = [await waiting(batcher, row(1))]
+    calls += [await waiting(batcher, row(name, size)) for name, size in ((2, 6), (3, 4), (4, 2))]
+    predictor.release(1)
+    await calls[0]
+    predictor.error = torch.OutOfMemoryError("CUDA out of memory")
+    predictor.release()
+    await asyncio.gather(*calls)
+
+    assert predictor.passes == [[1], [2, 3, 4], [2], [3, 4]]
+    assert "3 rows of 56 tokens together do not fit in memory" in caplog.text
+
+
+async def test_a_pass_waits_for_company_of_other_sizes(mixing: tuple[Batcher, HeldPredictor]) -> None:
+    """Two clients of different sizes that ask step by step stay together."""
+    batcher, predictor = mixing
+    batcher._limits = QueueLimits(20, 100, 5.0)
+    calls = [
+        await waiting(batcher, row(0)),
+        await waiting(batcher, row(1)),
+        await waiting(batcher, row(2, 4)),
+    ]
+    predictor.release(1)
+    await calls[0]
+    await asyncio.sleep(0.3)  # a tenth of this is the window
+    predictor.release(1)
+    await asyncio.gather(*calls)
+    quick = asyncio.create_task(batcher.predict([row(3)]))
+    await asyncio.sleep(0.005)
+    late = asyncio.create_task(batcher.predict([row(4, 4)]))
+    predictor.release()
+    await asyncio.gather(quick, late)
+
+    assert predictor.passes == [[0], [1, 2], [3, 4]]

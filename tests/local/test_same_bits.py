@@ -1,5 +1,6 @@
 """The same request gives the same bits: in one process or over sockets, alone or in company."""
 
+import asyncio
 import io
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 
 from tests.denoiser.loras import random_lora, written
 from tests.local.conftest import Up, run, running_up
+from triptych.client import AsyncClient
 
 PICTURES = ("generate", "a cat", "a red dog", "--seed", "7", "--steps", "3", "--size", "64x48")
 
@@ -96,3 +98,22 @@ def test_a_batch_of_four_is_four_single_pictures(up: Up, tmp_path: Path) -> None
     ]
     assert len(set(batch)) == 4
     assert batch == singles
+
+
+async def test_requests_of_several_sizes_and_steps_at_once_give_what_they_give_alone(up: Up) -> None:
+    sizes, steps = [(64, 64), (48, 64), (96, 48), (64, 64), (32, 32)], [5, 7, 4, 3, 9]
+    client = AsyncClient(up.coordinator())
+
+    async def pixels(size: tuple[int, int], num_inference_steps: int) -> bytes:
+        height, width = size
+        generation = await client.generate(
+            "a cat", height=height, width=width, num_inference_steps=num_inference_steps, seed=7
+        )
+        return decoded(generation.images[0].png)
+
+    alone = [await pixels(*asked) for asked in zip(sizes, steps, strict=True)]
+    at_once = await asyncio.gather(*map(pixels, sizes, steps))
+    await client.close()
+
+    assert at_once == alone
+    assert len(set(alone)) == len(sizes)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -12,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from triptych.errors import StartError
+from triptych_denoiser.models.streams import Groups, rows_apart
 from triptych_denoiser.models.transformer import Transformer
 
+Biases = Sequence[Tensor | None]
+"""What each group of rows adds to its logits, broadcast to [rows, heads, tokens, tokens]."""
 Backend = Literal["flash-attn", "sdpa", "math"]
 """What computes attention:
 
@@ -33,8 +39,14 @@ class Attention(nn.Module):
         super().__init__()
         self.backend: Backend = "sdpa"
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[rows, heads, tokens, head_dim] to [rows, tokens, width]; `bias` broadcasts to the logits."""
+    def forward(self, q: Groups, k: Groups, v: Groups, biases: Biases | None = None) -> list[Tensor]:
+        """[rows, heads, tokens, head_dim] to [rows, tokens, width] for each group of equal rows."""
+        biases = [None] * len(q) if biases is None else biases
+        if self.backend == "flash-attn" and len(q) > 1 and all(bias is None for bias in biases):
+            return mixed_flash_attention(q, k, v)
+        return [self._attend(*group) for group in zip(q, k, v, biases, strict=True)]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if self.backend == "flash-attn" and bias is None:
             return flash_attention(q, k, v)
         if self.backend == "math":
@@ -51,6 +63,24 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     attended: Tensor = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
     return attended.flatten(2)
+
+
+def mixed_flash_attention(q: Groups, k: Groups, v: Groups) -> list[Tensor]:
+    """By flash-attn, all groups in one call: as flash_attention for each of them."""
+    from flash_attn import flash_attn_varlen_func
+
+    rows, tokens = tuple(map(len, q)), tuple(group.shape[2] for group in q)
+    packed = [torch.cat([group.transpose(1, 2).flatten(0, 1) for group in groups]) for groups in (q, k, v)]
+    starts = _row_starts(rows, tokens, q[0].device)
+    attended: Tensor = flash_attn_varlen_func(*packed, starts, starts, max(tokens), max(tokens))
+    return rows_apart(attended.flatten(1), rows, tokens)
+
+
+@lru_cache(maxsize=64)
+def _row_starts(rows: tuple[int, ...], tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each row of the groups begins among all tokens, and where the last one ends: int32."""
+    lengths = [n for count, n in zip(rows, tokens, strict=True) for _ in range(count)]
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)
 
 
 def use_backend(transformer: Transformer, backend: Backend) -> None:

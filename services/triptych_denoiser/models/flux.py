@@ -4,7 +4,7 @@ Architecture: Black Forest Labs, https://github.com/black-forest-labs/flux (src/
 the layout of diffusers' FluxTransformer2DModel.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,17 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
+    add_gated,
     modulate,
     patchify,
     timestep_features,
     unpatchify,
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
-from triptych_denoiser.models.perturbed_attention import perturbed_bias
-from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
+from triptych_denoiser.models.perturbed_attention import perturbed_biases
+from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.streams import Streams, streams
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, RowGroup, Rows, no_reuse
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -104,25 +106,32 @@ class DoubleBlock(nn.Module):
         self.text_mlp = FeedForward(width)
 
     def forward(
-        self, image: Tensor, text: Tensor, embedding: Tensor, turns: Tensor, perturbed: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        embedding: Tensor,
+        rows: Streams,
+        turns: Sequence[Tensor],
+        perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
+        """Image and text tokens, packed, of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.image_modulation(embedding)
         text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
             self.text_modulation(embedding)
         )
-        image_qkv = self.image_attention(modulate(image, shift, scale))
-        text_qkv = self.text_attention(modulate(text, text_shift, text_scale))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
-        bias = perturbed_bias(q, slice(text.shape[1], None)) if perturbed else None
-        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
-        text_attended, image_attended = attended[:, : text.shape[1]], attended[:, text.shape[1] :]
+        image_qkv = self.image_attention(modulate(image, shift, scale, rows.image))
+        text_qkv = self.text_attention(modulate(text, text_shift, text_scale, rows.text))
+        q, k, v = (rows.join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
+        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
+        attended = self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases)
+        image_attended, text_attended = rows.cut(attended)
 
-        image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
-        image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
-        text = torch.addcmul(text, text_gate, self.text_attention.out(text_attended))
-        text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale))
-        return image, within_float16(torch.addcmul(text, text_mlp_gate, text_mlp))
+        image = add_gated(image, gate, self.image_attention.out(image_attended), rows.image)
+        image_mlp = self.image_mlp(modulate(image, mlp_shift, mlp_scale, rows.image))
+        image = add_gated(image, mlp_gate, image_mlp, rows.image)
+        text = add_gated(text, text_gate, self.text_attention.out(text_attended), rows.text)
+        text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale, rows.text))
+        return image, within_float16(add_gated(text, text_mlp_gate, text_mlp, rows.text))
 
 
 class SingleBlock(nn.Module):
@@ -140,19 +149,22 @@ class SingleBlock(nn.Module):
         self.out = Linear(5 * width, width)
 
     def forward(
-        self, tokens: Tensor, embedding: Tensor, turns: Tensor, perturbed: slice | None = None
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        rows: Streams,
+        turns: Sequence[Tensor],
+        perturbed: bool = False,
     ) -> Tensor:
-        """The tokens, [rows, text and image tokens, width], of those before.
-
-        perturbed: where the image's tokens are, if they are not to see each other.
-        """
+        """The tokens, text and image of a row packed as one, of those before."""
         shift, scale, gate = self.modulation(embedding)
-        modulated = modulate(tokens, shift, scale)
-        q, k, v = self.attention(modulated)
-        bias = None if perturbed is None else perturbed_bias(q, perturbed)
-        attended = self.attend(rotate(q, turns), rotate(k, turns), v, bias)
+        modulated = modulate(tokens, shift, scale, rows.both)
+        q, k, v = (rows.both.groups(each) for each in self.attention(modulated))
+        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
+        attended = rows.both.pack(self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases))
         mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
-        return within_float16(torch.addcmul(tokens, gate, self.out(torch.cat([attended, mlp], dim=-1))))
+        out = self.out(torch.cat([attended, mlp], dim=-1))
+        return within_float16(add_gated(tokens, gate, out, rows.both))
 
 
 def within_float16(x: Tensor) -> Tensor:
@@ -233,34 +245,60 @@ class FluxTransformer(nn.Module):
         Returns:
             [rows, channels, height, width], dtype of the latents.
         """
-        height, width = latents.shape[-2:]
+        group = RowGroup(latents, sequence)
+        (velocity,) = self.mixed([group], sigma, pooled, guidance, skipped_layers, perturbed_layers, reuse)
+        return velocity
+
+    def mixed(
+        self,
+        groups: Sequence[RowGroup],
+        sigma: Tensor,
+        pooled: Tensor,
+        guidance: Tensor | None = None,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
+    ) -> list[Tensor]:
+        """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = F.silu(self.embed(sigma, pooled, guidance))
-        image = self.patch_embed(patchify(latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2))
-        text = self.text_embed(sequence)
-        turns = self.turns(text.shape[1], height // PACKING, width // PACKING).to(latents.device)
+        patches = [patchify(group.latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2) for group in groups]
+        images = [self.patch_embed(each) for each in patches]
+        texts = [self.text_embed(group.sequence) for group in groups]
+        rows = streams(images, texts, image_first=False)
+        image, text = rows.image.pack(images), rows.text.pack(texts)
+        turns = [
+            self.turns(tokens, group.latents.shape[-2] // PACKING, group.latents.shape[-1] // PACKING)
+            for tokens, group in zip(rows.text.tokens, groups, strict=True)
+        ]
+        turns = [each.to(image.device) for each in turns]
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
             for index in layers:
                 if index not in skipped_layers:
                     block, perturbed = self.double_blocks[index], index in perturbed_layers
-                    image, text = block(image, text, embedding, turns, perturbed)
+                    image, text = block(image, text, embedding, rows, turns, perturbed)
             return image, text
 
-        def others(rows: Rows) -> Tensor:
+        def others(some: Rows) -> Tensor:
             layers = range(1, len(self.double_blocks))
-            image, text = through(layers, first_image[rows], first_text[rows], embedding[rows])
-            tokens, image_part = torch.cat([text, image], dim=1), slice(text.shape[1], None)
+            image, text = through(layers, first_image[some], first_text[some], embedding[some])
+            tokens = rows.both.pack(rows.join(image, text))
             for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
                 if index not in skipped_layers:
-                    perturbed = image_part if index in perturbed_layers else None
-                    tokens = block(tokens, embedding[rows], turns, perturbed)
-            return tokens[:, image_part]
+                    tokens = block(tokens, embedding[some], rows, turns, index in perturbed_layers)
+            image, _ = rows.cut(rows.both.groups(tokens))
+            return image
 
         first_image, first_text = through(range(min(1, len(self.double_blocks))), image, text, embedding)
         image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        velocity = self.final(modulate(image, shift, scale))
-        patches = velocity.unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
+        modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
+        return [self.velocity(*each) for each in zip(modulated, groups, strict=True)]
+
+    def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
+        """Like the latents, of modulated image tokens."""
+        height, width = group.latents.shape[-2:]
+        patches = self.final(image).unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
         return unpatchify(patches, height, width)
 
     def embed(self, sigma: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:

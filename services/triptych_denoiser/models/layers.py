@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych_denoiser.models.streams import Stream
+
 TIMESTEP_CHANNELS = 256
 EPS = 1e-6
 MIN_ROWS = 4
@@ -129,9 +131,14 @@ class Modulation(nn.Module):
         return self.linear(embedding)[:, None].chunk(self.parts, dim=-1)  # type: ignore[no-any-return]
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift, without affine weights of its own."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+    return stream.apply(torch.addcmul, shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+def add_gated(x: Tensor, gate: Tensor, change: Tensor, stream: Stream) -> Tensor:
+    """x + gate * change."""
+    return stream.apply(torch.addcmul, x, gate, change)
 
 
 class FeedForward(nn.Module):

@@ -1,8 +1,18 @@
 """Attention that perturbed attention guidance weakens: tokens of the image do not see each other."""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
+
+from triptych_denoiser.models.attention import Biases
+from triptych_denoiser.models.streams import Groups
+
+
+def perturbed_biases(q: Groups, images: Sequence[slice], key_biases: Biases | None = None) -> list[Tensor]:
+    """perturbed_bias for each group of equal rows."""
+    key_biases = [None] * len(q) if key_biases is None else key_biases
+    return [perturbed_bias(*group) for group in zip(q, images, key_biases, strict=True)]
 
 
 def perturbed_bias(q: Tensor, image: slice, key_bias: Tensor | None = None) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from triptych_denoiser.models.streams import Groups
+
 
 def axis_angles(count: int, dim: int, theta: float) -> Tensor:
     """The angles of positions 0 to count - 1 on an axis of `dim` channels: float64 [count, dim / 2].
@@ -30,6 +32,11 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
         axes: for each axis, cosine and sine by position, [count, dim / 2, 2].
     """
     return torch.cat([axis[at] for axis, at in zip(axes, positions.unbind(-1), strict=True)], dim=1)
+
+
+def rotate_each(groups: Groups, turns: Sequence[Tensor]) -> list[Tensor]:
+    """Each group of equal rows by its own turns."""
+    return [rotate(*group) for group in zip(groups, turns, strict=True)]
 
 
 def rotate(x: Tensor, turns: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.quantization import Exceptions
-from triptych_denoiser.models.attention import Attention
+from triptych_denoiser.models.attention import Attention, Biases
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -22,14 +22,16 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
+    add_gated,
     modulate,
     patchify,
     timestep_features,
     unpatchify,
 )
 from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
-from triptych_denoiser.models.perturbed_attention import perturbed_bias
-from triptych_denoiser.models.transformer import BlockReuse, Inputs, Rows, no_reuse
+from triptych_denoiser.models.perturbed_attention import perturbed_biases
+from triptych_denoiser.models.streams import Streams, streams
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, no_reuse
 
 MAX_TOKENS = 2048
 
@@ -104,39 +106,49 @@ class JointBlock(nn.Module):
         self.text_mlp = None if last else FeedForward(width)
 
     def forward(
-        self, image: Tensor, text: Tensor, embedding: Tensor, key_bias: Tensor | None, perturbed: bool = False
+        self,
+        image: Tensor,
+        text: Tensor,
+        embedding: Tensor,
+        rows: Streams,
+        key_biases: Biases,
+        perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Image and text tokens, [rows, tokens, width], of those before and the embedding [rows, width]."""
+        """Image and text tokens, packed, of those before and the embedding [rows, width]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate, *dual = self.image_modulation(embedding)
-        image_in = modulate(image, shift, scale)
+        image_in = modulate(image, shift, scale, rows.image)
         if self.text_mlp is None:
             text_scale, text_shift = self.text_modulation(embedding)
         else:
             text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
                 self.text_modulation(embedding)
             )
-        text_in = modulate(text, text_shift, text_scale)
+        text_in = modulate(text, text_shift, text_scale, rows.text)
 
         image_qkv, text_qkv = self.image_attention(image_in), self.text_attention(text_in)
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
-        bias = perturbed_bias(q, slice(0, image.shape[1]), key_bias) if perturbed else key_bias
-        attended = self.attend(q, k, v, bias)
-        image_attended, text_attended = attended[:, : image.shape[1]], attended[:, image.shape[1] :]
+        q, k, v = (rows.join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
+        biases = perturbed_biases(q, rows.image_parts, key_biases) if perturbed else key_biases
+        image_attended, text_attended = rows.cut(self.attend(q, k, v, biases))
 
         image_before = image
-        image = torch.addcmul(image, gate, self.image_attention.out(image_attended))
+        image = add_gated(image, gate, self.image_attention.out(image_attended), rows.image)
         if self.image_attention_2 is not None:
             shift_2, scale_2, gate_2 = dual
-            q, k, v = self.image_attention_2(modulate(image_before, shift_2, scale_2))
-            attended_2 = v.transpose(1, 2).flatten(2) if perturbed else self.attend(q, k, v)
-            image = torch.addcmul(image, gate_2, self.image_attention_2.out(attended_2))
-        image = torch.addcmul(image, mlp_gate, self.image_mlp(modulate(image, mlp_shift, mlp_scale)))
+            image_qkv = self.image_attention_2(modulate(image_before, shift_2, scale_2, rows.image))
+            groups = [rows.image.groups(each) for each in image_qkv]
+            # An image token that sees no other leaves with its own value.
+            attended = (
+                [v.transpose(1, 2).flatten(2) for v in groups[2]] if perturbed else self.attend(*groups)
+            )
+            out = self.image_attention_2.out(rows.image.pack(attended))
+            image = add_gated(image, gate_2, out, rows.image)
+        mlp = self.image_mlp(modulate(image, mlp_shift, mlp_scale, rows.image))
+        image = add_gated(image, mlp_gate, mlp, rows.image)
 
         if self.text_mlp is not None:
-            text = torch.addcmul(text, text_gate, self.text_attention.out(text_attended))
-            text = torch.addcmul(
-                text, text_mlp_gate, self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale))
-            )
+            text = add_gated(text, text_gate, self.text_attention.out(text_attended), rows.text)
+            mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale, rows.text))
+            text = add_gated(text, text_mlp_gate, mlp, rows.text)
         return image, text
 
 
@@ -226,31 +238,57 @@ class SD3Transformer(nn.Module):
         Returns:
             [rows, in_channels, height, width], dtype of the latents.
         """
-        height, width = latents.shape[-2:]
+        group = RowGroup(latents, sequence, trailing_repeats)
+        (velocity,) = self.mixed([group], sigma, pooled, skipped_layers, perturbed_layers, reuse)
+        return velocity
+
+    def mixed(
+        self,
+        groups: Sequence[RowGroup],
+        sigma: Tensor,
+        pooled: Tensor,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
+    ) -> list[Tensor]:
+        """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         timesteps = timestep_features(1000 * sigma).to(pooled.dtype)
         embedding = F.silu(self.time_embed(timesteps) + self.pooled_embed(pooled))
-        patches = patchify(latents, self.config.patch_size).permute(0, 1, 4, 2, 3).flatten(2)
-        image = self.patch_embed(patches) + self.cropped_positions(height, width)
-        text = self.text_embed(sequence)
-        key_bias = self.key_bias(image, text, trailing_repeats)
+        images = [self.embed(group.latents) for group in groups]
+        texts = [self.text_embed(group.sequence) for group in groups]
+        rows = streams(images, texts, image_first=True)
+        image, text = rows.image.pack(images), rows.text.pack(texts)
+        key_biases = [
+            self.key_bias(image, tokens, group.trailing_repeats)
+            for tokens, group in zip(rows.both.tokens, groups, strict=True)
+        ]
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
             for index in layers:
                 if index not in skipped_layers:
                     block, perturbed = self.blocks[index], index in perturbed_layers
-                    image, text = block(image, text, embedding, key_bias, perturbed)
+                    image, text = block(image, text, embedding, rows, key_biases, perturbed)
             return image, text
 
-        def others(rows: Rows) -> Tensor:
+        def others(some: Rows) -> Tensor:
             layers = range(1, len(self.blocks))
-            return through(layers, first_image[rows], first_text[rows], embedding[rows])[0]
+            return through(layers, first_image[some], first_text[some], embedding[some])[0]
 
         first_image, first_text = through(range(1), image, text, embedding)
         image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        velocity = self.final(modulate(image, shift, scale))
-        patch = self.config.patch_size
-        return unpatchify(velocity.unflatten(-1, (patch, patch, -1)), height, width)
+        modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
+        return [self.velocity(*each) for each in zip(modulated, groups, strict=True)]
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Image tokens of equal rows: [rows, tokens, width]."""
+        patches = patchify(latents, self.config.patch_size).permute(0, 1, 4, 2, 3).flatten(2)
+        return self.patch_embed(patches) + self.cropped_positions(*latents.shape[-2:])  # type: ignore[no-any-return]
+
+    def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
+        """Like the latents, of modulated image tokens."""
+        patch, (height, width) = self.config.patch_size, group.latents.shape[-2:]
+        return unpatchify(self.final(image).unflatten(-1, (patch, patch, -1)), height, width)
 
     def cropped_positions(self, height: int, width: int) -> Tensor:
         """The centre of the stored table: [1, tokens, width] for latents of this height and width."""
@@ -261,11 +299,11 @@ class SD3Transformer(nn.Module):
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
     @staticmethod
-    def key_bias(image: Tensor, text: Tensor, trailing_repeats: int) -> Tensor | None:
-        """log n on the last text token's key, as [1, 1, 1, tokens]; None for n = 1."""
+    def key_bias(like: Tensor, tokens: int, trailing_repeats: int) -> Tensor | None:
+        """log n on the last key, [1, 1, 1, tokens], dtype and device of `like`; None for n = 1."""
         if trailing_repeats == 1:
             return None
-        bias = image.new_zeros(1, 1, 1, image.shape[1] + text.shape[1])
+        bias = like.new_zeros(1, 1, 1, tokens)
         bias[..., -1] = math.log(trailing_repeats)
         return bias
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,20 @@ class BlockReuse(Protocol):
 def no_reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
     """All rows need them."""
     return others(ALL_ROWS)
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of one size and text length in a pass with others.
+
+    latents: [rows, channels, height, width].
+    sequence: [rows, tokens, joint_attention_dim].
+    trailing_repeats: how many equal tokens the last one of `sequence` stands for.
+    """
+
+    latents: Tensor
+    sequence: Tensor
+    trailing_repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,14 @@ class Transformer(Protocol):
                 of the `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in
                 which image tokens do not see each other (see perturbed_bias); and `reuse`, a BlockReuse,
                 which computes everything if it is left out.
+        """
+        ...
+
+    def mixed(self, groups: Sequence[RowGroup], sigma: Tensor, **others: Any) -> list[Tensor]:
+        """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
+
+        `sigma`, `pooled` and `guidance` are of all rows, group after group; `others` are those of a call but
+        for `trailing_repeats`, and several groups have no `reuse`.
         """
         ...
 

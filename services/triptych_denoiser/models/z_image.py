@@ -4,7 +4,7 @@ Architecture: Alibaba's Z-Image, https://github.com/Tongyi-MAI/Z-Image; checkpoi
 diffusers' ZImageTransformer2DModel (models/transformers/transformer_z_image.py).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,10 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
-from triptych_denoiser.models.perturbed_attention import perturbed_bias
-from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate, turns_at
-from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, Rows, no_reuse
+from triptych_denoiser.models.perturbed_attention import perturbed_biases
+from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.streams import Stream, streams
+from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, RowGroup, Rows, no_reuse
 
 PATCH = 2
 PADDED_TO = 32
@@ -146,22 +147,32 @@ class Block(nn.Module):
         self.mlp = GatedFeedForward(width)
         self.mlp_norm_out = RMSNorm(width, eps)
 
-    def forward(self, x: Tensor, turns: Tensor, embedding: Tensor, perturbed: slice | None = None) -> Tensor:
-        """The tokens, [rows, tokens, width], of those before and the embedding [rows, embedding].
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        stream: Stream,
+        turns: Sequence[Tensor],
+        perturbed: Sequence[slice] | None = None,
+    ) -> Tensor:
+        """The tokens, packed, of those before and the embedding [rows, embedding].
 
         perturbed: where the image's tokens are, if they are not to see each other.
         """
         scale, gate, mlp_scale, mlp_gate = self.scales_and_gates(embedding)
-        q, k, v = self.attention(self.attention_norm_in(x) * scale)
-        bias = None if perturbed is None else perturbed_bias(q, perturbed)
-        attended = self.attention.out(self.attend(rotate(q, turns), rotate(k, turns), v, bias))
-        x = x + gate * self.attention_norm_out(attended)
-        return x + mlp_gate * self.mlp_norm_out(self.mlp(self.mlp_norm_in(x) * mlp_scale))  # type: ignore[no-any-return]
+        normed = stream.apply(torch.mul, self.attention_norm_in(x), scale)
+        q, k, v = (stream.groups(each) for each in self.attention(normed))
+        biases = None if perturbed is None else perturbed_biases(q, perturbed)
+        attended = stream.pack(self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases))
+        change = self.attention_norm_out(self.attention.out(attended))
+        x = x + stream.apply(torch.mul, gate, change)
+        normed = stream.apply(torch.mul, self.mlp_norm_in(x), mlp_scale)
+        return x + stream.apply(torch.mul, mlp_gate, self.mlp_norm_out(self.mlp(normed)))
 
-    def scales_and_gates(self, embedding: Tensor) -> tuple[Tensor | float, ...]:
-        """For attention and then the MLP, [rows, 1, width] each; ones without modulation."""
+    def scales_and_gates(self, embedding: Tensor) -> tuple[Tensor, ...]:
+        """For attention and then the MLP, [rows, 1, width] each; ones, [rows, 1, 1], without modulation."""
         if self.modulation is None:
-            return 1.0, 1.0, 1.0, 1.0
+            return (embedding.new_ones(len(embedding), 1, 1),) * 4
         scale, gate, mlp_scale, mlp_gate = self.modulation(embedding)
         return 1 + scale, gate.tanh(), 1 + mlp_scale, mlp_gate.tanh()
 
@@ -228,35 +239,64 @@ class ZImageTransformer(nn.Module):
         Returns:
             [rows, channels, height, width], dtype of the latents.
         """
-        height, width = latents.shape[-2:]
+        group = RowGroup(latents, sequence)
+        (velocity,) = self.mixed([group], sigma, skipped_layers, perturbed_layers, reuse)
+        return velocity
+
+    def mixed(
+        self,
+        groups: Sequence[RowGroup],
+        sigma: Tensor,
+        skipped_layers: Collection[int] = (),
+        perturbed_layers: Collection[int] = (),
+        reuse: BlockReuse = no_reuse,
+    ) -> list[Tensor]:
+        """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         timesteps = (1000 - 1000 * sigma) / 1000 * self.config.t_scale
-        embedding = self.time_embed(timestep_features(timesteps).to(latents.dtype))
-        image = padded(self.patch_embed(patchify(latents, PATCH).flatten(2)), self.image_pad)
-        text = padded(self.text_embed(self.text_norm(sequence)), self.text_pad)
-        turns = self.turns(image.shape[1], text.shape[1], height // PATCH, width // PATCH).to(latents.device)
+        embedding = self.time_embed(timestep_features(timesteps).to(groups[0].latents.dtype))
+        images, texts = zip(*map(self.embed, groups), strict=True)
+        rows = streams(images, texts, image_first=True)
+        turns = [
+            self.turns(image.shape[1], text.shape[1], *grid_of(group.latents)).to(image.device)
+            for image, text, group in zip(images, texts, groups, strict=True)
+        ]
+        image_turns = [each[part] for each, part in zip(turns, rows.image_parts, strict=True)]
+        text_turns = [each[n:] for each, n in zip(turns, rows.image.tokens, strict=True)]
+        image, text = rows.image.pack(images), rows.text.pack(texts)
         for block in self.image_refiner:
-            image = block(image, turns[: image.shape[1]], embedding)
+            image = block(image, embedding, rows.image, image_turns)
         for block in self.text_refiner:
-            text = block(text, turns[image.shape[1] :], embedding)
-        tokens = torch.cat([image, text], dim=1)
-        image_part = slice(0, image.shape[1])
+            text = block(text, embedding, rows.text, text_turns)
+        tokens = rows.both.pack(rows.join(image, text))
 
         def through(layers: range, tokens: Tensor, embedding: Tensor) -> Tensor:
             for index in layers:
                 if index not in skipped_layers:
-                    perturbed = image_part if index in perturbed_layers else None
-                    tokens = self.blocks[index](tokens, turns, embedding, perturbed)
+                    perturbed = rows.image_parts if index in perturbed_layers else None
+                    tokens = self.blocks[index](tokens, embedding, rows.both, turns, perturbed)
             return tokens
 
-        def others(rows: Rows) -> Tensor:
-            return through(range(1, len(self.blocks)), first_tokens[rows], embedding[rows])
+        def others(some: Rows) -> Tensor:
+            return through(range(1, len(self.blocks)), first_tokens[some], embedding[some])
 
         first_tokens = through(range(1), tokens, embedding)
         tokens = reuse(tokens, first_tokens, others)
         (scale,) = self.final_modulation(F.silu(embedding))
-        image = tokens[:, : (height // PATCH) * (width // PATCH)]
-        clean = self.final(F.layer_norm(image, image.shape[-1:], eps=EPS) * (1 + scale))
-        return -unpatchify(clean.unflatten(-1, (PATCH, PATCH, -1)), height, width)
+        image, _ = rows.cut(rows.both.groups(tokens))
+        scaled = rows.image.apply(torch.mul, F.layer_norm(image, image.shape[-1:], eps=EPS), 1 + scale)
+        return [self.velocity(*group) for group in zip(rows.image.groups(scaled), groups, strict=True)]
+
+    def embed(self, group: RowGroup) -> tuple[Tensor, Tensor]:
+        """Image tokens and text tokens, padded: [rows, tokens, width] each."""
+        image = self.patch_embed(patchify(group.latents, PATCH).flatten(2))
+        text = self.text_embed(self.text_norm(group.sequence))
+        return padded(image, self.image_pad), padded(text, self.text_pad)
+
+    def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
+        """Like the latents, of what leaves the blocks; the model tells the way to the picture."""
+        rows, columns = grid_of(group.latents)
+        clean = self.final(image[:, : rows * columns]).unflatten(-1, (PATCH, PATCH, -1))
+        return -unpatchify(clean, PATCH * rows, PATCH * columns)
 
     def turns(self, image_tokens: int, text_tokens: int, rows: int, columns: int) -> Tensor:
         """Cosines and sines of every token, padding included, in the reference's float32.
@@ -273,6 +313,12 @@ class ZImageTransformer(nn.Module):
         image = F.pad(grid, (0, 0, 0, image_tokens - len(grid)))
         text = F.pad(torch.arange(1, text_tokens + 1)[:, None], (0, 2))
         return turns_at(torch.cat([image, text]), [torch.stack([a.cos(), a.sin()], dim=-1) for a in axes])
+
+
+def grid_of(latents: Tensor) -> tuple[int, int]:
+    """Rows and columns of a picture's tokens."""
+    height, width = latents.shape[-2:]
+    return height // PATCH, width // PATCH
 
 
 def padded(tokens: Tensor, pad: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""How the tokens of a pass's rows lie in tensors: equal rows side by side, others one after the other.
+
+What is done with each token alone (linears, norms, MLPs) does not ask whose token it is, so rows of any size
+and text length share it. Only three things know rows: what modulates a row's tokens, attention, and the
+positions. They go by groups of equal rows, and each group is computed as it would be alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Groups = Sequence[Tensor]
+"""A tensor for each group of equal rows: [rows, tokens, channels], or [rows, heads, tokens, head_dim]."""
+
+
+class Stream(Protocol):
+    """Tokens of one kind (the image's, the text's or both) of all rows."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """How many tokens a row has, by group."""
+        ...
+
+    def pack(self, groups: Groups) -> Tensor:
+        """All tokens in one tensor, of [rows, tokens, channels] for each group."""
+        ...
+
+    def groups(self, packed: Tensor) -> Groups:
+        """The groups of what was packed, with or without a dimension for heads; they share its memory."""
+        ...
+
+    def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        """An elementwise operation on packed tokens, and on [rows, 1, channels] for each row's tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class EqualRows:
+    """One group: packed is [rows, tokens, channels]."""
+
+    tokens: tuple[int]
+
+    def pack(self, groups: Groups) -> Tensor:
+        """The only group."""
+        (group,) = groups
+        return group
+
+    def groups(self, packed: Tensor) -> Groups:
+        """The only group."""
+        return [packed]
+
+    def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        """What a row has for all its tokens is broadcast."""
+        return operation(*operands)
+
+
+@dataclass(frozen=True)
+class MixedRows:
+    """Several groups, of `rows` rows each: packed is [1, all tokens, channels]. Without gradients."""
+
+    rows: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    def pack(self, groups: Groups) -> Tensor:
+        """One row after the other."""
+        return torch.cat([group.flatten(0, 1) for group in groups])[None]
+
+    def groups(self, packed: Tensor) -> Groups:
+        """Views."""
+        return rows_apart(packed[0], self.rows, self.tokens)
+
+    def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        """Group by group, into one tensor: what a row has for all its tokens is never copied for each."""
+        packed = next(operand for operand in operands if operand.shape[1] > 1)
+        applied = torch.empty_like(packed)
+        groups = [self.groups(x) if x.shape[1] > 1 else torch.split(x, list(self.rows)) for x in operands]
+        for out, *group in zip(self.groups(applied), *groups, strict=True):
+            operation(*group, out=out)
+        return applied
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of a pass: image tokens, text tokens, and both of a row behind each other."""
+
+    image: Stream
+    text: Stream
+    both: Stream
+    image_first: bool
+
+    @property
+    def image_parts(self) -> list[slice]:
+        """Which of a row's tokens are the image's, by group."""
+        if self.image_first:
+            return [slice(0, tokens) for tokens in self.image.tokens]
+        return [slice(tokens, None) for tokens in self.text.tokens]
+
+    def join(self, image: Tensor, text: Tensor) -> list[Tensor]:
+        """Image and text of each row behind each other, by group."""
+        pairs = zip(self.image.groups(image), self.text.groups(text), strict=True)
+        return [torch.cat(pair if self.image_first else pair[::-1], dim=-2) for pair in pairs]
+
+    def cut(self, both: Groups) -> tuple[Tensor, Tensor]:
+        """Packed image tokens and packed text tokens of groups that have both."""
+        image = [group[:, part] for group, part in zip(both, self.image_parts, strict=True)]
+        if self.image_first:
+            text = [group[:, n:] for group, n in zip(both, self.image.tokens, strict=True)]
+        else:
+            text = [group[:, :n] for group, n in zip(both, self.text.tokens, strict=True)]
+        return self.image.pack(image), self.text.pack(text)
+
+
+def rows_apart(packed: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
+    """[..., all tokens, channels] as [rows, ..., tokens, channels] for each group, in the same memory."""
+    parts = torch.split(packed, [n * m for n, m in zip(rows, tokens, strict=True)], dim=-2)
+    return [
+        torch.unflatten(part, -2, size).movedim(-3, 0) if size[0] > 1 else part[None]
+        for part, *size in zip(parts, rows, tokens, strict=True)
+    ]
+
+
+def streams(image: Groups, text: Groups, *, image_first: bool) -> Streams:
+    """The streams of groups whose image and text are [rows, tokens, channels]."""
+    rows = [len(group) for group in image]
+    image_tokens, text_tokens = ([group.shape[1] for group in groups] for groups in (image, text))
+    both = [sum(pair) for pair in zip(image_tokens, text_tokens, strict=True)]
+    return Streams(_stream(rows, image_tokens), _stream(rows, text_tokens), _stream(rows, both), image_first)
+
+
+def _stream(rows: Sequence[int], tokens: Sequence[int]) -> Stream:
+    return EqualRows((tokens[0],)) if len(rows) == 1 else MixedRows(tuple(rows), tuple(tokens))
