@@ -38,7 +38,7 @@ PIPELINES: Mapping[tuple[str, bool], Pipeline] = {
 """By the pipeline's class in model_index.json, and whether transformer/config.json has guidance_embeds."""
 
 STEPS_OF_DISTILLED: Mapping[str, int] = {
-    # Their model cards' examples; Z-Image-Turbo's asks for 9, the last of which diffusers leaves out.
+    # Their model cards' examples; the 9 steps of Z-Image-Turbo's are 8 passes.
     "stable-diffusion-3.5-large-turbo": 4,
     "sd3.5_large_turbo": 4,
     "z-image-turbo": 8,
