@@ -167,10 +167,12 @@ class Batcher:
 
     def _entries(self, call: _Call, arrived: float, timeout: float | None) -> list[_Waiting]:
         due = arrived + min(math.inf if timeout is None else timeout, LONGEST_WAIT_SECONDS)
-        most, tokens = self._predictor.max_rows, self._predictor.tokens(call.rows[0])
-        pass_seconds = self._costs.seconds(tokens, most)
+        most, tokens = self._predictor.max_rows, [self._predictor.tokens(row) for row in call.rows]
+        pass_seconds = self._costs.seconds(max(tokens), most)
         return [
-            _Waiting(call, index, tokens, due + index // most * pass_seconds, self._predictor.group(row))
+            _Waiting(
+                call, index, tokens[index], due + index // most * pass_seconds, self._predictor.group(row)
+            )
             for index, row in enumerate(call.rows)
         ]
 
