@@ -4,7 +4,7 @@
 
 First milliseconds a row, "fast" and "batch-invariant"; then, batch-invariant, milliseconds for rows of
 several sizes: a pass for each size ("apart") and one for all ("mixed"). Medians; what is compared takes
-turns, so that a machine that is busy for a while slows both. "alike" says whether rows have the bits of alone.
+turns, so that a machine that is busy for a while slows both. "alike": do rows have the bits of alone?
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Costs:
         self._mixed.setdefault(_kind(sizes), deque(maxlen=_REMEMBERED_PASSES)).append(seconds / apart)
 
     def seconds(self, tokens: int, rows: int) -> float:
-        """What a pass of equal rows will take: as such passes took, or in proportion to the one most like it."""
+        """What a pass of equal rows will take: as such passes took, or in proportion to one most like it."""
         if (tokens, rows) in self._passes:
             return median(self._passes[tokens, rows])
         if not self._passes:
@@ -62,7 +62,7 @@ class Costs:
     def mixing_pays(self, sizes: Sizes) -> bool:
         """Whether rows of these sizes should share a pass: if that was clearly cheaper than a pass for each.
 
-        Where it is not, small rows are done before large ones. Rows of a new size go with their equals once, so
+        Where it is not, no row waits for others of its pass. Rows of a new size go with their equals once, so
         that there is something to compare with. Every so often the other choice is tried, for costs change.
         """
         if not all(map(self._is_known, sizes)):
