@@ -88,9 +88,10 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
-	$(BIN)/python -m benchmarks.one_picture $(BENCH_FLAGS)
-	$(BIN)/python -m benchmarks.wire $(BENCH_FLAGS)
-	$(BIN)/python -m benchmarks.throughput $(BENCH_FLAGS)
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	for part in one_picture wire throughput; do \
+	  $(BIN)/python -m benchmarks.$$part --out "$$folder/$$part.json" $(BENCH_FLAGS) && echo || exit 1; \
+	done && $(BIN)/python -m benchmarks.ratios "$$folder"
 
 .PHONY: train
 train: $(INSTALLED_DEV) training/node_modules ## Train the default model: hours; cut off, it goes on where it was

@@ -1,6 +1,6 @@
 """What sharing forward passes is worth: requests at once against one after the other, and Poisson arrivals.
 
-python -m benchmarks.throughput [--quick] [--out throughput.json]
+python -m benchmarks.throughput [--quick] [--dtype float32] [--out throughput.json]
 
 Four processes over Unix sockets, then five with a second denoiser, the default model. "equal" requests have
 one size and number of steps, "mixed" ones draw theirs. The ideal that latencies are divided by: the same
@@ -26,9 +26,9 @@ from benchmarks.fair_sharing import fair_sharing
 from benchmarks.step_cost import step_cost
 from triptych_local.folders import temporary_folder
 from triptych_local.load import Measurement, Mix, Period
-from triptych_local.local import Addresses, ModelChoice, split_programs
+from triptych_local.local import Addresses, ModelChoice, Replicas, split_programs
 from triptych_local.measuring import PROMPTS, Bench, Loads
-from triptych_local.processes import Program, running
+from triptych_local.processes import running
 
 SHARES = (0.5, 0.8, 0.95)
 TIMEOUT = 600.0
@@ -56,25 +56,20 @@ QUICK = Plan((1, 4), 8, Period(1, 6), Period(1, 10), 10)
 
 
 @asynccontextmanager
-async def fleet(model: str, denoisers: int) -> AsyncIterator[Addresses]:
+async def fleet(choice: ModelChoice, denoisers: int) -> AsyncIterator[Addresses]:
     """The services with so many denoisers, all of which serve; up to 16 requests run at once."""
     with temporary_folder() as folder:
-        addresses = Addresses.in_folder(folder)
-        text_encoder, denoiser, vae_codec, coordinator = split_programs(addresses, ModelChoice(model))
-        more = [replace(denoiser, address=f"unix:{folder}/denoiser-{k}.sock") for k in range(1, denoisers)]
-        every = ",".join(one.address for one in (denoiser, *more))
-        coordinator = replace(
-            coordinator, options=[*coordinator.options, "--denoiser", every, "--max-running", "16"]
-        )
-        programs: list[Program] = [text_encoder, denoiser, *more, vae_codec, coordinator]
-        async with running(programs, lambda _line: None):
+        addresses = Addresses.in_folder(folder, Replicas(denoisers=denoisers))
+        *stages, coordinator = split_programs(addresses, choice)
+        coordinator = replace(coordinator, options=[*coordinator.options, "--max-running", "16"])
+        async with running([*stages, coordinator], lambda _line: None):
             yield addresses
 
 
-async def measure(model: str, plan: Plan, seed: int) -> dict[str, Any]:
+async def measure(choice: ModelChoice, plan: Plan, seed: int) -> dict[str, Any]:
     """All results, ready for JSON."""
-    results: dict[str, Any] = {"throughput": {}, "steps": plan.steps}
-    async with fleet(model, 1) as addresses:
+    results: dict[str, Any] = {"throughput": {}, "steps": plan.steps, "dtype": choice.dtype}
+    async with fleet(choice, 1) as addresses:
         text_encoder, denoiser, _ = addresses.stages
         results["step_milliseconds"] = await step_cost(text_encoder, denoiser, plan.predictions)
         for kind in ("equal", "mixed"):
@@ -82,7 +77,7 @@ async def measure(model: str, plan: Plan, seed: int) -> dict[str, Any]:
             results["throughput"][f"{kind}, 1 denoiser"] = closed
             if kind == "equal":
                 results["poisson"] = await _poisson(addresses, plan, closed, seed)
-    async with fleet(model, 2) as addresses:
+    async with fleet(choice, 2) as addresses:
         results["throughput"]["equal, 2 denoisers"] = await _closed(addresses, plan, "equal", seed)
     return results
 
@@ -157,11 +152,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser.add_argument("--dtype", default="float32", help="of all stages (default float32)")
     parser.add_argument("--quick", action="store_true", help="few steps and short loads: about two minutes")
     parser.add_argument("--seed", type=int, default=0, help="decides requests and arrivals")
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
-    results = asyncio.run(measure(arguments.model, QUICK if arguments.quick else FULL, arguments.seed))
+    choice = ModelChoice(arguments.model, dtype=arguments.dtype)
+    results = asyncio.run(measure(choice, QUICK if arguments.quick else FULL, arguments.seed))
     print_report(results)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -11,12 +11,12 @@ from triptych.kernels import fix_kernels
 fix_kernels()
 compute_thread()
 
-SLOW_FOLDERS = ("faults", "local")
+SLOW_FOLDER = "local"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a mistake shows before anything slow has started."""
-    items.sort(key=lambda item: item.path.parent.name in SLOW_FOLDERS)
+    items.sort(key=lambda item: item.path.parent.name == SLOW_FOLDER)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 16 << 20
@@ -98,6 +98,8 @@ def _opened(data: bytes) -> tuple[Image.Image, int]:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         # Not the method of PNG files, which decodes the picture to look for EXIF behind it.
         orientation = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"must be a PNG, JPEG or WebP file; it begins with {data[:8]!r}") from error
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"must be a PNG, JPEG or WebP file: {error}") from error
     if image.width * image.height > MAX_PIXELS:

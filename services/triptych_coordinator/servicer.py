@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc.aio
 
+from triptych.admission import Admission
 from triptych.checkpoints import Checkpoint
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
-from triptych_coordinator.admission import Admission
 from triptych_coordinator.calls import Patience
 from triptych_coordinator.conditioning import ConditioningCache
 from triptych_coordinator.deadlines import Deadline, Stopwatch

@@ -169,30 +169,45 @@ class Addresses:
 
 
 def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
-    """A process per service. Replicas of a stage share the cores."""
+    """A process per service and replica."""
     stages: list[Program] = []
     targets: list[str] = []
-    for stage, replicas in zip(STAGES, addresses.stages, strict=True):
-        stages += _stage_programs(stage, replicas.split(","), choice)
-        targets += [f"--{stage}", replicas]
+    in_turns = not any("," in replicas for replicas in addresses.stages)
+    for stage, listed in zip(STAGES, addresses.stages, strict=True):
+        replicas, module = listed.split(","), f"triptych_{stage.replace('-', '_')}"
+        cores = _sharing_cores(choice, len(replicas), in_turns)
+        stages += [
+            Program(_numbered(SPOKEN[stage], index, " "), module, address, choice.stage_options(stage), cores)
+            for index, address in enumerate(replicas)
+        ]
+        targets += [f"--{stage}", listed]
     coordinator = Program(
         "coordinator", "triptych_coordinator", addresses.coordinator, [*choice.model_options(), *targets]
     )
     return [*stages, coordinator]
 
 
-def _stage_programs(stage: str, replicas: Sequence[str], choice: ModelChoice) -> list[Program]:
-    module, options = f"triptych_{stage.replace('-', '_')}", choice.stage_options(stage)
-    return [
-        Program(_numbered(SPOKEN[stage], index, " "), module, address, options, _taking_turns(choice))
-        for index, address in enumerate(replicas)
-    ]
+def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[str, str]:
+    """The environment of stages that compute on this machine's CPU.
+
+    Single ones compute in turns, with all cores each. Replicas compute at the same time, each with its part
+    of the cores: equal parts, since the number of threads is in their fingerprint.
+    """
+    if (choice.device or os.environ.get("TRIPTYCH_DEVICE", "cpu")) != "cpu":
+        return {}
+    if in_turns:
+        return {CORES_LOCK: __file__}  # any file that all of them can open will do
+    threads = max(1, _usable_cores() // replicas)
+    # GNU's OpenMP spins some milliseconds at a barrier before it sleeps, on cores that others need meanwhile.
+    return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
 
 
-def _taking_turns(choice: ModelChoice) -> Mapping[str, str]:
-    """What lets stages on this machine's CPU compute in turn: any file that all of them can open will do."""
-    device = choice.device or os.environ.get("TRIPTYCH_DEVICE", "cpu")
-    return {CORES_LOCK: __file__} if device == "cpu" else {}
+def _usable_cores() -> int:
+    """Those of this process, or OMP_NUM_THREADS."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdigit():
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _numbered(name: str, index: int, separator: str) -> str:

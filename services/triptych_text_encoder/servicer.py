@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from triptych.admission import Admission
 from triptych.devices import usable_device
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
@@ -33,6 +34,7 @@ GetModelRequest = text_encoder_pb2.TextEncoderServiceGetModelRequest
 GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
 
 MAX_PROMPTS = 64
+MAX_CALLS = 64
 MAX_WEIGHT = 10.0
 # Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
 MAX_PROMPT_BYTES = 16 * 1024
@@ -44,6 +46,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     def __init__(
         self, encoder: TextEncoder, model: model_pb2.ModelInfo, max_prompts: int = MAX_PROMPTS
     ) -> None:
+        self._admission = Admission(MAX_CALLS)
         self._encoder = encoder
         self._model = model
         self._max_prompts = max_prompts
@@ -54,7 +57,9 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
         _check_prompts(request.prompts, self._max_prompts)
         spans = _spans(request, self._encoder.recipe.token_weights is not None)
-        encodings = [await self._encoder.encode(*entry) for entry in zip(request.prompts, spans, strict=True)]
+        entries = zip(request.prompts, spans, strict=True)
+        async with self._admission.admit():
+            encodings = [await self._encoder.encode(*entry) for entry in entries]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings)
 

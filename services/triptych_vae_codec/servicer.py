@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from triptych.admission import Admission
 from triptych.checkpoints import Checkpoint, CheckpointError
 from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute import compute
@@ -41,12 +42,14 @@ DETERMINISM = "batch-invariant"
 MAX_PIXELS = 4 << 20
 # In tiles, one of 4096 x 4096: its time is for minutes then.
 MAX_TILED_PIXELS = 16 << 20
+MAX_CALLS = 64
 
 
 class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
     """Serves one checkpoint's autoencoder, on the compute thread."""
 
     def __init__(self, codec: VaeCodec, model: model_pb2.ModelInfo, max_pixels: int = MAX_PIXELS) -> None:
+        self._admission = Admission(MAX_CALLS)
         self._codec = codec
         self._model = model
         self._max_pixels = max_pixels
@@ -98,13 +101,14 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
     ) -> tuple[list[Any], float]:
         """`work` of every row on the compute thread, and the milliseconds it took there."""
         results, milliseconds = [], 0.0
-        for row in rows:
-            try:
-                result, took = await compute(_timed, work, row)
-            except ValueError as error:
-                raise invalid_argument((field, str(error))) from error
-            results.append(result)
-            milliseconds += took
+        async with self._admission.admit():
+            for row in rows:
+                try:
+                    result, took = await compute(_timed, work, row)
+                except ValueError as error:
+                    raise invalid_argument((field, str(error))) from error
+                results.append(result)
+                milliseconds += took
         return results, milliseconds
 
     def _latents(self, request: DecodeRequest) -> torch.Tensor:

@@ -7,6 +7,7 @@ import huggingface_hub.constants
 import pytest
 
 from triptych.checkpoints import CheckpointError
+from triptych.compute import CORES_LOCK
 from triptych.errors import StartError
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_local.local import Addresses, ModelChoice, Replicas, fused_program, split_programs
@@ -42,7 +43,18 @@ def test_a_folder_has_nothing_to_pin(tiny_checkpoint: Path) -> None:
         ModelChoice("/no/such/model").pinned()
 
 
-def test_each_stage_has_as_many_processes_as_it_is_told_and_the_coordinator_knows_them() -> None:
+def test_single_stages_on_a_cpu_compute_in_turns() -> None:
+    addresses = Addresses.on_ports(50050)
+    *stages, coordinator = split_programs(addresses, ModelChoice())
+    assert len({program.environment[CORES_LOCK] for program in stages}) == 1
+    assert not coordinator.environment
+    assert not any(p.environment for p in split_programs(addresses, ModelChoice(device="cuda:0")))
+
+
+def test_each_stage_has_as_many_processes_as_it_is_told_and_the_coordinator_knows_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
     addresses = Addresses.on_ports(50050, Replicas(denoisers=3, vae_codecs=2))
     *stages, coordinator = split_programs(addresses, ModelChoice())
     assert [(program.name, program.address[-5:]) for program in stages] == [
@@ -52,6 +64,14 @@ def test_each_stage_has_as_many_processes_as_it_is_told_and_the_coordinator_know
         ("denoiser 3", "50055"),
         ("VAE codec", "50053"),
         ("VAE codec 2", "50056"),
+    ]
+    assert [program.environment.get("OMP_NUM_THREADS") for program in stages] == [
+        "7",
+        "2",
+        "2",
+        "2",
+        "3",
+        "3",
     ]
     told = CoordinatorSettings.model_validate(
         {

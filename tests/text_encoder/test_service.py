@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
+from triptych.admission import Admission
 from triptych.channels import channel_options
 from triptych.digests import conditioning_digest
-from triptych.errors import from_rpc_error
+from triptych.errors import TriptychError, from_rpc_error
 from triptych.serving import Server
 from triptych.settings import QuantizedStageSettings, read_settings
 from triptych.tensors import message_to_torch
@@ -27,6 +28,7 @@ from triptych.v1.text_encoder_pb2 import (
 )
 from triptych_text_encoder.__main__ import load
 from triptych_text_encoder.recipes import Recipe
+from triptych_text_encoder.servicer import create_servicer
 
 
 @pytest.fixture
@@ -194,3 +196,19 @@ async def test_weights_that_fit_no_prompt_are_refused(
     error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
+
+
+async def test_a_call_too_many_is_refused_before_it_costs_anything(
+    settings: QuantizedStageSettings,
+) -> None:
+    servicer = create_servicer(settings)
+    servicer._admission = Admission(2)
+    requests = [TextEncoderServiceEncodeRequest(prompts=[f"cat {n}"]) for n in range(3)]
+    answers = await asyncio.gather(
+        *(servicer.Encode(request, context=None) for request in requests),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+
+    assert [isinstance(answer, TriptychError) for answer in answers] == [False, False, True]
+    assert isinstance(answers[2], TriptychError)
+    assert answers[2].code is grpc.StatusCode.RESOURCE_EXHAUSTED

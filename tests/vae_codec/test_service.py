@@ -8,7 +8,8 @@ import grpc
 import pytest
 import torch
 
-from triptych.errors import from_rpc_error
+from triptych.admission import Admission
+from triptych.errors import TriptychError, from_rpc_error
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
 from triptych.v1.vae_codec_pb2 import (
@@ -144,3 +145,17 @@ async def assert_refused(call: Any, field: str, sentence: str) -> None:
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.message.startswith(f"{field}: ")
     assert sentence in error.message
+
+
+async def test_a_call_too_many_is_refused_before_it_costs_anything(settings: VaeCodecSettings) -> None:
+    servicer = create_servicer(settings, settings)
+    servicer._admission = Admission(2)
+    request = decode_request(torch.randn(1, 4, 8, 8))
+    answers = await asyncio.gather(
+        *(servicer.Decode(request, context=None) for _ in range(3)),  # type: ignore[arg-type]
+        return_exceptions=True,
+    )
+
+    assert [isinstance(answer, TriptychError) for answer in answers] == [False, False, True]
+    assert isinstance(answers[2], TriptychError)
+    assert answers[2].code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -1,4 +1,4 @@
-"""Who may generate now, who waits, and who is sent away."""
+"""Who is served now, who waits, and who is sent away."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from triptych import errors
 
 
 class Admission:
-    """Lets a bounded number of generations run and a bounded number wait, first come, first served."""
+    """Lets a bounded number of calls run and a bounded number wait, first come, first served."""
 
-    def __init__(self, max_running: int, max_waiting: int) -> None:
+    def __init__(self, max_running: int, max_waiting: int = 0) -> None:
         self._running = asyncio.Semaphore(max_running)
         self._max_inside = max_running + max_waiting
         self._inside = 0
@@ -22,7 +22,7 @@ class Admission:
         """Waits for a turn and holds it for the duration of the block.
 
         Raises:
-            TriptychError: RESOURCE_EXHAUSTED when too many wait, with the time the last generation took as
+            TriptychError: RESOURCE_EXHAUSTED when too many wait, with the time the last call took as
                 RetryInfo.
         """
         if self._inside >= self._max_inside:
