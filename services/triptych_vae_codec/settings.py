@@ -7,7 +7,10 @@ from pydantic import BeforeValidator, Field
 from triptych.settings import CompileOptions, QuantizedStageSettings
 
 
-def _none_is_zero(value: Any) -> Any:
+def _pixels(value: Any) -> Any:
+    """none is 0. Raises ValueError for another word."""
+    if isinstance(value, str) and value != "none" and not value.isdecimal():
+        raise ValueError(f"{value!r} is no tile size: it is a number of pixels, e.g. 512, or none")
     return 0 if value == "none" else value
 
 
@@ -17,7 +20,7 @@ class VaeCodecOptions(CompileOptions):
     1024 x 1024 is what the large families' models make, so their pictures take no longer for tiles.
     """
 
-    tile_size: Annotated[int, BeforeValidator(_none_is_zero)] = Field(
+    tile_size: Annotated[int, BeforeValidator(_pixels)] = Field(
         default=1024,
         ge=0,
         description="Pictures of more than this many pixels squared are decoded and encoded in tiles of this "

@@ -54,6 +54,13 @@ def test_what_cannot_be_served_is_one_log_line(
     assert "Traceback" not in result.stderr
 
 
+def test_a_word_is_no_tile_size(tiny_checkpoint: Path) -> None:
+    result = run("--model", str(tiny_checkpoint), "--tile-size", "big")
+
+    assert result.returncode != 0
+    assert "'big' is no tile size: it is a number of pixels, e.g. 512, or none" in result.stderr
+
+
 def test_importing_the_service_needs_neither_transformers_nor_torch() -> None:
     program = (
         "import sys, triptych_vae_codec.__main__; "
