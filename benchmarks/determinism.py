@@ -1,9 +1,10 @@
-"""What equal bits cost and sharing saves: a forward pass by rows and dtype, "fast" and "batch-invariant".
+"""What equal bits cost and sharing saves: forward passes by rows, dtype and mix of sizes.
 
     python -m benchmarks.determinism [--size 256] [--dtypes float32 bfloat16]
 
-Milliseconds a row, medians; the modes take turns, so that a machine that is busy for a while slows both.
-"alike" says whether the rows of that pass have the bits that they have alone.
+First milliseconds a row, "fast" and "batch-invariant"; then, batch-invariant, milliseconds for rows of
+several sizes: a pass for each size ("apart") and one for all ("mixed"). Medians; what is compared takes
+turns, so that a machine that is busy for a while slows both. "alike": do rows have the bits of alone?
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from triptych.checkpoints import open_checkpoint
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 ROWS = (1, 2, 4, 8)
 TEXT_TOKENS = 78
 DOWNSCALE = 8
+MIXES: dict[str, list[tuple[int, int]]] = {
+    "128² 192² 160x96": [(128, 128), (192, 192), (160, 96)],
+    "2 x (128² 192² 160x96)": 2 * [(128, 128), (192, 192), (160, 96)],
+    "8 sizes": [(128, 128), (192, 192), (160, 96), (96, 160), (128, 192), (64, 128), (192, 96), (96, 96)],
+    "4 x 128², 4 x 256²": 4 * [(128, 128), (256, 256)],
+}
+"""Pictures' heights and widths in pixels."""
 
 
 def main() -> None:
@@ -40,8 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
     fix_kernels()
     keep_freed_memory()
-    print(f"{'dtype':10} {'rows':>4} {'fast':>8} {'invariant':>10} {'ratio':>6} {'sharing':>8}  alike")
     for dtype in arguments.dtypes:
+        print(f"{dtype:10} {'rows':>4} {'fast':>8} {'invariant':>10} {'ratio':>6} {'sharing':>8}  alike")
         compute_thread().submit(measure, arguments, dtype).result()
 
 
@@ -68,7 +77,13 @@ def measure(arguments: argparse.Namespace, dtype: str) -> None:
     first = [invariant.predict([row]).velocities[0] for row in rows]
     single = 0.0
     for count in ROWS:
-        plain, tiled = medians([fast, invariant], rows[:count], arguments.repetitions)
+        several = rows[:count]
+        plain, tiled = (
+            milliseconds / count
+            for milliseconds in medians(
+                [partial(passes, fast, several), partial(passes, invariant, several)], arguments.repetitions
+            )
+        )
         single = single or tiled
         alike = all(map(torch.equal, passes(invariant, rows[:count]), first))
         print(
@@ -76,17 +91,49 @@ def measure(arguments: argparse.Namespace, dtype: str) -> None:
             f"  {'yes' if alike else 'no'}",
             flush=True,
         )
+    print(f"{dtype:10} {'sizes':24} {'apart':>8} {'mixed':>8} {'ratio':>6}  alike")
+    for name, sizes in MIXES.items():
+        mixed = [
+            random_row(fast, height // DOWNSCALE, width // DOWNSCALE, TEXT_TOKENS, 1, generator)
+            for height, width in sizes
+        ]
+        measure_mix(invariant, name, mixed, arguments.repetitions)
 
 
-def medians(predictors: Sequence[Predictor], rows: Sequence[Row], repetitions: int) -> list[float]:
-    """Milliseconds a row of each predictor."""
-    taken: list[list[float]] = [[] for _ in predictors]
+def measure_mix(predictor: Predictor, name: str, rows: Sequence[Row], repetitions: int) -> None:
+    """Prints the line of a mix."""
+    import torch
+
+    def apart() -> list[Tensor]:
+        return [velocity for alike in by_shape(rows) for velocity in passes(predictor, alike)]
+
+    first = [predictor.predict([row]).velocities[0] for row in rows]
+    if len({predictor.group(row) for row in rows}) > 1:
+        print(f"{'':10} {name:24} sizes are not mixed: their bits would differ")
+        return
+    one_each, together = medians([apart, partial(passes, predictor, rows)], repetitions)
+    alike = all(map(torch.equal, passes(predictor, rows), first))
+    print(
+        f"{'':10} {name:24} {one_each:8.1f} {together:8.1f} {together / one_each:6.2f}"
+        f"  {'yes' if alike else 'no'}",
+        flush=True,
+    )
+
+
+def by_shape(rows: Sequence[Row]) -> list[list[Row]]:
+    """Equal rows together."""
+    return [[row for row in rows if row.shape == shape] for shape in {row.shape: None for row in rows}]
+
+
+def medians(ways: Sequence[Callable[[], object]], repetitions: int) -> list[float]:
+    """Milliseconds that each way takes."""
+    taken: list[list[float]] = [[] for _ in ways]
     for repetition in range(repetitions + 1):
-        for times, predictor in zip(taken, predictors, strict=True):
+        for times, way in zip(taken, ways, strict=True):
             began = time.perf_counter()
-            passes(predictor, rows)
+            way()
             if repetition:
-                times.append(1000 * (time.perf_counter() - began) / len(rows))
+                times.append(1000 * (time.perf_counter() - began))
     return [statistics.median(times) for times in taken]
 
 

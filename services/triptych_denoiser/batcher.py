@@ -104,7 +104,7 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class _Batch:
-    """The rows of a pass; `company` is the group or the kind of rows that the next one may wait for."""
+    """The rows of a pass, and what those have in common that the next one may wait for."""
 
     rows: Sequence[_Waiting]
     company: Key
@@ -167,11 +167,12 @@ class Batcher:
 
     def _entries(self, call: _Call, arrived: float, timeout: float | None) -> list[_Waiting]:
         due = arrived + min(math.inf if timeout is None else timeout, LONGEST_WAIT_SECONDS)
-        most, tokens = self._predictor.max_rows, self._predictor.tokens(call.rows[0])
-        pass_seconds = self._costs.seconds(tokens, most)
+        most, tokens = self._predictor.max_rows, [self._predictor.tokens(row) for row in call.rows]
+        pass_seconds = self._costs.seconds(max(tokens), most)
+        groups = [self._predictor.group(row) for row in call.rows]
         return [
-            _Waiting(call, index, tokens, due + index // most * pass_seconds, self._predictor.group(row))
-            for index, row in enumerate(call.rows)
+            _Waiting(call, index, tokens[index], due + index // most * pass_seconds, groups[index])
+            for index in range(len(call.rows))
         ]
 
     def _put(self, entries: Sequence[_Waiting]) -> None:

@@ -13,6 +13,7 @@ _FIRST_GUESS_SECONDS = 0.1
 _REMEMBERED_PASSES = 5
 _REMEMBERED_SIZES = 1000
 _CLEARLY_CHEAPER = 0.95
+_ABOUT = 0.2
 _CHOICES_UNTIL_RETRIAL = 50
 
 
@@ -38,17 +39,13 @@ class Costs:
         self._mixed.setdefault(_kind(sizes), deque(maxlen=_REMEMBERED_PASSES)).append(seconds / apart)
 
     def seconds(self, tokens: int, rows: int) -> float:
-        """What a pass of equal rows will take: as such passes took, or in proportion to the one most like it.
-
-        Most like it is one of rows of as many tokens, and of those the one with the most similar work.
-        """
+        """What a pass of equal rows will take: as such passes took, or in proportion to one most like it."""
         if (tokens, rows) in self._passes:
             return median(self._passes[tokens, rows])
         if not self._passes:
             return _FIRST_GUESS_SECONDS
-        work = tokens * rows
-        nearest = min(self._passes, key=lambda size: (size[0] != tokens, abs(size[0] * size[1] - work)))
-        return median(self._passes[nearest]) * work / (nearest[0] * nearest[1])
+        nearest = min(self._passes, key=lambda size: (abs(size[0] - tokens), abs(size[1] - rows)))
+        return median(self._passes[nearest]) * tokens * rows / (nearest[0] * nearest[1])
 
     def best_rows(self, tokens: int, waiting: int) -> int:
         """How many of `waiting` equal rows a pass should take: all, unless fewer were clearly cheaper a row.
@@ -63,23 +60,27 @@ class Costs:
         return cheapest if cheaper < _CLEARLY_CHEAPER * self.seconds(tokens, waiting) / waiting else waiting
 
     def mixing_pays(self, sizes: Sizes) -> bool:
-        """Whether rows of these sizes should share a pass: unless passes of equal rows were cheaper.
+        """Whether rows of these sizes should share a pass: if that was clearly cheaper than a pass for each.
 
-        Each size goes alone once, so that there is something to compare with. Every so often the other
-        choice is tried, for costs change.
+        Where it is not, no row waits for others of its pass. Rows of a new size go with their equals once, so
+        that there is something to compare with. Every so often the other choice is tried, for costs change.
         """
-        if not {tokens for tokens, _ in self._passes}.issuperset(sizes):
+        if not all(map(self._is_known, sizes)):
             return False
         shares = self._mixed.get(_kind(sizes), ())
-        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < 1
+        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < _CLEARLY_CHEAPER
         return not pays if self._retries() else pays
+
+    def _is_known(self, tokens: int) -> bool:
+        """Whether there was a pass of rows about as large."""
+        return any(abs(size - tokens) <= _ABOUT * tokens for size, _ in self._passes)
 
     def _retries(self) -> bool:
         self._choices += 1
         return self._choices % _CHOICES_UNTIL_RETRIAL == 0
 
     def _seconds_a_row(self, tokens: int, most: int) -> float:
-        """The cheapest way to run up to `most` equal rows."""
+        """Of equal rows, in the cheapest of the passes of up to `most`."""
         known = self._known_rows(tokens, most) or [most]
         return min(self.seconds(tokens, rows) / rows for rows in known)
 

@@ -18,9 +18,9 @@ from triptych_denoiser.predictor import Row, Velocities
 CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 
 
-def row(name: float, size: int = 2) -> Row:
+def row(name: float, size: int = 2, conditioning: Conditioning = CONDITIONING) -> Row:
     """A row whose velocity is its name."""
-    return Row(torch.full((1, size, size), float(name)), 0.5, CONDITIONING)
+    return Row(torch.full((1, size, size), float(name)), 0.5, conditioning)
 
 
 LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_company_seconds=0.005)
@@ -39,7 +39,7 @@ class HeldPredictor:
         self._permits = threading.Semaphore(0)
 
     def tokens(self, row: Row) -> int:
-        return row.latents.numel()
+        return row.latents.numel() + len(row.conditioning.sequence) - 1
 
     def group(self, row: Row) -> tuple[object, ...]:
         return row.variant if self.mixes else (*row.variant, row.shape)
@@ -320,6 +320,20 @@ async def test_rows_of_any_size_share_a_pass(mixing: tuple[Batcher, HeldPredicto
     assert predictor.passes == [[1], [2, 3, 4, 5]]
     assert [p.velocities.shape[-1] for p in predictions] == [2, 4, 2, 4, 6]
     assert [p.velocities.max().item() for p in predictions] == [1, 2, 3, 4, 5]
+
+
+async def test_branches_of_a_call_share_a_pass_though_their_prompts_differ_in_length(
+    mixing: tuple[Batcher, HeldPredictor],
+) -> None:
+    """And are counted as long as they are."""
+    batcher, predictor = mixing
+    short, long = (Conditioning(torch.zeros(tokens, 1), torch.zeros(1), 1) for tokens in (1, 8))
+    predictor.release()
+    for names in ((1, 2), (3, 4)):
+        await batcher.predict([row(names[0], 6, short), row(names[1], 6, long)])
+    await batcher.predict([row(5, 6, long), row(6, 6, short), row(7, 6, short)])
+
+    assert predictor.passes == [[1, 2], [3, 4], [5, 6], [7]]
 
 
 async def test_a_size_that_is_new_goes_alone_once(mixing: tuple[Batcher, HeldPredictor]) -> None:
