@@ -1,10 +1,10 @@
-"""Memory that two processes of one user on one host share: made by one, found by the other, never by name alone.
+"""Memory that two processes of one user on one host share: made by one, opened and checked by the other.
 
 A region is a Linux memfd: memory with a file descriptor and no place in any folder. It is gone when the last
 process that has it is, however that ended, so nothing is left to clean up. The other process opens it through
-/proc, mode 0600: who can do so runs as the same user (or is root), and could read this process's memory as well.
-It is sealed at its size: nobody can cut it off under a reader, which would end the reader by SIGBUS. Its content is
-not protected from the one who shares it: copy what is there before checking it.
+/proc, mode 0600: who can do so runs as the same user or as root, and could read the first one's memory anyway.
+It is sealed at its size: nobody can cut it off under a reader, which would end the reader by SIGBUS. Its content
+is not protected from the one who shares it: copy what is there before checking it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_regions() -> None:
 
 
 def create_region(size: int) -> tuple[Region, int]:
-    """A region with a name of its own, and the file descriptor by which others find it, for the caller to close.
+    """A region with a new name, and the file descriptor by which others find it, for the caller to close.
 
     All its memory is taken now. Raises OSError if there is not enough.
     """

@@ -1,7 +1,7 @@
-"""A client's side of shared memory: calls whose large tensors do not pass through the socket, where that is possible.
+"""A client's side of shared memory: calls whose large tensors do not pass through the socket, if they can.
 
-Where it is not (a server on another host or without the option, no region free, one that was lost), the same call is
-made with the bytes in its message.
+If they cannot (a server on another host or without the option, no region free, one that was lost), the same call
+is made with the bytes in its message.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ class _Regions:
         self._refused_until = 0.0
 
     async def take(self, size: int) -> _HeldRegion | None:
-        """A region of at least `size` bytes, or None if the server gives none."""
+        """A region of at least `size` bytes, or None if the server gives none.
+
+        The latest that was used first: the others stay unused, until the server takes them back.
+        """
         self._free = [held for held in self._free if not held.call.done()]
-        for index in reversed(range(len(self._free))):  # those of before stay unused, and the server ends them
+        for index in reversed(range(len(self._free))):
             if self._free[index].region.size >= size:
                 return self._free.pop(index)
         if time.monotonic() < self._refused_until:
