@@ -2,11 +2,11 @@
 
 python -m benchmarks.wire [--quick] [--out wire.json]
 
-Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone; "shared memory" is
-Triptych's where the server has --shared-memory-mb. Medians in milliseconds; the ways take turns.
+Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone; "shared
+memory" is Triptych's where the server has --shared-memory-mb. Medians in milliseconds; the ways take turns.
 
-A unary call of Python's grpc.aio, however small, takes 9 to 18 times what a raw socket takes for 64 KB: the aim for
-that size is out of reach of any of them.
+A unary call of Python's grpc.aio, however small, takes 9 to 12 times what a raw socket takes for 64 KB: the aim
+for that size is out of reach of all of them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Medians = dict[str, dict[int, float]]
 
 def random_latents(kilobytes: int) -> NDArray[np.float32]:
     """Latents of so many kilobytes."""
-    shape = (1, 16, kilobytes // 4, 16)
+    shape = (1, 16, kilobytes, 16)
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 

@@ -61,6 +61,7 @@ from triptych_local.places import (
     Model,
     Offline,
     Revision,
+    SharedMemoryMb,
     Target,
     TextEncoderQuantization,
     TileSize,
@@ -331,6 +332,7 @@ def up(
     compile: Compile = False,
     attention: Attention = None,
     tile_size: TileSize = None,
+    shared_memory_mb: SharedMemoryMb = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
     from triptych_local.local import Kernels, Loras, ModelChoice, Replicas, StageQuantization
@@ -338,10 +340,14 @@ def up(
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
     kernels, loras = Kernels(compile, attention, tile_size), Loras(lora_folder, lora or ())
-    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline, kernels, loras)
+    choice = ModelChoice(
+        model, device, dtype, quantization, revision, base, offline, kernels, loras, shared_memory_mb
+    )
     replicas = Replicas(text_encoders, denoisers, vae_codecs)
     if fused and replicas != Replicas():
         raise typer.BadParameter("--fused is one process, which has each stage once")
+    if fused and shared_memory_mb:
+        raise typer.BadParameter("--fused is one process, which has no other to share memory with")
     _run(serve_until_stopped(choice, fused, base_port if tcp else None, replicas))
 
 

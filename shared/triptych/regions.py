@@ -2,9 +2,9 @@
 
 A region is a Linux memfd: memory with a file descriptor and no place in any folder. It is gone when the last
 process that has it is, however that ended, so nothing is left to clean up. The other process opens it through
-/proc, mode 0600: who can do so runs as the same user or as root, and could read the first one's memory anyway.
-It is sealed at its size: nobody can cut it off under a reader, which would end the reader by SIGBUS. Its content
-is not protected from the one who shares it: copy what is there before checking it.
+/proc, mode 0600: who can do so runs as the same user or as root, and could read the first one's memory
+anyway. It is sealed at its size: nobody can cut it off under a reader, which would end the reader by SIGBUS.
+Its content is not protected from the one who shares it: copy what is there before checking it.
 """
 
 from __future__ import annotations

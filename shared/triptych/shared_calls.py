@@ -1,7 +1,7 @@
 """A client's side of shared memory: calls whose large tensors do not pass through the socket, if they can.
 
-If they cannot (a server on another host or without the option, no region free, one that was lost), the same call
-is made with the bytes in its message.
+If they cannot (a server on another host or without the option, no region free, one that was lost), the same
+call is made with the bytes in its message.
 """
 
 from __future__ import annotations
