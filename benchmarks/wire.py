@@ -5,8 +5,8 @@ python -m benchmarks.wire [--quick] [--out wire.json]
 Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone; "shared
 memory" is Triptych's where the server has --shared-memory-mb. Medians in milliseconds; the ways take turns.
 
-A unary call of Python's grpc.aio, however small, takes 9 to 12 times what a raw socket takes for 64 KB: the aim
-for that size is out of reach of all of them.
+A unary call of Python's grpc.aio, however small, takes 9 to 12 times what a raw socket takes for 64 KB: the
+aim for that size is out of reach of all of them.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from triptych_local.options import (
     SOLVERS,
     read_composition,
     read_layers,
+    read_loras,
     read_method,
     read_schedule,
     read_sigma_schedule,
@@ -206,7 +207,7 @@ def generate(
         compositions=[read_composition(compose, prompt_weight)] if compose else None,
         prompt_weighting=weights or None,
         num_images_per_prompt=num_images,
-        loras=_loras(lora or []),
+        loras=_read(read_loras, lora or None, "--lora"),
         model=model if target else None,
         image=_read(read_file, image, "--image"),
         strength=strength,
@@ -347,7 +348,7 @@ def up(
     if fused and replicas != Replicas():
         raise typer.BadParameter("--fused is one process, which has each stage once")
     if fused and shared_memory_mb:
-        raise typer.BadParameter("--fused is one process, which has no other to share memory with")
+        raise typer.BadParameter("--fused is one process, with no other to share memory with")
     _run(serve_until_stopped(choice, fused, base_port if tcp else None, replicas))
 
 
@@ -396,15 +397,6 @@ def _given(reader: Callable[[S], T], given: S, option: str) -> T:
         return reader(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def _loras(texts: list[str]) -> dict[str, float] | None:
-    from triptych.loras import read_lora
-
-    loras = [lora for text in texts if (lora := _read(read_lora, text, "--lora"))]
-    if len(dict(loras)) < len(loras):
-        raise typer.BadParameter("a LoRA is named twice", param_hint="--lora")
-    return dict(loras) or None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

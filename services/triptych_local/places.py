@@ -112,8 +112,8 @@ SharedMemoryMb: TypeAlias = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Memory, in MB, of each denoiser and VAE codec for large tensors, in place of their sockets: for "
-        "large pictures on fast devices. Needs Linux. Default: none.",
+        help="Memory, in MB, of each denoiser and VAE codec for large tensors, in place of their sockets: "
+        "for large pictures on fast devices. Needs Linux. Default: none.",
     ),
 ]
 

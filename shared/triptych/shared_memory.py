@@ -2,8 +2,8 @@
 
 Servicers see nothing of it: a request's tensor is copied out before they get it, so that what they check is
 what they compute with, and an answer's is copied in. A client can only name a region whose name it was told,
-for one call at a time; what anyone writes there meanwhile, or late, spoils that call alone. Whoever can call the
-server can ask for regions, up to its limit: then the others' calls go through the socket.
+for one call at a time; what anyone writes there meanwhile, or late, spoils that call alone. Whoever can call
+the server can ask for regions, up to its limit: then the others' calls go through the socket.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ async def test_a_region_is_for_one_call_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="in use by another call"):
             await stub.Predict(request)
         servicer.go_on.set()
-        assert (await first).velocities.shared.length == 16
+        assert (await first).velocities.data == bytes(16)
 
 
 async def answer(stub: Any, request: Any) -> Any:
