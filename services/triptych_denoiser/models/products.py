@@ -1,8 +1,7 @@
 """Matrix products whose rows round the same however many there are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,13 @@ def tiled_products(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: Seq
     Libraries choose a kernel by the sizes of a product. Where there are few sizes, and a row has the same
     bits in all of them (like_the_first), it has them always. `tiles` are ascending multiples of the first.
     """
+    if torch.compiler.is_compiling():
+        product: Tensor = torch.ops.triptych.tiled_products(rows, weight, bias, tiles)
+        return product
+    return _tiled_products(rows, weight, bias, tiles)
+
+
+def _tiled_products(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: Sequence[int]) -> Tensor:
     parts = list(_parts(len(rows), tiles))
     filled = F.pad(rows, (0, 0, 0, sum(parts) - len(rows))).contiguous()
     products = [F.linear(part, weight, bias) for part in torch.split(filled, parts)]
@@ -42,8 +48,24 @@ def _parts(rows: int, tiles: Sequence[int]) -> Iterator[int]:
     """The fewest tiles that hold so many rows, the largest first."""
     left = rows + -rows % tiles[0]
     for tile in reversed(tiles):
-        count, left = divmod(left, tile)
-        yield from [tile] * count
+        yield from [tile] * (left // tile)
+        left %= tile
+
+
+@torch.library.custom_op("triptych::tiled_products", mutates_args=())
+def _opaque_tiled_products(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045 (torch reads the annotation)
+    tiles: Sequence[int],
+) -> Tensor:
+    """For a compiler, which would make a program for every number of tiles."""
+    return _tiled_products(rows, weight, bias, tiles)
+
+
+@_opaque_tiled_products.register_fake
+def _(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: Sequence[int]) -> Tensor:
+    return rows.new_empty(rows.shape[0], weight.shape[0])
 
 
 @torch.inference_mode()
