@@ -61,16 +61,15 @@ class Costs:
         return cheapest if cheaper < _CLEARLY_CHEAPER * self.seconds(tokens, waiting) / waiting else waiting
 
     def mixing_pays(self, sizes: Sizes) -> bool:
-        """Whether rows of these sizes should share a pass: if that was clearly cheaper than a pass for each.
+        """Whether rows of these sizes should share a pass: unless a pass for each size was cheaper.
 
-        Where it is not, no row waits for others of its pass. Rows of a new size go with their equals a few
-        times, so that there is something to compare with. Every so often the other choice is tried, for costs
-        change.
+        Rows of a new size go with their equals a few times, so that there is something to compare with. Every
+        so often the other choice is tried, for costs change.
         """
         if not all(map(self._is_known, sizes)):
             return False
         shares = self._mixed.get(_kind(sizes), ())
-        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < _CLEARLY_CHEAPER
+        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < 1
         return not pays if self._retries() else pays
 
     def _is_known(self, tokens: int) -> bool:

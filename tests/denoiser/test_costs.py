@@ -66,11 +66,11 @@ def test_sizes_that_nobody_has_mixed_are_mixed_when_about_each_is_known() -> Non
     assert not costs.mixing_pays({100: 1, 150: 1})
 
 
-def test_sizes_are_mixed_where_that_is_clearly_cheaper_than_passes_of_equal_rows() -> None:
+def test_sizes_are_mixed_where_that_is_cheaper_than_passes_of_equal_rows() -> None:
     costs = costs_of(*3 * [(100, 1, 1.0), (100, 2, 1.2), (200, 2, 4.0)])
     for _ in range(5):
-        costs.note_mixed({100: 2, 200: 1}, 2.9)  # apart: 1.2 + 2.0
-        costs.note_mixed({100: 2, 200: 10}, 21.0)  # apart: 1.2 + 20
+        costs.note_mixed({100: 2, 200: 1}, 3.0)  # apart: 1.2 + 2.0
+        costs.note_mixed({100: 2, 200: 10}, 22.0)  # apart: 1.2 + 20
     assert costs.mixing_pays({100: 2, 200: 1})
     assert costs.mixing_pays({100: 1, 200: 1})
     assert not costs.mixing_pays({100: 2, 200: 10})
