@@ -37,6 +37,17 @@ PIPELINES: Mapping[tuple[str, bool], Pipeline] = {
 }
 """By the pipeline's class in model_index.json, and whether transformer/config.json has guidance_embeds."""
 
+STEPS_OF_DISTILLED: Mapping[str, int] = {
+    # Their model cards' examples; the 9 steps of Z-Image-Turbo's are 8 passes.
+    "stable-diffusion-3.5-large-turbo": 4,
+    "sd3.5_large_turbo": 4,
+    "z-image-turbo": 8,
+}
+"""Steps of models without guidance whose configs are those of the models that they were distilled from.
+
+By the name of their repository or file, in lower case: nothing else tells them apart.
+"""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -59,7 +70,11 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if (name, embedded) not in PIPELINES:
         supported = ", ".join(dict.fromkeys(known for known, _ in PIPELINES))
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
-    pipeline = _with_own_defaults(PIPELINES[name, embedded], checkpoint.path / "triptych.json")
+    pipeline = PIPELINES[name, embedded]
+    steps = STEPS_OF_DISTILLED.get(checkpoint.published_name.lower())
+    if steps is not None:
+        pipeline = replace(pipeline, num_inference_steps=steps, guidance_scale=1.0)
+    pipeline = _with_own_defaults(pipeline, checkpoint.own_defaults)
     return Sampling(
         FlowSchedule.from_config(checkpoint.config("scheduler"), pipeline.grid),
         pipeline.guidance,

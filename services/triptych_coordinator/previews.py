@@ -48,7 +48,7 @@ def latent_rgb(checkpoint: Checkpoint) -> LatentRgb | None:
     Raises:
         StartError: triptych.json has a map of another form.
     """
-    file = checkpoint.path / "triptych.json"
+    file = checkpoint.own_defaults
     try:
         settings = dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
         if KEY not in settings:

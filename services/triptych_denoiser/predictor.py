@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 Determinism = Literal["batch-invariant", "fast"]
 
 _PROBE_ROWS = 8
-# Small enough that the last tile wastes little, large enough that a product still runs at full speed.
-_CPU_TILE_ROWS = 64
-_GPU_TILE_ROWS = 1024
+# The first is small enough that filling it up wastes little, the last so large that more would not be faster.
+_CPU_TILES = (64, 128, 256, 512, 1024)
+_GPU_TILES = (1024, 2048, 4096, 8192)
 _PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
 
 
@@ -193,7 +193,7 @@ def create_predictor(
         return together
     fixed = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
     if not fixed:
-        tile_products(list(model.modules()), _GPU_TILE_ROWS if device.type == "cuda" else _CPU_TILE_ROWS)
+        tile_products(list(model.modules()), _GPU_TILES if device.type == "cuda" else _CPU_TILES)
     if rows_are_independent(together):
         together.mixes = mixes and mixed_rows_are_independent(together)
         log.info(

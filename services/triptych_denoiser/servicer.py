@@ -13,7 +13,7 @@ import torch
 
 from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.devices import usable_device
-from triptych.errors import missing_conditioning
+from triptych.errors import StartError, missing_conditioning
 from triptych.fingerprints import stage_fingerprint
 from triptych.quantization import Quantization, create_quantizer
 from triptych.settings import StageSettings
@@ -181,6 +181,15 @@ def _one_for_each(guidance_scales: Sequence[float], samples: int) -> Sequence[fl
     return guidance_scales or [None] * samples
 
 
+def _check_compilable(options: DenoiserOptions, quantization: Quantization) -> None:
+    """Raises StartError for tiles of quantized weights, of which every number would be compiled for."""
+    if quantization != "none" and options.determinism == "batch-invariant":
+        raise StartError(
+            f"--compile with --quantization {quantization} needs --determinism fast: "
+            "batch-invariant products of quantized weights would be compiled for every number of rows"
+        )
+
+
 def create_servicer(
     settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
 ) -> DenoiserServicer:
@@ -191,6 +200,7 @@ def create_servicer(
     dtype = getattr(torch, settings.dtype)
     attention = choose_backend(options.attention, device, dtype)
     if options.compile:
+        _check_compilable(options, quantization)
         try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
     linears = linears_of(checkpoint)

@@ -31,17 +31,24 @@ class Checkpoint:
 
     path: the folder.
     name: what all stages and the coordinator call the model.
+    published_name: what its folder, file or repository is called, whatever `name` is set to.
     revision: the commit of a repository on the hub, else "".
     """
 
     def __init__(self, path: Path, repository: Repository | None = None) -> None:
         self.path = path
-        self.name = repository.name.rpartition("/")[2] if repository else path.name
+        self.published_name = repository.name.rpartition("/")[2] if repository else path.name
+        self.name = self.published_name
         self.revision = repository.commit if repository else ""
         self._repository = repository
         if repository:
             repository.fetch(["triptych.json"])
         self.index = _read_object(path / "model_index.json")
+
+    @property
+    def own_defaults(self) -> Path:
+        """The triptych.json that names the checkpoint's defaults for sampling, if there is one."""
+        return self.path / "triptych.json"
 
     def has(self, component: str) -> bool:
         """Whether the index names the component: a missing or null entry is an optional part left out."""

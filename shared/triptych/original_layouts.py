@@ -185,6 +185,18 @@ def flux_guidance(shapes: Shapes) -> bool:
     return "guidance_in.in_layer.weight" in shapes
 
 
+def clip_table(shapes: Shapes) -> Table:
+    """CLIP-L, whose files may lack the projection of its pooled vector: it is the identity then.
+
+    Source: CLIPTextModel in other_impls.py (Stability-AI/sd3.5), which begins with the identity, and
+    create_diffusers_clip_model_from_ldm.
+    """
+    norm = "text_model.final_layer_norm.weight"
+    if "text_projection.weight" in shapes or norm not in shapes:
+        return {}
+    return {norm: ((norm, None), ("text_projection.weight", _identity))}
+
+
 def vae_table(shapes: Shapes) -> Table:
     """AutoencoderKL. The decoder's blocks count from the pixels here, from the latents in diffusers."""
     table: dict[str, tuple[Target, ...]] = {}
@@ -274,3 +286,8 @@ def _halves_swapped(tensor: Tensor) -> Tensor:
 def _as_linear(tensor: Tensor) -> Tensor:
     """A 1x1 convolution's weight, [out, in, 1, 1], as a linear's."""
     return tensor.flatten(1) if tensor.ndim == 4 else tensor
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    """The identity of a vector's size, in its dtype."""
+    return tensor.new_ones(tensor.shape).diag()

@@ -12,6 +12,7 @@ from triptych.errors import CheckpointError
 from triptych.original_layouts import (
     Shapes,
     Table,
+    clip_table,
     diffusers_tensors,
     flux_config,
     flux_guidance,
@@ -31,6 +32,12 @@ _VAE_PREFIXES = ("first_stage_model.", "vae.")
 _VAE_MARK = "decoder.mid.block_1.conv1.weight"
 _FLUX_VAE_FILE = "ae.safetensors"
 _SD3, _FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
+_ENCODERS = {
+    _SD3: {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
+    _FLUX: {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+}
+"""What the names of text encoders begin with, after `text_encoders.`, in files that have them inside."""
+
 _LATENT_SCALES: dict[str, dict[str, float]] = {
     _SD3: {"scaling_factor": 1.5305, "shift_factor": 0.0609},
     _FLUX: {"scaling_factor": 0.3611, "shift_factor": 0.1159},
@@ -47,10 +54,13 @@ _DEV_SHIFTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A component that is in a file under original names, which begin with `prefix`."""
+    """A component that is in a file under original names, which begin with `prefix`.
 
-    class_name: str
-    config: Mapping[str, Any]
+    class_name, config: None of a text encoder, for which no file tells them: they are the base's.
+    """
+
+    class_name: str | None
+    config: Mapping[str, Any] | None
     file: Path
     prefix: str
     table: Table
@@ -87,10 +97,11 @@ class _Renamed(Mapping[str, "Tensor"]):
 
 
 class SingleFile(Checkpoint):
-    """A transformer, a VAE or both from original files; everything else from another checkpoint, the base.
+    """A transformer, a VAE and text encoders from original files; what they lack from a checkpoint, the base.
 
-    A FLUX.1 transformer takes its VAE from ae.safetensors beside it, if that is there. Without a base, the
-    scheduler is the published one of the family.
+    A FLUX.1 transformer takes its VAE from ae.safetensors beside it, if that is there. Text encoders inside a
+    file are used as far as the base has their configs and tokenizers: on one without T5, a T5 is left alone.
+    Without a base, the scheduler is the published one of the family.
     """
 
     def __init__(self, path: Path, base: Checkpoint | None) -> None:
@@ -100,7 +111,7 @@ class SingleFile(Checkpoint):
             CheckpointError: the file is broken, of another layout, or not of the base's family.
         """
         self.path = path
-        self.name = path.stem
+        self.name = self.published_name = path.stem
         self.revision = base.revision if base else ""
         self._base = base
         self._parts, pipeline = _read_parts(path, base)
@@ -108,9 +119,15 @@ class SingleFile(Checkpoint):
         family = base.index.get("_class_name") if base else pipeline
         if family != pipeline:
             raise CheckpointError(f"{path} is for a {pipeline}, but the base {base and base.path} a {family}")
-        own = {component: ["diffusers", part.class_name] for component, part in self._parts.items()}
+        own = {name: ["diffusers", part.class_name] for name, part in self._parts.items() if part.class_name}
         published = {"_class_name": pipeline, "scheduler": ["diffusers", _SCHEDULER]}
         self.index = published | (base.index if base else {}) | own
+
+    @property
+    def own_defaults(self) -> Path:
+        """The triptych.json beside the file, or else the base's."""
+        beside = self.path.with_name("triptych.json")
+        return self._base.own_defaults if self._base and not beside.exists() else beside
 
     def class_name(self, component: str) -> str:
         """The component's class in diffusers or transformers."""
@@ -128,8 +145,9 @@ class SingleFile(Checkpoint):
 
     def config(self, component: str) -> dict[str, Any]:
         """The config that the file's shapes and its family tell, or the base's."""
-        if component in self._parts:
-            return dict(self._parts[component].config)
+        part = self._parts.get(component)
+        if part is not None and part.config is not None:
+            return dict(part.config)
         if component == "scheduler" and self._base is None:
             return dict(self._scheduler)
         return self._in_base(component).config(component)
@@ -162,13 +180,14 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], s
             config = sd3_config(inner)
             table = sd3_table(config["num_layers"], config["caption_projection_dim"])
             transformer = Part("SD3Transformer2DModel", config, path, prefix, table, inner)
-            return {"transformer": transformer} | _vae_inside(path, shapes, _SD3), _SD3
+            vae = _vae_inside(path, shapes, _SD3)
+            return {"transformer": transformer} | vae | _encoders_inside(path, shapes, _SD3, base), _SD3
         if "double_blocks.0.img_attn.qkv.weight" in inner:
             config = flux_config(inner)
             table = flux_table(config["num_layers"], config["num_single_layers"], inner["img_in.weight"][0])
             transformer = Part("FluxTransformer2DModel", config, path, prefix, table, inner)
             vae = _vae_inside(path, shapes, _FLUX) or _vae_beside(path)
-            return {"transformer": transformer} | vae, _FLUX
+            return {"transformer": transformer} | vae | _encoders_inside(path, shapes, _FLUX, base), _FLUX
         if _VAE_MARK in shapes:
             return _vae_alone(path, shapes, base)
     except (KeyError, ValueError) as error:
@@ -184,6 +203,18 @@ def _vae_inside(path: Path, shapes: Shapes, pipeline: str) -> dict[str, Part]:
         if prefix + _VAE_MARK in shapes:
             return {"vae": _vae(path, prefix, _under(prefix, shapes), _LATENT_SCALES[pipeline])}
     return {}
+
+
+def _encoders_inside(path: Path, shapes: Shapes, pipeline: str, base: Checkpoint | None) -> dict[str, Part]:
+    """The text encoders that are in the file and of which the base has config and tokenizer."""
+    found = {}
+    for component, name in _ENCODERS[pipeline].items():
+        prefix = f"text_encoders.{name}.transformer."
+        inner = _under(prefix, shapes)
+        if inner and base is not None and base.has(component):
+            table = clip_table(inner) if name == "clip_l" else {}
+            found[component] = Part(None, None, path, prefix, table, inner)
+    return found
 
 
 def _vae_beside(path: Path) -> dict[str, Part]:

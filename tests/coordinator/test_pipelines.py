@@ -87,3 +87,19 @@ def test_a_model_without_guidance_has_no_default_for_it(tmp_path: Path) -> None:
     assert (steps.num_inference_steps, steps.guidance_scale) == (2, 1.0)
     with pytest.raises(StartError, match="must be 1 for a model without guidance, not 3"):
         sampling_of(settings(tmp_path / "b", '{"default_guidance_scale": 3}', "FluxPipeline"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "steps"),
+    [
+        ("stable-diffusion-3.5-large-turbo", "StableDiffusion3Pipeline", 4),
+        ("Z-Image-Turbo", "ZImagePipeline", 8),
+    ],
+)
+def test_a_distilled_model_is_known_by_its_name(name: str, pipeline: str, steps: int, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / name, pipeline)
+    checkpoint.name = "mine"
+    sampling = sampling_of(checkpoint)
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (steps, 1.0)
+    own = sampling_of(settings(tmp_path / "own" / name, '{"default_num_inference_steps": 6}', pipeline))
+    assert (own.num_inference_steps, own.guidance_scale) == (6, 1.0)

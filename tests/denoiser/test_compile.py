@@ -14,7 +14,9 @@ from torch._dynamo.utils import counters
 from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints import open_checkpoint
 from triptych.compilation import compile_modules
+from triptych.errors import StartError
 from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.streams import EqualRows
 from triptych_denoiser.models.transformer import blocks
 from triptych_denoiser.predictor import Predictor, Row, Velocities, random_row, warm_up
@@ -54,12 +56,15 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.parametrize("tiles", [None, (16, 32)])
 def test_the_warm_up_compiles_all_that_any_size_and_number_of_rows_needs(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tiles: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as for any backend, then run by torch's own kernels, which takes a tenth of the time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     compiled, plain = predictor_of(folder), predictor_of(folder)
+    if tiles is not None:
+        tile_products(list(compiled.model.modules()), tiles)
     compile_modules(blocks(compiled.model))
     before = graphs()
     warm_up(compiled)
@@ -120,3 +125,9 @@ def test_without_a_compiler_the_start_is_refused(tiny_checkpoint: Path, tmp_path
     assert "--compile does not work on cpu: " in result.stderr.splitlines()[-1]
     assert "no-such-compiler" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_quantized_weights_are_compiled_for_fast_passes_alone(settings: DenoiserSettings) -> None:
+    options = settings.model_copy(update={"compile": True})
+    with pytest.raises(StartError, match="--quantization int8-weight-only needs --determinism fast"):
+        create_servicer(settings, options, "int8-weight-only")

@@ -3,9 +3,12 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints import open_checkpoint
@@ -13,6 +16,7 @@ from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import Linear
+from triptych_denoiser.models.products import like_the_first
 from triptych_denoiser.models.transformer import Inputs, Transformer
 from triptych_denoiser.predictor import Predictor, Row, Velocities, create_predictor, rows_are_independent
 
@@ -83,33 +87,78 @@ def test_products_are_made_of_tiles_where_the_kernels_are_not_fixed(
 ) -> None:
     model = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
     assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
-    assert tiles_of(model) == {None}
+    assert tiles_of(model) == {0}
     monkeypatch.setenv("MKL_CBWR", "AUTO")
     create_predictor(model, CPU, torch.float32, "batch-invariant", 16)
     assert tiles_of(model) == {16, 64}
 
 
-def tiles_of(model: Transformer) -> set[int | None]:
-    return {module.tile_rows for module in model.modules() if isinstance(module, Linear)}
+def tiles_of(model: Transformer) -> set[int]:
+    """The smallest ones; 0 for none."""
+    return {
+        module.tiles[0] if module.tiles else 0 for module in model.modules() if isinstance(module, Linear)
+    }
 
 
 def test_bfloat16_products_are_made_of_tiles_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 
     assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
-    assert tiles_of(half) == {None}
+    assert tiles_of(half) == {0}
     invariant = create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16)
     assert tiles_of(half) == {16, 64}
     assert invariant.max_rows in (1, 16)  # as the probe found on this machine
     assert invariant.max_rows == 16 or not rows_are_independent(Predictor(half, CPU, torch.bfloat16, 16))
 
 
-def test_tiles_have_one_size_and_the_values_of_the_product() -> None:
+def test_tiles_have_the_values_of_the_product() -> None:
     linear, rows = Linear(8, 5), torch.randn(37, 8)
     whole = linear(rows)
-    linear.tile_rows = 16
+    linear.tiles = (16,)
     assert torch.allclose(linear(rows), whole, atol=1e-6)
     assert torch.equal(linear(rows[:3]), linear(rows)[:3])
+
+
+def test_products_are_made_of_the_largest_tiles_and_the_rest_is_filled_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    linear, real = Linear(8, 5), F.linear
+    linear.tiles = (4, 8, 16)
+
+    def noted(rows: Tensor, *others: Any) -> Tensor:
+        sizes.append(len(rows))
+        return real(rows, *others)
+
+    monkeypatch.setattr(F, "linear", noted)
+    for rows, tiles in ((1, [4]), (16, [16]), (29, [16, 16]), (42, [16, 16, 8, 4])):
+        sizes.clear()
+        assert len(linear(torch.randn(rows, 8))) == rows
+        assert sizes == tiles
+
+
+def test_only_tiles_with_the_bits_of_the_first_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a library whose kernel for 32 rows rounds otherwise."""
+    real = F.linear
+
+    def other_for_32(rows: Tensor, *others: Any) -> Tensor:
+        product = real(rows, *others)
+        return product.nextafter(product + 1) if len(rows) == 32 else product
+
+    monkeypatch.setattr(F, "linear", other_for_32)
+    assert like_the_first((16, 32, 64), torch.randn(24, 8), None) == (16, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_in_every_product_of_found_tiles(dtype: torch.dtype) -> None:
+    linear = Linear(64, 192).to(dtype)
+    linear.tiles = like_the_first((16, 32, 64, 128), linear.weight, linear.bias)
+    assert linear.tiles[0] == 16
+    rows = torch.randn(300, 64).to(dtype)
+    whole = linear(rows)
+    for count in (1, 15, 16, 17, 70, 129, 255):
+        assert torch.equal(linear(rows[:count]), whole[:count])
+        assert torch.equal(linear(rows[-count:]), whole[-count:])
 
 
 @pytest.fixture(params=["SD3", "FLUX", "Z-Image"])

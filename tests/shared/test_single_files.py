@@ -1,6 +1,7 @@
 """Original files of SD3, SD3.5 and FLUX.1 are read as if diffusers had saved them, to the bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.shared import original_names
-from tests.tiny_checkpoint import tiny_vae
+from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline, tiny_vae
 from triptych.checkpoints import CheckpointError, open_checkpoint
 from triptych.weights import read_shapes
+from triptych_coordinator.pipelines import sampling_of
+from triptych_text_encoder.components import load_text_model
 
 reference: Any = diffusers  # most of it has no types
 converters: Any = single_file_utils
@@ -190,6 +193,75 @@ def test_a_base_has_what_the_file_lacks(tmp_path: Path, tiny_checkpoint: Path) -
     assert checkpoint.config("scheduler") == base.config("scheduler")
     assert checkpoint.index["_class_name"] == "StableDiffusion3Pipeline"
     assert not checkpoint.has("text_encoder_3")
+
+
+def encoders_inside(folder: Path, **prefixes: str) -> Tensors:
+    """The text encoders of a checkpoint's folder as Stability's files name them."""
+    found = {}
+    for component, prefix in prefixes.items():
+        tensors = load_file(folder / component / "model.safetensors")
+        found |= prefixed(f"text_encoders.{prefix}.transformer.", tensors)
+    return found
+
+
+def test_text_encoders_inside_an_sd3_file_are_its_own(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    sd3_pipeline(t5=True).save_pretrained(base)
+    names = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+    inside = encoders_inside(base, **names)
+    inside = {
+        name: tensor.to(torch.float8_e4m3fn) if "t5xxl" in name else 2 * tensor
+        for name, tensor in inside.items()
+    }
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    file = save(prefixed("model.diffusion_model.", original) | inside, tmp_path / "sd3_incl_all.safetensors")
+    checkpoint = open_checkpoint(str(file), base=str(base))
+    for component, name in names.items():
+        prefix = f"text_encoders.{name}.transformer."
+        expected = {
+            key.removeprefix(prefix): tensor for key, tensor in inside.items() if key.startswith(prefix)
+        }
+        found = checkpoint.tensors(component)
+        assert set(found) == set(expected)
+        assert all(torch.equal(found[key].float(), tensor.float()) for key, tensor in expected.items())
+        assert checkpoint.files(component) == [file]
+        assert checkpoint.config(component) == open_checkpoint(str(base)).config(component)
+    model = load_text_model(checkpoint, "text_encoder_3", torch.float32, torch.device("cpu"))
+    assert torch.equal(
+        model.state_dict()["shared.weight"],
+        inside["text_encoders.t5xxl.transformer.shared.weight"].float(),
+    )
+
+
+def test_clip_l_without_its_projection_has_the_identity(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    inside = encoders_inside(tiny_checkpoint, text_encoder="clip_l")
+    del inside["text_encoders.clip_l.transformer.text_projection.weight"]
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    file = save(original | inside, tmp_path / "sd3_incl_clips.safetensors")
+    checkpoint = open_checkpoint(str(file), base=str(tiny_checkpoint))
+    projection = checkpoint.tensors("text_encoder")["text_projection.weight"]
+    assert torch.equal(projection, torch.eye(ENCODER_WIDTH))
+    assert checkpoint.files("text_encoder_2") == open_checkpoint(str(tiny_checkpoint)).files("text_encoder_2")
+
+
+def test_text_encoders_inside_need_the_tokenizers_of_a_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    inside = encoders_inside(tiny_checkpoint, text_encoder="t5xxl")
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    file = save(original | inside, tmp_path / "sd3_incl_t5.safetensors")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer: name with --base"):
+        open_checkpoint(str(file)).folder("tokenizer")
+    assert not open_checkpoint(str(file), base=str(tiny_checkpoint)).has("text_encoder_3")
+
+
+def test_defaults_are_those_beside_the_file_or_of_the_base(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    (base / "triptych.json").write_text('{"default_num_inference_steps": 5}')
+    original = original_names.sd3_transformer(sd3_transformer().state_dict())
+    file = save(original, tmp_path / "sd3.5_large_turbo.safetensors")
+    assert sampling_of(open_checkpoint(str(file), base=str(tiny_checkpoint))).num_inference_steps == 4
+    assert sampling_of(open_checkpoint(str(file), base=str(base))).num_inference_steps == 5
+    file.with_name("triptych.json").write_text('{"default_num_inference_steps": 6}')
+    assert sampling_of(open_checkpoint(str(file), base=str(base))).num_inference_steps == 6
 
 
 def test_a_vae_alone_is_told_apart_by_its_base(tmp_path: Path, tiny_checkpoint: Path) -> None:

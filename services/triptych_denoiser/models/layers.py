@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych_denoiser.models.products import like_the_first, row_products, tiled_products
 from triptych_denoiser.models.streams import Stream
 
 TIMESTEP_CHANNELS = 256
 EPS = 1e-6
-MIN_ROWS = 4
-NARROW = 24
 SAMPLE_TILE_ROWS = 16
 
 
@@ -48,27 +47,28 @@ class Linear(nn.Linear):
 
     low_ranks: tuple[tuple[LowRank, float], ...] = ()
     """What is added to the weight, and how many times. The weight itself stays as it is."""
-    tile_rows: int | None = None
-    """Products are made of so many rows at a time, or of all at once."""
+    tiles: tuple[int, ...] = ()
+    """Products are made of so many rows at a time (see tiled_products), or without any of all at once."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
         rows = input.reshape(-1, self.in_features)
-        product = self._products(rows, self.weight, self.bias)
+        product = _products(rows, self.weight, self.bias, self.tiles)
         for low_rank, times in self.low_ranks:
-            product = product + self._products(self._products(rows, low_rank.down) * times, low_rank.up)
+            down = _products(rows, low_rank.down, None, self.tiles[:1])
+            product = product + _products(down * times, low_rank.up, None, self.tiles[:1])
         return product.reshape(*input.shape[:-1], self.out_features)
 
-    def _products(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if self.tile_rows is None:
-            return row_products(rows, weight, bias)
-        return tiled_products(rows, weight, bias, self.tile_rows)
+
+def _products(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: tuple[int, ...]) -> Tensor:
+    return tiled_products(rows, weight, bias, tiles) if tiles else row_products(rows, weight, bias)
 
 
-def tile_products(modules: Collection[nn.Module], token_rows: int) -> None:
-    """Makes the products of a model's linears of `token_rows` rows at a time. `modules` are all of the model.
+def tile_products(modules: Collection[nn.Module], token_tiles: Sequence[int]) -> None:
+    """Makes the products of a model's linears of tiles. `modules` are all of the model.
 
-    Those of embeddings, which have a row per sample, are made of SAMPLE_TILE_ROWS.
+    Of those of `token_tiles`, ascending multiples of the first, a linear gets the ones that like_the_first
+    found. Those of embeddings, which have a row per sample, are made of SAMPLE_TILE_ROWS.
     """
     embeddings = {
         linear
@@ -76,33 +76,15 @@ def tile_products(modules: Collection[nn.Module], token_rows: int) -> None:
         if isinstance(module, TwoLayers | Modulation)
         for linear in module.modules()
     }
+    found: dict[object, tuple[int, ...]] = {}
     for module in modules:
-        if isinstance(module, Linear):
-            module.tile_rows = SAMPLE_TILE_ROWS if module in embeddings else token_rows
-
-
-def tiled_products(rows: Tensor, weight: Tensor, bias: Tensor | None, tile_rows: int) -> Tensor:
-    """[rows, in_features] to [rows, out_features] in products of exactly `tile_rows` rows.
-
-    Libraries choose a kernel by the sizes of a product. Where those are always the same, so are a row's bits.
-    """
-    lacking = -len(rows) % tile_rows
-    tiles = torch.split(F.pad(rows, (0, 0, 0, lacking)).contiguous(), tile_rows)
-    return torch.cat([F.linear(tile, weight, bias) for tile in tiles])[: len(rows)]
-
-
-def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[rows, in_features] to [rows, out_features], each row's bits the same however many there are.
-
-    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
-    and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
-    with 2 to 130 features; to one feature and without a bias, odd numbers of rows round differently). A row's
-    bits must not depend on its company.
-    """
-    features = len(weight)
-    least = max(MIN_ROWS, features) if features < NARROW else MIN_ROWS
-    lacking = max(least - len(rows), 0)
-    return F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, weight, bias)[: len(rows)]
+        if module in embeddings and isinstance(module, Linear):
+            module.tiles = (SAMPLE_TILE_ROWS,)
+        elif isinstance(module, Linear):
+            kind = (module.weight.shape, module.bias is None)
+            if kind not in found:
+                found[kind] = like_the_first(token_tiles, module.weight, module.bias)
+            module.tiles = found[kind]
 
 
 class TwoLayers(nn.Module):

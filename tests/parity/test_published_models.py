@@ -1,0 +1,275 @@
+"""Every published model by its real configs, without memory: all keys are used, none is asked for besides."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+from tests.parity.test_flux_transformer import PUBLIC as FLUX
+from tests.parity.test_sd3_transformer import PUBLIC as SD3
+from tests.parity.test_z_image_transformer import REAL as Z_IMAGE
+from tests.shared import original_names
+from triptych import loading
+from triptych.checkpoints import Checkpoint
+from triptych.original_layouts import diffusers_tensors, flux_config, flux_table, sd3_config, sd3_table
+from triptych_coordinator.guidance import GuidanceInput
+from triptych_coordinator.pipelines import sampling_of
+from triptych_coordinator.sigmas import DynamicShift
+from triptych_denoiser.models import load_transformer
+from triptych_text_encoder.components import load_text_model
+from triptych_vae_codec.models.autoencoder_kl import build as build_codec
+
+reference: Any = diffusers  # most of it has no types
+
+META = torch.device("meta")
+Component = tuple[str, dict[str, Any]]
+"""A class and its config."""
+
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+T5_XXL: dict[str, Any] = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+QWEN3_4B: dict[str, Any] = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+SD3_ENCODERS: dict[str, Component] = {
+    "text_encoder": ("CLIPTextModelWithProjection", CLIP_L),
+    "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G),
+    "text_encoder_3": ("T5EncoderModel", T5_XXL),
+}
+FLUX_ENCODERS: dict[str, Component] = {
+    "text_encoder": ("CLIPTextModel", CLIP_L),
+    "text_encoder_2": ("T5EncoderModel", T5_XXL),
+}
+Z_IMAGE_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3Model", QWEN3_4B)}
+PIPELINES: dict[str, tuple[str, dict[str, Component], tuple[float, float]]] = {
+    "SD3Transformer2DModel": ("StableDiffusion3Pipeline", SD3_ENCODERS, (1.5305, 0.0609)),
+    "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, (0.3611, 0.1159)),
+    "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, (0.3611, 0.1159)),
+}
+TEXT_MODELS: dict[str, tuple[Any, Any]] = {
+    "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
+    "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
+    "T5EncoderModel": (T5EncoderModel, T5Config),
+    "Qwen3Model": (Qwen3Model, Qwen3Config),
+}
+DYNAMIC = {
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+SD3_CLASS, FLUX_CLASS, Z_IMAGE_CLASS = PIPELINES
+MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "stable-diffusion-3-medium-diffusers": (SD3_CLASS, SD3["SD3-medium"][0], {"shift": 3.0}),
+    "stable-diffusion-3.5-medium": (SD3_CLASS, SD3["SD3.5-medium"][0], {"shift": 3.0}),
+    "stable-diffusion-3.5-large": (SD3_CLASS, SD3["SD3.5-large"][0], {"shift": 3.0}),
+    "stable-diffusion-3.5-large-turbo": (SD3_CLASS, SD3["SD3.5-large"][0], {"shift": 3.0}),
+    "FLUX.1-dev": (FLUX_CLASS, FLUX["FLUX.1-dev"][0], DYNAMIC),
+    "FLUX.1-schnell": (FLUX_CLASS, FLUX["FLUX.1-schnell"][0], {"shift": 1.0}),
+    "Z-Image": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 6.0}),
+    "Z-Image-Turbo": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 3.0}),
+}
+"""By the repository's name: the transformer's class and config, and the scheduler's config."""
+
+
+class Recorded(Mapping[str, Tensor]):
+    """Tensors, and the names of those that were looked up."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.used: set[str] = set()
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.used.add(name)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+class Published(Checkpoint):
+    """A published model with its tensors on "meta"; names and shapes are diffusers' and transformers'."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        class_name, transformer, scheduler = MODELS[name]
+        pipeline, encoders, (scale, shift) = PIPELINES[class_name]
+        vae = {
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 16,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "scaling_factor": scale,
+            "shift_factor": shift,
+        }
+        self.components: dict[str, Component] = {
+            "transformer": (class_name, transformer),
+            "vae": ("AutoencoderKL", vae),
+            "scheduler": ("FlowMatchEulerDiscreteScheduler", scheduler),
+            **encoders,
+        }
+        index = {component: ["", kind] for component, (kind, _) in self.components.items()}
+        root = folder / name
+        root.mkdir()
+        (root / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
+        super().__init__(root)
+        self.read: dict[str, Recorded] = {}
+
+    def folder(self, component: str) -> Path:
+        return self.path / component
+
+    def config(self, component: str) -> dict[str, Any]:
+        class_name, config = self.components[component]
+        return {"_class_name": class_name} | config
+
+    def tensors(self, component: str) -> Recorded:
+        self.read[component] = Recorded(published_tensors(*self.components[component]))
+        return self.read[component]
+
+    def unused(self, component: str) -> set[str]:
+        return set(self.read[component]) - self.read[component].used
+
+
+def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors by the names that the published files have, on "meta"."""
+    with META:
+        if class_name == "AutoencoderKL":
+            blocks = {
+                "down_block_types": ("DownEncoderBlock2D",) * 4,
+                "up_block_types": ("UpDecoderBlock2D",) * 4,
+            }
+            return dict(reference.AutoencoderKL(**config, **blocks).state_dict())
+        if class_name not in TEXT_MODELS:
+            return dict(getattr(reference, class_name)(**config).state_dict())
+        model_class, config_class = TEXT_MODELS[class_name]
+        tensors = dict(model_class(config_class(**config)).state_dict())
+    if class_name == "T5EncoderModel":
+        tensors.pop("encoder.embed_tokens.weight")  # it is shared.weight
+        return tensors
+    prefix = "model." if class_name == "Qwen3Model" else "text_model."
+    return {
+        name if name.startswith((prefix, "text_projection")) else prefix + name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def copy_without_memory(
+    model: Any, targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor], *_: object
+) -> None:
+    for name, target in targets.items():
+        loading.copy_weight(name, target, tensors[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
+    checkpoint = Published(name, tmp_path)
+    load_transformer(checkpoint, "meta", torch.bfloat16)
+    assert not checkpoint.unused("transformer")
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-3.5-large", "FLUX.1-dev", "Z-Image"])
+def test_vae_and_text_encoders_use_every_tensor(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Published(name, tmp_path)
+    build_codec(checkpoint.config("vae"), checkpoint.tensors("vae"), "meta", torch.bfloat16)
+    # Buffers that no file has are real in a text encoder: only the weights are left without memory.
+    monkeypatch.setattr(loading, "fill", copy_without_memory)
+    encoders = [component for component in checkpoint.components if component.startswith("text_encoder")]
+    for component in encoders:
+        load_text_model(checkpoint, component, torch.bfloat16, torch.device("cpu"))
+    for component in ("vae", *encoders):
+        assert not checkpoint.unused(component), component
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "scale", "guidance", "shift"),
+    [
+        ("stable-diffusion-3-medium-diffusers", 28, 7.0, GuidanceInput.BRANCHES, 3.0),
+        ("stable-diffusion-3.5-medium", 28, 7.0, GuidanceInput.BRANCHES, 3.0),
+        ("stable-diffusion-3.5-large", 28, 7.0, GuidanceInput.BRANCHES, 3.0),
+        ("stable-diffusion-3.5-large-turbo", 4, 1.0, GuidanceInput.BRANCHES, 3.0),
+        ("FLUX.1-dev", 28, 3.5, GuidanceInput.EMBEDDED, DynamicShift(256, 4096, 0.5, 1.15)),
+        ("FLUX.1-schnell", 4, 1.0, GuidanceInput.NONE, 1.0),
+        ("Z-Image", 50, 6.0, GuidanceInput.BRANCHES, 6.0),
+        ("Z-Image-Turbo", 8, 1.0, GuidanceInput.BRANCHES, 3.0),
+    ],
+)
+def test_a_request_that_says_nothing_gets_the_models_own_sampling(
+    name: str, steps: int, scale: float, guidance: GuidanceInput, shift: Any, tmp_path: Path
+) -> None:
+    sampling = sampling_of(Published(name, tmp_path))
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (steps, scale)
+    assert (sampling.guidance, sampling.schedule.shift) == (guidance, shift)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("Z-Image")])
+def test_the_original_file_gives_the_same_names_and_shapes(name: str) -> None:
+    class_name, config, _ = MODELS[name]
+    expected = published_tensors(class_name, config)
+    if class_name == SD3_CLASS:
+        original = original_names.sd3_transformer(expected)
+        inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
+        found = sd3_config(inner)
+        table = sd3_table(found["num_layers"], found["caption_projection_dim"])
+    else:
+        original = original_names.flux_transformer(expected)
+        inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
+        found = flux_config(inner)
+        table = flux_table(found["num_layers"], found["num_single_layers"], inner["img_in.weight"][0])
+    sources = diffusers_tensors(table, inner)
+    shapes = {key: (change or _same)(original[source]).shape for key, (source, change) in sources.items()}
+    assert shapes == {key: tensor.shape for key, tensor in expected.items()}
+    known = {key: value for key, value in config.items() if key in found}
+    assert {key: found[key] for key in known} == json.loads(json.dumps(known))
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
