@@ -15,12 +15,17 @@ from typing import Any
 
 from triptych.addresses import unix_path
 from triptych.serving import Loaded, Service, run
-from triptych.settings import ServerSettings, read_settings
+from triptych.settings import ServerSettings, SharedMemoryOptions, read_settings
+from triptych.shared_memory import SharedMemory
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc
 from triptych.wire import with_tensor
 
 RAW_SUFFIX = ".raw"
+
+
+class EchoSettings(SharedMemoryOptions, ServerSettings):
+    """The server's command line."""
 
 
 class EchoDenoiser(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -55,19 +60,20 @@ def serve_raw(listener: socket.socket) -> None:
                 connection.sendall(buffer)
 
 
-async def load(settings: ServerSettings) -> Loaded:
+async def load(settings: EchoSettings) -> Loaded:
     """The echoing denoiser, and the raw socket in a thread."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(unix_path(settings.listen) + RAW_SUFFIX)
     listener.listen()
     threading.Thread(target=serve_raw, args=[listener], daemon=True).start()
     add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, EchoDenoiser())
-    return Loaded([Service("triptych.v1.DenoiserService", add)], "an echo")
+    shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
+    return Loaded([Service("triptych.v1.DenoiserService", add)], "an echo", shared_memory=shared_memory)
 
 
 def main() -> None:
     """Reads the options and serves."""
-    settings = read_settings(ServerSettings, "python -m benchmarks.echo_server")
+    settings = read_settings(EchoSettings, "python -m benchmarks.echo_server")
     run("echo", settings, partial(load, settings))
 
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import grpc.aio
 
 from triptych.channels import channel_options
+from triptych.shared_calls import SharedMemoryChannel
 from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
-from triptych.wire import TensorChannel
 from triptych_coordinator.replicas import Connection, S, Source
 from triptych_coordinator.resolving import LookUp, has_names, look_up, resolve
 
@@ -118,7 +118,7 @@ class Wiring:
         def connect(address: str) -> Connection[Any]:
             options = channel_options(self.max_message_bytes) + _RECONNECTION
             channel = grpc.aio.insecure_channel(address, options=options)
-            return Connection(stub(TensorChannel(channel)), partial(channel.close, None))
+            return Connection(stub(SharedMemoryChannel(channel)), partial(channel.close, None))
 
         return Source(
             addresses,

@@ -7,6 +7,7 @@ from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
+from triptych.shared_memory import SharedMemory
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
 from triptych_denoiser.settings import DenoiserSettings
 
@@ -15,11 +16,12 @@ async def load(settings: DenoiserSettings) -> Loaded:
     """Loads the transformer on the compute thread."""
     from triptych_denoiser.servicer import create_servicer  # imports torch, which --help does not need
 
+    shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
     servicer = await asyncio.get_running_loop().run_in_executor(
         compute_thread(), create_servicer, settings, settings, settings.quantization
     )
     service = Service("triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, servicer))
-    return Loaded([service], described(settings), servicer.close)
+    return Loaded([service], described(settings), servicer.close, shared_memory)
 
 
 def main() -> None:

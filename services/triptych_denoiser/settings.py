@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from triptych.loras import read_lora
-from triptych.settings import CompileOptions, QuantizedStageSettings
+from triptych.settings import CompileOptions, QuantizedStageSettings, SharedMemoryOptions
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
@@ -72,5 +72,5 @@ class DenoiserOptions(CompileOptions):
     )
 
 
-class DenoiserSettings(DenoiserOptions, QuantizedStageSettings):
+class DenoiserSettings(DenoiserOptions, SharedMemoryOptions, QuantizedStageSettings):
     """The denoiser's command line and environment."""

@@ -41,6 +41,7 @@ from triptych_local.options import (
     SOLVERS,
     read_composition,
     read_layers,
+    read_loras,
     read_method,
     read_schedule,
     read_sigma_schedule,
@@ -61,6 +62,7 @@ from triptych_local.places import (
     Model,
     Offline,
     Revision,
+    SharedMemoryMb,
     Target,
     TextEncoderQuantization,
     TileSize,
@@ -205,7 +207,7 @@ def generate(
         compositions=[read_composition(compose, prompt_weight)] if compose else None,
         prompt_weighting=weights or None,
         num_images_per_prompt=num_images,
-        loras=_loras(lora or []),
+        loras=_read(read_loras, lora or None, "--lora"),
         model=model if target else None,
         image=_read(read_file, image, "--image"),
         strength=strength,
@@ -331,6 +333,7 @@ def up(
     compile: Compile = False,
     attention: Attention = None,
     tile_size: TileSize = None,
+    shared_memory_mb: SharedMemoryMb = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
     from triptych_local.local import Kernels, Loras, ModelChoice, Replicas, StageQuantization
@@ -338,10 +341,14 @@ def up(
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
     kernels, loras = Kernels(compile, attention, tile_size), Loras(lora_folder, lora or ())
-    choice = ModelChoice(model, device, dtype, quantization, revision, base, offline, kernels, loras)
+    choice = ModelChoice(
+        model, device, dtype, quantization, revision, base, offline, kernels, loras, shared_memory_mb
+    )
     replicas = Replicas(text_encoders, denoisers, vae_codecs)
     if fused and replicas != Replicas():
         raise typer.BadParameter("--fused is one process, which has each stage once")
+    if fused and shared_memory_mb:
+        raise typer.BadParameter("--fused is one process, with no other to share memory with")
     _run(serve_until_stopped(choice, fused, base_port if tcp else None, replicas))
 
 
@@ -390,15 +397,6 @@ def _given(reader: Callable[[S], T], given: S, option: str) -> T:
         return reader(given)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=option) from error
-
-
-def _loras(texts: list[str]) -> dict[str, float] | None:
-    from triptych.loras import read_lora
-
-    loras = [lora for text in texts if (lora := _read(read_lora, text, "--lora"))]
-    if len(dict(loras)) < len(loras):
-        raise typer.BadParameter("a LoRA is named twice", param_hint="--lora")
-    return dict(loras) or None
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

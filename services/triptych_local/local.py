@@ -82,14 +82,17 @@ class ModelChoice:
     offline: bool = False
     kernels: Kernels = Kernels()
     loras: Loras = Loras()
+    shared_memory_mb: int | None = None
 
     def stage_options(self, stage: str) -> list[str]:
         """As the options of one of STAGES."""
         quantization = _given({"--quantization": self.quantization.of(stage)})
+        megabytes = None if self.shared_memory_mb is None else str(self.shared_memory_mb)
+        shared_memory = _given({"--shared-memory-mb": megabytes})
         own = {
             "text-encoder": [],
-            "denoiser": [*self.kernels.of_denoiser(), *self.loras.options()],
-            "vae-codec": self.kernels.of_vae_codec(),
+            "denoiser": [*self.kernels.of_denoiser(), *self.loras.options(), *shared_memory],
+            "vae-codec": [*self.kernels.of_vae_codec(), *shared_memory],
         }
         return [*self._options(), *quantization, *own[stage]]
 

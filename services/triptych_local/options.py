@@ -141,6 +141,16 @@ def read_layers(text: str) -> dict[str, Any]:
         raise ValueError(f"'{text}' are no layers: they are {LAYERS}") from None
 
 
+def read_loras(texts: Sequence[str]) -> dict[str, float]:
+    """The weights by name of texts such as "watercolour=0.8"."""
+    from triptych.loras import read_lora
+
+    loras = [read_lora(text) for text in texts]
+    if len(dict(loras)) < len(loras):
+        raise ValueError("a LoRA is named twice")
+    return dict(loras)
+
+
 def read_composition(texts: Sequence[str], prompt_weight: float | None) -> image_generation_pb2.Composition:
     """The composition of texts such as "a red hat" or "a red hat:-0.5", whose last number is the weight."""
     from triptych.v1 import image_generation_pb2 as pb

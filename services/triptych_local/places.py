@@ -108,6 +108,14 @@ TileSize: TypeAlias = Annotated[
         "none: whole. Default: 1024.",
     ),
 ]
+SharedMemoryMb: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Memory, in MB, of each denoiser and VAE codec for large tensors, in place of their sockets: "
+        "for large pictures on fast devices. Needs Linux. Default: none.",
+    ),
+]
 
 
 def place_of(

@@ -7,6 +7,7 @@ from triptych.compute import compute_thread
 from triptych.kernels import fix_kernels
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
+from triptych.shared_memory import SharedMemory
 from triptych.v1 import vae_codec_pb2
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_vae_codec.servicer import create_servicer
@@ -17,11 +18,12 @@ SERVICE_NAME = vae_codec_pb2.DESCRIPTOR.services_by_name["VaeCodecService"].full
 
 async def load(settings: VaeCodecSettings) -> Loaded:
     """Loads the autoencoder on the compute thread."""
+    shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
     servicer = await asyncio.get_running_loop().run_in_executor(
         compute_thread(), create_servicer, settings, settings, settings.quantization
     )
     service = Service(SERVICE_NAME, partial(add_VaeCodecServiceServicer_to_server, servicer))
-    return Loaded([service], described(settings))
+    return Loaded([service], described(settings), shared_memory=shared_memory)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from triptych.settings import CompileOptions, QuantizedStageSettings
+from triptych.settings import CompileOptions, QuantizedStageSettings, SharedMemoryOptions
 
 
 def _none_is_zero(value: Any) -> Any:
@@ -26,5 +26,5 @@ class VaeCodecOptions(CompileOptions):
     )
 
 
-class VaeCodecSettings(VaeCodecOptions, QuantizedStageSettings):
+class VaeCodecSettings(VaeCodecOptions, SharedMemoryOptions, QuantizedStageSettings):
     """The VAE codec's command line and environment."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import grpc
@@ -22,6 +23,9 @@ from triptych.compute import keep_freed_memory
 from triptych.errors import StartError
 from triptych.interceptors import ErrorInterceptor
 from triptych.settings import ServerSettings
+from triptych.shared_memory import NAME as SHARED_MEMORY
+from triptych.shared_memory import SharedMemory, SharedMemoryInterceptor
+from triptych.v1.shared_memory_pb2_grpc import add_SharedMemoryServiceServicer_to_server
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +49,38 @@ class Service:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is ready to serve: services, a few words for the log, and what to await after the last call."""
+    """What is ready to serve: services, a few words for the log, and what to await after the last call.
+
+    shared_memory: for clients on this host; None for none.
+    """
 
     services: Sequence[Service]
     description: str
     close: Callable[[], Awaitable[None]] = _nothing
+    shared_memory: SharedMemory | None = None
 
 
 class Server:
     """A gRPC server with some services, health (of each and of "") and reflection."""
 
-    def __init__(self, services: Sequence[Service], settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        settings: ServerSettings,
+        shared_memory: SharedMemory | None = None,
+    ) -> None:
         self.address = settings.listen
         self._settings = settings
+        self._shared_memory = shared_memory
+        interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
+        if shared_memory is not None:
+            add = partial(add_SharedMemoryServiceServicer_to_server, shared_memory)
+            services = [*services, Service(SHARED_MEMORY, add)]
+            interceptors.append(SharedMemoryInterceptor(shared_memory))
         self._names = [service.name for service in services]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()], options=server_options(settings.max_message_bytes)
+            interceptors=interceptors, options=server_options(settings.max_message_bytes)
         )
         for service in services:
             service.add(self._server)
@@ -87,6 +106,8 @@ class Server:
         """Says NOT_SERVING, serves on for drain_seconds, then lets running calls end within grace_seconds."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
+        if self._shared_memory is not None:
+            self._shared_memory.close()
         await self._server.stop(self._settings.grace_seconds)
 
 
@@ -112,7 +133,7 @@ async def serve(settings: ServerSettings, load: Callable[[], Awaitable[Loaded]])
     claim(settings.listen)
     log.info("starting")
     loaded = await load()
-    server = Server(loaded.services, settings)
+    server = Server(loaded.services, settings, loaded.shared_memory)
     await server.start()
     stopped = _stop_signal()
     seconds = time.monotonic() - started

@@ -82,6 +82,18 @@ class QuantizedStageSettings(StageSettings):
     )
 
 
+class SharedMemoryOptions(BaseModel):
+    """Of the stages that are called with large tensors."""
+
+    shared_memory_mb: int = Field(
+        default=0,
+        ge=0,
+        description="Memory, in MB (2^20 bytes), through which a coordinator that runs on the same host as "
+        "the same user sends and receives large tensors; what finds no room goes through the socket. Needs "
+        "Linux. 0: none.",
+    )
+
+
 class CompileOptions(BaseModel):
     """Of the stages that can compile their model."""
 

@@ -118,6 +118,9 @@ def _checked_data(
     message: TensorLike, field: str, dtypes: Collection[str] | None, shape: Shape | None
 ) -> bytes | memoryview:
     """The message's elements, read once (each read of a bytes field copies), or INVALID_ARGUMENT."""
+    if isinstance(message, tensor_pb2.Tensor) and message.HasField("shared"):
+        allowed = "only the first tensor of a call may be in shared memory, of a server that has some"
+        raise invalid_argument((f"{field}.shared", allowed))
     name = _NAMES.get(message.dtype)
     if name is None:
         raise invalid_argument((f"{field}.dtype", f"{message.dtype} is no known dtype"))

@@ -52,20 +52,33 @@ class WithTensor:
     """A message whose first field is a tensor that lies beside it. Fields are read as the message's are."""
 
     def __init__(self, others: Message, tensor: TensorView) -> None:
-        self._others = others
-        self._tensor = tensor
+        self.others = others
+        self.tensor = tensor
         self._field = tensor_field(type(others))
 
     def __getattr__(self, field: str) -> Any:
-        return self._tensor if field == self._field else getattr(self._others, field)
+        return self.tensor if field == self._field else getattr(self.others, field)
 
     def SerializeToString(self) -> bytes:
         """The bytes of the whole message, in protobuf's order of fields."""
-        tensor, data = self._tensor, self._tensor.data
+        tensor, data = self.tensor, self.tensor.data
         header = tensor_pb2.Tensor(dtype=tensor.dtype, shape=tensor.shape).SerializeToString()
         header += _tag_and_size(_DATA, data.nbytes)
         first = _tag_and_size(_FIRST_FIELD, len(header) + data.nbytes)
-        return b"".join((first, header, data, self._others.SerializeToString()))
+        return b"".join((first, header, data, self.others.SerializeToString()))
+
+    def in_region(self, region: str) -> Message:
+        """The message that says that the elements are at the start of a region of shared memory."""
+        message = type(self.others)()
+        message.CopyFrom(self.others)
+        getattr(message, self._field).CopyFrom(
+            tensor_pb2.Tensor(
+                dtype=self.tensor.dtype,
+                shape=self.tensor.shape,
+                shared=tensor_pb2.SharedData(region=region, length=self.tensor.data.nbytes),
+            )
+        )
+        return message
 
 
 def with_tensor(others: M, tensor: TensorView) -> M:

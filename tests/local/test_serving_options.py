@@ -14,7 +14,7 @@ from triptych_local.local import ModelChoice
 from triptych_vae_codec.settings import VaeCodecSettings
 
 WORDS = ["--lora-folder", "loras", "--lora", "ink=0.5", "--lora", "wax=-1"]
-WORDS += ["--compile", "--attention", "math", "--tile-size", "none"]
+WORDS += ["--compile", "--attention", "math", "--tile-size", "none", "--shared-memory-mb", "64"]
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def test_each_service_is_told_of_what_concerns_it(choice: ModelChoice) -> None:
     assert denoiser.lora == ["ink=0.5", "wax=-1"]
     assert (denoiser.compile, denoiser.attention) == (True, "math")
     assert (codec.compile, codec.tile_size) == (True, 0)
+    assert (denoiser.shared_memory_mb, codec.shared_memory_mb) == (64, 64)
     assert choice.stage_options("text-encoder") == []
 
 
@@ -46,6 +47,12 @@ def test_one_process_is_told_of_all(choice: ModelChoice) -> None:
 
     assert (fused.lora_folder, fused.lora) == (Path("loras"), ["ink=0.5", "wax=-1"])
     assert (fused.compile, fused.attention, fused.tile_size) == (True, "math", 0)
+
+
+def test_one_process_has_nobody_to_share_memory_with() -> None:
+    result = CliRunner().invoke(app, ["up", "--fused", "--shared-memory-mb", "64"])
+    assert result.exit_code == 2
+    assert "no other to share memory with" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_without_options_services_keep_their_defaults() -> None:

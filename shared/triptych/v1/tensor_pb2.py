@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\"H\n\x06Tensor\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c*z\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18triptych/v1/tensor.proto\x12\x0btriptych.v1\",\n\nSharedData\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0e\n\x06length\x18\x02 \x01(\x03\"q\n\x06Tensor\x12!\n\x05\x64type\x18\x01 \x01(\x0e\x32\x12.triptych.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\'\n\x06shared\x18\x03 \x01(\x0b\x32\x17.triptych.v1.SharedData\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0c*z\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x04\x12\x0f\n\x0b\x44TYPE_INT64\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=115
-  _globals['_DTYPE']._serialized_end=237
-  _globals['_TENSOR']._serialized_start=41
-  _globals['_TENSOR']._serialized_end=113
+  _globals['_DTYPE']._serialized_start=202
+  _globals['_DTYPE']._serialized_end=324
+  _globals['_SHAREDDATA']._serialized_start=41
+  _globals['_SHAREDDATA']._serialized_end=85
+  _globals['_TENSOR']._serialized_start=87
+  _globals['_TENSOR']._serialized_end=200
 # @@protoc_insertion_point(module_scope)

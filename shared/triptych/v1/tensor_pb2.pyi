@@ -56,6 +56,28 @@ DTYPE_INT64: Dtype.ValueType  # 5
 global___Dtype = Dtype
 
 @typing.final
+class SharedData(google.protobuf.message.Message):
+    """Where a tensor's elements are, when they are not in its message: at the start of a region of SharedMemoryService."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: builtins.int
+    LENGTH_FIELD_NUMBER: builtins.int
+    region: builtins.str
+    """The region's name. One that the server does not have, or that another call uses, is refused with INVALID_ARGUMENT."""
+    length: builtins.int
+    """Bytes of elements, 0 to the region's size."""
+    def __init__(
+        self,
+        *,
+        region: builtins.str = ...,
+        length: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["length", b"length", "region", b"region"]) -> None: ...
+
+global___SharedData = SharedData
+
+@typing.final
 class Tensor(google.protobuf.message.Message):
     """A dense array."""
 
@@ -63,6 +85,7 @@ class Tensor(google.protobuf.message.Message):
 
     DTYPE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     dtype: global___Dtype.ValueType
     """The type of every element."""
@@ -75,13 +98,23 @@ class Tensor(google.protobuf.message.Message):
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """The size of each dimension, outermost first. At most 8 dimensions, none negative. Empty for a scalar."""
 
+    @property
+    def shared(self) -> global___SharedData:
+        """Set instead of data: the elements, laid out as there, are in shared memory. Only for the first tensor of a request to
+        a server that has SharedMemoryService; the first tensor of the answer is then written to the same region, over it, if
+        it is large and the region is large enough. The caller leaves the region alone until the call has ended with OK; after
+        any other end the server may still write to it, so it is no use for another call.
+        """
+
     def __init__(
         self,
         *,
         dtype: global___Dtype.ValueType = ...,
         shape: collections.abc.Iterable[builtins.int] | None = ...,
+        shared: global___SharedData | None = ...,
         data: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "dtype", b"dtype", "shape", b"shape"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["shared", b"shared"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "dtype", b"dtype", "shape", b"shape", "shared", b"shared"]) -> None: ...
 
 global___Tensor = Tensor
