@@ -55,6 +55,7 @@ class Prediction:
 
 
 Key = tuple[object, ...]
+"""What rows have in common."""
 
 
 @dataclass(eq=False)

@@ -14,6 +14,7 @@ _REMEMBERED_PASSES = 5
 _REMEMBERED_SIZES = 1000
 _CLEARLY_CHEAPER = 0.95
 _ABOUT = 0.2
+_PASSES_TO_KNOW = 3
 _CHOICES_UNTIL_RETRIAL = 50
 
 
@@ -60,20 +61,22 @@ class Costs:
         return cheapest if cheaper < _CLEARLY_CHEAPER * self.seconds(tokens, waiting) / waiting else waiting
 
     def mixing_pays(self, sizes: Sizes) -> bool:
-        """Whether rows of these sizes should share a pass: if that was clearly cheaper than a pass for each.
+        """Whether rows of these sizes should share a pass: unless a pass for each size was cheaper.
 
-        Where it is not, no row waits for others of its pass. Rows of a new size go with their equals once, so
-        that there is something to compare with. Every so often the other choice is tried, for costs change.
+        Rows of a new size go with their equals a few times, so that there is something to compare with. Every
+        so often the other choice is tried, for costs change.
         """
         if not all(map(self._is_known, sizes)):
             return False
         shares = self._mixed.get(_kind(sizes), ())
-        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < _CLEARLY_CHEAPER
+        pays = len(shares) < _REMEMBERED_PASSES or median(shares) < 1
         return not pays if self._retries() else pays
 
     def _is_known(self, tokens: int) -> bool:
-        """Whether there was a pass of rows about as large."""
-        return any(abs(size - tokens) <= _ABOUT * tokens for size, _ in self._passes)
+        """Whether there were passes of rows about as large; the first of them may have been slow."""
+        most = _ABOUT * tokens
+        similar = (taken for (size, _), taken in self._passes.items() if abs(size - tokens) <= most)
+        return sum(map(len, similar)) >= _PASSES_TO_KNOW
 
     def _retries(self) -> bool:
         self._choices += 1

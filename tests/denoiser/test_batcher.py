@@ -300,7 +300,7 @@ async def mixing() -> AsyncIterator[tuple[Batcher, HeldPredictor]]:
     """A batcher that mixes sizes, up to 4 rows and 100 tokens; it knows what sizes 2, 4 and 6 cost."""
     predictor = HeldPredictor(max_rows=4, mixes=True)
     batcher = Batcher(predictor, QueueLimits(20, 100, 0.005))  # type: ignore[arg-type]
-    for size in (2, 4, 6):
+    for size in (2, 4, 6) * 3:
         predictor.release(1)
         await batcher.predict([row(0, size)])
     predictor.passes.clear()
@@ -336,21 +336,13 @@ async def test_branches_of_a_call_share_a_pass_though_their_prompts_differ_in_le
     assert predictor.passes == [[1, 2], [3, 4], [5, 6], [7]]
 
 
-async def test_a_size_that_is_new_goes_alone_once(mixing: tuple[Batcher, HeldPredictor]) -> None:
+async def test_a_size_that_is_new_goes_alone_a_few_times(mixing: tuple[Batcher, HeldPredictor]) -> None:
     batcher, predictor = mixing
-    calls = [await waiting(batcher, row(1)), await waiting(batcher, row(2), row(3))]
-    calls += [await waiting(batcher, row(4, 8)), await waiting(batcher, row(5))]
-    predictor.release(3)
-    await asyncio.gather(*calls)
-    calls = [
-        await waiting(batcher, row(6)),
-        await waiting(batcher, row(7)),
-        await waiting(batcher, row(8, 8)),
-    ]
     predictor.release()
-    await asyncio.gather(*calls)
+    for _ in range(4):
+        await asyncio.gather(batcher.predict([row(1, 8)]), batcher.predict([row(2, 2)]))
 
-    assert predictor.passes == [[1], [2, 3, 5], [4], [6], [7, 8]]
+    assert predictor.passes == 3 * [[1], [2]] + [[1, 2]]
 
 
 async def test_a_mixed_pass_holds_as_many_tokens_as_it_may(mixing: tuple[Batcher, HeldPredictor]) -> None:

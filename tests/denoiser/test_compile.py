@@ -102,6 +102,7 @@ async def test_a_compiled_denoiser_keeps_its_promise(
     compiled, plain = (servicer._predictor for servicer in servicers)
 
     assert "compiled for latents of 8 x 8 and other sizes in" in caplog.text
+    assert not compiled.mixes
     for _, height, tokens in PASSES:
         rows = some_rows(plain, compiled.max_rows, height, tokens)
         together = compiled.predict(rows)

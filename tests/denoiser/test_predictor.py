@@ -52,6 +52,35 @@ def test_rows_run_alone_where_company_matters(
     assert create_predictor(model, CPU, torch.float32, "fast", 16).max_rows == 16
 
 
+class OtherSizesMatter(Predictor):
+    """Rounds differently when rows of other sizes share a pass."""
+
+    def predict(self, rows):  # type: ignore[no-untyped-def]
+        """The velocities, off by a little."""
+        velocities, reused = super().predict(rows)
+        off = 1e-6 * (len({row.shape for row in rows}) - 1)
+        return Velocities([velocity + off for velocity in velocities], reused)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_sizes_are_not_mixed_where_they_would_round_differently(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(predictor_module, "Predictor", OtherSizesMatter)
+    predictor = create_predictor(model, CPU, torch.float32, "batch-invariant", 16)
+
+    assert (predictor.max_rows, predictor.mixes) == (16, False)
+    assert "up to 16 rows of one size and text length share a pass" in caplog.text
+    assert create_predictor(model, CPU, torch.float32, "fast", 16).mixes
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_sizes_are_mixed_where_they_round_the_same_unless_that_is_not_wanted(model: Transformer) -> None:
+    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).mixes
+    assert not create_predictor(model, CPU, torch.float32, "batch-invariant", 16, mixes=False).mixes
+
+
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_products_are_made_of_tiles_where_the_kernels_are_not_fixed(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
