@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.shared import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
@@ -23,6 +23,14 @@ async def pixels(choice: ModelChoice) -> Any:
     async with fused_client(choice) as client:
         generation = await client.generate("a cat", seed=7, num_inference_steps=2, width=64, height=48)
     return np.asarray(Image.open(io.BytesIO(generation.images[0].png)))
+
+
+def own_encoder(folder: Path) -> dict[str, torch.Tensor]:
+    """Changes a folder's CLIP-L; what it has then, as a file has it inside."""
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = {name: 1.5 * tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    return {f"text_encoders.clip_l.transformer.{name}": tensor for name, tensor in tensors.items()}
 
 
 async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -48,7 +56,8 @@ async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, t
     transformer.save_pretrained(folder / "transformer")
     original = original_names.sd3_transformer(transformer.state_dict())
     file = tmp_path / "mine.safetensors"
-    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in original.items()}, file)
+    inside = {f"model.diffusion_model.{name}": tensor for name, tensor in original.items()}
+    save_file(inside | own_encoder(folder), file)
 
     of_folder = await pixels(ModelChoice(str(folder)))
     of_file = await pixels(ModelChoice(str(file), base=str(tiny_checkpoint)))
