@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from training.conditioning import TextConditioning
+from training.linear_codec import LinearCodec
 from training.run_folder import RunFolder
 from training.transformer import CONFIG
 from training.world import text_encoders
 from training.world.grounds import Ground
+from training.world.looks import COMPONENTS, looks_by_answer, principal_components
+from training.world.meaning import EACH
 from training.world.plans import LABELS, plan_of
 from training.world.rendering import paint_grounds, render
 from training.world.scenes import Item, Scene, compose, sample_scene
@@ -69,6 +72,18 @@ def test_places_have_texture_and_plain_grounds_none() -> None:
     assert painted.max() <= 255
 
 
+def test_looks_tell_sprites_apart_and_are_found_by_what_a_prompt_says() -> None:
+    components = principal_components(Squares(), LinearCodec.load())  # type: ignore[arg-type]
+    assert components.square().sum(1).mean() == pytest.approx(1, rel=1e-3)
+    near, far = ((components[100] - components[other]).norm() for other in (101, 110))
+    assert 0 < near < far
+    table = looks_by_answer(components)
+    name, colour = list(EACH["name"]).index("backpack"), list(EACH["colour"]).index("blue")
+    assert torch.equal(table[name, 0], components[SPRITES["backpack", None]])
+    assert torch.equal(table[name, colour], components[SPRITES["backpack", "blue"]])
+    assert not table[0].any()
+
+
 @pytest.fixture
 def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tokenizers made from few captions."""
@@ -83,12 +98,15 @@ def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_text_encoders_learn_and_a_cut_off_run_goes_on(encoders: Path, tmp_path: Path) -> None:
     batch = next(iter(TextBatches(encoders, 4, "train", 0)))
     assert batch.ids.shape[1] <= text_encoders.MAX_TOKENS
-    device = torch.device("cpu")
-    first = text_encoders.Training(encoders, RunFolder(tmp_path / "run"), device, 3e-3)
+    device, looks = (
+        torch.device("cpu"),
+        looks_by_answer(torch.randn(len(SPRITES), COMPONENTS) / COMPONENTS**0.5),
+    )
+    first = text_encoders.Training(encoders, RunFolder(tmp_path / "run"), device, 3e-3, looks)
     losses = [first.update(batch, 1.0) for _ in range(12)]
     assert losses[-1] < 0.8 * losses[0]
     first.save()
-    again = text_encoders.Training(encoders, RunFolder(tmp_path / "run"), device, 3e-3)
+    again = text_encoders.Training(encoders, RunFolder(tmp_path / "run"), device, 3e-3, looks)
     assert again.step == 12
     assert first.measure([batch]) == again.measure([batch])
     first.export(encoders, batch)

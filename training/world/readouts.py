@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.world.looks import COMPONENTS
 from training.world.meaning import EACH, SLOTS, WHOLE
 
 
@@ -11,8 +12,8 @@ class Readouts(nn.Module):
     """Reads WHOLE at the token that ends the prompt, and EACH at every one of the SLOTS tokens behind it.
 
     CLIP attends backwards only, so these tokens are the ones that have seen the whole prompt. The slots
-    share their weights, so that a name looks the same whichever thing it is. The pooled features tell WHOLE
-    and the names.
+    share their weights, so that a name looks the same whichever thing it is; they also tell how the thing
+    looks. The pooled features tell WHOLE and the names.
     """
 
     def __init__(self, width: int, pooled_width: int) -> None:
@@ -20,6 +21,8 @@ class Readouts(nn.Module):
         names = len(EACH["name"])
         self.whole = nn.ModuleList(nn.Linear(width, len(classes)) for classes in WHOLE.values())
         self.each = nn.ModuleList(nn.Linear(width, len(classes)) for classes in EACH.values())
+        self.looks = nn.Linear(width, COMPONENTS)
+        nn.init.zeros_(self.looks.weight)  # features are large: random answers would be far off
         self.pooled = nn.ModuleList(nn.Linear(pooled_width, len(classes)) for classes in WHOLE.values())
         self.pooled_names = nn.ModuleList(nn.Linear(pooled_width, names) for _ in range(SLOTS))
 
@@ -28,11 +31,14 @@ class Readouts(nn.Module):
 
         sequence [rows, tokens, width]; ends [rows]: where the prompts end.
         """
-        rows = torch.arange(len(ends), device=ends.device)
-        last = sequence.shape[1] - 1
-        end = sequence[rows, ends]
-        behind = torch.stack([sequence[rows, (ends + 1 + k).clamp(max=last)] for k in range(SLOTS)], 1)
+        end = sequence[torch.arange(len(ends), device=ends.device), ends]
+        behind = slots(sequence, ends)
         return [head(end) for head in self.whole], [head(behind) for head in self.each]
+
+    def unexplained(self, sequence: Tensor, ends: Tensor, looks: Tensor) -> Tensor:
+        """How far the things look from `looks` [rows, SLOTS, COMPONENTS] (zeros: none): the mean square."""
+        named = looks.any(-1)
+        return (self.looks(slots(sequence, ends)).float() - looks)[named].square().sum(-1).mean()
 
     def loss(self, sequence: Tensor, pooled: Tensor, ends: Tensor, whole: Tensor, each: Tensor) -> Tensor:
         """Mean cross-entropy of every read-out against whole [rows, 4] and each [rows, SLOTS, 5]."""
@@ -64,6 +70,12 @@ class Readouts(nn.Module):
         hits["pooled ground"] = self.pooled[1](pooled).argmax(-1) == whole[:, 1]
         hits["pooled name"] = self.pooled_names[0](pooled).argmax(-1) == each[:, 0, 0]
         return {name: float(hit.float().mean()) for name, hit in hits.items()}
+
+
+def slots(sequence: Tensor, ends: Tensor) -> Tensor:
+    """The SLOTS tokens behind the ends [rows] of a sequence [rows, tokens, width]: [rows, SLOTS, width]."""
+    rows, last = torch.arange(len(ends), device=ends.device), sequence.shape[1] - 1
+    return torch.stack([sequence[rows, (ends + 1 + k).clamp(max=last)] for k in range(SLOTS)], 1)
 
 
 def contrast(one: Tensor, other: Tensor, temperature: float = 0.1) -> Tensor:

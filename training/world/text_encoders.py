@@ -3,8 +3,9 @@
 python -m training.world.text_encoders --data training/node_modules --out runs/world/model
 
 The transformer reads `hidden_states[-2]` (SD3's recipe), so that is what is trained: linear read-outs,
-thrown away afterwards, must find in it what the prompt says, and the pooled features of two paraphrases must
-be alike. A run can be cut off at any moment; the same command goes on from the last checkpoint.
+thrown away afterwards, must find in it what the prompt says and how the things look, and the pooled features
+of two paraphrases must be alike. A run can be cut off at any moment; the same command goes on from the last
+checkpoint.
 """
 
 import argparse
@@ -23,12 +24,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from transformers import CLIPTokenizer
 
+from training.linear_codec import LinearCodec
 from training.run_folder import RunFolder
 from training.text_encoders import END, WIDTH, new_encoder, train_merges, unit_scale, words, write_tokenizer
 from training.world.captions import caption
+from training.world.looks import looks_by_answer, principal_components
+from training.world.meaning import EACH
 from training.world.nouns import plural
 from training.world.readouts import Readouts, contrast
 from training.world.scenes import sample_scene
+from training.world.sprites import SpriteBank
 from training.world.text_batches import ANY_CANVAS, TextBatch, TextBatches
 from training.world.vocabulary import OBJECTS
 
@@ -96,8 +101,10 @@ class Optimizers:
 class Training:
     """Both encoders in training, each with read-outs of its own, and those of both together."""
 
-    def __init__(self, out: Path, folder: RunFolder, device: torch.device, learning_rate: float) -> None:
-        self.folder, self.device = folder, device
+    def __init__(
+        self, out: Path, folder: RunFolder, device: torch.device, learning_rate: float, looks: Tensor
+    ) -> None:
+        self.folder, self.device, self.looks = folder, device, looks.to(device)
         tokenizers = [CLIPTokenizer.from_pretrained(out / name) for name in TOKENIZERS]
         self.encoders = nn.ModuleList(
             new_encoder(tokenizer, activation, seed)
@@ -120,6 +127,11 @@ class Training:
             found.append((out.hidden_states[-2], out.text_embeds))
         return [*found, (torch.cat([s for s, _ in found], -1), torch.cat([p for _, p in found], -1))]
 
+    def looks_of(self, batch: TextBatch) -> Tensor:
+        """How the named things look: [texts, SLOTS, COMPONENTS]."""
+        name, colour = (batch.each[..., list(EACH).index(part)] for part in ("name", "colour"))
+        return self.looks[name, colour]
+
     def update(self, batch: TextBatch, factor: float) -> float:
         """One step at `factor` times the learning rate; returns the loss."""
         batch = batch.to(self.device)
@@ -128,6 +140,7 @@ class Training:
             losses = []
             for readouts, (sequence, pooled) in zip(self.readouts, self.views(batch), strict=True):
                 losses.append(readouts.loss(sequence, pooled, batch.ends, batch.whole, batch.each))
+                losses.append(readouts.unexplained(sequence, batch.ends, self.looks_of(batch)))
                 losses.append(CONTRAST * contrast(pooled[:half], pooled[half:]))
         loss = torch.stack(losses).sum()
         loss.backward()
@@ -142,7 +155,9 @@ class Training:
         found = []
         for batch in (b.to(self.device) for b in held_out):
             sequence, pooled = self.views(batch)[-1]
-            found.append(self.readouts[-1].right(sequence, pooled, batch.ends, batch.whole, batch.each))
+            right = self.readouts[-1].right(sequence, pooled, batch.ends, batch.whole, batch.each)
+            unexplained = self.readouts[-1].unexplained(sequence, batch.ends, self.looks_of(batch))
+            found.append(right | {"looks unexplained": float(unexplained)})
         return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
     def save(self) -> None:
@@ -173,7 +188,9 @@ def train(arguments: argparse.Namespace) -> None:
     if not (arguments.out / TOKENIZERS[-1] / "vocab.json").exists():
         write_tokenizers(arguments.data, arguments.out)
     device = torch.device(arguments.device)
-    training = Training(arguments.out, RunFolder(arguments.run), device, arguments.learning_rate)
+    components = principal_components(SpriteBank(arguments.data, device), LinearCodec.load())
+    looks = looks_by_answer(components)
+    training = Training(arguments.out, RunFolder(arguments.run), device, arguments.learning_rate, looks)
     data = TextBatches(arguments.out, arguments.pairs, "train", training.step)
     held_out_data = iter(TextBatches(arguments.out, 128, "heldout", 10**6))
     held_out = [next(held_out_data) for _ in range(16)]
@@ -201,7 +218,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", type=Path, required=True, help="the node_modules folder with emojibase-data"
+        "--data", type=Path, required=True, help="the node_modules folder with words and sprites"
     )
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
     parser.add_argument(
