@@ -149,6 +149,12 @@ def parsed_size(text: str) -> Canvas:
     return height, width
 
 
+def samples_seen(run: Path) -> dict[str, int]:
+    """How far a transformer's run has come, by the last line of its log."""
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    return {"training_steps": last["step"], "samples": last["samples"]}
+
+
 def main() -> None:
     """Generates, judges, prints and writes."""
     parser = argparse.ArgumentParser(
@@ -162,10 +168,12 @@ def main() -> None:
     parser.add_argument("--size", type=parsed_size, default="128x128", help="width x height")
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    parser.add_argument("--run", type=Path, help="the transformer's run: notes how many samples it has seen")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chosen = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
     options = {name: value for name, value in chosen.items() if value is not None}
+    seen = samples_seen(arguments.run) if arguments.run else {}
     painter = Painter(arguments.data, torch.device("cpu"))
     detector = Detector(painter.bank)
     count, canvas, seed = arguments.prompts_per_category, arguments.size, arguments.seed
@@ -179,7 +187,7 @@ def main() -> None:
     print(f"Fréchet distance from rendered scenes: {distance:.2f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {
-        "settings": {"model": arguments.model, "size": list(canvas), "seed": seed, **options},
+        "settings": {"model": arguments.model, "size": list(canvas), "seed": seed, **options, **seen},
         "scores": table,
         "detector_error": errors,
         "frechet_distance": distance,

@@ -1,12 +1,16 @@
 """The wide model's benchmark: the detector on made-up sprites, the verdicts, the categories, the distance."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.world.adherence import parsed_size, requests, scores
+from benchmarks.world.adherence import parsed_size, requests, samples_seen, scores
 from benchmarks.world.categories import CATEGORIES, Case, draw_cases
+from benchmarks.world.curves import Point, history, plot
 from benchmarks.world.detector import Detection, Detector, Seen
 from benchmarks.world.fidelity import features, frechet_distance
 from benchmarks.world.ground import GROUNDS
@@ -113,3 +117,24 @@ def test_sizes_are_width_by_height() -> None:
     with pytest.raises(ValueError, match="multiples of 16"):
         parsed_size("100x100")
     assert len({ground.name for ground in GROUNDS}) == len(GROUNDS)
+
+
+def measured_after(folder: Path, **settings: int) -> Path:
+    """A folder as the benchmark writes it."""
+    folder.mkdir()
+    overall = {"right": 3, "total": 4}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "scores": {"overall": overall}}))
+    return folder
+
+
+def test_the_history_is_read_from_results_and_plotted(tmp_path: Path) -> None:
+    log = [{"step": 50, "samples": 3200, "loss": 0.9}, {"step": 100, "samples": 6400, "loss": 0.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    assert samples_seen(tmp_path) == {"training_steps": 100, "samples": 6400}
+    late, early = measured_after(tmp_path / "b", samples=6400), measured_after(tmp_path / "a", samples=3200)
+    points = history([late, early])
+    assert points == [Point(3200, 3, 4), Point(6400, 3, 4)]
+    plot({"samples_seen": points, "guidance_scale": points}, log, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="--run"):
+        history([measured_after(tmp_path / "c", seed=0)])
