@@ -102,7 +102,7 @@ class Optimizer:
             inside, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
         self.adam = torch.optim.AdamW(rest, lr=learning_rate / 3, betas=(0.9, 0.98), weight_decay=0.0)
-        self.groups = [(g, g["lr"]) for o in (self.muon, self.adam) for g in o.param_groups]
+        self.rates = ((self.muon, learning_rate), (self.adam, learning_rate / 3))
 
     def step(self, scale: float) -> Tensor:
         """One update at `scale` times the learning rate; returns the gradient's norm, a scalar."""
@@ -111,10 +111,9 @@ class Optimizer:
             gradient = parameters[name].grad
             master.grad = None if gradient is None else gradient.float()
         norm = nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
-        for group, base in self.groups:
-            group["lr"] = base * scale
-        self.muon.step()
-        self.adam.step()
+        for optimizer, rate in self.rates:
+            optimizer.param_groups[0]["lr"] = rate * scale
+            optimizer.step()
         with torch.no_grad():
             for name, master in self.masters.items():
                 parameters[name].copy_(master)

@@ -47,6 +47,10 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_weights(tmp_path: Path) ->
     for name, value in first.ema.items():
         assert torch.equal(again.ema[name], value), name
 
+    again.update(*batch(2), factor=0.0)
+    for name, value in first.optimizer.masters.items():
+        assert torch.equal(again.optimizer.masters[name], value), f"{name} moved at no learning rate"
+
     theirs = SD3Transformer2DModel.from_pretrained(tmp_path / "model" / "transformer")
     width = CONFIG.width
     assert theirs.proj_out.weight.shape == (64, width)

@@ -1,5 +1,7 @@
 """The wide recipe's words: nouns, captions, what they say, and which scenes training never sees."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from training.world.grounds import Ground
 from training.world.meaning import EACH, WHOLE, answers
 from training.world.nouns import article, is_counted, plural
 from training.world.phrases import RELATIONS
-from training.world.scenes import Item, compose, in_training, is_heldout, sample_scene
+from training.world.scenes import ARRANGEMENTS, Item, compose, in_training, is_heldout, sample_scene
 from training.world.vocabulary import OBJECTS, RECOLOURABLE
 
 SIZES = [canvas for level in CANVASES.values() for canvas in level]
@@ -45,8 +47,8 @@ def test_every_word_means_one_object() -> None:
 @pytest.mark.parametrize("canvas", SIZES)
 def test_things_stand_on_the_grid_inside_the_canvas_and_apart(canvas: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
-    for _ in range(60):
-        scene = sample_scene(rng, canvas)
+    for index in range(60):
+        scene = sample_scene(rng, canvas, usual=index % 2)
         covered = np.zeros(canvas, int)
         for item, boxes in zip(scene.items, scene.boxes, strict=True):
             assert len(boxes) == item.count
@@ -56,6 +58,16 @@ def test_things_stand_on_the_grid_inside_the_canvas_and_apart(canvas: tuple[int,
                 assert box.top + box.side <= canvas[0]
                 covered[box.top : box.top + box.side, box.left : box.left + box.side] += 1
         assert covered.max(initial=0) <= 1, plain_caption(scene)
+
+
+@pytest.mark.parametrize("arrangement", ["alone", "two", "beside", "between", "row", "three"])
+def test_without_chance_things_stand_where_they_mostly_do(arrangement: str) -> None:
+    items = tuple(Item(name) for name in ("zebra", "tent", "whale")[: ARRANGEMENTS[arrangement]])
+    usual = compose(items, arrangement, Ground("grass"), (128, 192), None).boxes
+    rng = np.random.default_rng(0)
+    drawn = Counter(compose(items, arrangement, Ground("grass"), (128, 192), rng).boxes for _ in range(300))
+    assert len(drawn) > 1
+    assert drawn[usual] >= 0.5 * drawn.most_common(1)[0][1]
 
 
 def test_training_never_sees_what_is_held_out() -> None:

@@ -1,7 +1,8 @@
 """Where the things of a scene stand: square boxes of few different sides on a 16-pixel grid.
 
 The grid is the transformer's token grid, and the sides are the same ones at every picture size, so that an
-object learned as a small one in a large picture is known as a large one in a small picture.
+object learned as a small one in a large picture is known as a large one in a small picture. Without a source
+of chance things stand where they mostly do.
 """
 
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 GRID = 16
+Chance = np.random.Generator | None
 SIDES = (32, 48, 64, 96, 128, 144, 192, 256, 288, 384)
 
 
@@ -48,12 +50,17 @@ def snapped(value: float, most: float) -> int:
     return int(np.clip(GRID * round(value / GRID), 0, GRID * (most // GRID)))
 
 
-def jitter(rng: np.random.Generator, room: float) -> float:
+def happens(rng: Chance, probability: float) -> bool:
+    """By lot, or whether it is likely."""
+    return probability > 0.5 if rng is None else bool(rng.random() < probability)
+
+
+def jitter(rng: Chance, room: float) -> float:
     """Mostly nothing, sometimes up to `room` pixels to either side."""
-    return float(rng.uniform(-room, room)) if rng.random() < 0.5 else 0.0
+    return 0.0 if rng is None or rng.random() < 0.5 else float(rng.uniform(-room, room))
 
 
-def group_in(cell: Cell, count: int, side: int, rng: np.random.Generator) -> tuple[Box, ...]:
+def group_in(cell: Cell, count: int, side: int, rng: Chance) -> tuple[Box, ...]:
     """`count` boxes in even rows in the middle of a cell, or nearly there."""
     columns = max(int(cell.width // side), 1)
     rows = -(-count // columns)
@@ -84,7 +91,7 @@ def grouped_side(width: float, height: float, count: int) -> int:
     return side_within(best)
 
 
-def alone(count: int, size: str, canvas: tuple[int, int], rng: np.random.Generator) -> tuple[Box, ...]:
+def alone(count: int, size: str, canvas: tuple[int, int], rng: Chance) -> tuple[Box, ...]:
     """In the middle of the canvas."""
     height, width = canvas
     short = min(canvas)
@@ -117,7 +124,7 @@ def placed(count: int, size: str, place: str, canvas: tuple[int, int]) -> tuple[
 
 
 def line(
-    things: list[tuple[int, str]], canvas: tuple[int, int], across: bool, rng: np.random.Generator
+    things: list[tuple[int, str]], canvas: tuple[int, int], across: bool, rng: Chance
 ) -> tuple[tuple[Box, ...], ...]:
     """Next to each other from left to right (`across`) or from top to bottom, each in a cell of its own."""
     height, width = canvas
@@ -151,12 +158,12 @@ def line(
 
 
 def triangle(
-    things: list[tuple[int, str]], canvas: tuple[int, int], rng: np.random.Generator
+    things: list[tuple[int, str]], canvas: tuple[int, int], rng: Chance
 ) -> tuple[tuple[Box, ...], ...]:
     """Three things: two in one row, one in the other."""
     height, width = canvas
     side = side_within(min(width / 2, height / 2))
-    single_above = bool(rng.random() < 0.5)
+    single_above = happens(rng, 0.5)
     rows = [(0.0, width / 4), (0.0, 3 * width / 4), (1.0, width / 2)]
     found = []
     for (_, size), (row, middle) in zip(things, rows, strict=True):
@@ -169,9 +176,9 @@ def triangle(
 
 
 def boxes_of(
-    things: list[tuple[int, str]], arrangement: str, canvas: tuple[int, int], rng: np.random.Generator
+    things: list[tuple[int, str]], arrangement: str, canvas: tuple[int, int], rng: Chance
 ) -> tuple[tuple[Box, ...], ...]:
-    """The boxes of every thing (count, size) in an arrangement on a canvas (height, width)."""
+    """The boxes of every thing (count, size) in an arrangement on a canvas (height, width), by lot or not."""
     if arrangement == "empty":
         return ()
     if arrangement == "alone":
@@ -184,14 +191,14 @@ def boxes_of(
         order = [1, 0]
     if arrangement in ("above", "below"):
         across = False
-    if arrangement in ("beside", "two", "three"):
+    if arrangement in ("beside", "two", "three") and rng is not None:
         rng.shuffle(order)
     if arrangement == "between":
-        order = [1, 0, 2] if rng.random() < 0.5 else [2, 0, 1]
+        order = [2, 0, 1] if happens(rng, 0.5) else [1, 0, 2]
     if arrangement == "two":
-        across = bool(rng.random() < (0.7 if canvas[1] >= canvas[0] else 0.3))
+        across = happens(rng, 0.7 if canvas[1] >= canvas[0] else 0.3)
     arranged = [things[index] for index in order]
-    if arrangement == "three" and rng.random() < 0.7:
+    if arrangement == "three" and happens(rng, 0.7):
         boxes = triangle(arranged, canvas, rng)
     else:
         boxes = line(arranged, canvas, across, rng)

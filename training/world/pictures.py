@@ -33,14 +33,20 @@ class PictureBatches(IterableDataset[PictureBatch]):
     """Endless batches of about the same number of image tokens; each worker process has its own.
 
     levels: share of the batches by CANVASES' keys; `rows`: of a batch at 128 x 128 pixels; `unconditional`:
-    share of captions that are dropped.
+    share of captions that are dropped; `usual`: share of scenes whose things are where they mostly are.
     """
 
     def __init__(
-        self, model: Path, levels: Mapping[int, float], rows: int, unconditional: float, seed: int
+        self,
+        model: Path,
+        levels: Mapping[int, float],
+        rows: int,
+        unconditional: float,
+        seed: int,
+        usual: float = 0.0,
     ) -> None:
         self.model, self.levels, self.rows, self.seed = model, dict(levels), rows, seed
-        self.unconditional = unconditional
+        self.unconditional, self.usual = unconditional, usual
 
     def __iter__(self) -> Iterator[PictureBatch]:
         worker = get_worker_info()
@@ -65,7 +71,7 @@ class PictureBatches(IterableDataset[PictureBatch]):
         """Scenes of the split on the canvas, as many as the rows at 128 x 128 have tokens."""
         share = tokens((128, 128)) / tokens(canvas)
         rows = max(ROUNDED_TO * round(self.rows * share / ROUNDED_TO), 1)
-        scenes = [sample_scene(rng, canvas, split) for _ in range(rows)]
+        scenes = [sample_scene(rng, canvas, split, self.usual) for _ in range(rows)]
         dropped = rng.random(rows) < self.unconditional
         texts = ["" if drop else caption(s, rng).text for s, drop in zip(scenes, dropped, strict=True)]
         ids = [

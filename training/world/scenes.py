@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from training.world.grounds import GRADIENTS, SCENERY, SOLID, Ground
-from training.world.layouts import Box, Crowded, boxes_of
+from training.world.layouts import Box, Chance, Crowded, boxes_of
 from training.world.nouns import is_counted
 from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
@@ -153,16 +153,19 @@ def fitted(items: tuple[Item, ...], arrangement: str) -> tuple[Item, ...]:
     )
 
 
-def compose(
-    items: tuple[Item, ...], arrangement: str, ground: Ground, canvas: Canvas, rng: np.random.Generator
-) -> Scene:
-    """A scene with its boxes; raises Crowded if they do not fit on the canvas."""
+def compose(items: tuple[Item, ...], arrangement: str, ground: Ground, canvas: Canvas, rng: Chance) -> Scene:
+    """A scene with its boxes, by lot or where things mostly are; raises Crowded if they do not fit."""
     boxes = boxes_of([(i.count, i.size) for i in items], arrangement, canvas, rng)
     return Scene(items, arrangement, ground, canvas, boxes)
 
 
-def sample_scene(rng: np.random.Generator, canvas: Canvas, split: Split = "train") -> Scene:
-    """A scene of the split by lot; a held-out one has at least one combination that training never sees."""
+def sample_scene(
+    rng: np.random.Generator, canvas: Canvas, split: Split = "train", usual: float = 0.0
+) -> Scene:
+    """A scene of the split by lot; a held-out one has at least one combination that training never sees.
+
+    `usual` is the probability that its things are where they mostly are.
+    """
     while True:
         arrangement = sample_arrangement(rng)
         items = tuple(sample_item(rng) for _ in range(ARRANGEMENTS[arrangement]))
@@ -172,6 +175,8 @@ def sample_scene(rng: np.random.Generator, canvas: Canvas, split: Split = "train
         if in_training(items, arrangement, ground) != (split == "train"):
             continue
         try:
-            return compose(items, arrangement, ground, canvas, rng)
+            return compose(
+                items, arrangement, ground, canvas, None if usual and rng.random() < usual else rng
+            )
         except Crowded:
             continue

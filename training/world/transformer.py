@@ -212,6 +212,11 @@ def main() -> None:
     parser.add_argument("--levels", type=parse_levels, default="128:1", help="shares: 128:0.8,256:0.2")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--sigma-mean", type=float, default=0.8)
+    parser.add_argument("--sigma-std", type=float, default=1.2)
+    parser.add_argument("--ema-decay", type=float, default=0.9995)
+    parser.add_argument(
+        "--usual", type=float, default=0.0, help="share of scenes whose things are where they mostly are"
+    )
     parser.add_argument("--unconditional", type=float, default=0.1, help="share of captions left out")
     parser.add_argument(
         "--decay-from", type=int, default=None, help="step from which the learning rate falls to zero"
@@ -228,7 +233,7 @@ def main() -> None:
     arguments.out = arguments.out or arguments.model
     device = torch.device(arguments.device)
     clock = Clock(arguments.minutes, arguments.save_minutes, arguments.sheet_minutes)
-    recipe = Recipe(arguments.learning_rate, sigma_mean=arguments.sigma_mean)
+    recipe = Recipe(arguments.learning_rate, arguments.sigma_mean, arguments.sigma_std, arguments.ema_decay)
     training = Training(recipe, RunFolder(arguments.run), device, arguments.seed, arguments.weights)
     if arguments.compile:
         for index, block in enumerate(training.model.blocks):
@@ -240,6 +245,7 @@ def main() -> None:
         arguments.rows,
         arguments.unconditional,
         arguments.seed + training.step,
+        arguments.usual,
     )
     loader = DataLoader(
         batches,
