@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,18 @@ class Optimizer:
     """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else, on float32
     masters.
 
-    The model itself holds bfloat16 copies, which is what its products run in.
+    The model itself holds bfloat16 copies, which is what its products run in. A matrix W that has one of the
+    `bases` B, symmetric, is learned as V = W B⁻¹: where B whitens W's inputs, faint ones are learned as soon
+    as loud ones.
     """
 
-    def __init__(self, model: SD3Transformer, learning_rate: float) -> None:
-        self.model = model
+    def __init__(
+        self, model: SD3Transformer, learning_rate: float, bases: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.model, self.bases = model, bases or {}
         self.masters = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        for name, basis in self.bases.items():
+            self.masters[name] = torch.linalg.solve(basis, self.masters[name], left=False)
         inside = [
             p
             for n, p in self.masters.items()
@@ -109,16 +115,20 @@ class Optimizer:
         parameters = dict(self.model.named_parameters())
         for name, master in self.masters.items():
             gradient = parameters[name].grad
-            master.grad = None if gradient is None else gradient.float()
+            master.grad = None if gradient is None else self.whole(name, gradient.float())
         norm = nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
         for optimizer, rate in self.rates:
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
         with torch.no_grad():
             for name, master in self.masters.items():
-                parameters[name].copy_(master)
+                parameters[name].copy_(self.whole(name, master))
                 parameters[name].grad = None
         return norm
+
+    def whole(self, name: str, learned: Tensor) -> Tensor:
+        """The matrix of what is learned of it (and, transposed, the same for gradients)."""
+        return learned @ self.bases[name] if name in self.bases else learned
 
     def state_dict(self) -> dict[str, Any]:
         """The masters and both optimizers' state."""
@@ -132,7 +142,7 @@ class Optimizer:
         self.adam.load_state_dict(state["adam"])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                parameter.copy_(self.masters[name])
+                parameter.copy_(self.whole(name, self.masters[name]))
 
 
 def schedule(step: int, decay_from: int | None, total: int) -> float:

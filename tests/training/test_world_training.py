@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from training.conditioning import TextConditioning
 from training.linear_codec import LinearCodec
@@ -21,6 +22,7 @@ from training.world.scenes import Item, Scene, compose, sample_scene
 from training.world.sprites import SPRITES
 from training.world.text_batches import TextBatches
 from training.world.transformer import Recipe, Training, sample_sigmas
+from training.world.whitening import FLOOR, whitening
 
 
 class Squares:
@@ -113,10 +115,13 @@ def test_text_encoders_learn_and_a_cut_off_run_goes_on(encoders: Path, tmp_path:
     width = json.loads((encoders / "text_encoder_2" / "config.json").read_text())["hidden_size"]
     assert 2 * width == CONFIG.joint_attention_dim
     with torch.autocast("cpu", torch.bfloat16):
-        sequence, pooled = TextConditioning(encoders, device).encode(["a zebra", ""])
+        sequence, pooled = (text := TextConditioning(encoders, device)).encode(["a zebra", ""])
     assert sequence.shape == (2, text_encoders.MAX_TOKENS + 1, CONFIG.joint_attention_dim)
     assert torch.isfinite(pooled).all()
     assert sequence[:, :-1].float().square().mean() == pytest.approx(1, rel=0.7)
+    basis = whitening(text)
+    assert torch.allclose(basis, basis.T, atol=1e-5)
+    assert 0 < torch.linalg.eigvalsh(basis).min() <= torch.linalg.eigvalsh(basis).max() <= FLOOR**-0.5 + 1e-3
 
 
 def test_the_transformer_s_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -131,14 +136,18 @@ def test_the_transformer_s_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> N
 
     torch.manual_seed(0)
     recipe, device = Recipe(1e-3), torch.device("cpu")
-    first = Training(recipe, RunFolder(tmp_path / "run"), device, seed=0)
+    basis = torch.diag(torch.linspace(0.2, 9, CONFIG.joint_attention_dim))
+    first = Training(recipe, RunFolder(tmp_path / "run"), device, 0, basis)
+    read = first.model.text_embed.weight
+    assert torch.allclose(read, (first.ema["text_embed.weight"] @ basis).bfloat16())
     assert torch.isfinite(first.update(*batch(2), factor=1.0)).all()
     first.save(tmp_path / "model")
-    again = Training(recipe, RunFolder(tmp_path / "run"), device, seed=0)
+    again = Training(recipe, RunFolder(tmp_path / "run"), device, 0, torch.eye(len(basis)))
     assert (again.step, again.samples) == (1, 2)
     for name, parameter in again.model.named_parameters():
         assert torch.equal(parameter, dict(first.model.named_parameters())[name]), name
-    assert (tmp_path / "model" / "transformer" / "config.json").exists()
+    written = load_file(tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(written["context_embedder.weight"], first.averaged()["text_embed.weight"].bfloat16())
 
 
 def test_larger_pictures_get_more_noise() -> None:

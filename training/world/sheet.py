@@ -53,12 +53,12 @@ def draw(
     return x
 
 
-def averaged(ema: dict[str, Tensor], device: torch.device) -> SD3Transformer:
-    """The model with the moving average of its weights, in bfloat16."""
+def model_of(weights: dict[str, Tensor], device: torch.device) -> SD3Transformer:
+    """The model with these weights, in bfloat16."""
     model = SD3Transformer(CONFIG)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(ema[name])
+            parameter.copy_(weights[name])
     model.positions.copy_(position_table(CONFIG.width, CONFIG.pos_embed_max_size))
     return model.to(device, torch.bfloat16).eval().requires_grad_(False)
 
@@ -68,7 +68,7 @@ def draw_sheet(training: Training, text: TextConditioning, painter: Painter, pat
     rng = np.random.default_rng(7)
     scenes = [sample_scene(rng, (128, 128), "heldout") for _ in range(PICTURES * 2)]
     prompts = [plain_caption(scene) for scene in scenes if scene.items][:PICTURES]
-    model = averaged(training.ema, training.device)
+    model = model_of(training.averaged(), training.device)
     latents = [draw(model, text, prompts[i : i + 8], (128, 128), seed=i) for i in range(0, PICTURES, 8)]
     images = painter.codec.decode(torch.cat(latents)).cpu().numpy()
     Image.Image.save(sheet(images), path)

@@ -31,6 +31,7 @@ from training.world.canvases import parse_levels
 from training.world.pictures import Painter, PictureBatch, PictureBatches
 from training.world.plans import LABELS
 from training.world.sheet import draw_sheet
+from training.world.whitening import whitening
 from triptych_denoiser.models.loading import load_weights
 from triptych_denoiser.models.sd3 import SD3Transformer, checkpoint_keys
 
@@ -72,7 +73,13 @@ class Training:
     """A transformer in training: its weights' moving average is what the run is for."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, device: torch.device, seed: int, weights: Path | None = None
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        seed: int,
+        whitening: Tensor,
+        weights: Path | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.folder, self.device = recipe, folder, device
@@ -89,10 +96,13 @@ class Training:
         self.model.blocks[AFTER_BLOCK - 1].register_forward_hook(
             lambda block, given, streams: self.tokens.append(streams[0])
         )
-        self.optimizer = Optimizer(self.model, recipe.learning_rate)
+        state = folder.load()
+        self.whitening = (state["whitening"] if state else whitening).to(device)
+        bases = {"text_embed.weight": self.whitening}
+        self.optimizer = Optimizer(self.model, recipe.learning_rate, bases)
         self.ema = {name: master.clone() for name, master in self.optimizer.masters.items()}
         self.step, self.samples, self.seconds = 0, 0, 0.0
-        if state := folder.load():
+        if state:
             self.optimizer.load_state_dict(state["optimizer"])
             self.naming.load_state_dict(state["naming"])
             self.naming_optimizer.load_state_dict(state["naming_optimizer"])
@@ -126,11 +136,16 @@ class Training:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema,
+            "whitening": self.whitening,
             "naming": self.naming.state_dict(),
             "naming_optimizer": self.naming_optimizer.state_dict(),
         }
         self.folder.save(state | {"step": self.step, "samples": self.samples, "seconds": self.seconds})
-        export(self.ema, out / "transformer")
+        export(self.averaged(), out / "transformer")
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average of the model's weights."""
+        return {name: self.optimizer.whole(name, tensor) for name, tensor in self.ema.items()}
 
 
 class Clock:
@@ -234,7 +249,10 @@ def main() -> None:
     device = torch.device(arguments.device)
     clock = Clock(arguments.minutes, arguments.save_minutes, arguments.sheet_minutes)
     recipe = Recipe(arguments.learning_rate, arguments.sigma_mean, arguments.sigma_std, arguments.ema_decay)
-    training = Training(recipe, RunFolder(arguments.run), device, arguments.seed, arguments.weights)
+    text = TextConditioning(arguments.model, device)
+    training = Training(
+        recipe, RunFolder(arguments.run), device, arguments.seed, whitening(text), arguments.weights
+    )
     if arguments.compile:
         for index, block in enumerate(training.model.blocks):
             if index != AFTER_BLOCK - 1:  # its hook hands out what the token naming reads
@@ -253,7 +271,6 @@ def main() -> None:
         num_workers=arguments.workers,
         prefetch_factor=4 if arguments.workers else None,
     )
-    text = TextConditioning(arguments.model, device)
     train(training, iter(loader), Painter(arguments.data, device), text, clock, arguments)
 
 
