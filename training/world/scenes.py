@@ -136,7 +136,7 @@ def sample_item(rng: np.random.Generator) -> Item:
         return Item(name, colour=choose(others, rng))
     if draw < 0.28:
         return Item(choose(COUNTED, rng), count=int(rng.integers(2, MOST + 1)))
-    if draw < 0.4:
+    if draw < 0.46:
         return Item(choose(NAMES, rng), size="small" if rng.random() < 0.5 else "big")
     return Item(choose(NAMES, rng))
 
