@@ -47,7 +47,7 @@ def test_every_word_means_one_object() -> None:
 @pytest.mark.parametrize("canvas", SIZES)
 def test_things_stand_on_the_grid_inside_the_canvas_and_apart(canvas: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
-    for index in range(60):
+    for index in range(200):
         scene = sample_scene(rng, canvas, usual=index % 2)
         covered = np.zeros(canvas, int)
         for item, boxes in zip(scene.items, scene.boxes, strict=True):

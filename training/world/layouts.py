@@ -5,6 +5,7 @@ object learned as a small one in a large picture is known as a large one in a sm
 of chance things stand where they mostly do.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,8 +47,8 @@ def side_within(length: float) -> int:
 
 
 def snapped(value: float, most: float) -> int:
-    """The nearest place on the grid from 0 to `most`."""
-    return int(np.clip(GRID * round(value / GRID), 0, GRID * (most // GRID)))
+    """The nearest place on the grid from 0 to `most`; a half is rounded up, so that neighbours stay apart."""
+    return int(np.clip(GRID * math.floor(value / GRID + 0.5), 0, GRID * (most // GRID)))
 
 
 def happens(rng: Chance, probability: float) -> bool:
