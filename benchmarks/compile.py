@@ -39,9 +39,9 @@ def measure(options: argparse.Namespace, stage: str, kind: str) -> dict[str, flo
 
 
 def _measure_here(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
-    from triptych.kernels import fix_kernels
+    from triptych.kernels import configure_math_libraries
 
-    fix_kernels()
+    configure_math_libraries()
     import torch
 
     torch.zeros(1, device=options.device)

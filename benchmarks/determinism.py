@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from triptych.checkpoints import open_checkpoint
 from triptych.compute import compute_thread, keep_freed_memory
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repetitions", type=int, default=9)
     arguments = parser.parse_args()
-    fix_kernels()
+    configure_math_libraries()
     keep_freed_memory()
     for dtype in arguments.dtypes:
         print(f"{dtype:10} {'rows':>4} {'fast':>8} {'invariant':>10} {'ratio':>6} {'sharing':>8}  alike")

@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.loading import stored_bytes
 from triptych.checkpoints import Checkpoint, open_checkpoint
 from triptych.errors import StartError
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.quantization import Quantizer, create_quantizer
 from triptych_denoiser.models import flux, load_transformer
 from triptych_denoiser.models.loading import build as build_transformer
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2, help="pictures for the PSNR; 0: none")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    fix_kernels()
+    configure_math_libraries()
     checkpoint = open_checkpoint(options.model)
     rows = [
         *measure("denoiser", denoiser(checkpoint), options.rounds),

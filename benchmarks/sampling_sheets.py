@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from triptych.client import AsyncClient, Generation
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.options import (
     read_layers,
@@ -184,7 +184,7 @@ def main() -> None:
     unknown = set(arguments.sheets) - SHEETS.keys()
     if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(SHEETS)}")
-    fix_kernels()
+    configure_math_libraries()
     arguments.out.mkdir(parents=True, exist_ok=True)
     asyncio.run(write(arguments.out, arguments.sheets or list(SHEETS), arguments.model))
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.sample_sheet import draw_prompts
 from triptych.client import AsyncClient
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych_local.options import read_schedule, read_step_reuse
 
 Pixels = NDArray[np.uint8]
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1, help="of the eight pictures (default 1)")
     parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
-    fix_kernels()
+    configure_math_libraries()
     lines = report(asyncio.run(measure(arguments.model, arguments.repetitions)))
     print_report(lines)
     if arguments.out is not None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from triptych.compute import compute_thread
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 
 # As every service's main does, before torch multiplies its first matrices.
-fix_kernels()
+configure_math_libraries()
 compute_thread()
 
 SLOW_FOLDER = "local"

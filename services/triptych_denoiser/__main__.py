@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from triptych.compute import compute_thread
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
 from triptych.shared_memory import SharedMemory
@@ -27,7 +27,7 @@ async def load(settings: DenoiserSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(DenoiserSettings, "python -m triptych_denoiser")
-    fix_kernels()
+    configure_math_libraries()
     run("denoiser", settings, partial(load, settings))
 
 

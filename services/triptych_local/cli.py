@@ -402,9 +402,9 @@ def _given(reader: Callable[[S], T], given: S, option: str) -> T:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a command; what went wrong is one line on standard error and exit status 1."""
     from triptych.errors import StartError, TriptychError
-    from triptych.kernels import fix_kernels
+    from triptych.kernels import configure_math_libraries
 
-    fix_kernels()  # for this process and those that it starts
+    configure_math_libraries()  # for this process and those that it starts
     try:
         asyncio.run(work)
     except (StartError, TriptychError, OSError) as error:

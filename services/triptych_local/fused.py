@@ -16,7 +16,7 @@ from pydantic import Field
 
 from triptych.client import AsyncClient, GenerationStub
 from triptych.compute import compute_thread, keep_freed_memory
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.quantization import Quantization
 from triptych.serving import Loaded, Service, run
 from triptych.settings import StageSettings, read_settings
@@ -83,7 +83,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
 @asynccontextmanager
 async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
     """A client of services in this process. Raises StartError."""
-    fix_kernels()
+    configure_math_libraries()
     keep_freed_memory()
     fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
     try:
@@ -117,7 +117,7 @@ async def load(settings: FusedSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(FusedSettings, "python -m triptych_local.fused")
-    fix_kernels()
+    configure_math_libraries()
     run("triptych", settings, partial(load, settings))
 
 

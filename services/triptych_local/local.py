@@ -200,9 +200,7 @@ def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[s
         return {}
     if in_turns:
         return {CORES_LOCK: __file__}  # any file that all of them can open will do
-    threads = max(1, _usable_cores() // replicas)
-    # GNU's OpenMP spins some milliseconds at a barrier before it sleeps, on cores that others need meanwhile.
-    return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "1000"}
+    return {"OMP_NUM_THREADS": str(max(1, _usable_cores() // replicas))}
 
 
 def _usable_cores() -> int:

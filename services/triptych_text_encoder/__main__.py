@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from triptych.compute import compute_thread
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.serving import Loaded, Service, run
 from triptych.settings import QuantizedStageSettings, described, read_settings
 from triptych.v1 import text_encoder_pb2
@@ -26,7 +26,7 @@ async def load(settings: QuantizedStageSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(QuantizedStageSettings, "python -m triptych_text_encoder")
-    fix_kernels()
+    configure_math_libraries()
     run("text encoder", settings, partial(load, settings))
 
 

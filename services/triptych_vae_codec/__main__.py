@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from triptych.compute import compute_thread
-from triptych.kernels import fix_kernels
+from triptych.kernels import configure_math_libraries
 from triptych.serving import Loaded, Service, run
 from triptych.settings import described, read_settings
 from triptych.shared_memory import SharedMemory
@@ -29,7 +29,7 @@ async def load(settings: VaeCodecSettings) -> Loaded:
 def main() -> None:
     """Reads the options and serves."""
     settings = read_settings(VaeCodecSettings, "python -m triptych_vae_codec")
-    fix_kernels()
+    configure_math_libraries()
     run("VAE codec", settings, partial(load, settings))
 
 

@@ -16,6 +16,7 @@ from triptych.v1 import image_generation_pb2_grpc as pb2_grpc
 
 NAME = "triptych.v1.ImageGenerationService"
 STEPS = 3
+SILENT_SECONDS = 33
 
 
 class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
@@ -63,6 +64,8 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
                 raise errors.invalid_argument(*[(f"prompts[{n}]", "ä" * 2000) for n in range(200)])
             case "long message":
                 raise errors.not_found("€" * 100_000)
+            case "silent":
+                await asyncio.sleep(SILENT_SECONDS)
             case "large answer":
                 return pb2.GenerateImagesResponse(warnings=["x" * 2_000_000])
         await asyncio.sleep(1 / 3)

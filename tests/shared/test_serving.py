@@ -1,5 +1,6 @@
 """The server bootstrap over real sockets: health, reflection, bad input, addresses, a graceful stop."""
 
+import asyncio
 import logging
 import os
 import re
@@ -21,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
 from tests.shared.scripted_coordinator import NAME
 from triptych.addresses import ListenError
+from triptych.channels import channel_options
 from triptych.errors import from_rpc_error
 from triptych.serving import Server
 from triptych.settings import ServerSettings
@@ -158,6 +160,35 @@ def programs() -> Iterator[list[Program]]:
     for program in started:
         program.process.kill()
         program.process.communicate()
+
+
+@pytest.fixture
+def listening(programs: list[Program]) -> tuple[str, subprocess.Popen[str]]:
+    """The address of a running program, and its process."""
+    program = Program("--listen", "127.0.0.1:0")
+    programs.append(program)
+    return program.line("ready on").split()[5], program.process
+
+
+async def test_a_silent_call_outlives_many_pings(listening: tuple[str, subprocess.Popen[str]]) -> None:
+    pings = [("grpc.keepalive_time_ms", 6000), *channel_options()]  # five of them while nothing is said
+    async with grpc.aio.insecure_channel(listening[0], options=pings) as channel:
+        answer = await ImageGenerationServiceStub(channel).GenerateImages(request("silent"))
+    assert answer.parameters.prompts == ["silent"]
+
+
+async def test_a_dead_peer_is_found_out_by_a_ping(listening: tuple[str, subprocess.Popen[str]]) -> None:
+    address, process = listening
+    pings = [("grpc.keepalive_time_ms", 4000), *channel_options()]
+    async with grpc.aio.insecure_channel(address, options=pings) as channel:
+        call = asyncio.ensure_future(ImageGenerationServiceStub(channel).GenerateImages(request("silent")))
+        await asyncio.sleep(1)
+        process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
