@@ -111,8 +111,8 @@ def draw_samples(prompts_per_category: int, seed: int) -> list[Sample]:
 
 async def generate(model: str, samples: Sequence[Sample], options: dict[str, Any]) -> list[Pixels]:
     """The samples' pictures (uint8 [128, 128, 3]) from the services in this process."""
-    from triptych_local.fused import fused_client
-    from triptych_local.local import ModelChoice
+    from triptych_local.running.fused import fused_client
+    from triptych_local.running.programs import ModelChoice
 
     pictures: list[Pixels] = []
     started = time.monotonic()

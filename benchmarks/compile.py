@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace, stage: str, kind: str) -> dict[str, flo
 
 
 def _measure_here(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
-    from triptych.kernels import configure_math_libraries
+    from triptych.compute.kernels import configure_math_libraries
 
     configure_math_libraries()
     import torch
@@ -60,8 +60,8 @@ def _seconds(work: Callable[[], Any]) -> float:
 def _denoiser(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
     import torch
 
-    from triptych.checkpoints import open_checkpoint
-    from triptych.compilation import compile_modules
+    from triptych.checkpoints.opening import open_checkpoint
+    from triptych.compute.compilation import compile_modules
     from triptych_denoiser.models import load_transformer
     from triptych_denoiser.models.transformer import blocks
     from triptych_denoiser.predictor import create_predictor, random_row, warm_up
@@ -81,8 +81,8 @@ def _denoiser(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
 def _vae_codec(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
     import torch
 
-    from triptych.checkpoints import open_checkpoint
-    from triptych.compilation import compile_modules
+    from triptych.checkpoints.opening import open_checkpoint
+    from triptych.compute.compilation import compile_modules
     from triptych_vae_codec.codec import VaeCodec, warm_up
     from triptych_vae_codec.models.autoencoder_kl import build
 

@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from triptych.checkpoints import open_checkpoint
-from triptych.compute import compute_thread, keep_freed_memory
-from triptych.kernels import configure_math_libraries
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.thread import compute_thread
+from triptych.serving.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from triptych_denoiser.predictor import Predictor, Row
+    from triptych_denoiser.predictor import Predictor
+    from triptych_denoiser.row import Row
 
 ROWS = (1, 2, 4, 8)
 TEXT_TOKENS = 78

@@ -13,13 +13,13 @@ import threading
 from functools import partial
 from typing import Any
 
-from triptych.addresses import unix_path
-from triptych.serving import Loaded, Service, run
-from triptych.settings import ServerSettings, SharedMemoryOptions, read_settings
-from triptych.shared_memory import SharedMemory
+from triptych.serving.addresses import unix_path
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import ServerSettings, SharedMemoryOptions, read_settings
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc
-from triptych.wire import with_tensor
+from triptych.wire.messages import with_tensor
+from triptych.wire.shared_memory import SharedMemory
 
 RAW_SUFFIX = ".raw"
 

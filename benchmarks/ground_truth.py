@@ -66,7 +66,7 @@ def through_vae(model: str) -> Degradation:
     """The picture as the VAE of a checkpoint (name or folder) gives it back."""
     import torch
 
-    from triptych.checkpoints import open_checkpoint
+    from triptych.checkpoints.opening import open_checkpoint
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import build
 

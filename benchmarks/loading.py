@@ -133,8 +133,8 @@ def _load(folder: str, component: str, dtype_name: str, mode: Any) -> dict[str, 
     """Loads in this process, whose peak is measured from here."""
     import torch
 
-    from triptych.checkpoints import open_checkpoint
-    from triptych.quantization import create_quantizer
+    from triptych.checkpoints.opening import open_checkpoint
+    from triptych.compute.quantization import create_quantizer
     from triptych_denoiser.models import load_transformer
     from triptych_text_encoder.components import load_text_model
     from triptych_vae_codec.models.autoencoder_kl import build

@@ -31,11 +31,11 @@ from PIL import Image
 
 from benchmarks.picture_worker import Milliseconds, generate
 from benchmarks.random_checkpoint import write_random_checkpoint
-from triptych.checkpoints import MODELS, open_checkpoint
+from triptych.checkpoints.opening import MODELS, open_checkpoint
 from triptych.client import AsyncClient
-from triptych_local.folders import temporary_folder
-from triptych_local.local import Addresses, ModelChoice, split_programs
-from triptych_local.processes import ServiceProcess
+from triptych_local.running.folders import temporary_folder
+from triptych_local.running.processes import ServiceProcess
+from triptych_local.running.programs import Addresses, ModelChoice, split_programs
 
 STAGES = ("encode", "denoise", "decode", "total")
 THINGS = (

@@ -15,15 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 
 Milliseconds = dict[str, float]
 
 
 async def serve_fused(model: str, options: dict[str, Any]) -> None:
     """Triptych's stages and coordinator in this process."""
-    from triptych_local.fused import fused_client
-    from triptych_local.local import ModelChoice
+    from triptych_local.running.fused import fused_client
+    from triptych_local.running.programs import ModelChoice
 
     async with fused_client(ModelChoice(model, dtype="float32")) as client:
         print("ready", flush=True)

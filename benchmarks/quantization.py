@@ -29,14 +29,15 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.loading import stored_bytes
-from triptych.checkpoints import Checkpoint, open_checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.quantization import Quantizer, create_quantizer
 from triptych.errors import StartError
-from triptych.kernels import configure_math_libraries
-from triptych.quantization import Quantizer, create_quantizer
 from triptych_denoiser.models import flux, load_transformer
 from triptych_denoiser.models.loading import build as build_transformer
-from triptych_local.fused import fused_client
-from triptych_local.local import ModelChoice, StageQuantization
+from triptych_local.running.fused import fused_client
+from triptych_local.running.programs import ModelChoice, StageQuantization
 from triptych_text_encoder.recipes import load_recipe
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build as build_codec

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from triptych.client import AsyncClient, Generation
-from triptych.kernels import configure_math_libraries
+from triptych.compute.kernels import configure_math_libraries
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.options import (
     read_layers,
@@ -162,8 +162,8 @@ async def generated(client: AsyncClient, options: Options) -> Generation:
 
 async def write(folder: Path, names: list[str], model: str) -> None:
     """The sheets of these names as WebP files."""
-    from triptych_local.fused import fused_client
-    from triptych_local.local import ModelChoice
+    from triptych_local.running.fused import fused_client
+    from triptych_local.running.programs import ModelChoice
 
     async with fused_client(ModelChoice(model, dtype="float32")) as client:
         for name in names:

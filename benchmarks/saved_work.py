@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks.sample_sheet import draw_prompts
 from triptych.client import AsyncClient
-from triptych.kernels import configure_math_libraries
+from triptych.compute.kernels import configure_math_libraries
 from triptych_local.options import read_schedule, read_step_reuse
 
 Pixels = NDArray[np.uint8]
@@ -61,8 +61,8 @@ class Measured:
 
 async def measure(model: str, repetitions: int) -> dict[str, Measured]:
     """What each of CHOICES took."""
-    from triptych_local.fused import fused_client
-    from triptych_local.local import ModelChoice
+    from triptych_local.running.fused import fused_client
+    from triptych_local.running.programs import ModelChoice
 
     measured = {name: Measured() for name in CHOICES}
     async with fused_client(ModelChoice(model, dtype="float32")) as client:

@@ -9,12 +9,12 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from triptych.channels import channel_options
+from triptych.serving.channels import channel_options
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, text_encoder_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
-from triptych.wire import TensorChannel, with_tensor
+from triptych.wire.messages import TensorChannel, with_tensor
 
 _SECONDS = 120.0
 

@@ -24,11 +24,11 @@ import numpy as np
 
 from benchmarks.fair_sharing import fair_sharing
 from benchmarks.step_cost import step_cost
-from triptych_local.folders import temporary_folder
-from triptych_local.load import Measurement, Mix, Period
-from triptych_local.local import Addresses, ModelChoice, Replicas, split_programs
-from triptych_local.measuring import PROMPTS, Bench, Loads
-from triptych_local.processes import running
+from triptych_local.commands.bench import PROMPTS, Bench, Loads
+from triptych_local.commands.load import Measurement, Mix, Period
+from triptych_local.running.folders import temporary_folder
+from triptych_local.running.processes import running
+from triptych_local.running.programs import Addresses, ModelChoice, Replicas, split_programs
 
 SHARES = (0.5, 0.8, 0.95)
 TIMEOUT = 600.0

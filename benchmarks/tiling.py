@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace, size: int, tile_size: str) -> dict[str,
 def _measure_here(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
     import torch
 
-    from triptych.checkpoints import open_checkpoint
+    from triptych.checkpoints.opening import open_checkpoint
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import build
 

@@ -26,7 +26,7 @@ from google.protobuf.json_format import ParseDict
 from PIL import Image
 from safetensors.torch import save_file
 
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych.client import AsyncClient
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb

@@ -27,16 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.echo_server import RAW_SUFFIX, receive
-from triptych.addresses import unix_path
-from triptych.channels import channel_options
-from triptych.compute import keep_freed_memory
-from triptych.shared_calls import SharedMemoryChannel
+from triptych.serving.addresses import unix_path
+from triptych.serving.allocator import keep_freed_memory
+from triptych.serving.channels import channel_options
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1.denoiser_pb2 import PredictRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
-from triptych.wire import TensorChannel, with_tensor
-from triptych_local.folders import temporary_folder
-from triptych_local.processes import Program, ServiceProcess
+from triptych.wire.messages import TensorChannel, with_tensor
+from triptych.wire.shared_calls import SharedMemoryChannel
+from triptych_local.running.folders import temporary_folder
+from triptych_local.running.processes import Program, ServiceProcess
 
 KILOBYTES = (64, 512, 2048, 8192)
 AIMS = {64: 8.0, 2048: 3.0}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych.compute import compute_thread
-from triptych.kernels import configure_math_libraries
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.thread import compute_thread
 
 # As every service's main does, before torch multiplies its first matrices.
 configure_math_libraries()

@@ -12,10 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
-    path
-    for root in ("shared", "services")
-    for path in (ROOT / root).rglob("*.py")
-    if "v1" not in path.parts and (path.name != "__init__.py" or "\ndef " in path.read_text())
+    path for root in ("shared", "services") for path in (ROOT / root).rglob("*.py") if "v1" not in path.parts
 )
 
 
@@ -39,22 +36,26 @@ def test_the_import_rules_hold() -> None:
 def test_the_coordinator_carries_no_torch(tiny_checkpoint: Path) -> None:
     program = """
 import sys, triptych_coordinator.__main__
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stubs import Stubs
+from triptych_coordinator.fleet.connections import Stubs
 ImageGenerationServicer(open_checkpoint(sys.argv[1]), Stubs(None, None, None), CoordinatorLimits())
 """
     packages = packages_after(program, str(tiny_checkpoint))
     assert not packages & {"torch", "transformers", "safetensors", "triptych_denoiser"}
 
 
-@pytest.mark.parametrize("service", ["triptych_denoiser", "triptych_vae_codec"])
-def test_a_stage_without_text_carries_no_transformers(service: str, tiny_checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("service", "module"), [("triptych_denoiser", "assembly"), ("triptych_vae_codec", "servicer")]
+)
+def test_a_stage_without_text_carries_no_transformers(
+    service: str, module: str, tiny_checkpoint: Path
+) -> None:
     program = f"""
 import sys, {service}.__main__
-from {service}.servicer import create_servicer
-from triptych.settings import StageSettings
+from {service}.{module} import create_servicer
+from triptych.compute.settings import StageSettings
 create_servicer(StageSettings(model=sys.argv[1]))
 """
     packages = packages_after(program, str(tiny_checkpoint))
@@ -100,10 +101,17 @@ def test_a_prompt_reaches_the_command_as_it_was_written(tmp_path: Path) -> None:
     ]
 
 
-def test_the_page_of_structure_names_every_module_and_no_other() -> None:
+def test_the_page_of_structure_names_every_room_and_no_other() -> None:
     page = (ROOT / "docs/structure.md").read_text()
-    named = set(re.findall(r"^- `((?:shared|services)/[^`]+\.py)`: \S", page, re.MULTILINE))
-    assert named == {str(path.relative_to(ROOT)) for path in MODULES}
+    named = set(re.findall(r"^- `((?:shared|services)/[^`]+)`: \S", page, re.MULTILINE))
+    assert named == {str(path.parent.relative_to(ROOT)) for path in MODULES}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/structure.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert links
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

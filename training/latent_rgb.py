@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.folder import write_latent_rgb
 from training.linear_codec import rendered_scenes
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build
 

@@ -50,8 +50,8 @@ async def generate(
     model: str, cases: list[Case], canvas: Canvas, seed: int, options: dict[str, Any]
 ) -> Tensor:
     """uint8 [cases, height, width, 3] from the services in this process; picture k has the seed seed + k."""
-    from triptych_local.fused import fused_client
-    from triptych_local.local import ModelChoice
+    from triptych_local.running.fused import fused_client
+    from triptych_local.running.programs import ModelChoice
 
     pictures: list[Tensor] = []
     started = time.monotonic()

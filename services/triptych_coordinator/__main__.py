@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from triptych.serving import Loaded, Service, run
-from triptych.settings import read_settings
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
+from triptych_coordinator.fleet.connections import Wiring
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorSettings
-from triptych_coordinator.stubs import Wiring
 
 
 async def load(settings: CoordinatorSettings) -> Loaded:

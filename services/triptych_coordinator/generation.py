@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.conditioning import EncodedPrompt
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.guidance import Branch, GuidanceInput, Guided
-from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.models import Models
-from triptych_coordinator.parameters import Parameters
-from triptych_coordinator.pipelines import Sampling
-from triptych_coordinator.previews import LatentRgb
-from triptych_coordinator.prompt_weighting import WeightedText
-from triptych_coordinator.requests import loras_to_messages, parameters_to_message
-from triptych_coordinator.reuse import reusing
-from triptych_coordinator.sampler import sample
-from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.solvers import SOLVERS
-from triptych_coordinator.stages import Stages
-from triptych_coordinator.starts import begin, noise_stream
+from triptych_coordinator.initial_latents import begin, noise_stream
+from triptych_coordinator.request.parameters import Parameters
+from triptych_coordinator.request.png import encode_png, png_text
+from triptych_coordinator.request.prompt_weights import WeightedText
+from triptych_coordinator.request.reading import loras_to_messages, parameters_to_message
+from triptych_coordinator.sampling.guidance import Branch, GuidanceInput, Guided
+from triptych_coordinator.sampling.loop import sample
+from triptych_coordinator.sampling.previews import LatentRgb
+from triptych_coordinator.sampling.reuse import reusing
+from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
+from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling_config import Sampling
+from triptych_coordinator.stages.conditioning import EncodedPrompt
+from triptych_coordinator.stages.fit import Models
+from triptych_coordinator.stages.stages import Stages
 
 
 async def generation_events(

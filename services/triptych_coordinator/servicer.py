@@ -8,23 +8,23 @@ from typing import Any
 
 import grpc.aio
 
-from triptych.admission import Admission
-from triptych.checkpoints import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.serving.admission import Admission
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
-from triptych_coordinator.calls import Patience
-from triptych_coordinator.conditioning import ConditioningCache
 from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.fleet.connections import Stubs
+from triptych_coordinator.fleet.retries import Patience
 from triptych_coordinator.generation import generation_events
-from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.models import Models, serves
-from triptych_coordinator.parameters import MAX_NUM_INFERENCE_STEPS, Limits
-from triptych_coordinator.pipelines import sampling_of
-from triptych_coordinator.previews import latent_rgb
-from triptych_coordinator.requests import parameters_from_message
+from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
+from triptych_coordinator.request.reading import parameters_from_message
+from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.previews import latent_rgb
+from triptych_coordinator.sampling_config import sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stages import Stages
-from triptych_coordinator.stubs import Stubs
+from triptych_coordinator.stages.conditioning import ConditioningCache
+from triptych_coordinator.stages.fit import Models, serves
+from triptych_coordinator.stages.stages import Stages
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from triptych.settings import ModelOptions, ServerSettings
-from triptych_coordinator.resolving import check_replicas
+from triptych.serving.settings import ModelOptions, ServerSettings
+from triptych_coordinator.fleet.discovery import check_replicas
 
 Addresses = Annotated[str, AfterValidator(check_replicas)]
 

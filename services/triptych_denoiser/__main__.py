@@ -3,18 +3,19 @@
 import asyncio
 from functools import partial
 
-from triptych.compute import compute_thread
-from triptych.kernels import configure_math_libraries
-from triptych.serving import Loaded, Service, run
-from triptych.settings import described, read_settings
-from triptych.shared_memory import SharedMemory
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.settings import described
+from triptych.compute.thread import compute_thread
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
+from triptych.wire.shared_memory import SharedMemory
 from triptych_denoiser.settings import DenoiserSettings
 
 
 async def load(settings: DenoiserSettings) -> Loaded:
     """Loads the transformer on the compute thread."""
-    from triptych_denoiser.servicer import create_servicer  # imports torch, which --help does not need
+    from triptych_denoiser.assembly import create_servicer  # imports torch, which --help does not need
 
     shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
     servicer = await asyncio.get_running_loop().run_in_executor(

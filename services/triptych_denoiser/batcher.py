@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from triptych.compute import compute
+from triptych.compute.thread import compute
 from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
 from triptych_denoiser.costs import Costs, Sizes
-from triptych_denoiser.predictor import Predictor, Row
+from triptych_denoiser.predictor import Predictor
+from triptych_denoiser.row import Row
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych_denoiser.cache import Cache
+from triptych.caches import Cache
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,16 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from triptych_denoiser.cache import Cache
+from triptych.caches import Cache
 from triptych_denoiser.models.transformer import ALL_ROWS, Others
-
-if TYPE_CHECKING:
-    from triptych_denoiser.predictor import Row
+from triptych_denoiser.row import Row
 
 Key = tuple[object, ...]
 
@@ -38,17 +35,6 @@ class Features:
     def nbytes(self) -> int:
         """Bytes of both."""
         return self.first.nbytes + self.others.nbytes
-
-
-@dataclass(frozen=True)
-class FeatureReuse:
-    """Up to which relative change of the first block's part the others' is reused, and from which row.
-
-    reference: an earlier evaluation of the same row; None for the first one, which computes all.
-    """
-
-    threshold: float
-    reference: Row | None
 
 
 FeatureCache = Cache[Key, Features]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from triptych.caches import Cache
+from triptych.checkpoints.fingerprints import fingerprint
 from triptych.errors import CheckpointError, TriptychError, failed_precondition
-from triptych.fingerprints import fingerprint
 from triptych.loras import read_lora, unknown_lora, weight_of
 from triptych.v1 import lora_pb2
-from triptych_denoiser.cache import Cache
 from triptych_denoiser.models import lora
 from triptych_denoiser.models.lora import Linears, Lora, LoraFile, Loras
 

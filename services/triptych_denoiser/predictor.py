@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from triptych.kernels import kernels_are_fixed
+from triptych.compute.kernels import kernels_are_fixed
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.features import FeatureCache, FeatureReuse, Features, FirstBlockReuse, Key, key_of
+from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
-from triptych_denoiser.models.lora import Loras, added
+from triptych_denoiser.models.lora import added
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer
+from triptych_denoiser.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -26,36 +26,6 @@ _PROBE_ROWS = 8
 _CPU_TILES = (64, 128, 256, 512, 1024)
 _GPU_TILES = (1024, 2048, 4096, 8192)
 _PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
-
-
-@dataclass(frozen=True)
-class Row:
-    """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to.
-
-    guidance: the guidance scale, for a model that takes it as an input, None for every other.
-    loras: what is added to the model's linears.
-    skipped_layers, perturbed_layers: sorted, as Transformer takes them.
-    reuse: whether features may be those of an earlier evaluation; None computes everything.
-    """
-
-    latents: Tensor
-    sigma: float
-    conditioning: Conditioning
-    guidance: float | None = None
-    loras: Loras = ()
-    skipped_layers: tuple[int, ...] = ()
-    perturbed_layers: tuple[int, ...] = ()
-    reuse: FeatureReuse | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What equal rows have in common: latents' shape, text tokens, how many the last one stands for."""
-        return (*self.latents.shape, len(self.conditioning.sequence), self.conditioning.trailing_repeats)
-
-    @property
-    def variant(self) -> tuple[object, ...]:
-        """Which model computes the row: what all rows of a pass have in common."""
-        return self.skipped_layers, self.perturbed_layers, self.loras
 
 
 class Velocities(NamedTuple):

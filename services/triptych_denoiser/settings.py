@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from triptych.compute.settings import CompileOptions, QuantizedStageSettings
 from triptych.loras import read_lora
-from triptych.settings import CompileOptions, QuantizedStageSettings, SharedMemoryOptions
+from triptych.serving.settings import SharedMemoryOptions
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""

@@ -176,7 +176,7 @@ def generate(
     --model, --device, --dtype, --lora-folder or a quantization ask for another), else by services that are
     started for this command alone.
     """
-    from triptych_local.generation import generate_files, generation_options, output_files
+    from triptych_local.commands.generate import generate_files, generation_options, output_files
 
     quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
     place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization, lora_folder)
@@ -250,8 +250,8 @@ def grid(
     Names are those of generate's options: seed, steps, guidance, guidance-schedule, size, prompt, negative,
     strength and others. Values with commas are separated by a | instead.
     """
-    from triptych_local.generation import output_files
-    from triptych_local.grid import NO_AXIS, read_axis, read_value, write_grid
+    from triptych_local.commands.generate import output_files
+    from triptych_local.commands.grid import NO_AXIS, read_axis, read_value, write_grid
 
     quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
     place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
@@ -291,9 +291,9 @@ def rerun(
 
     Input pictures and latents are not inside the file: give them again.
     """
-    from triptych_local.generation import output_files
-    from triptych_local.rerun import Inputs, Picture
-    from triptych_local.rerun import rerun as run_again
+    from triptych_local.commands.generate import output_files
+    from triptych_local.commands.rerun import Inputs, Picture
+    from triptych_local.commands.rerun import rerun as run_again
 
     quantization = text_encoder_quantization, denoiser_quantization, vae_codec_quantization
     place = place_of(target, fused, model, revision, base, offline, device, dtype, quantization)
@@ -336,8 +336,8 @@ def up(
     shared_memory_mb: SharedMemoryMb = None,
 ) -> None:
     """Run all four services until Ctrl-C. One that crashes is started again."""
-    from triptych_local.local import Kernels, Loras, ModelChoice, Replicas, StageQuantization
-    from triptych_local.up import serve_until_stopped
+    from triptych_local.commands.up import serve_until_stopped
+    from triptych_local.running.programs import Kernels, Loras, ModelChoice, Replicas, StageQuantization
 
     quantization = StageQuantization(text_encoder_quantization, denoiser_quantization, vae_codec_quantization)
     kernels, loras = Kernels(compile, attention, tile_size), Loras(lora_folder, lora or ())
@@ -372,8 +372,8 @@ def bench(
     Closed loops keep so many requests running; open loops send requests at a rate, as strangers would.
     Each request draws its prompt, size and steps from those given; the same seed draws the same ones.
     """
-    from triptych_local.load import Mix, Period
-    from triptych_local.measuring import PROMPTS, Bench, Loads, print_measurements
+    from triptych_local.commands.bench import PROMPTS, Bench, Loads, print_measurements
+    from triptych_local.commands.load import Mix, Period
 
     if share and not concurrency:
         raise typer.BadParameter("--share is of the last --concurrency's throughput: name one")
@@ -401,8 +401,8 @@ def _given(reader: Callable[[S], T], given: S, option: str) -> T:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Runs a command; what went wrong is one line on standard error and exit status 1."""
+    from triptych.compute.kernels import configure_math_libraries
     from triptych.errors import StartError, TriptychError
-    from triptych.kernels import configure_math_libraries
 
     configure_math_libraries()  # for this process and those that it starts
     try:

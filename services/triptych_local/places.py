@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 if TYPE_CHECKING:
-    from triptych_local.generation import Place
+    from triptych_local.commands.generate import Place
 
 
 class Dtype(StrEnum):
@@ -131,8 +131,8 @@ def place_of(
     lora_folder: Path | None = None,
 ) -> Place:
     """The place that the options of a command name. Raises typer.BadParameter where they contradict."""
-    from triptych_local.generation import Place
-    from triptych_local.local import Loras, ModelChoice, StageQuantization
+    from triptych_local.commands.generate import Place
+    from triptych_local.running.programs import Loras, ModelChoice, StageQuantization
 
     stages, loras = StageQuantization(*quantization), Loras(lora_folder)
     choice = ModelChoice(model, device, dtype, stages, revision, base, offline, loras=loras)

@@ -3,10 +3,11 @@
 import asyncio
 from functools import partial
 
-from triptych.compute import compute_thread
-from triptych.kernels import configure_math_libraries
-from triptych.serving import Loaded, Service, run
-from triptych.settings import QuantizedStageSettings, described, read_settings
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.settings import QuantizedStageSettings, described
+from triptych.compute.thread import compute_thread
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import read_settings
 from triptych.v1 import text_encoder_pb2
 from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server
 from triptych_text_encoder.servicer import create_servicer

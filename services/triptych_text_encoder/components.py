@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from triptych.checkpoints import CheckpointError
-from triptych.quantization import Exceptions, torchao_quietly
+from triptych.compute.quantization import Exceptions, torchao_quietly
+from triptych.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
 
 
 #: The linears of a class that are not quantized like the others.
@@ -49,7 +49,7 @@ def load_text_model(
     """
     import torch
 
-    from triptych.loading import fill
+    from triptych.compute.loading import fill
 
     with torchao_quietly():  # transformers imports it where it is installed
         model_class, config_class = _model_classes(checkpoint, component)

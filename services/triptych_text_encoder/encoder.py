@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
-from triptych.compute import compute
+from triptych.compute.thread import compute
 from triptych_text_encoder.weighting import Span, weighted
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from typing import TYPE_CHECKING
 
-from triptych.fingerprints import fingerprint, stage_fingerprint, weights_identity
+from triptych.checkpoints.fingerprints import fingerprint, stage_fingerprint, weights_identity
 
 if TYPE_CHECKING:
-    from triptych.checkpoints import Checkpoint
+    from triptych.checkpoints.checkpoint import Checkpoint
     from triptych_text_encoder.recipes import Recipe
 
 #: How far results are promised to be equal to the bit: every prompt is a batch of its own.

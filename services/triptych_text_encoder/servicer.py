@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from triptych.admission import Admission
-from triptych.devices import usable_device
+from triptych.compute.devices import usable_device
+from triptych.compute.quantization import create_quantizer
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
-from triptych.quantization import create_quantizer
+from triptych.serving.admission import Admission
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
@@ -23,8 +23,8 @@ from triptych_text_encoder.weighting import Span
 if TYPE_CHECKING:
     import torch
 
-    from triptych.quantization import Quantization
-    from triptych.settings import StageSettings
+    from triptych.compute.quantization import Quantization
+    from triptych.compute.settings import StageSettings
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.recipes import Recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from triptych.checkpoints import CheckpointError
+from triptych.errors import CheckpointError
 from triptych_text_encoder.components import load_text_model, load_tokenizer
 from triptych_text_encoder.weighting import offsets_to_weights
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
     from triptych_text_encoder.weighting import Span
 
 

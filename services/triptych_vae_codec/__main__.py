@@ -3,13 +3,14 @@
 import asyncio
 from functools import partial
 
-from triptych.compute import compute_thread
-from triptych.kernels import configure_math_libraries
-from triptych.serving import Loaded, Service, run
-from triptych.settings import described, read_settings
-from triptych.shared_memory import SharedMemory
+from triptych.compute.kernels import configure_math_libraries
+from triptych.compute.settings import described
+from triptych.compute.thread import compute_thread
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import read_settings
 from triptych.v1 import vae_codec_pb2
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
+from triptych.wire.shared_memory import SharedMemory
 from triptych_vae_codec.servicer import create_servicer
 from triptych_vae_codec.settings import VaeCodecSettings
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.compute.quantization import Quantization
 from triptych.errors import StartError
-from triptych.quantization import Quantization
 
 # The first and the last layers have few weights, and the latents or the pixels have their error directly.
 FULL_PRECISION = {"conv_in", "conv_out", "quant_conv", "post_quant_conv"}

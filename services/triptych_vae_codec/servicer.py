@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.admission import Admission
-from triptych.checkpoints import Checkpoint, CheckpointError
-from triptych.compilation import compile_modules, compiler_identity, try_compiler, warming_up
-from triptych.compute import compute
-from triptych.devices import usable_device
-from triptych.errors import StartError, invalid_argument
-from triptych.fingerprints import stage_fingerprint
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.fingerprints import stage_fingerprint
+from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
+from triptych.compute.devices import usable_device
+from triptych.compute.thread import compute
+from triptych.errors import CheckpointError, StartError, invalid_argument
+from triptych.serving.admission import Admission
 from triptych.tensors import message_to_torch, torch_view
 from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
-from triptych.wire import TensorView, with_tensor
+from triptych.wire.messages import TensorView, with_tensor
 from triptych_vae_codec.settings import VaeCodecOptions
 
 if TYPE_CHECKING:
     import torch
 
-    from triptych.quantization import Quantization
-    from triptych.settings import StageSettings
+    from triptych.compute.quantization import Quantization
+    from triptych.compute.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
     from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
 

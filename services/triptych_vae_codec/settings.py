@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from triptych.settings import CompileOptions, QuantizedStageSettings, SharedMemoryOptions
+from triptych.compute.settings import CompileOptions, QuantizedStageSettings
+from triptych.serving.settings import SharedMemoryOptions
 
 
 def _pixels(value: Any) -> Any:

@@ -17,9 +17,9 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.channels import channel_options
 from triptych.errors import TriptychError, from_rpc_error, invalid_argument
-from triptych.settings import DEFAULT_MAX_MESSAGE_BYTES
+from triptych.serving.channels import channel_options
+from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub

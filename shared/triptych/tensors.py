@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from triptych.errors import invalid_argument
 from triptych.v1 import tensor_pb2
-from triptych.wire import TensorLike, TensorView
+from triptych.wire.messages import TensorLike, TensorView
 
 if TYPE_CHECKING:
     import torch

@@ -10,18 +10,18 @@ import grpc.aio
 import pytest
 
 from tests.coordinator.numpy_stages import MODEL, Denoiser, TextEncoder, VaeCodec, serve
-from triptych.checkpoints import Checkpoint
-from triptych.serving import Server, Service
-from triptych.settings import ServerSettings
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.image_generation_pb2_grpc import (
     ImageGenerationServiceStub,
     add_ImageGenerationServiceServicer_to_server,
 )
-from triptych_coordinator.resolving import LookUp, look_up
+from triptych_coordinator.fleet.connections import Wiring
+from triptych_coordinator.fleet.discovery import LookUp, look_up
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.stubs import Wiring
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.noise import NoiseStream
-from triptych_coordinator.solvers import SOLVERS, Evaluate, Latents
+from triptych_coordinator.sampling.noise import NoiseStream
+from triptych_coordinator.sampling.solvers import SOLVERS, Evaluate, Latents
 
 Flow = Callable[[Latents, Any], NDArray[np.float32]]
 SHAPE = (4, 4, 4)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from triptych.digests import conditioning_digest
 from triptych.errors import TriptychError, invalid_argument, missing_conditioning
-from triptych.serving import Server, Service
-from triptych.settings import ServerSettings
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_to_message, message_to_array
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceServicer, add_DenoiserServiceServicer_to_server

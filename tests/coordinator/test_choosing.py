@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych_coordinator.choosing import (
+from triptych_coordinator.fleet.routing import (
     CLEARLY_BUSIER,
     PACE_HALF_LIFE,
     Candidate,

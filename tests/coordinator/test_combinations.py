@@ -17,9 +17,9 @@ from tests.coordinator.numpy_stages import CHANNELS
 from triptych.errors import from_rpc_error
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.noise import randn
-from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.solvers import SOLVERS
+from triptych_coordinator.sampling.noise import randn
+from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
+from triptych_coordinator.sampling.solvers import SOLVERS
 
 STEPS = 4
 STRIDE = 27

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from triptych_coordinator.editing import Inpainting, first_step, latent_mask, noised
-from triptych_coordinator.edits import Margins
-from triptych_coordinator.noise import NoiseStream, VariedNoise, interpolated, randn
-from triptych_coordinator.solvers import Latents, Reached
+from triptych_coordinator.request.edits import Margins
+from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
+from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise, interpolated, randn
+from triptych_coordinator.sampling.solvers import Latents, Reached
 
 SHAPE = (4, 6, 5)
 

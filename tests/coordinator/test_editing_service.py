@@ -12,10 +12,10 @@ from PIL import Image
 from tests.coordinator.conftest import House
 from tests.coordinator.numpy_stages import CHANNELS, DOWNSCALE
 from tests.coordinator.test_servicer import kind, refused, request
-from triptych.checkpoints import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.tensors import array_to_message, message_to_array
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.noise import randn
+from triptych_coordinator.sampling.noise import randn
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(60, 200, (8, 8, 3), np.uint8)

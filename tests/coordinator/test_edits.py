@@ -11,8 +11,8 @@ from PIL import Image
 from tests.coordinator.test_requests import LIMITS, parsed, wrong
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.edits import Margins, Variation
-from triptych_coordinator.requests import parameters_to_message
+from triptych_coordinator.request.edits import Margins, Variation
+from triptych_coordinator.request.reading import parameters_to_message
 
 
 def png(width: int, height: int) -> bytes:
@@ -168,6 +168,6 @@ def test_previews_need_a_map() -> None:
 
 
 def test_what_margins_leave() -> None:
-    from triptych_coordinator.input_images import Size
+    from triptych_coordinator.request.pictures import Size
 
     assert Margins(1, 2, 3, 4).inside(Size(20, 30)) == Size(16, 24)

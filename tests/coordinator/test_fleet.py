@@ -17,9 +17,9 @@ from tests.coordinator.conftest import House
 from tests.coordinator.numpy_stages import Denoiser, VaeCodec, serve
 from tests.coordinator.test_servicer import refused
 from triptych import errors
-from triptych.checkpoints import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.resolving import LookUp, look_up
+from triptych_coordinator.fleet.discovery import LookUp, look_up
 from triptych_coordinator.settings import CoordinatorLimits
 
 SOON = 30.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import (
+from triptych_coordinator.sampling.guidance import (
     AdaptiveProjected,
     Branch,
     ClassifierFree,
@@ -17,7 +17,7 @@ from triptych_coordinator.guidance import (
     ZeroStar,
     classifier_free_guidance,
 )
-from triptych_coordinator.guidance.formulas import (
+from triptych_coordinator.sampling.guidance.formulas import (
     adaptive_projected_guidance,
     composed,
     rescaled,

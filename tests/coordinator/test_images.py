@@ -10,19 +10,18 @@ from google.protobuf.json_format import ParseDict
 from PIL import Image
 
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import (
+from triptych_coordinator.request.guidance_messages import write_options
+from triptych_coordinator.request.guidance_options import Composition, GuidanceOptions
+from triptych_coordinator.request.parameters import Lora, Parameters
+from triptych_coordinator.request.png import encode_png, png_text
+from triptych_coordinator.request.sampling_options import Choice, SamplingOptions
+from triptych_coordinator.sampling.guidance import (
     AdaptiveProjected,
-    Composition,
-    GuidanceOptions,
     GuidanceSchedule,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
 )
-from triptych_coordinator.guidance.messages import write_options
-from triptych_coordinator.images import encode_png, png_text
-from triptych_coordinator.parameters import Lora, Parameters
-from triptych_coordinator.sampling_options import Choice, SamplingOptions
-from triptych_coordinator.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers import SOLVERS
 
 FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"v"}}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych_coordinator import input_images
-from triptych_coordinator.input_images import Size, picture_size, read_mask, read_picture, visible_box
+from triptych_coordinator.request import pictures as input_images
+from triptych_coordinator.request.pictures import Size, picture_size, read_mask, read_picture, visible_box
 
 PLACE = Size(24, 16)
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import pytest
 
 from triptych.errors import TriptychError
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
-from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.models import Models
+from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.stages.fit import Models
 
 
 def models_at(text_encoder: str, denoiser: str, vae_codec: str) -> Models:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from triptych_coordinator.noise import _fma, randn
+from triptych_coordinator.sampling.noise import _fma, randn
 
 # torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed)), little-endian float32 in hexadecimal
 TORCH = [

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.coordinator.conftest import write_checkpoint
-from triptych.checkpoints import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
-from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.pipelines import sampling_of
-from triptych_coordinator.sigmas import DynamicShift, FlowSchedule, Grid
+from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
+from triptych_coordinator.sampling_config import sampling_of
 
 
 def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline") -> Checkpoint:

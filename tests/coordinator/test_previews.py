@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.checkpoints import Checkpoint, open_checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych.errors import StartError
-from triptych_coordinator.previews import LatentRgb, latent_rgb
+from triptych_coordinator.sampling.previews import LatentRgb, latent_rgb
 
 
 def with_map(checkpoint: Checkpoint, value: Any) -> Checkpoint:

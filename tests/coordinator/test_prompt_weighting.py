@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych_coordinator.prompt_weighting import WeightedText, read_weighted
+from triptych_coordinator.request.prompt_weights import WeightedText, read_weighted
 
 READ: dict[str, list[tuple[str, float]]] = {
     "normal text": [("normal text", 1.0)],  # AUTOMATIC1111

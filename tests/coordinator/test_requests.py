@@ -10,21 +10,20 @@ from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.guidance import (
+from triptych_coordinator.request.guidance_options import Composition, GuidanceOptions
+from triptych_coordinator.request.parameters import Limits, Lora, Parameters
+from triptych_coordinator.request.prompt_weights import Span, WeightedText
+from triptych_coordinator.request.reading import parameters_from_message, parameters_to_message
+from triptych_coordinator.request.sampling_options import Choice, SamplingOptions
+from triptych_coordinator.sampling.guidance import (
     AdaptiveProjected,
     ClassifierFree,
-    Composition,
     GuidanceInput,
-    GuidanceOptions,
     GuidanceSchedule,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
     ZeroStar,
 )
-from triptych_coordinator.parameters import Limits, Lora, Parameters
-from triptych_coordinator.prompt_weighting import Span, WeightedText
-from triptych_coordinator.requests import parameters_from_message, parameters_to_message
-from triptych_coordinator.sampling_options import Choice, SamplingOptions
 
 LIMITS = Limits(
     model="small",

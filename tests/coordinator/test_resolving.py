@@ -2,7 +2,7 @@
 
 import pytest
 
-from triptych_coordinator.resolving import check_replicas, has_names, look_up, resolve
+from triptych_coordinator.fleet.discovery import check_replicas, has_names, look_up, resolve
 
 HOSTS = {
     "one": ["10.0.0.1"],

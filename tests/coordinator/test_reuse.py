@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import Branch, Guided
-from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.reuse import FeatureReuse, LayerReuse, reusing
-from triptych_coordinator.sampler import sample
-from triptych_coordinator.sampling_options import Choice
-from triptych_coordinator.sigmas import FlowSchedule
-from triptych_coordinator.solvers import SOLVERS, Latents
+from triptych_coordinator.request.sampling_options import Choice
+from triptych_coordinator.sampling.guidance import Branch, Guided
+from triptych_coordinator.sampling.loop import sample
+from triptych_coordinator.sampling.noise import NoiseStream, randn
+from triptych_coordinator.sampling.reuse import FeatureReuse, LayerReuse, reusing
+from triptych_coordinator.sampling.sigmas import FlowSchedule
+from triptych_coordinator.sampling.solvers import SOLVERS, Latents
 
 PROMPT, NEGATIVE = b"\x03", b"\x01"
 GUIDANCE, EXTRAPOLATION = "guidance", "extrapolation"

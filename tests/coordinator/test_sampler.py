@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
-from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.sampler import sample
-from triptych_coordinator.sigmas import FlowSchedule
-from triptych_coordinator.solvers import Latents, Reached, Solution, euler
+from triptych_coordinator.sampling.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
+from triptych_coordinator.sampling.loop import sample
+from triptych_coordinator.sampling.noise import NoiseStream, randn
+from triptych_coordinator.sampling.sigmas import FlowSchedule
+from triptych_coordinator.sampling.solvers import Latents, Reached, Solution, euler
 
 PROMPT, NEGATIVE = b"\x03", b"\x01"
 

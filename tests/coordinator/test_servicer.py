@@ -18,8 +18,8 @@ from tests.coordinator.numpy_stages import MODEL, WIDTH
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.solvers import SOLVERS
 
 
 @contextmanager

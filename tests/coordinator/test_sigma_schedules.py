@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES, beta_quantile, explicit, linear
-from triptych_coordinator.sigmas import FlowSchedule
+from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES, beta_quantile, explicit, linear
+from triptych_coordinator.sampling.sigmas import FlowSchedule
 
 OWN = FlowSchedule(3.0)
 TOKENS = 256

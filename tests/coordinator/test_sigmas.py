@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from triptych.errors import StartError
-from triptych_coordinator.sigmas import FlowSchedule, Grid
+from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
 
 
 @pytest.mark.parametrize(

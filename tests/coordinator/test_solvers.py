@@ -19,10 +19,10 @@ from tests.coordinator.flows import (
     solved,
     waves,
 )
-from triptych_coordinator.noise import NoiseStream, randn
-from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.sigmas import FlowSchedule
-from triptych_coordinator.solvers import SOLVERS, Evaluate, Latents, Reached
+from triptych_coordinator.sampling.noise import NoiseStream, randn
+from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
+from triptych_coordinator.sampling.sigmas import FlowSchedule
+from triptych_coordinator.sampling.solvers import SOLVERS, Evaluate, Latents, Reached
 
 OWN = FlowSchedule(3.0)
 STOCHASTIC: Mapping[str, Mapping[str, float]] = {

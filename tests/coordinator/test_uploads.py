@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from triptych_coordinator.uploads import Uploads
+from triptych_coordinator.fleet.uploads import Uploads
 
 
 class Sender:
@@ -69,7 +69,7 @@ async def test_two_who_learn_of_the_same_loss_send_it_again_once() -> None:
 
 
 async def test_the_oldest_are_forgotten_before_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triptych_coordinator.uploads._MOST_REMEMBERED", 2)
+    monkeypatch.setattr("triptych_coordinator.fleet.uploads._MOST_REMEMBERED", 2)
     uploads, send = Uploads(), Sender()
     send.open.set()
     for digest in (b"a", b"b", b"c"):

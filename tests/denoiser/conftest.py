@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.denoiser.serving import Denoiser, serving
-from triptych.settings import read_settings
+from triptych.serving.settings import read_settings
 from triptych_denoiser.settings import DenoiserSettings
 
 

@@ -10,12 +10,13 @@ import grpc.aio
 import torch
 from torch import Tensor
 
-from triptych.channels import channel_options
 from triptych.digests import conditioning_digest
-from triptych.serving import Server, Service
+from triptych.serving.channels import channel_options
+from triptych.serving.server import Server, Service
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc
-from triptych_denoiser.servicer import DenoiserServicer, create_servicer
+from triptych_denoiser.assembly import create_servicer
+from triptych_denoiser.servicer import DenoiserServicer
 from triptych_denoiser.settings import DenoiserSettings
 
 WIDTH = 32  # of sequence and pooled vectors in the tiny checkpoint

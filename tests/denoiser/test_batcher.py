@@ -13,7 +13,8 @@ import torch
 from triptych.errors import TriptychError, retry_after_seconds
 from triptych_denoiser.batcher import Batcher, QueueLimits
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.predictor import Row, Velocities
+from triptych_denoiser.predictor import Velocities
+from triptych_denoiser.row import Row
 
 CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 

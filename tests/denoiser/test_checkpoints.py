@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
-from triptych.settings import StageSettings
-from triptych_denoiser.servicer import create_servicer
+from triptych_denoiser.assembly import create_servicer
 
 
 @pytest.mark.parametrize(

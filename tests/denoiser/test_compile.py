@@ -12,15 +12,16 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.denoiser.small_families import write_flux, write_z_image
-from triptych.checkpoints import open_checkpoint
-from triptych.compilation import compile_modules
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.compilation import compile_modules
 from triptych.errors import StartError
+from triptych_denoiser.assembly import create_servicer
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.streams import EqualRows
 from triptych_denoiser.models.transformer import blocks
-from triptych_denoiser.predictor import Predictor, Row, Velocities, random_row, warm_up
-from triptych_denoiser.servicer import create_servicer
+from triptych_denoiser.predictor import Predictor, Velocities, random_row, warm_up
+from triptych_denoiser.row import Row
 from triptych_denoiser.settings import DenoiserSettings
 
 CPU = torch.device("cpu")

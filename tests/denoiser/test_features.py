@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tests.parity.transformers import with_random_weights
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.features import FeatureCache, FeatureReuse, relative_change
+from triptych_denoiser.features import FeatureCache, relative_change
 from triptych_denoiser.models.flux import FAMILY as FLUX
 from triptych_denoiser.models.loading import Family, build
 from triptych_denoiser.models.sd3 import FAMILY as SD3
 from triptych_denoiser.models.z_image import FAMILY as Z_IMAGE
-from triptych_denoiser.predictor import Predictor, Row
+from triptych_denoiser.predictor import Predictor
+from triptych_denoiser.row import FeatureReuse, Row
 
 reference_library: Any = diffusers  # most of it has no types
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.denoiser.loras import Q, random_lora, written
-from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.errors import CheckpointError
 from triptych_denoiser.models import linears_of
 from triptych_denoiser.models.lora import Linears, place, read_lora
 

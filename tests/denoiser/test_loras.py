@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.denoiser.loras import Q, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych.errors import StartError, TriptychError, from_rpc_error
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest, PredictResponse

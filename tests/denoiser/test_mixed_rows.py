@@ -20,7 +20,8 @@ from triptych_denoiser.models.loading import Family, build
 from triptych_denoiser.models.sd3 import FAMILY as SD3
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
 from triptych_denoiser.models.z_image import FAMILY as Z_IMAGE
-from triptych_denoiser.predictor import Predictor, Row, create_predictor
+from triptych_denoiser.predictor import Predictor, create_predictor
+from triptych_denoiser.row import Row
 
 reference_library: Any = diffusers  # most of it has no types
 

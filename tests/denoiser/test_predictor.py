@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.denoiser.small_families import write_flux, write_z_image
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_denoiser import predictor as predictor_module
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import Linear
 from triptych_denoiser.models.products import like_the_first
 from triptych_denoiser.models.transformer import Inputs, Transformer
-from triptych_denoiser.predictor import Predictor, Row, Velocities, create_predictor, rows_are_independent
+from triptych_denoiser.predictor import Predictor, Velocities, create_predictor, rows_are_independent
+from triptych_denoiser.row import Row
 
 CPU = torch.device("cpu")
 

@@ -10,15 +10,16 @@ from torch import Tensor
 from benchmarks.loading import stored_bytes
 from tests.denoiser.small_families import write_flux, write_z_image
 from tests.denoiser.test_command_line import run
-from triptych.checkpoints import open_checkpoint
-from triptych.quantization import Quantization, create_quantizer
-from triptych.settings import StageSettings
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.quantization import Quantization, create_quantizer
+from triptych.compute.settings import StageSettings
+from triptych_denoiser.assembly import create_servicer
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import Linear
 from triptych_denoiser.models.loading import OUTSIDE_BLOCKS
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.predictor import create_predictor
-from triptych_denoiser.servicer import DenoiserServicer, create_servicer
+from triptych_denoiser.servicer import DenoiserServicer
 
 CPU = torch.device("cpu")
 

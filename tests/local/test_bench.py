@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from tests.shared.scripted_coordinator import ScriptedCoordinator, service
 from triptych.client import Generation
 from triptych.errors import TriptychError
-from triptych.serving import Server
-from triptych.settings import ServerSettings
+from triptych.serving.server import Server
+from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.cli import app
-from triptych_local.load import Closed, Measurement, Mix, Outcome, Period, Poisson, Work, measure
-from triptych_local.measuring import Bench, Loads, table
+from triptych_local.commands.bench import Bench, Loads, table
+from triptych_local.commands.load import Closed, Measurement, Mix, Outcome, Period, Poisson, Work, measure
 
 MIX = Mix(["a zebra", "a truck"], [(64, 32), (32, 32)], [4, 8])
 WORK = Work("a zebra", 1)

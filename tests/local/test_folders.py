@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from triptych.addresses import check_listen
 from triptych.errors import StartError
-from triptych_local.folders import claimed_folder, temporary_folder, well_known_folder
-from triptych_local.local import Addresses, Replicas
+from triptych.serving.addresses import check_listen
+from triptych_local.running.folders import claimed_folder, temporary_folder, well_known_folder
+from triptych_local.running.programs import Addresses, Replicas
 
 
 def test_the_runtime_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

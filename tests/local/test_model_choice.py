@@ -6,11 +6,10 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from triptych.checkpoints import CheckpointError
-from triptych.compute import CORES_LOCK
-from triptych.errors import StartError
+from triptych.compute.thread import CORES_LOCK
+from triptych.errors import CheckpointError, StartError
 from triptych_coordinator.settings import CoordinatorSettings
-from triptych_local.local import Addresses, ModelChoice, Replicas, fused_program, split_programs
+from triptych_local.running.programs import Addresses, ModelChoice, Replicas, fused_program, split_programs
 
 COMMIT = "1234567890123456789012345678901234567890"
 ADDRESSES = Addresses.on_ports(50050)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.local.conftest import run
-from triptych_local.local import ModelChoice, StageQuantization
+from triptych_local.running.programs import ModelChoice, StageQuantization
 
 
 def test_each_stage_gets_its_own() -> None:

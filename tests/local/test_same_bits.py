@@ -39,7 +39,7 @@ def test_split_and_fused_give_the_same_bits(
 
 def test_up_fused_gives_the_same_bits(split: list[bytes], tmp_path: Path, tiny_checkpoint: Path) -> None:
     with running_up(tmp_path / "run", "--fused", "--model", tiny_checkpoint) as up:
-        assert list(up.services()) == ["triptych_local.fused"]
+        assert list(up.services()) == ["triptych_local.running.fused"]
         assert generated(tmp_path / "fused", *PICTURES, environment=up.environment) == split
 
 

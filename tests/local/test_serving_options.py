@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from triptych.settings import read_settings
+from triptych.serving.settings import read_settings
 from triptych_denoiser.settings import DenoiserSettings
-from triptych_local import up
 from triptych_local.cli import app
-from triptych_local.fused import FusedSettings
-from triptych_local.local import ModelChoice
+from triptych_local.commands import up
+from triptych_local.running.fused import FusedSettings
+from triptych_local.running.programs import ModelChoice
 from triptych_vae_codec.settings import VaeCodecSettings
 
 WORDS = ["--lora-folder", "loras", "--lora", "ink=0.5", "--lora", "wax=-1"]

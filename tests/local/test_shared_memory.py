@@ -9,19 +9,19 @@ from typing import Any, cast
 
 import pytest
 
-from triptych import wire
 from triptych.client import AsyncClient, GenerationStub
-from triptych.regions import Region
-from triptych.serving import Server, Service
-from triptych.settings import ServerSettings, read_settings
-from triptych.shared_memory import SharedMemory
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings, read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server as add_denoiser
 from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server as add_text_encoder
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server as add_vae_codec
+from triptych.wire import messages as wire
+from triptych.wire.regions import Region
+from triptych.wire.shared_memory import SharedMemory
+from triptych_coordinator.fleet.connections import Wiring
 from triptych_coordinator.servicer import ImageGenerationServicer
-from triptych_coordinator.stubs import Wiring
-from triptych_local.direct import DirectStub
-from triptych_local.fused import FusedSettings, load_fused
+from triptych_local.running.direct import DirectStub
+from triptych_local.running.fused import FusedSettings, load_fused
 
 STEPS = 3
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.shared import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
-from triptych_local.fused import fused_client
-from triptych_local.local import ModelChoice
+from triptych_local.running.fused import fused_client
+from triptych_local.running.programs import ModelChoice
 
 reference: Any = diffusers
 

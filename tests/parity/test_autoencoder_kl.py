@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 
-from triptych.checkpoints import MODELS, open_checkpoint
+from triptych.checkpoints.opening import MODELS, open_checkpoint
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, build
 

@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
-from triptych.checkpoints import open_checkpoint
-from triptych_local.fused import fused_client
-from triptych_local.local import ModelChoice
+from triptych.checkpoints.opening import open_checkpoint
+from triptych_local.running.fused import fused_client
+from triptych_local.running.programs import ModelChoice
 
 PROMPT = "a zebra to the left of a fire truck on a light blue background"
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from triptych.client import AsyncClient
-from triptych_local.fused import fused_client
-from triptych_local.local import ModelChoice
+from triptych_local.running.fused import fused_client
+from triptych_local.running.programs import ModelChoice
 
 RNG = np.random.default_rng(0)
 SEEDS = (3, 11)

@@ -10,8 +10,9 @@ from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
 from tests.parity.test_flux_transformer import SMALL, expected_velocity, inputs, ours, reference
 from tests.parity.transformers import relative_error
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.features import FeatureCache, FeatureReuse
-from triptych_denoiser.predictor import Predictor, Row
+from triptych_denoiser.features import FeatureCache
+from triptych_denoiser.predictor import Predictor
+from triptych_denoiser.row import FeatureReuse, Row
 
 reference_library: Any = diffusers  # most of it has no types
 

@@ -15,8 +15,8 @@ from diffusers.guiders import (
 )
 from numpy.typing import NDArray
 
-from triptych_coordinator import guidance as ours
-from triptych_coordinator.guidance import Branch, Guided
+from triptych_coordinator.sampling import guidance as ours
+from triptych_coordinator.sampling.guidance import Branch, Guided
 
 STEPS = 30
 SHAPE = (3, 16, 12, 10)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triptych_coordinator.noise import NoiseStream, randn
+from triptych_coordinator.sampling.noise import NoiseStream, randn
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),

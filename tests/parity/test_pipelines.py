@@ -16,8 +16,8 @@ from PIL import Image
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_z_image import z_image_pipeline
-from triptych_local.fused import fused_client
-from triptych_local.local import ModelChoice
+from triptych_local.running.fused import fused_client
+from triptych_local.running.programs import ModelChoice
 
 PROMPTS = ["a red cat", "a dog and a bone, and a cat that is red"]
 SEEDS = [7, 2**40 + 3]

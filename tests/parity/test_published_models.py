@@ -20,12 +20,12 @@ from tests.parity.test_flux_transformer import PUBLIC as FLUX
 from tests.parity.test_sd3_transformer import PUBLIC as SD3
 from tests.parity.test_z_image_transformer import REAL as Z_IMAGE
 from tests.shared import original_names
-from triptych import loading
-from triptych.checkpoints import Checkpoint
-from triptych.original_layouts import diffusers_tensors, flux_config, flux_table, sd3_config, sd3_table
-from triptych_coordinator.guidance import GuidanceInput
-from triptych_coordinator.pipelines import sampling_of
-from triptych_coordinator.sigmas import DynamicShift
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.layouts import diffusers_tensors, flux_config, flux_table, sd3_config, sd3_table
+from triptych.compute import loading
+from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.sigmas import DynamicShift
+from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
 from triptych_vae_codec.models.autoencoder_kl import build as build_codec

@@ -9,9 +9,9 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
-from triptych_coordinator.noise import NoiseStream
-from triptych_coordinator.sigmas import FlowSchedule, Grid
-from triptych_coordinator.solvers import euler
+from triptych_coordinator.sampling.noise import NoiseStream
+from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
+from triptych_coordinator.sampling.solvers import euler
 
 reference_library: Any = diffusers  # most of it has no types
 

@@ -16,9 +16,9 @@ from diffusers import (
 )
 
 from tests.coordinator.flows import SHAPE, Flow, gaussian, solved, waves
-from triptych_coordinator.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.sigmas import DynamicShift, FlowSchedule, Grid
-from triptych_coordinator.solvers import Latents
+from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
+from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
+from triptych_coordinator.sampling.solvers import Latents
 
 SEEDS = (3, 2**32 - 1)
 FLOW_GRID: dict[str, Any] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_text_encoder.recipes import Recipe, load_recipe
 
 PROMPTS = ["", "a red cat", "A red  CAT, and a cat that's red!", "user", "a red cat é日本 " * 40]

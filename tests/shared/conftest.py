@@ -8,8 +8,8 @@ import grpc.aio
 import pytest
 
 from tests.shared.scripted_coordinator import ScriptedCoordinator, service
-from triptych.serving import Server
-from triptych.settings import ServerSettings
+from triptych.serving.server import Server
+from triptych.serving.settings import ServerSettings
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 MAX_MESSAGE_BYTES = 1_000_000

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from triptych import errors
-from triptych.serving import Loaded, Service, run
-from triptych.settings import ServerSettings, read_settings
+from triptych.serving.server import Loaded, Service, run
+from triptych.serving.settings import ServerSettings, read_settings
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1 import image_generation_pb2_grpc as pb2_grpc
 

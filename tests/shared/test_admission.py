@@ -5,8 +5,8 @@ import asyncio
 import grpc
 import pytest
 
-from triptych.admission import Admission
 from triptych.errors import TriptychError, retry_after_seconds
+from triptych.serving.admission import Admission
 
 
 async def stay(admission: Admission, over: asyncio.Event) -> None:

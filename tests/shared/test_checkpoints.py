@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from triptych.checkpoints import CheckpointError, bundled_models, open_checkpoint
-from triptych.fingerprints import fingerprint, stage_fingerprint, weights_identity
+from triptych.checkpoints.fingerprints import fingerprint, stage_fingerprint, weights_identity
+from triptych.checkpoints.opening import bundled_models, open_checkpoint
+from triptych.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.compute import CORES_LOCK
+from triptych.compute.thread import CORES_LOCK
 
 
 def answer(program: str) -> str:
@@ -29,7 +29,7 @@ def test_only_the_compute_thread_has_a_team():
         import torch
         from concurrent.futures import ThreadPoolExecutor
         torch.set_num_threads(3)
-        from triptych.compute import compute_thread
+        from triptych.compute.thread import compute_thread
         assert compute_thread() is compute_thread()
         here, there = torch.get_num_threads(), compute_thread().submit(torch.get_num_threads).result()
         later = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
@@ -44,7 +44,7 @@ def test_processes_that_share_cores_compute_in_turn(tmp_path: Path) -> None:
     lock.touch()
     program = """
         import asyncio, time
-        from triptych.compute import compute
+        from triptych.compute.thread import compute
 
         def work():
             began = time.monotonic()
@@ -74,7 +74,7 @@ def test_freed_memory_is_used_again():
     said = answer("""
         import resource
         import numpy as np
-        from triptych.compute import keep_freed_memory
+        from triptych.serving.allocator import keep_freed_memory
 
         def faults():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

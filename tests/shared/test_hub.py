@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.shared.hub_server import COMMIT, OLD_COMMIT, Hub, running_hub
-from triptych.checkpoints import Checkpoint, CheckpointError, open_checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -9,7 +9,7 @@ import pytest
 
 PRODUCTS = """
 import time
-from triptych.kernels import configure_math_libraries
+from triptych.compute.kernels import configure_math_libraries
 configure_math_libraries()
 import torch
 torch.set_num_threads(2)
@@ -62,7 +62,7 @@ def test_threads_wait_passively_unless_the_environment_says_otherwise(
 ) -> None:
     program = """
 import os
-from triptych.kernels import configure_math_libraries
+from triptych.compute.kernels import configure_math_libraries
 configure_math_libraries()
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych import loading
-from triptych.loading import fill
+from triptych.compute import loading
+from triptych.compute.loading import fill
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_slow_loading_says_how_far_it_is(
     model = without_memory(nn.Linear(10, 10, bias=False), nn.Linear(10, 10, bias=False))
     tensors = {name: torch.zeros(10, 10) for name in model.state_dict()}
 
-    with caplog.at_level(logging.INFO, "triptych.loading"):
+    with caplog.at_level(logging.INFO, "triptych.compute.loading"):
         fill(model, model.state_dict(), tensors, CPU)
 
     assert caplog.messages == [f"Sequential: {share} % of 0.00 GB loaded" for share in (50, 100)]

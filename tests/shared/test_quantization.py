@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.loading import stored_bytes
+from triptych.compute.quantization import Exceptions, Quantizer, create_quantizer
 from triptych.errors import StartError
-from triptych.quantization import Exceptions, Quantizer, create_quantizer
 
 CPU = torch.device("cpu")
 ALL_MODES = [

@@ -21,11 +21,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
 from tests.shared.scripted_coordinator import NAME
-from triptych.addresses import ListenError
-from triptych.channels import channel_options
 from triptych.errors import from_rpc_error
-from triptych.serving import Server
-from triptych.settings import ServerSettings
+from triptych.serving.addresses import ListenError
+from triptych.serving.channels import channel_options
+from triptych.serving.server import Server
+from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from triptych.addresses import check_listen, unix_path
-from triptych.settings import StageSettings, read_settings
+from triptych.compute.settings import StageSettings
+from triptych.serving.addresses import check_listen, unix_path
+from triptych.serving.settings import read_settings
 from triptych_coordinator.settings import CoordinatorSettings
 
 

@@ -14,17 +14,17 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from triptych import shared_memory
-from triptych.channels import channel_options
 from triptych.errors import StartError, from_rpc_error
-from triptych.regions import create_region, open_region
-from triptych.serving import Server, Service
-from triptych.settings import ServerSettings
-from triptych.shared_calls import SharedMemoryChannel
-from triptych.shared_memory import SharedMemory
+from triptych.serving.channels import channel_options
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, shared_memory_pb2, shared_memory_pb2_grpc, tensor_pb2
-from triptych.wire import WithTensor, with_tensor
+from triptych.wire import shared_memory
+from triptych.wire.messages import WithTensor, with_tensor
+from triptych.wire.regions import create_region, open_region
+from triptych.wire.shared_calls import SharedMemoryChannel
+from triptych.wire.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="regions are Linux's")
 

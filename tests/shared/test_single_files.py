@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.shared import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline, tiny_vae
-from triptych.checkpoints import CheckpointError, open_checkpoint
-from triptych.weights import read_shapes
-from triptych_coordinator.pipelines import sampling_of
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.checkpoints.weights import read_shapes
+from triptych.errors import CheckpointError
+from triptych_coordinator.sampling_config import sampling_of
 from triptych_text_encoder.components import load_text_model
 
 reference: Any = diffusers  # most of it has no types
@@ -171,7 +172,7 @@ def test_the_published_schedules_go_with_the_families(tmp_path: Path, flux_file:
 def test_a_schedule_is_read_without_torch_and_safetensors(flux_file: Path) -> None:
     program = """
 import sys
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 print(open_checkpoint(sys.argv[1]).config("scheduler")["max_shift"])
 assert not {"torch", "safetensors", "huggingface_hub"} & set(sys.modules)
 """

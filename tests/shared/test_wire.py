@@ -12,11 +12,11 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.serving import Server, Service
-from triptych.settings import ServerSettings
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, vae_codec_pb2
-from triptych.wire import MIN_BYTES, TensorChannel, WithTensor, tensor_field, with_tensor
+from triptych.wire.messages import MIN_BYTES, TensorChannel, WithTensor, tensor_field, with_tensor
 
 KINDS: list[type[Message]] = [
     denoiser_pb2.PredictRequest,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.text_encoder.small_text_encoders import write_checkpoint
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_text_encoder.recipes import Recipe, load_recipe
 
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.text_encoder.small_text_encoders import CLIP_MERGES, clip_vocabulary
-from triptych.checkpoints import CheckpointError, open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.errors import CheckpointError
 from triptych_text_encoder.components import load_text_model
 from triptych_text_encoder.recipes import Recipe, load_recipe
 

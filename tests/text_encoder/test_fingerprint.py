@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_text_encoder.fingerprint import text_encoder_fingerprint
 from triptych_text_encoder.recipes import Recipe
 

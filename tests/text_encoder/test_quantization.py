@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.loading import stored_bytes
-from triptych.checkpoints import open_checkpoint
-from triptych.quantization import create_quantizer
-from triptych.settings import StageSettings
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.quantization import create_quantizer
+from triptych.compute.settings import StageSettings
 from triptych_text_encoder.components import load_text_model
 from triptych_text_encoder.recipes import load_recipe
 from triptych_text_encoder.servicer import create_servicer

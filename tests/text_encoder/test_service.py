@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
-from triptych.admission import Admission
-from triptych.channels import channel_options
+from triptych.compute.settings import QuantizedStageSettings
 from triptych.digests import conditioning_digest
 from triptych.errors import TriptychError, from_rpc_error
-from triptych.serving import Server
-from triptych.settings import QuantizedStageSettings, read_settings
+from triptych.serving.admission import Admission
+from triptych.serving.channels import channel_options
+from triptych.serving.server import Server
+from triptych.serving.settings import read_settings
 from triptych.tensors import message_to_torch
 from triptych.v1 import text_encoder_pb2_grpc
 from triptych.v1.text_encoder_pb2 import (

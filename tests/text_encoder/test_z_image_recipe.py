@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_z_image import WIDTH, z_image_pipeline
-from triptych.checkpoints import CheckpointError
+from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes import Recipe
 
 Load = Callable[[Path], Recipe]

@@ -8,10 +8,10 @@ import grpc.aio
 import pytest
 import torch
 
-from triptych.channels import channel_options
-from triptych.checkpoints import open_checkpoint
-from triptych.serving import Server
-from triptych.settings import read_settings
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.serving.channels import channel_options
+from triptych.serving.server import Server
+from triptych.serving.settings import read_settings
 from triptych.v1 import vae_codec_pb2_grpc
 from triptych_vae_codec.__main__ import load
 from triptych_vae_codec.codec import VaeCodec

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.loading import stored_bytes
-from triptych.checkpoints import open_checkpoint
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
-from triptych.settings import StageSettings
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build
 from triptych_vae_codec.quantization import quantize_convolution

@@ -8,8 +8,8 @@ import grpc
 import pytest
 import torch
 
-from triptych.admission import Admission
 from triptych.errors import TriptychError, from_rpc_error
+from triptych.serving.admission import Admission
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
 from triptych.v1.vae_codec_pb2 import (

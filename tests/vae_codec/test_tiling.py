@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints import open_checkpoint
-from triptych.settings import read_settings
+from triptych.checkpoints.opening import open_checkpoint
+from triptych.serving.settings import read_settings
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, GroupNorm, build
 from triptych_vae_codec.quantization import quantize_convolution

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from triptych.checkpoints import Checkpoint, CheckpointError
-from triptych.quantization import Quantizer
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.compute.quantization import Quantizer
+from triptych.errors import CheckpointError
 from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from triptych.loading import check_names, copy_weight, fill, storage_of
-from triptych.quantization import Exceptions, Quantizer
+from triptych.compute.loading import check_names, copy_weight, fill, storage_of
+from triptych.compute.quantization import Exceptions, Quantizer
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triptych.checkpoints.fingerprints import weights_identity
+from triptych.checkpoints.weights import open_safetensors
 from triptych.errors import CheckpointError
-from triptych.fingerprints import weights_identity
-from triptych.weights import open_safetensors
 from triptych_denoiser.models.layers import Linear, LowRank
 from triptych_denoiser.models.loading import Place
 from triptych_denoiser.models.lora_names import LinearNames

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from triptych.original_layouts import Table, Target, flux_table, fused, sd3_table
+from triptych.checkpoints.layouts import Table, Target, flux_table, fused, sd3_table
 from triptych_denoiser.models.loading import Place
 
 Places = Mapping[str, Place]

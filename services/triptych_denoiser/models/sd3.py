@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.quantization import Exceptions
+from triptych.compute.quantization import Exceptions
 from triptych_denoiser.models.attention import Attention, Biases
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,

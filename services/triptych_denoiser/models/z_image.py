@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.quantization import Exceptions
+from triptych.compute.quantization import Exceptions
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     EPS,

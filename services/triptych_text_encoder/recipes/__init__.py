@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from triptych.checkpoints import CheckpointError
+from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import load_flux_recipe
 from triptych_text_encoder.recipes.sd3 import load_sd3_recipe
 from triptych_text_encoder.recipes.z_image import load_z_image_recipe
@@ -13,8 +13,8 @@ from triptych_text_encoder.recipes.z_image import load_z_image_recipe
 if TYPE_CHECKING:
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.weighting import Span
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
     from triptych_text_encoder.weighting import Span
 
 #: T5 tokens of a model with embedded guidance, and of one without.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triptych.checkpoints import CheckpointError
+from triptych.errors import CheckpointError
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.towers import Tower, load_tower
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
     from triptych_text_encoder.weighting import Span
 
 #: T5 tokens after the CLIP tokens, diffusers' default `max_sequence_length`; as many zeros without a T5.

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triptych.checkpoints import CheckpointError
+from triptych.errors import CheckpointError
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.towers import Tower, load_tower
 
 if TYPE_CHECKING:
     import torch
 
-    from triptych.checkpoints import Checkpoint
-    from triptych.quantization import Quantizer
+    from triptych.checkpoints.checkpoint import Checkpoint
+    from triptych.compute.quantization import Quantizer
 
 #: The longest chat, diffusers' default `max_sequence_length`; its marks count.
 MAX_TOKENS = 512

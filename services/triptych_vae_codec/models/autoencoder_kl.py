@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.loading import check_names, fill
+from triptych.compute.loading import check_names, fill
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

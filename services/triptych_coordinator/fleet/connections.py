@@ -1,0 +1,140 @@
+"""What the coordinator calls of its stages: methods of gRPC stubs, or of servicers in this process."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import grpc.aio
+
+from triptych.serving.channels import channel_options
+from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
+from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
+from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
+from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
+from triptych.wire.shared_calls import SharedMemoryChannel
+from triptych_coordinator.fleet.discovery import LookUp, has_names, look_up, resolve
+from triptych_coordinator.fleet.replica import Connection, S, Source
+
+_RECONNECTION = [
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class TextEncoderStub(Protocol):
+    """What is called of a text encoder."""
+
+    def Encode(
+        self, request: text_encoder_pb2.TextEncoderServiceEncodeRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[text_encoder_pb2.TextEncoderServiceEncodeResponse]:
+        """See text_encoder.proto."""
+        ...
+
+    def GetModel(
+        self, request: text_encoder_pb2.TextEncoderServiceGetModelRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[text_encoder_pb2.TextEncoderServiceGetModelResponse]:
+        """See text_encoder.proto."""
+        ...
+
+
+class DenoiserStub(Protocol):
+    """What is called of a denoiser."""
+
+    def Predict(
+        self, request: denoiser_pb2.PredictRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[denoiser_pb2.PredictResponse]:
+        """See denoiser.proto."""
+        ...
+
+    def PutConditioning(
+        self, request: denoiser_pb2.PutConditioningRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[denoiser_pb2.PutConditioningResponse]:
+        """See denoiser.proto."""
+        ...
+
+    def GetModel(
+        self, request: denoiser_pb2.DenoiserServiceGetModelRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[denoiser_pb2.DenoiserServiceGetModelResponse]:
+        """See denoiser.proto."""
+        ...
+
+
+class VaeCodecStub(Protocol):
+    """What is called of a VAE codec."""
+
+    def Decode(
+        self, request: vae_codec_pb2.VaeCodecServiceDecodeRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceDecodeResponse]:
+        """See vae_codec.proto."""
+        ...
+
+    def Encode(
+        self, request: vae_codec_pb2.VaeCodecServiceEncodeRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceEncodeResponse]:
+        """See vae_codec.proto."""
+        ...
+
+    def GetModel(
+        self, request: vae_codec_pb2.VaeCodecServiceGetModelRequest, /, *, timeout: float | None = None
+    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceGetModelResponse]:
+        """See vae_codec.proto."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stubs:
+    """The three stages: where the replicas of each are, and how they are called."""
+
+    text_encoder: Source[TextEncoderStub]
+    denoiser: Source[DenoiserStub]
+    vae_codec: Source[VaeCodecStub]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How replicas are found and reached over gRPC.
+
+    resolve_seconds: how often names are looked up again.
+    look_up: what knows the IP addresses of a name.
+    """
+
+    max_message_bytes: int
+    resolve_seconds: float
+    look_up: LookUp = look_up
+
+    def stubs(self, text_encoder: str, denoiser: str, vae_codec: str) -> Stubs:
+        """Takes addresses as resolving.check_replicas does."""
+        return Stubs(
+            self._source(text_encoder, TextEncoderServiceStub),
+            self._source(denoiser, DenoiserServiceStub),
+            self._source(vae_codec, VaeCodecServiceStub),
+        )
+
+    def _source(self, addresses: str, stub: Any) -> Source[Any]:
+        """Each replica has a connection of its own, made when it is first called and whenever it was lost."""
+
+        def connect(address: str) -> Connection[Any]:
+            options = channel_options(self.max_message_bytes) + _RECONNECTION
+            channel = grpc.aio.insecure_channel(address, options=options)
+            return Connection(stub(SharedMemoryChannel(channel)), partial(channel.close, None))
+
+        return Source(
+            addresses,
+            partial(resolve, addresses, self.look_up),
+            connect,
+            self.resolve_seconds if has_names(addresses) else None,
+        )
+
+
+def in_this_process(stub: S) -> Source[S]:
+    """The one replica that is called directly."""
+
+    async def here() -> list[str]:
+        return ["this process"]
+
+    async def nothing() -> None:
+        """There is no connection to end."""
+
+    return Source("this process", here, lambda _address: Connection(stub, nothing), None)

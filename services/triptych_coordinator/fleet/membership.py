@@ -1,0 +1,351 @@
+"""The replicas of one stage: who is there, who takes a call, and what becomes of a call that fails."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import grpc
+
+from triptych import errors
+from triptych.errors import TriptychError
+from triptych.v1 import model_pb2
+from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.fleet.replica import Description, Replica, S, Source
+from triptych_coordinator.fleet.retries import Patience, explained, is_transient
+from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
+
+log = logging.getLogger(__name__)
+
+D = TypeVar("D", bound=Description)
+R = TypeVar("R")
+Ask: TypeAlias = Callable[[S, float], Awaitable[D]]
+Attempt: TypeAlias = Callable[[Replica[S], float], Coroutine[Any, Any, R]]
+Fits: TypeAlias = Callable[[model_pb2.ModelInfo], bool]
+
+_SOONEST_LOOK = 1.0
+
+
+@dataclass(frozen=True)
+class Job(Generic[S]):
+    """What is to be done by any one replica.
+
+    work: how much, in units of the stage's own; 0 for a mere question.
+    fingerprint: that of the model which must do it; None for any.
+    prepared: whether a replica already has what is needed.
+    """
+
+    work: float = 0.0
+    fingerprint: str | None = None
+    prepared: Callable[[Replica[S]], bool] = lambda _replica: True
+
+
+class NoneAnsweredError(Exception):
+    """No replica that could have answered did. `retry_after` is how many seconds one of them said to wait."""
+
+    def __init__(self, error: TriptychError | None, retry_after: float | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+        self.retry_after = retry_after
+
+
+class Fleet(Generic[S, D]):
+    """The replicas of a stage. They come and go, fail and return; a call goes to one that can do it."""
+
+    def __init__(self, stage: str, source: Source[S], ask: Ask[S, D], contact: Patience, fits: Fits) -> None:
+        """Nobody is called yet.
+
+        Args:
+            stage: its name in errors, e.g. "denoiser".
+            source: where the replicas are.
+            ask: what asks a replica for its description, in so many seconds.
+            contact: how long and how often to wait for such an answer.
+            fits: whether a model is the one that is wanted.
+        """
+        self._stage = stage
+        self._source = source
+        self._ask = ask
+        self._contact = contact
+        self._fits = fits
+        self._replicas: dict[str, Replica[S]] = {}
+        self._leading: str | None = None
+        self._choices = 0
+        self._looked_up = asyncio.Event()
+        self._news = asyncio.Event()
+        self._absent: set[Replica[S]] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._following = False
+
+    async def description(self, deadline: Deadline) -> D:
+        """What the stage serves now: the model of most replicas that serve the wanted one.
+
+        Raises:
+            TriptychError: UNAVAILABLE when no replica answers.
+        """
+        await self._introductions(deadline)
+        for _ in range(self._contact.attempts):
+            job: Job[S] = Job(fingerprint=self._leading)
+            described = await self.call(self._describe, job, self._contact, deadline)
+            if described.model.fingerprint == self._leading:
+                break
+        return described
+
+    def idle(self, fingerprint: str) -> int:
+        """How many replicas with this model have nothing to do and are not clearly slower than the others."""
+        suitable = [one for one in self._replicas.values() if one.ready and one.fingerprint == fingerprint]
+        paces = believed_paces([one.measured_pace() for one in suitable])
+        fast = CLEARLY_BUSIER * min(paces, default=0.0)
+        return sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
+
+    def ready(self, fingerprint: str) -> int:
+        """How many replicas with this model are believed to answer."""
+        return sum(one.ready and one.fingerprint == fingerprint for one in self._replicas.values())
+
+    async def call(
+        self,
+        attempt: Attempt[S, R],
+        job: Job[S],
+        patience: Patience,
+        deadline: Deadline,
+        seconds: Callable[[R], float] | None = None,
+    ) -> R:
+        """Has a replica make the attempt; where it fails, another one, until one succeeds.
+
+        `seconds` is how long the replica took, by its own answer.
+
+        Raises:
+            TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody answered however
+                patiently it was tried; else as calls.explained says.
+        """
+        await self._first_look(deadline)
+        for number in range(patience.attempts):
+            try:
+                return await self._try_each(attempt, job, patience, deadline, seconds)
+            except NoneAnsweredError as failure:
+                if number == patience.attempts - 1:
+                    raise self._explained(failure, job, patience) from failure.error
+                pause = patience.pause(number) if failure.retry_after is None else failure.retry_after
+            await self._someone_returns(deadline.timeout(pause))
+        raise AssertionError("patience allows no attempt")
+
+    async def close(self) -> None:
+        """Ends all connections once their calls have ended."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(replica.close() for replica in self._replicas.values()))
+
+    async def _try_each(
+        self,
+        attempt: Attempt[S, R],
+        job: Job[S],
+        patience: Patience,
+        deadline: Deadline,
+        seconds: Callable[[R], float] | None,
+    ) -> R:
+        """Goes from replica to replica until one answers; none is tried twice. Raises NoneAnsweredError."""
+        tried: set[Replica[S]] = set()
+        failure = NoneAnsweredError(None)
+        while (replica := self._chosen(job, tried)) is not None:
+            tried.add(replica)
+            limit = deadline.timeout(patience.attempt_timeout)
+            try:
+                with replica.working(job.work) as outstanding:
+                    answer = await self._watched(replica, job, attempt(replica, limit))
+            except TriptychError as error:
+                late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                if late and limit < patience.attempt_timeout:
+                    raise errors.deadline_exceeded("the request's deadline passed") from error
+                failure = self._failed(replica, error, patience)
+                continue
+            if job.work:
+                self._succeeded(replica)
+            if seconds is not None:
+                replica.measure(seconds(answer), outstanding)
+            return answer
+        raise failure
+
+    def _succeeded(self, replica: Replica[S]) -> None:
+        replica.failures = 0
+        if not replica.ready:  # it was tried since nobody else was there
+            replica.ready = True
+            self._lead()
+
+    def _failed(self, replica: Replica[S], error: TriptychError, patience: Patience) -> NoneAnsweredError:
+        """What to think of the failure of one. Raises the error if it would be the same with any other."""
+        retry_after = errors.retry_after_seconds(error)
+        if is_transient(error):
+            self._set_aside(replica, error)
+        elif retry_after is None:
+            raise explained(error, self._stage, replica.address, patience) from error
+        return NoneAnsweredError(error, retry_after)
+
+    def _chosen(self, job: Job[S], tried: Collection[Replica[S]]) -> Replica[S] | None:
+        """The one to try next; one that was set aside only if nobody else is there."""
+        untried = [one for one in self._suitable(job) if one not in tried]
+        ready = [one for one in untried if one.ready]
+        if not ready:
+            return min(untried, key=lambda one: one.failures, default=None)
+        paces = believed_paces([one.measured_pace() for one in ready])
+        candidates = [
+            Candidate(one.outstanding, pace, job.prepared(one), one.last_chosen)
+            for one, pace in zip(ready, paces, strict=True)
+        ]
+        chosen = ready[choose(candidates, job.work)]
+        if job.work:
+            self._choices += 1
+            chosen.last_chosen = self._choices
+        return chosen
+
+    def _suitable(self, job: Job[S]) -> list[Replica[S]]:
+        if job.fingerprint is None:
+            return list(self._replicas.values())
+        return [one for one in self._replicas.values() if one.fingerprint == job.fingerprint]
+
+    async def _watched(self, replica: Replica[S], job: Job[S], work: Coroutine[Any, Any, R]) -> R:
+        """The result of a replica's work. While it works, it is asked whether it is there at all.
+
+        One that hangs is given up long before the time is over that work may take, if another could do it.
+        """
+        answer = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({answer}, timeout=self._contact.attempt_timeout))[0]:
+                if any(one.ready and one is not replica for one in self._suitable(job)):
+                    await self._check_answers(replica, answer)
+            return answer.result()
+        finally:
+            answer.cancel()
+
+    async def _check_answers(self, replica: Replica[S], answer: asyncio.Future[Any]) -> None:
+        try:
+            await self._ask(replica.stub, self._contact.attempt_timeout)
+        except TriptychError:
+            if not answer.done():
+                raise
+
+    def _explained(self, failure: NoneAnsweredError, job: Job[S], patience: Patience) -> TriptychError:
+        if failure.error is not None:
+            return explained(failure.error, self._stage, self._source.address, patience)
+        if job.fingerprint is None:
+            return errors.unavailable(
+                f"the {self._stage} at {self._source.address} cannot be reached: nobody was found there"
+            )
+        return errors.unavailable(
+            f"no {self._stage} at {self._source.address} computes as the one that this request began on "
+            f"(fingerprint {job.fingerprint}); sent again, the request begins on another"
+        )
+
+    async def _someone_returns(self, seconds: float) -> None:
+        """Returns when a replica is ready that was not, or after so many seconds."""
+        self._news.clear()
+        await _within(seconds, self._news.wait())
+
+    async def _introductions(self, deadline: Deadline) -> None:
+        """When nothing is known of any replica, waits until all have said what they serve or had the time."""
+        await self._first_look(deadline)
+        if self._leading is None:
+            tried = asyncio.gather(*(one.tried.wait() for one in self._replicas.values()))
+            await _within(deadline.timeout(self._contact.attempt_timeout), tried)
+
+    def _set_aside(self, replica: Replica[S], error: TriptychError) -> None:
+        """It gets no work until it has answered a question."""
+        if replica.ready:
+            log.warning("the %s at %s is set aside: %s", self._stage, replica.address, error.message)
+            replica.fail()
+            self._lead()
+            self._bring_back(replica)
+
+    def _bring_back(self, replica: Replica[S]) -> None:
+        if replica not in self._absent:
+            self._absent.add(replica)
+            self._in_background(self._ask_until_ready(replica))
+
+    async def _ask_until_ready(self, replica: Replica[S]) -> None:
+        """Asks with pauses that grow while it keeps failing."""
+        while self._replicas.get(replica.address) is replica and not replica.ready:
+            if replica.failures:
+                await asyncio.sleep(self._contact.pause(replica.failures - 1))
+            try:
+                await self._describe(replica, self._contact.attempt_timeout)
+            except TriptychError as error:
+                if not replica.failures:
+                    log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
+                replica.failures += 1
+            replica.tried.set()
+        self._absent.discard(replica)
+
+    async def _describe(self, replica: Replica[S], seconds: float) -> D:
+        """Asks a replica what it serves; it is ready when it has answered."""
+        described = await self._ask(replica.stub, seconds)
+        before, was_ready = replica.fingerprint, replica.ready
+        replica.description, replica.ready = described, True
+        if not was_ready or before != replica.fingerprint:
+            log.info("the %s at %s is ready", self._stage, replica.address)
+            self._news.set()
+            self._lead()
+            if replica.fingerprint != self._leading:
+                log.warning(
+                    "the %s at %s computes otherwise than the others (%s, fingerprint %s): requests go to it "
+                    "only when more replicas do as it does",
+                    self._stage, replica.address, described.model.name, replica.fingerprint,
+                )  # fmt: skip
+        return described
+
+    def _lead(self) -> None:
+        """Decides on which fingerprint requests begin: the usual one of those that fit and are ready."""
+        known = [one for one in self._replicas.values() if one.description is not None]
+        fitting = [one for one in known if one.description and self._fits(one.description.model)]
+        for group in ([one for one in fitting if one.ready], fitting, known):
+            found = leading([one.fingerprint for one in group if one.fingerprint is not None], self._leading)
+            if found is not None:
+                if self._leading not in (None, found):
+                    log.warning("requests of a %s begin on fingerprint %s from now on", self._stage, found)
+                self._leading = found
+                return
+
+    async def _first_look(self, deadline: Deadline) -> None:
+        """Begins to look where the replicas are, or waits until that was done once."""
+        if not self._following:
+            self._following = True
+            self._in_background(self._keep_looking())
+        if not self._looked_up.is_set():
+            await _within(deadline.timeout(self._contact.attempt_timeout), self._looked_up.wait())
+
+    async def _keep_looking(self) -> None:
+        while True:
+            try:
+                self._update(await self._source.look_up())
+            except OSError as error:  # those that are known stay
+                log.warning("cannot look up the %s at %s: %s", self._stage, self._source.address, error)
+            self._looked_up.set()
+            period = self._source.look_up_seconds
+            if period is None:
+                return
+            await asyncio.sleep(period if self._replicas else min(period, _SOONEST_LOOK))
+
+    def _update(self, addresses: Sequence[str]) -> None:
+        """Takes in who joined, and lets go who left once their calls have ended."""
+        for address in addresses:
+            if address not in self._replicas:
+                replica: Replica[S] = Replica(address, self._source.connect(address))
+                self._replicas[address] = replica
+                self._bring_back(replica)
+        for address in self._replicas.keys() - set(addresses):
+            log.info("the %s at %s left", self._stage, address)
+            self._in_background(self._replicas.pop(address).leave())
+            self._lead()
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(partial(set.discard, self._background))
+
+
+async def _within(seconds: float, awaitable: Awaitable[object]) -> None:
+    """Waits for it, but not longer than that."""
+    try:
+        await asyncio.wait_for(awaitable, seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,123 @@
+"""A replica of a stage: how it is reached, what it serves, the work it has in hand, and how fast it is."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from triptych.v1 import model_pb2
+from triptych_coordinator.fleet.routing import MeasuredPace
+from triptych_coordinator.fleet.uploads import Uploads
+
+S = TypeVar("S")
+
+_NEW_SHARE = 0.3
+
+
+class Description(Protocol):
+    """A stage's answer to GetModel."""
+
+    @property
+    def model(self) -> model_pb2.ModelInfo:
+        """Name, precision, fingerprint."""
+        ...
+
+
+@dataclass(frozen=True)
+class Connection(Generic[S]):
+    """The stub of a replica, and what ends the connection to it."""
+
+    stub: S
+    close: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Source(Generic[S]):
+    """Where the replicas of a stage are, and how one is reached.
+
+    address: what errors call the stage's place.
+    look_up: the addresses of all replicas now. Raises OSError.
+    connect: an address's connection.
+    look_up_seconds: after how long to look again; None where nothing changes.
+    """
+
+    address: str
+    look_up: Callable[[], Awaitable[Sequence[str]]]
+    connect: Callable[[str], Connection[S]]
+    look_up_seconds: float | None
+
+
+class Replica(Generic[S]):
+    """A replica as this coordinator knows it.
+
+    description: its latest answer to GetModel; None before the first.
+    ready: whether it is believed to answer.
+    failures: how often it failed since it last did work.
+    uploads: the conditioning that it was sent; nothing but a denoiser is sent any.
+    """
+
+    def __init__(self, address: str, connection: Connection[S]) -> None:
+        self.address = address
+        self.stub = connection.stub
+        self.description: Description | None = None
+        self.ready = False
+        self.failures = 0
+        self.uploads = Uploads()
+        self.outstanding = 0.0
+        self.last_chosen = 0
+        self.tried = asyncio.Event()
+        """Set when it was asked for its description once, whatever came of it."""
+        self._connection = connection
+        self._calls = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+        self._pace: float | None = None
+        self._measured_at = 0.0
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of its model, as it last said."""
+        return None if self.description is None else self.description.model.fingerprint
+
+    @contextmanager
+    def working(self, work: float) -> Iterator[float]:
+        """Holds a call's work as outstanding for the duration of the block. Gives all that is, with it."""
+        self.outstanding += work
+        self._calls += 1
+        self._unused.clear()
+        try:
+            yield self.outstanding
+        finally:
+            self._calls -= 1
+            self.outstanding = self.outstanding - work if self._calls else 0.0  # floats: exactly 0 when idle
+            if not self._calls:
+                self._unused.set()
+
+    def measure(self, seconds: float, outstanding: float) -> None:
+        """Learns that a call took `seconds` when so much work was outstanding, its own included."""
+        if seconds <= 0 or outstanding <= 0:
+            return
+        pace = seconds / outstanding
+        self._pace = pace if self._pace is None else self._pace + _NEW_SHARE * (pace - self._pace)
+        self._measured_at = time.monotonic()
+
+    def measured_pace(self) -> MeasuredPace | None:
+        """Its pace as its answers say, and how old that is; None before the first."""
+        return None if self._pace is None else MeasuredPace(self._pace, time.monotonic() - self._measured_at)
+
+    def fail(self) -> None:
+        """It is not ready until it has answered again, perhaps as a new process that was sent nothing."""
+        self.ready = False
+        self.failures += 1
+        self.uploads = Uploads()
+
+    async def leave(self) -> None:
+        """Ends the connection when its calls have ended."""
+        await self._unused.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection; running calls are cancelled."""
+        await self._connection.close()

@@ -1,0 +1,118 @@
+"""Where the latents of a request start: at the noise of its seeds, or at a picture with as much of it."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.errors import invalid_argument
+from triptych.tensors import message_to_array
+from triptych.v1 import tensor_pb2
+from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.request.edits import Edit
+from triptych_coordinator.request.parameters import Parameters
+from triptych_coordinator.request.pictures import Size, read_mask, read_picture
+from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
+from triptych_coordinator.sampling.loop import unchanged
+from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise
+from triptych_coordinator.sampling.solvers import Latents, Noise, Reached
+from triptych_coordinator.stages.fit import Models
+from triptych_coordinator.stages.stages import Stages
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the sampler loop is given to begin with."""
+
+    latents: Latents
+    """[B, C, h, w], at sigmas[first_step]."""
+    first_step: int = 0
+    edit: Callable[[Reached], Latents] = unchanged
+
+
+def noise_stream(parameters: Parameters, models: Models) -> Noise:
+    """All noise of a request, float32 [images, C, h, w] a draw."""
+    downscale = models.vae_codec.downscale
+    shape = (models.denoiser.latent_channels, parameters.height // downscale, parameters.width // downscale)
+    noise = NoiseStream(shape, parameters.seeds)
+    if parameters.variation is None:
+        return noise
+    other = NoiseStream(shape, parameters.variation.seeds)
+    return VariedNoise(noise, other, parameters.variation.strengths)
+
+
+async def begin(
+    stages: Stages,
+    models: Models,
+    parameters: Parameters,
+    sigmas: NDArray[np.float32],
+    noise: Noise,
+    deadline: Deadline,
+) -> Start:
+    """Starts at the request's noise, or the seeds', or between a picture and noise as `strength` says.
+
+    A picture takes the first draw of every seed to sample its latents, and the second is the noise: the
+    order of diffusers' pipelines.
+
+    Args:
+        sigmas: of a start at noise.
+        noise: the request's noise_stream.
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT for a broken file; the VAE codec's.
+    """
+    edit = parameters.edit
+    if edit is None:
+        drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
+        given = parameters.noise
+        return Start(drawn if given is None else _latents(given, "latents.noise", parameters))
+    mask = None
+    if edit.clean is not None:
+        clean = _latents(edit.clean, "latents.clean", parameters)
+    else:
+        pixels = await asyncio.to_thread(_canvas, edit, parameters)
+        mask = await asyncio.to_thread(_mask, edit, parameters, models.vae_codec.downscale)
+        mean, std = await stages.encode_picture(pixels, models, deadline)
+        clean = mean + std * await asyncio.to_thread(noise)
+    first = first_step(len(sigmas) - 1, edit.strength)
+    drawn = await asyncio.to_thread(noise)
+    kept = unchanged if mask is None else Inpainting(mask, clean, drawn)
+    return Start(noised(clean, drawn, sigmas[first]), first, kept)
+
+
+def _latents(message: tensor_pb2.Tensor, field: str, parameters: Parameters) -> Latents:
+    """Latents that the request brings, one or one per picture, as one per picture."""
+    latents: Latents = message_to_array(message, field)
+    return np.broadcast_to(latents, (len(parameters.seeds), *latents.shape[1:]))
+
+
+def _canvas(edit: Edit, parameters: Parameters) -> NDArray[np.uint8]:
+    """The input picture as large as the one to make; its border goes on into the margins."""
+    left, top, right, bottom = edit.margins
+    try:
+        picture = read_picture(edit.image, _place(edit, parameters))
+    except ValueError as error:
+        raise invalid_argument(("image", str(error))) from error
+    return np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="edge")
+
+
+def _mask(edit: Edit, parameters: Parameters, downscale: int) -> NDArray[np.float32] | None:
+    """What to make anew, on the latent grid; None for everything."""
+    left, top, right, bottom = edit.margins
+    place = _place(edit, parameters)
+    if edit.mask:
+        try:
+            inside = read_mask(edit.mask, place)
+        except ValueError as error:
+            raise invalid_argument(("mask", str(error))) from error
+    elif any(edit.margins):
+        inside = np.zeros((place.height, place.width), np.float32)
+    else:
+        return None
+    return latent_mask(np.pad(inside, ((top, bottom), (left, right))), edit.margins, downscale)
+
+
+def _place(edit: Edit, parameters: Parameters) -> Size:
+    return edit.margins.inside(Size(parameters.width, parameters.height))

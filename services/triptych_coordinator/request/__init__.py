@@ -1,0 +1,1 @@
+"""What a request says: the only room that knows GenerationParameters."""

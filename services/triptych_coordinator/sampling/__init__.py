@@ -1,0 +1,1 @@
+"""The mathematics of sampling, in numpy alone. loop.py is where to start."""

@@ -1,0 +1,83 @@
+"""What a batch attends to at each step, and how the velocities of its branches become one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych_coordinator.sampling.guidance.formulas import Velocity, composed, rescaled, steered_away
+from triptych_coordinator.sampling.guidance.layers import Branch, Digests, LayerGuidance
+from triptych_coordinator.sampling.guidance.methods import ClassifierFree, GuidanceMethod, Memory
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The conditioning of every sample, one guidance scale per step, and the methods of guidance.
+
+    positive, negative: the prompt's digest and the negative prompt's, of each sample. `negative` may be empty
+        if no step needs it.
+    additional: digests of prompts that are composed with the prompt.
+    weights: the weight of the prompt and of each additional one: a number per sample each. Without additional
+        prompts there are none.
+    embedded: whether the model takes the scale as an input. Then no step needs the negative prompt.
+    """
+
+    positive: Digests
+    negative: Digests
+    scales: Sequence[float]
+    method: GuidanceMethod = field(default_factory=ClassifierFree)
+    rescale: float = 0.0
+    additional: Sequence[Digests] = ()
+    weights: Sequence[Sequence[float]] = ()
+    layer_guidances: Sequence[LayerGuidance] = ()
+    embedded: bool = False
+
+    def branches(self, step: int) -> list[Branch]:
+        """The branches that this step needs: without guidance, only the prompt's."""
+        if step < self.method.zero_init_steps:
+            return []
+        negative = [Branch(self.negative)] if self._needs_negative(step) else []
+        prompts = [Branch(digests) for digests in (self.positive, *self.additional)]
+        weakened = [guidance.branch(self.positive) for guidance in self._active(step)]
+        return [*negative, *prompts, *weakened]
+
+    def input_scale(self, step: int) -> float | None:
+        """The scale that the model takes as an input, if it does."""
+        return self.scales[step] if self.embedded else None
+
+    def velocity(
+        self, step: int, velocities: NDArray[np.float32], memory: Memory = None
+    ) -> tuple[Velocity, Memory]:
+        """One velocity per sample, [B, C, h, w], from those of branches(step), [branches, B, C, h, w].
+
+        `memory` is what the evaluation before returned with its velocity.
+        """
+        if step < self.method.zero_init_steps:
+            return np.zeros(velocities.shape[1:], np.float32), memory
+        branches = list(velocities)
+        negative = branches.pop(0) if self._needs_negative(step) else None
+        prompts, weakened = branches[: 1 + len(self.additional)], branches[1 + len(self.additional) :]
+
+        velocity = positive = prompts[0]
+        if negative is not None and self.additional:
+            velocity = positive = composed(negative, prompts, np.array(self.weights, np.float32))
+        if negative is not None and self.scales[step] != 1:
+            velocity, memory = self.method.join(negative, positive, self.scales[step], memory)
+        for guidance, weak in zip(self._active(step), weakened, strict=True):
+            velocity = steered_away(velocity, prompts[0], weak, guidance.scale)
+        if self.rescale and velocity is not positive:
+            velocity = rescaled(velocity, positive, self.rescale)
+        return velocity, memory
+
+    def idle_layer_guidances(self, first_step: int) -> list[LayerGuidance]:
+        """Those between whose start and stop is no step from `first_step` on."""
+        steps = range(first_step, len(self.scales))
+        active = [guidance for step in steps for guidance in self._active(step)]
+        return [guidance for guidance in self.layer_guidances if guidance.scale and guidance not in active]
+
+    def _needs_negative(self, step: int) -> bool:
+        return not self.embedded and (self.scales[step] != 1 or len(self.additional) > 0)
+
+    def _active(self, step: int) -> list[LayerGuidance]:
+        return [guidance for guidance in self.layer_guidances if guidance.active(step, len(self.scales))]

@@ -1,0 +1,63 @@
+"""The mathematics of editing: where to start from a picture, and what keeps a part of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych_coordinator.request.edits import Margins
+from triptych_coordinator.sampling.solvers import Latents, Reached
+
+
+def first_step(num_steps: int, strength: float) -> int:
+    """The first step that is taken, from 0: int(max(n - min(n strength, n), 0)).
+
+    As get_timesteps of diffusers' StableDiffusion3Img2ImgPipeline.
+    """
+    return int(max(num_steps - min(num_steps * strength, num_steps), 0))
+
+
+def noised(clean: Latents, noise: Latents, sigma: np.float32) -> Latents:
+    """Latents at a noise level, sigma noise + (1 - sigma) clean, float32 [B, C, h, w].
+
+    As scale_noise of diffusers' FlowMatchEulerDiscreteScheduler.
+    """
+    return sigma * noise + (1 - sigma) * clean
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """The edit that keeps a part of a picture: x becomes (1 - m) known + m x after every step.
+
+    `known` is the picture at the noise level reached, with the noise it started with: after the last step
+    the picture itself (diffusers' StableDiffusion3InpaintPipeline).
+
+    Args:
+        mask: [h, w] from 0, kept, to 1, made anew; between them the two are blended.
+        clean: the picture's latents, [B, C, h, w].
+        noise: of the same shape.
+    """
+
+    mask: NDArray[np.float32]
+    clean: Latents
+    noise: Latents
+
+    def __call__(self, reached: Reached) -> Latents:
+        """The latents to go on with."""
+        known = noised(self.clean, self.noise, reached.sigma)
+        return (1 - self.mask) * known + self.mask * reached.latents
+
+
+def latent_mask(mask: NDArray[np.float32], margins: Margins, downscale: int) -> NDArray[np.float32]:
+    """A mask of pixels on the latent grid, [height / downscale, width / downscale].
+
+    Every latent pixel takes its upper left corner, as torch.nn.functional.interpolate's "nearest" does, with
+    which diffusers resizes masks. One that a margin reaches into is 1: made anew.
+    """
+    on_grid = mask[::downscale, ::downscale]
+    height, width = on_grid.shape
+    left, top, right, bottom = (-(-margin // downscale) for margin in margins)
+    inside = np.s_[top : height - bottom, left : width - right]
+    framed = np.ones_like(on_grid)
+    framed[inside] = on_grid[inside]
+    return framed

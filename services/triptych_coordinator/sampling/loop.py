@@ -1,0 +1,80 @@
+"""The sampler loop."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych_coordinator.sampling.guidance import Branch, Guided, Memory
+from triptych_coordinator.sampling.solvers import Latents, Reached, Sigma, Solution
+
+
+class Denoiser(Protocol):
+    """The pure function v = f(x, sigma, conditioning), wherever it runs."""
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
+
+        sigma is the same for all samples, or float32 [B, 1, 1, 1].
+        `guidance` is the scale for a model that takes it as an input, None for every other.
+        """
+        ...
+
+
+class Step(NamedTuple):
+    """What a step brought, [B, C, h, w] each."""
+
+    number: int
+    """From 1, or later where the first steps were left out."""
+    latents: Latents
+    sigma: np.float32
+    """The noise level of `latents`."""
+    clean: Latents
+    """x - sigma v of the step's last evaluation: the picture as far as it is known."""
+
+
+def unchanged(reached: Reached) -> Latents:
+    """The edit that leaves every step's latents as they are."""
+    return reached.latents
+
+
+async def sample(
+    denoiser: Denoiser,
+    solution: Solution,
+    guided: Guided,
+    edit: Callable[[Reached], Latents] = unchanged,
+    first_step: int = 0,
+) -> AsyncGenerator[Step, None]:
+    """Integrates d(latents)/d(sigma) = velocity, as the solver asks.
+
+    Args:
+        denoiser: the velocities.
+        solution: a solver that has been given its latents and noise levels.
+        guided: what each sample attends to.
+        edit: what each step's latents become before the solver goes on with them.
+        first_step: how many steps were left out because the solution starts late, from a picture; they are
+            counted.
+
+    Yields:
+        Each step when it is done. The caller stops the work by not asking for the next.
+    """
+    step, asked = first_step, next(solution)
+    clean = asked.latents
+    memory: Memory = None
+    while True:
+        if isinstance(asked, Reached):
+            step += 1
+            answer = edit(asked)
+            yield Step(step, answer, asked.sigma, clean)
+        else:
+            branches, guidance = guided.branches(step), guided.input_scale(step)
+            velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
+            answer, memory = guided.velocity(step, velocities, memory)
+            clean = asked.latents - asked.sigma * answer
+        try:
+            asked = solution.send(answer)
+        except StopIteration:
+            return

@@ -1,0 +1,200 @@
+"""Reuse between steps: denoisers that leave out rows whose velocities can be told from earlier ones.
+
+Each stands between the sampler and the denoiser, for one request. What is left out is counted in
+`reused_rows`. What an image's rows leave out is decided by the number of the evaluation or by that image's
+values alone, so each image of a batch is to the bit what it is alone.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych_coordinator.request.sampling_options import Choice
+from triptych_coordinator.sampling.guidance import Branch
+from triptych_coordinator.sampling.loop import Denoiser
+from triptych_coordinator.sampling.solvers import Latents, Sigma
+
+
+class Earlier(NamedTuple):
+    """An evaluation that features may be reused of: every sample's latents, noise level and guidance scale.
+
+    There are no scales where the model takes none.
+    """
+
+    latents: Latents
+    sigmas: NDArray[np.float32]
+    guidance_scales: Sequence[float]
+
+
+class LayerReuse(NamedTuple):
+    """Up to which change of the first layer's part a branch reuses the others', and of which evaluation.
+
+    None before there is one.
+    """
+
+    threshold: float
+    earlier: Earlier | None
+
+
+class LayerReuser(Denoiser, Protocol):
+    """A denoiser that can leave out the layers behind the first."""
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse | None],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As predict, and whether a row's features were reused: [branches, B]. A branch without LayerReuse
+        is computed whole.
+        """
+        ...
+
+
+class Reuse(Denoiser, Protocol):
+    """A denoiser that counts the rows which it did not compute."""
+
+    reused_rows: int
+
+
+def reusing(denoiser: LayerReuser, prompt: Branch, choice: Choice) -> Reuse:
+    """The denoiser with the reuse that a request chose; `prompt` is the branch of the prompt."""
+    match choice.name:
+        case "guidance":
+            return GuidanceReuse(denoiser, prompt, **choice.parameters)
+        case "extrapolation":
+            return VelocityExtrapolation(denoiser, **choice.parameters)
+        case "features":
+            return FeatureReuse(denoiser, **choice.parameters)
+    return NoReuse(denoiser)
+
+
+class NoReuse:
+    """Every row is computed."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.reused_rows = 0
+        self.predict = denoiser.predict
+
+
+class GuidanceReuse:
+    """The prompt's branch at every evaluation, the others at every k-th guided one.
+
+    Between, another branch is the prompt's now plus its difference from it at the last evaluation that
+    computed all: the difference changes slowly from step to step, and less than the velocities do
+    (Lv et al., 2024, FasterCache, section 3.3, there by frequency bands; Dinh et al., 2024, Compress
+    Guidance).
+    """
+
+    def __init__(self, denoiser: Denoiser, prompt: Branch, every: int) -> None:
+        """`prompt` is the branch that is always computed."""
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._prompt = prompt
+        self._every = every
+        self._branches: list[Branch] = []
+        self._differences: NDArray[np.float32] | None = None
+        self._age = 0
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """As sampler.Denoiser."""
+        if len(branches) < 2:
+            return await self._denoiser.predict(latents, sigma, branches, guidance)
+        self._age += 1
+        if self._differences is not None and self._branches == list(branches) and self._age < self._every:
+            self.reused_rows += (len(branches) - 1) * len(latents)
+            prompts = await self._denoiser.predict(latents, sigma, [self._prompt], guidance)
+            return prompts + self._differences
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
+        self._branches, self._age = list(branches), 0
+        self._differences = velocities - velocities[self._branches.index(self._prompt)]
+        return velocities
+
+
+class VelocityExtrapolation:
+    """After two computed evaluations, every k-th one is computed; the others continue a straight line.
+
+    v = v1 + (v1 - v0) (sigma - sigma1) / (sigma1 - sigma0), through the last two computed ones: the
+    first-order case of TaylorSeer (Liu et al., 2025), of the model's whole output.
+    """
+
+    def __init__(self, denoiser: Denoiser, every: int) -> None:
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._every = every
+        self._branches: list[Branch] = []
+        self._computed: list[tuple[Sigma, NDArray[np.float32]]] = []
+        self._age = 0
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """As sampler.Denoiser."""
+        if self._branches != list(branches):
+            self._branches, self._computed = list(branches), []
+        self._age += 1
+        if len(self._computed) == 2 and self._age < self._every:
+            (sigma_0, before), (sigma_1, last) = self._computed
+            self.reused_rows += len(branches) * len(latents)
+            return last + (sigma - sigma_1) / (sigma_1 - sigma_0) * (last - before)
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
+        earlier = [computed for computed in self._computed if computed[0] != sigma]
+        self._computed, self._age = [*earlier[-1:], (sigma, velocities)], 0
+        return velocities
+
+
+class FeatureReuse:
+    """Every row's first layer is computed, the others where the first says that they have changed.
+
+    The denoiser decides, row by row (its features.py has the rule and the source). What it decides by comes
+    from here: each row's last whole evaluation goes with the row, so that any replica decides the same, and
+    one that does not remember that evaluation computes it again.
+    """
+
+    def __init__(self, denoiser: LayerReuser, threshold: float) -> None:
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._threshold = threshold
+        self._earlier: list[tuple[Branch, Earlier]] = []
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """As sampler.Denoiser."""
+        earlier = [self._earlier_of(branch) for branch in branches]
+        reuses = [LayerReuse(self._threshold, last) for last in earlier]
+        velocities, reused = await self._denoiser.predict_reusing(latents, sigma, branches, guidance, reuses)
+        self.reused_rows += int(reused.sum())
+        now = evaluation(latents, sigma, guidance)
+        others = [entry for entry in self._earlier if entry[0] not in branches]
+        kept = [mixed(now, last, rows) for last, rows in zip(earlier, reused, strict=True)]
+        self._earlier = [*others, *zip(branches, kept, strict=True)]
+        return velocities
+
+    def _earlier_of(self, branch: Branch) -> Earlier | None:
+        return next((earlier for known, earlier in self._earlier if known == branch), None)
+
+
+def evaluation(latents: Latents, sigma: Sigma, guidance: float | None) -> Earlier:
+    """This evaluation as a later one names it."""
+    samples = len(latents)
+    sigmas = np.broadcast_to(np.ravel(sigma), samples).astype(np.float32)
+    return Earlier(latents, sigmas, [] if guidance is None else [guidance] * samples)
+
+
+def mixed(now: Earlier, last: Earlier | None, reused: NDArray[np.bool_]) -> Earlier:
+    """The last whole evaluation of every sample: `last` where features were reused, [B], else `now`."""
+    if last is None or not reused.any():
+        return now
+    latents = np.where(reused[:, None, None, None], last.latents, now.latents)
+    scales = [
+        old if kept else new
+        for kept, old, new in zip(reused, last.guidance_scales, now.guidance_scales, strict=False)
+    ]
+    return Earlier(latents, np.where(reused, last.sigmas, now.sigmas), scales)

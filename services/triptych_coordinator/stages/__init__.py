@@ -1,0 +1,1 @@
+"""The stages as the coordinator sees them: numpy arrays in and out."""

@@ -1,0 +1,210 @@
+"""The denoisers as the samples of one request see them: a step's rows go out, velocities come back."""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych import errors
+from triptych.errors import TriptychError
+from triptych.tensors import array_to_message, array_view
+from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
+from triptych.wire.messages import with_tensor
+from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.fleet.connections import DenoiserStub
+from triptych_coordinator.fleet.membership import Fleet, Job
+from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.retries import Patience, attempt
+from triptych_coordinator.fleet.routing import call_size
+from triptych_coordinator.fleet.uploads import Upload
+from triptych_coordinator.sampling.guidance import Branch
+from triptych_coordinator.sampling.reuse import LayerReuse
+from triptych_coordinator.sampling.solvers import Latents, Sigma
+from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
+from triptych_coordinator.stages.concurrent import in_order
+
+Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
+Denoiser: TypeAlias = Replica[DenoiserStub]
+DenoiserModel = denoiser_pb2.DenoiserServiceGetModelResponse
+
+
+@dataclass
+class RequestDenoiser:
+    """The denoisers for the samples of one request, with its LoRAs, by which all are computed alike.
+
+    It remembers how much was computed, and by whom. Branches of a step run at the same time on replicas that
+    have nothing else to do; a row's bits do not depend on where it runs.
+    """
+
+    fleet: Fleet[DenoiserStub, DenoiserModel]
+    model: DenoiserModel
+    conditionings: Conditionings
+    patience: Patience
+    deadline: Deadline
+    loras: Sequence[lora_pb2.Lora] = ()
+    rows: int = 0
+    evaluations: int = 0
+    fingerprint: str | None = None
+    """Of every answer. With LoRAs it is the first answer that tells it."""
+    _latest: Denoiser | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Without LoRAs an answer's fingerprint is the model's."""
+        if not self.loras:
+            self.fingerprint = self.model.model.fingerprint
+
+    async def predict(
+        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+    ) -> NDArray[np.float32]:
+        """As sampler.Denoiser."""
+        nothing = [None] * len(branches)
+        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing))[0]
+
+    async def predict_reusing(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        reuses: Sequence[LayerReuse | None],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """As reuse.LayerReuser. What one denoiser does not take at once goes in several calls."""
+        sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
+        velocities = np.empty((len(branches), *latents.shape), np.float32)
+        reused = np.zeros(velocities.shape[:2], np.bool_)
+
+        async def predict_part(some: slice, part: slice) -> None:
+            messages = [
+                _branch_message(branch, reuse, part)
+                for branch, reuse in zip(branches[some], reuses[some], strict=True)
+            ]
+            velocities[some, part], reused[some, part] = await self._predict_part(
+                latents[part], sigmas[part], messages, guidance
+            )
+
+        replicas = self._replicas(reuses)
+        num_branches, num_samples = call_size(len(branches), len(latents), replicas)
+        num_branches = min(num_branches, self.model.max_branches)
+        num_samples = min(num_samples, self._max_samples(reuses))
+        parts = [
+            partial(predict_part, slice(first, first + num_branches), slice(start, start + num_samples))
+            for first in range(0, len(branches), num_branches)
+            for start in range(0, len(latents), num_samples)
+        ]
+        async for _ in in_order(parts, replicas):
+            pass
+        self.evaluations += len(latents) if branches else 0
+        self.rows += int((~reused).sum())
+        return velocities, reused
+
+    def _replicas(self, reuses: Sequence[LayerReuse | None]) -> int:
+        """How many replicas a step's rows are spread over.
+
+        One if features are reused: it has them, any other would have to compute the earlier evaluation again.
+        """
+        return 1 if any(reuses) else max(1, self.fleet.idle(self.model.model.fingerprint))
+
+    def _max_samples(self, reuses: Sequence[LayerReuse | None]) -> int:
+        """Samples in a call: max_samples fill a message with as many latents as max_branches velocities."""
+        if not any(reuse and reuse.earlier for reuse in reuses):
+            return self.model.max_samples
+        return max(1, self.model.max_samples * self.model.max_branches // (1 + self.model.max_branches))
+
+    async def _predict_part(
+        self,
+        latents: Latents,
+        sigmas: Sequence[float],
+        branches: Sequence[denoiser_pb2.Branch],
+        guidance: float | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        others = denoiser_pb2.PredictRequest(
+            sigmas=sigmas,
+            branches=branches,
+            guidance_scales=[] if guidance is None else [guidance] * len(latents),
+            loras=self.loras,
+        )
+        request = with_tensor(others, array_view(latents))
+        response = await self._predict(request, work=len(branches) * latents.size)
+        velocities = read_array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
+        if not np.isfinite(velocities).all():
+            raise nonsense("the denoiser sent velocities that are not finite")
+        rows = len(branches) * len(latents)
+        reused = list(response.reused) or [False] * rows
+        if len(reused) != rows:
+            raise nonsense(f"the denoiser says of {len(reused)} rows, not of {rows}, what it reused")
+        return velocities, np.array(reused, np.bool_).reshape(velocities.shape[:2])
+
+    async def _predict(
+        self, request: denoiser_pb2.PredictRequest, work: float
+    ) -> denoiser_pb2.PredictResponse:
+        """Calls Predict. Work is in latent values, to which a transformer's tokens are proportional."""
+        digests = {digest for branch in request.branches for digest in branch.conditioning_digests}
+        reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
+
+        def is_prepared(denoiser: Denoiser) -> bool:
+            return denoiser is self._latest if reuses else denoiser.uploads.has(digests)
+
+        async def predict(denoiser: Denoiser, seconds: float) -> denoiser_pb2.PredictResponse:
+            response = await self._predict_on(denoiser, request, digests, seconds)
+            self.fingerprint = self.fingerprint or response.fingerprint
+            check_fingerprint(response.fingerprint, self.fingerprint)
+            self._latest = denoiser
+            return response
+
+        job = Job(work, self.model.model.fingerprint, is_prepared)
+        return await self.fleet.call(predict, job, self.patience, self.deadline, _predict_seconds)
+
+    async def _predict_on(
+        self, denoiser: Denoiser, request: denoiser_pb2.PredictRequest, digests: Set[bytes], seconds: float
+    ) -> denoiser_pb2.PredictResponse:
+        """Sends what conditioning the denoiser was not sent yet, and again what it forgot."""
+        rounds = 1 + len(self.conditionings) + self.patience.attempts
+        for _ in range(rounds):
+            uploads = await self._upload(denoiser, digests)
+            try:
+                return await attempt(denoiser.stub.Predict, request, seconds)
+            except TriptychError as error:
+                missing = errors.missing_digests(error)
+                if missing is None:
+                    raise
+                lacking = error
+            for digest in uploads.keys() & set(missing):
+                denoiser.uploads.forget(digest, uploads[digest])
+        raise lacking
+
+    async def _upload(self, denoiser: Denoiser, digests: Set[bytes]) -> dict[bytes, Upload]:
+        """Returns when the denoiser has all of them, with the upload that brought each."""
+        return {
+            digest: await denoiser.uploads.ensure(digest, partial(self._send, denoiser, digest))
+            for digest in sorted(digests)
+        }
+
+    async def _send(self, denoiser: Denoiser, digest: bytes) -> None:
+        conditioning = self.conditionings[digest]
+        request = denoiser_pb2.PutConditioningRequest(
+            digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
+        )
+        await attempt(denoiser.stub.PutConditioning, request, self.patience.attempt_timeout)
+
+
+def _predict_seconds(response: denoiser_pb2.PredictResponse) -> float:
+    return (response.queue_milliseconds + response.compute_milliseconds) / 1000
+
+
+def _branch_message(branch: Branch, reuse: LayerReuse | None, part: slice) -> denoiser_pb2.Branch:
+    """A branch of some of the samples."""
+    message = denoiser_pb2.Branch(
+        conditioning_digests=branch.digests[part],
+        skipped_layers=branch.skipped_layers,
+        perturbed_layers=branch.perturbed_layers,
+    )
+    if reuse is not None:
+        message.feature_reuse.threshold = reuse.threshold
+        if earlier := reuse.earlier:
+            message.feature_reuse.latents.CopyFrom(array_to_message(earlier.latents[part]))
+            message.feature_reuse.sigmas.extend(earlier.sigmas[part].tolist())
+            message.feature_reuse.guidance_scales.extend(earlier.guidance_scales[part])
+    return message

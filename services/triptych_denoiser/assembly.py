@@ -1,0 +1,133 @@
+"""A denoiser put together: checkpoint, transformer, LoRAs, predictor and batcher, as the options say."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+
+from triptych.checkpoints.fingerprints import stage_fingerprint
+from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
+from triptych.compute.devices import usable_device
+from triptych.compute.quantization import Quantization, create_quantizer
+from triptych.compute.settings import StageSettings
+from triptych.errors import StartError
+from triptych.v1 import model_pb2
+from triptych_denoiser.batcher import Batcher, QueueLimits
+from triptych_denoiser.conditioning import ConditioningCache
+from triptych_denoiser.features import FeatureCache
+from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
+from triptych_denoiser.models import linears_of, load_transformer
+from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
+from triptych_denoiser.models.transformer import Transformer, blocks
+from triptych_denoiser.predictor import Predictor, create_predictor, warm_up
+from triptych_denoiser.requests import Limits
+from triptych_denoiser.servicer import DenoiserServicer
+from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
+
+log = logging.getLogger(__name__)
+
+
+def _check_compilable(options: DenoiserOptions, quantization: Quantization) -> None:
+    """Raises StartError for tiles of quantized weights, of which every number would be compiled for."""
+    if quantization != "none" and options.determinism == "batch-invariant":
+        raise StartError(
+            f"--compile with --quantization {quantization} needs --determinism fast: "
+            "batch-invariant products of quantized weights would be compiled for every number of rows"
+        )
+
+
+def create_servicer(
+    settings: StageSettings, options: DenoiserOptions | None = None, quantization: Quantization = "none"
+) -> DenoiserServicer:
+    """Loads the transformer that the settings name. Takes seconds. Raises StartError."""
+    options = options or DenoiserOptions()
+    device = usable_device(settings.device)
+    checkpoint = settings.open_checkpoint()
+    dtype = getattr(torch, settings.dtype)
+    attention = choose_backend(options.attention, device, dtype)
+    if options.compile:
+        _check_compilable(options, quantization)
+        try_compiler(device)
+    quantizer = create_quantizer(quantization, device, dtype)
+    linears = linears_of(checkpoint)
+    loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
+    fused = read_fused(options.lora, loras, linears)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
+    use_backend(transformer, attention)
+    log.info("attention is computed by %s", _described(attention, transformer))
+    predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None)
+    others = {
+        "attention": backend_identity(attention),
+        "compiler": compiler_identity(device, options.compile),
+    }
+    fingerprint = stage_fingerprint(
+        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization, others
+    )
+    model = model_pb2.ModelInfo(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        family=checkpoint.class_name("transformer"),
+        device=str(device),
+        dtype=settings.dtype,
+        determinism=options.determinism,
+        fingerprint=fingerprint_with(fingerprint, fused),
+        parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        quantization=quantization,
+    )
+    return DenoiserServicer(
+        predictor,
+        Batcher(
+            predictor,
+            QueueLimits(
+                options.max_queued_rows, options.max_batch_tokens, options.max_company_milliseconds / 1000
+            ),
+        ),
+        ConditioningCache(options.conditioning_cache_mb << 20),
+        loras,
+        Limits.of(
+            transformer.inputs,
+            dtype,
+            MAX_BRANCHES,
+            options.max_queued_rows,
+            settings.max_message_bytes,
+        ),
+        model,
+        attention,
+    )
+
+
+def _described(attention: Backend, transformer: Transformer) -> str:
+    if attention == "flash-attn" and not transformer.inputs.text_positions:
+        return "flash-attn, and by sdpa for text that ends in equal tokens: they are one with a bias"
+    return attention
+
+
+def _create_predictor(
+    transformer: Transformer,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: DenoiserOptions,
+    quantized: bool,
+) -> Predictor:
+    """The predictor that the options describe, its transformer compiled if they say so."""
+    create = partial(
+        create_predictor,
+        transformer,
+        device,
+        dtype,
+        options.determinism,
+        options.max_batch_rows,
+        quantized,
+        FeatureCache(options.feature_cache_mb << 20),
+        mixes=not options.compile,  # to a compiled block, other numbers of sizes are another program
+    )
+    if not options.compile:
+        return create()
+    compile_modules(blocks(transformer))
+    size = transformer.inputs.default_size
+    with warming_up(device, f"latents of {size} x {size} and other sizes"):
+        predictor = create()
+        warm_up(predictor)
+    return predictor

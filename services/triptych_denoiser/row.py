@@ -1,0 +1,51 @@
+"""A row: what one sample under one guidance branch needs to be denoised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.models.lora import Loras
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to.
+
+    guidance: the guidance scale, for a model that takes it as an input, None for every other.
+    loras: what is added to the model's linears.
+    skipped_layers, perturbed_layers: sorted, as Transformer takes them.
+    reuse: whether features may be those of an earlier evaluation; None computes everything.
+    """
+
+    latents: Tensor
+    sigma: float
+    conditioning: Conditioning
+    guidance: float | None = None
+    loras: Loras = ()
+    skipped_layers: tuple[int, ...] = ()
+    perturbed_layers: tuple[int, ...] = ()
+    reuse: FeatureReuse | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What equal rows have in common: latents' shape, text tokens, how many the last one stands for."""
+        return (*self.latents.shape, len(self.conditioning.sequence), self.conditioning.trailing_repeats)
+
+    @property
+    def variant(self) -> tuple[object, ...]:
+        """Which model computes the row: what all rows of a pass have in common."""
+        return self.skipped_layers, self.perturbed_layers, self.loras
+
+
+@dataclass(frozen=True)
+class FeatureReuse:
+    """Up to which relative change of the first block's part the others' is reused, and from which row.
+
+    reference: an earlier evaluation of the same row; None for the first one, which computes all.
+    """
+
+    threshold: float
+    reference: Row | None

@@ -1,0 +1,122 @@
+"""Loads on a fleet, one after the other, and a table of what became of their requests."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.client import AsyncClient, Generation
+from triptych_local.commands.load import (
+    PERCENTILES,
+    STAGES,
+    Closed,
+    Load,
+    Measurement,
+    Mix,
+    Outcome,
+    Period,
+    Poisson,
+    Work,
+    measure,
+)
+
+PROMPTS = (
+    "a zebra to the left of a fire truck",
+    "a penguin above a rocket on a light blue background",
+    "two teapots",
+    "a lemon",
+)
+PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Which loads to try: closed ones, open ones, and open ones at shares of what the last closed one did."""
+
+    concurrencies: Sequence[int]
+    rates: Sequence[float]
+    shares: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all loads have in common."""
+
+    mix: Mix
+    period: Period
+    seed: int
+    timeout: float
+
+    async def run(self, target: str, loads: Loads) -> list[Measurement]:
+        """Tries the loads on the coordinator at an address. Raises TriptychError if nobody answers there."""
+        async with AsyncClient(target) as client:
+            model = await client.model()
+            print(f"{model.name} at {target}", file=sys.stderr, flush=True)
+            closed = [await self._measure(client, Closed(many)) for many in loads.concurrencies]
+            rates = [*loads.rates]
+            if loads.shares:
+                rates += [share * closed[-1].throughput for share in loads.shares]
+            return closed + [await self._measure(client, Poisson(rate)) for rate in rates if rate > 0]
+
+    async def _measure(self, client: AsyncClient, load: Load) -> Measurement:
+        async def generate(work: Work) -> Generation:
+            return await client.generate(timeout=self.timeout, **work.options())
+
+        with ProgressLine(str(load), self.period) as progress:
+            return await measure(generate, self.mix, load, self.period, self.seed, progress.show)
+
+
+class ProgressLine:
+    """How far a load is: one line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, load: str, period: Period) -> None:
+        self._load = load
+        self._period = period
+        self._said = float("-inf")
+
+    def __enter__(self) -> ProgressLine:
+        print(f"{self._load}: {self._period.end:g} s", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def show(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
+        """Says how many requests have ended."""
+        terminal = sys.stderr.isatty()
+        if not terminal and time.monotonic() - self._said < PLAIN_SECONDS:
+            return
+        self._said = time.monotonic()
+        failed = sum(outcome.code is not None for outcome in outcomes)
+        text = f"{seconds:6.1f} s  {len(outcomes) - failed} done, {failed} failed"
+        print(f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """The measurements for people, one a line; errors below."""
+    latencies = "".join(f"{f'p{p}, s':>9}" for p in PERCENTILES)
+    stages = "".join(f"{f'{name}, ms':>13}" for name in STAGES)
+    lines = [f"{'load':18}{'requests':>9}{'failed':>8}{'per s':>9}{latencies}{stages}"]
+    for one in measurements:
+        failed = len(one.counted) - len(one.succeeded)
+        seconds = "".join(f"{one.latency(p):9.2f}" for p in PERCENTILES)
+        milliseconds = "".join(f"{one.stage(name):13.0f}" for name in STAGES)
+        lines.append(
+            f"{one.load:18}{len(one.counted):9}{failed:8}{one.throughput:9.3f}{seconds}{milliseconds}"
+        )
+    for one in measurements:
+        lines += [f"{one.load}: {count} x {code}" for code, count in sorted(one.errors.items())]
+    return "\n".join(lines)
+
+
+async def print_measurements(target: str, loads: Loads, bench: Bench, output: Path | None) -> None:
+    """Measures, prints the table on standard output and writes JSON. Raises TriptychError or OSError."""
+    measurements = await bench.run(target, loads)
+    print(table(measurements))
+    if output is not None:
+        output.write_text(json.dumps([one.summary() for one in measurements], indent=1) + "\n")

@@ -1,0 +1,160 @@
+"""`triptych generate`: finds or starts the services, shows how far they are, writes the pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.client import AsyncClient, GenerationOptions
+from triptych.errors import StartError
+from triptych.serving.addresses import check_listen
+from triptych.tensors import message_to_array
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_local.progress import Display, display
+from triptych_local.running.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
+from triptych_local.running.processes import connected, running, serves
+from triptych_local.running.programs import Addresses, ModelChoice, split_programs
+
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to generate: at an address, in this process, or wherever the wanted model is served."""
+
+    target: str | None
+    fused: bool
+    choice: ModelChoice
+
+
+def generation_options(**options: Any) -> GenerationOptions:
+    """The options that were given: those that are None are the server's to choose."""
+    return cast(GenerationOptions, {name: value for name, value in options.items() if value is not None})
+
+
+def output_files(output: Path, count: int) -> list[Path]:
+    """The file of each picture: out.png, or out-0.png, out-1.png, ... Raises ValueError."""
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"'{output}' does not end in .png, and PNG is what is written")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder '{output.parent}'")
+    if output.is_dir():
+        raise ValueError(f"'{output}' is a folder")
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
+
+
+async def generate_files(
+    prompts: Sequence[str],
+    options: GenerationOptions,
+    files: Sequence[Path],
+    place: Place,
+    latents_file: Path | None = None,
+) -> None:
+    """Generates, and prints a line for each file on standard output: its name, its seed, the seconds so far.
+
+    Previews go to files beside the pictures', latents, if they come and have a file, into it.
+
+    Raises StartError or TriptychError.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    started = time.monotonic()
+    with display() as shown:
+        async with (
+            connected_client(place, shown) as client,
+            aclosing(client.stream(prompts, **options)) as events,
+        ):
+            shown.phase("encoding the prompt")
+            latents: list[NDArray[np.float32]] = []
+            async for event in events:
+                _show(event, shown)
+                for file, preview in zip(files, event.step_completed.previews, strict=False):
+                    await asyncio.to_thread(preview_file(file).write_bytes, preview)
+                if event.HasField("image"):
+                    picture = event.image
+                    if picture.HasField("latents"):
+                        latents.append(message_to_array(picture.latents, "latents"))
+                    await asyncio.to_thread(files[picture.index].write_bytes, picture.png)
+                    seconds = time.monotonic() - started
+                    print(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s", flush=True)
+            if latents_file is not None:
+                await asyncio.to_thread(np.save, latents_file, np.stack(latents), allow_pickle=False)
+
+
+def preview_file(file: Path) -> Path:
+    """Where the latest preview of a picture is: out-preview.png."""
+    return file.with_stem(f"{file.stem}-preview")
+
+
+def _show(event: pb.GenerateResponse, shown: Display) -> None:
+    match event.WhichOneof("event"):
+        case "accepted":
+            for warning in event.accepted.warnings:
+                shown.note(f"warning: {warning}")
+            shown.phase("denoising")
+        case "step_completed":
+            step = event.step_completed
+            shown.step(step.step, step.num_steps)
+            if step.step == step.num_steps:
+                shown.phase("decoding")
+
+
+@asynccontextmanager
+async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
+    """A client of whoever generates."""
+    if place.fused:
+        from triptych_local.running.fused import fused_client
+
+        shown.phase("loading the model into this process")
+        async with fused_client(place.choice) as client:
+            yield client
+    elif place.target is not None:
+        await _check_answers(place.target)
+        async with AsyncClient(place.target) as client:
+            yield client
+    else:
+        async with _address(place.choice, shown) as address, AsyncClient(address) as client:
+            yield client
+
+
+@asynccontextmanager
+async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
+    """The coordinator of `triptych up`, if its model is wanted and it is there, else one for this command."""
+    standing = well_known_folder() / COORDINATOR_SOCKET
+    if choice == ModelChoice() and standing.is_socket() and await serves(f"unix:{standing}"):
+        yield f"unix:{standing}"
+        return
+    choice = choice.pinned()
+    shown.note("Starting the services for this command alone; 'triptych up' in another terminal keeps them.")
+    shown.phase("starting the text encoder, the denoiser, the VAE codec and the coordinator")
+    with temporary_folder() as folder:
+        addresses = Addresses.in_folder(folder)
+        async with running(split_programs(addresses, choice), _say_nothing):
+            yield addresses.coordinator
+
+
+def _say_nothing(_line: str) -> None:
+    """A service's log is of no interest to who wants a picture; what stops it from starting is raised."""
+
+
+async def _check_answers(target: str) -> None:
+    """Raises StartError when nobody listens at the address, or it is none."""
+    try:
+        check_listen(target)
+        await asyncio.wait_for(connected(target), CONNECT_SECONDS)
+    except ValueError as error:
+        raise StartError(f"--target: {error}") from error
+    except TimeoutError as error:
+        raise StartError(f"no coordinator answers at {target} within {CONNECT_SECONDS:g} s") from error

@@ -1,0 +1,129 @@
+"""`triptych rerun`: makes a picture again from what its PNG file says, and compares the two."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from google.protobuf.json_format import ParseDict, ParseError
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.client import GenerationOptions
+from triptych.tensors import array_to_message
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_local.commands.generate import Place, generate_files
+from triptych_local.inputs import read_file, read_latents
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a picture was made from, which it does not hold."""
+
+    image: Path | None = None
+    mask: Path | None = None
+    latents: Path | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file of this program: its pixels, and what it says about itself."""
+
+    path: Path
+    record: Mapping[str, Any]
+    pixels: NDArray[np.uint8]
+
+    @classmethod
+    def read(cls, path: Path) -> Picture:
+        """Reads a file. Raises ValueError when it does not say how it was made."""
+        try:
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
+                text, pixels = image.info.get("triptych"), np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"'{path}' cannot be read as a PNG file: {error}") from error
+        try:
+            record = json.loads(str(text)) if text else None
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"'{path}' does not say how it was made: it has no JSON text 'triptych'")
+        return cls(path, record, pixels)
+
+    def request(self, inputs: Inputs) -> pb.GenerationParameters:
+        """The request that gives the picture. Raises ValueError when it cannot be had from the file."""
+        if "grid" in self.record:
+            raise ValueError(f"'{self.path}' is a grid: only single pictures can be made again")
+        try:
+            message = ParseDict(self.record["request"], pb.GenerationParameters())
+        except (KeyError, ParseError) as error:
+            raise ValueError(f"'{self.path}' says nothing that this version reads: {error}") from error
+        for name in ("image", "mask"):
+            if f"{name}_sha256" in self.record:
+                setattr(message, name, self._input(name, getattr(inputs, name)))
+        if "latents" in self.record:
+            message.latents.CopyFrom(self._latents(inputs.latents))
+        return message
+
+    def _input(self, name: str, path: Path | None) -> bytes:
+        if path is None:
+            raise ValueError(
+                f"'{self.path}' was made from another file, which is not inside: give it with --{name}"
+            )
+        data = read_file(path)
+        if sha256(data).hexdigest() != self.record[f"{name}_sha256"]:
+            raise ValueError(f"'{path}' is not the {name} that '{self.path}' was made from")
+        return data
+
+    def _latents(self, path: Path | None) -> pb.InitialLatents:
+        if path is None:
+            raise ValueError(
+                f"'{self.path}' was made from latents, which are not inside: give them with --latents"
+            )
+        wanted = self.record["latents"]
+        for row in read_latents(path):
+            if sha256(row.tobytes()).hexdigest() == wanted["sha256"]:
+                tensor = array_to_message(row[None])
+                return pb.InitialLatents(**{wanted["kind"]: tensor})
+        raise ValueError(f"'{path}' does not hold the latents that '{self.path}' was made from")
+
+
+async def rerun(picture: Picture, request: pb.GenerationParameters, output: Path, place: Place) -> None:
+    """Makes the picture again, and says on standard error in what and why the two differ, if they do.
+
+    Raises StartError or TriptychError.
+    """
+    options = {field.name: value for field, value in request.ListFields() if field.name != "prompts"}
+    if request.loras:
+        options["loras"] = {lora.name: lora.weight for lora in request.loras}
+    await generate_files(list(request.prompts), cast(GenerationOptions, options), [output], place)
+    for line in compared(picture, Picture.read(output)):
+        print(line, file=sys.stderr, flush=True)
+
+
+def compared(old: Picture, new: Picture) -> Iterator[str]:
+    """Whether two pictures are the same, and what was not the same where they were made."""
+    if np.array_equal(old.pixels, new.pixels):
+        yield "the same picture, to the bit"
+    elif old.pixels.shape != new.pixels.shape:
+        yield "warning: another picture: it is of another size"
+    else:
+        difference = np.abs(old.pixels.astype(int) - new.pixels.astype(int))
+        share = 100 * (difference.max(2) > 0).mean()
+        yield f"warning: {share:.2g} % of the pixels differ, by at most {difference.max()} of 255"
+    before, now = old.record.get("fingerprints", {}), new.record.get("fingerprints", {})
+    for stage in sorted({*before, *now}):
+        was, is_now = (", ".join(prints.get(stage, ["nothing"])) for prints in (before, now))
+        if was != is_now:
+            yield (
+                f"warning: the {stage.replace('_', ' ')} has the fingerprint {is_now}, then it was {was}:"
+                " other weights, dtype, kind of device, number of threads or versions of libraries"
+            )
+    if old.record.get("version") != new.record.get("version"):
+        yield f"warning: version {new.record.get('version')} made it, then it was {old.record.get('version')}"

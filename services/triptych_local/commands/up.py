@@ -1,0 +1,54 @@
+"""`triptych up`: the services run until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import ExitStack
+
+from triptych.serving.addresses import unix_path
+from triptych_local.running.folders import claimed_folder, well_known_folder
+from triptych_local.running.processes import running
+from triptych_local.running.programs import Addresses, ModelChoice, Replicas, fused_program, split_programs
+
+
+async def serve_until_stopped(
+    choice: ModelChoice, fused: bool, base_port: int | None, replicas: Replicas
+) -> None:
+    """Runs the services on Unix sockets, or from base_port on, until SIGINT or SIGTERM. Raises StartError."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    choice = choice.pinned()
+    with ExitStack() as stack:
+        if base_port is None:
+            folder = stack.enter_context(claimed_folder(well_known_folder()))
+            addresses = Addresses.in_folder(folder, replicas)
+        else:
+            addresses = Addresses.on_ports(base_port, replicas)
+        programs = [fused_program(addresses, choice)] if fused else split_programs(addresses, choice)
+        try:
+            async with running(programs, _log):
+                _tell(addresses, fused)
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            _log("stopped")
+
+
+def _tell(addresses: Addresses, fused: bool) -> None:
+    """Says on standard output that all is ready, and how to use it."""
+    coordinator = addresses.coordinator
+    on_socket = coordinator.startswith("unix:")
+    print(f"ready on {coordinator}")
+    for address in () if fused else ",".join(addresses.stages).split(","):
+        print(f"         {address}")
+    target = "" if on_socket else f" --target {coordinator}"
+    print(f'  triptych generate "a red fire truck" -o truck.png{target}')
+    server = f"-unix {unix_path(coordinator)}" if on_socket else coordinator
+    print(f"  grpcurl -plaintext {server} triptych.v1.ImageGenerationService/GetModel", flush=True)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

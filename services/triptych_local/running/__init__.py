@@ -1,0 +1,1 @@
+"""How the services run on one machine: in one process or in several."""

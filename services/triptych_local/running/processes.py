@@ -1,0 +1,191 @@
+"""The services as processes on this machine: started together, watched, restarted, stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from triptych.errors import StartError
+from triptych.serving.addresses import unix_path
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+STEADY_SECONDS = 60.0
+STOP_SECONDS = 35.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A service to run as a process: its module, the address it listens on, its other options.
+
+    environment: what its environment has besides this process's.
+    """
+
+    name: str
+    module: str
+    address: str
+    options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self) -> list[str]:
+        """The command line, run so that the process ends with this one."""
+        run = [sys.executable, "-m", "triptych_local.running.supervised", self.module]
+        # Nobody here has to be told of a stop beforehand, as a load balancer would.
+        return [*run, "--listen", self.address, "--drain-seconds", "0", *self.options]
+
+
+class ServiceProcess:
+    """One service's process, and the next one if it crashes."""
+
+    def __init__(self, program: Program, say: Say) -> None:
+        self.program = program
+        self._say = say
+        self._said: deque[str] = deque(maxlen=40)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts it and returns when it serves. Raises StartError with what it said if it ends before."""
+        process = await self._spawn()
+        await self._until_serving(process)
+        self._watcher = asyncio.create_task(self._watch(process))
+
+    async def stop(self) -> None:
+        """Asks it to stop, waits for that, and ends it if it takes too long."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        if self._reader is not None:
+            await self._reader
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        process = self._process = await asyncio.create_subprocess_exec(
+            *self.program.command(),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            umask=0o077,
+            env=os.environ | self.program.environment,
+            start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
+        )
+        self._reader = asyncio.create_task(self._pass_on_lines(process))
+        return process
+
+    async def _pass_on_lines(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self._said.append(text)
+            self._say(text)
+
+    async def _until_serving(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when it serves. Raises StartError when it ends instead."""
+        ended = asyncio.create_task(process.wait())
+        serving = asyncio.create_task(until_serving(self.program.address))
+        try:
+            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
+        finally:
+            ended.cancel()
+            serving.cancel()
+        if self.program.address.startswith("unix:"):
+            Path(unix_path(self.program.address)).chmod(0o600)
+
+    async def _last_words(self, process: asyncio.subprocess.Process) -> str:
+        """The last error it logged, without its date, or its last line, or how it ended."""
+        if self._reader is not None:
+            await self._reader
+        errors = [line.partition(" ERROR ")[2].partition(": ")[2] for line in self._said if " ERROR " in line]
+        return [_ending(process), *self._said, *errors][-1]
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Starts it again whenever it ends, after a pause that grows while it keeps ending soon."""
+        pause = FIRST_PAUSE
+        while True:
+            started = time.monotonic()
+            await process.wait()
+            if time.monotonic() - started > STEADY_SECONDS:
+                pause = FIRST_PAUSE
+            self._say(f"the {self.program.name} ended ({_ending(process)}); starting it again in {pause:g} s")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            process = await self._spawn()
+            with suppress(StartError):  # its own lines said why; the loop tries again
+                await self._until_serving(process)
+                self._say(f"the {self.program.name} serves again")
+
+
+def _ending(process: asyncio.subprocess.Process) -> str:
+    """How a process ended: "SIGKILL", "exit status 1"."""
+    status = process.returncode
+    return signal.Signals(-status).name if status is not None and status < 0 else f"exit status {status}"
+
+
+@asynccontextmanager
+async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[ServiceProcess]]:
+    """The programs as processes, all of which serve. On the way out the last is stopped first.
+
+    Raises StartError when one does not start; the others are stopped then.
+    """
+    processes = [ServiceProcess(program, say) for program in programs]
+    starts = [asyncio.create_task(process.start()) for process in processes]
+    try:
+        await asyncio.gather(*starts)
+        yield processes
+    finally:
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+        *stages, coordinator = processes  # which is stopped first, so that it never misses a stage
+        await coordinator.stop()
+        await asyncio.gather(*(stage.stop() for stage in stages))
+
+
+async def until_serving(address: str) -> None:
+    """Returns when the server at the address says that it serves."""
+    while not await serves(address):
+        await asyncio.sleep(0.1)
+
+
+async def serves(address: str) -> bool:
+    """Whether a server answers at the address and says that it serves."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            response = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=2
+            )
+        except grpc.RpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def connected(address: str) -> None:
+    """Returns when a server at the address takes connections."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()

@@ -1,0 +1,87 @@
+"""The one thread of a process that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+CORES_LOCK = "TRIPTYCH_CORES_LOCK"
+"""Environment variable: a file that processes which share cores lock while they compute."""
+_LONGEST_TURN_SECONDS = 2.0
+_TURN_POLL_SECONDS = 0.0001
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@functools.cache
+def compute_thread() -> ThreadPoolExecutor:
+    """The thread on which every stage of this process loads its model and runs it.
+
+    OpenMP keeps a team of threads for every thread that ever computed in parallel. As soon as there are more
+    of them than cores, GNU's OpenMP no longer spins at a barrier but sleeps, and a forward pass has hundreds:
+    it takes 1.3 times as long. So all other threads compute without a team.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    worker = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
+    worker.submit(torch.get_num_threads).result()
+    torch.set_num_threads(1)  # of this thread, and of those that begin later
+    return worker
+
+
+async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What `work` returns, computed on the compute thread. Cancelled before it began, it is dropped."""
+
+    def turn() -> R:
+        with _turn():
+            return work(*args, **kwargs)
+
+    return await asyncio.get_running_loop().run_in_executor(compute_thread(), turn)
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """This process's turn on cores that it shares with others, if it was told of a CORES_LOCK.
+
+    Threads that spin at a barrier keep from the cores the very threads of other processes that those wait
+    for: two transformers at once took ten times as long as one after the other. A process that is stopped
+    within its turn holds the others up for _LONGEST_TURN_SECONDS each time.
+    """
+    lock = _cores_lock()
+    if lock is None:
+        yield
+        return
+    held = _locked(lock)
+    try:
+        yield
+    finally:
+        if held:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            time.sleep(2 * _TURN_POLL_SECONDS)  # whoever waits comes first
+
+
+def _locked(lock: int) -> bool:
+    until = time.monotonic() + _LONGEST_TURN_SECONDS
+    while time.monotonic() < until:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_TURN_POLL_SECONDS)
+        else:
+            return True
+    return False
+
+
+@functools.cache
+def _cores_lock() -> int | None:
+    path = os.environ.get(CORES_LOCK)
+    return os.open(path, os.O_RDONLY) if path else None

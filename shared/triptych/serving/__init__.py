@@ -1,0 +1,1 @@
+"""What every service is: a server with settings, addresses, admission and errors."""

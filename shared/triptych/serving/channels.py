@@ -1,0 +1,19 @@
+"""Channel arguments for clients of the services."""
+
+from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
+
+
+def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """Message limits both ways, and pings that find a dead peer within some thirty seconds.
+
+    `ping_timeout_ms` says when a ping counts as lost; `keepalive_timeout_ms` alone is not heeded (gRPC 1.85).
+    """
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]

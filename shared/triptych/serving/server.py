@@ -1,0 +1,190 @@
+"""The one server bootstrap: health, reflection, limits, errors, log lines and a stop that loses no call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from triptych.errors import StartError
+from triptych.serving.addresses import ListenError, claim
+from triptych.serving.allocator import keep_freed_memory
+from triptych.serving.interceptors import ErrorInterceptor
+from triptych.serving.settings import ServerSettings
+from triptych.v1.shared_memory_pb2_grpc import add_SharedMemoryServiceServicer_to_server
+from triptych.wire.shared_memory import NAME as SHARED_MEMORY
+from triptych.wire.shared_memory import SharedMemory, SharedMemoryInterceptor
+
+log = logging.getLogger(__name__)
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+async def _nothing() -> None:
+    """Closes nothing."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A gRPC service: its full name, and what adds its servicer to a server.
+
+    E.g. "triptych.v1.DenoiserService" and partial(add_DenoiserServiceServicer_to_server, servicer).
+    """
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What is ready to serve: services, a few words for the log, and what to await after the last call.
+
+    shared_memory: for clients on this host; None for none.
+    """
+
+    services: Sequence[Service]
+    description: str
+    close: Callable[[], Awaitable[None]] = _nothing
+    shared_memory: SharedMemory | None = None
+
+
+class Server:
+    """A gRPC server with some services, health (of each and of "") and reflection."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        settings: ServerSettings,
+        shared_memory: SharedMemory | None = None,
+    ) -> None:
+        self.address = settings.listen
+        self._settings = settings
+        self._shared_memory = shared_memory
+        interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
+        if shared_memory is not None:
+            add = partial(add_SharedMemoryServiceServicer_to_server, shared_memory)
+            services = [*services, Service(SHARED_MEMORY, add)]
+            interceptors.append(SharedMemoryInterceptor(shared_memory))
+        self._names = [service.name for service in services]
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=interceptors, options=server_options(settings.max_message_bytes)
+        )
+        for service in services:
+            service.add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+
+    async def start(self) -> None:
+        """Listens, and puts the port that was found into `address`. Raises ListenError."""
+        claim(self.address)
+        try:
+            port = self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise ListenError(f"cannot listen on {self.address}") from error
+        if not self.address.startswith("unix:"):
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        await self._server.start()
+        for name in ("", *self._names):
+            await self._health.set(name, _SERVING)
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, serves on for drain_seconds, then lets running calls end within grace_seconds."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._settings.drain_seconds)
+        if self._shared_memory is not None:
+            self._shared_memory.close()
+        await self._server.stop(self._settings.grace_seconds)
+
+
+def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Channel arguments: message limits, one server per port, and room for clients that ping every 10 s."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ]
+
+
+async def serve(settings: ServerSettings, load: Callable[[], Awaitable[Loaded]]) -> None:
+    """Loads, listens, and serves until SIGTERM or SIGINT; a second signal ends the process at once.
+
+    `load` runs before the port opens, so that whoever can connect is served. Raises StartError.
+    """
+    started = time.monotonic()
+    claim(settings.listen)
+    log.info("starting")
+    loaded = await load()
+    server = Server(loaded.services, settings, loaded.shared_memory)
+    await server.start()
+    stopped = _stop_signal()
+    seconds = time.monotonic() - started
+    log.info("ready on %s in %.1f s (%s)", server.address, seconds, loaded.description)
+    log.info("stopping after %s", (await stopped).name)
+    await server.stop()
+    await loaded.close()
+    log.info("stopped")
+
+
+def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded]]) -> NoReturn:
+    """Serves, then exits: with 0 after a signal, with 1 and one log line if the service cannot start.
+
+    `name` is what log lines start with, e.g. "denoiser".
+    """
+    keep_freed_memory()
+    _log_to_stderr(name, settings.log_level)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines repeat, less clearly, what is logged here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while loading, there is nothing to save
+    try:
+        asyncio.run(serve(settings, load))
+    except StartError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _stop_signal() -> asyncio.Future[signal.Signals]:
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def stop(received: signal.Signals) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stopped.set_result(received)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    return stopped
+
+
+def _log_to_stderr(name: str, level: str) -> None:
+    """Lines such as "2026-01-02T03:04:05Z INFO denoiser: ready on unix:/run/denoiser.sock in 1.2 s"."""
+    formatter = logging.Formatter(
+        f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s", "%Y-%m-%dT%H:%M:%SZ"
+    )
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for library in ("httpx", "httpx2"):  # under huggingface_hub: a line with the address for every request
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,0 +1,157 @@
+"""A client's side of shared memory: calls whose large tensors do not pass through the socket, if they can.
+
+If they cannot (a server on another host or without the option, no region free, one that was lost), the same
+call is made with the bytes in its message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from triptych.errors import TriptychError
+from triptych.v1 import shared_memory_pb2, shared_memory_pb2_grpc
+from triptych.wire.messages import TensorChannel, TensorView, WithTensor, tensor_field
+from triptych.wire.regions import Region, open_region
+
+ANSWER_ROOM = 4
+"""A region's size by that of the request's tensor: for four branches' velocities, or latents' pixels."""
+
+_OPEN_SECONDS = 1.0
+_REFUSED_SECONDS = 10.0
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class _HeldRegion:
+    """A region, and the call for as long as which the server keeps it."""
+
+    region: Region
+    call: Any
+
+    def let_go(self) -> None:
+        self.call.cancel()
+
+
+class _Regions:
+    """The regions that a server keeps for this client, each used by one call at a time."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = shared_memory_pb2_grpc.SharedMemoryServiceStub(channel)
+        self._free: list[_HeldRegion] = []
+        self._refused_until = 0.0
+
+    async def take(self, size: int) -> _HeldRegion | None:
+        """A region of at least `size` bytes, or None if the server gives none.
+
+        The latest that was used first: the others stay unused, until the server takes them back.
+        """
+        self._free = [held for held in self._free if not held.call.done()]
+        for index in reversed(range(len(self._free))):
+            if self._free[index].region.size >= size:
+                return self._free.pop(index)
+        if time.monotonic() < self._refused_until:
+            return None
+        held = await self._hold(-(-size // _MEGABYTE) * _MEGABYTE)
+        if held is None:
+            self._refused_until = time.monotonic() + _REFUSED_SECONDS
+        return held
+
+    def give_back(self, held: _HeldRegion) -> None:
+        """For the next call. Only if the server is done with it, which nothing but an answer tells."""
+        self._free.append(held)
+
+    async def _hold(self, size: int) -> _HeldRegion | None:
+        call: Any = self._stub.HoldRegion(shared_memory_pb2.HoldRegionRequest(size=size))
+        try:
+            async with asyncio.timeout(_OPEN_SECONDS):
+                found = await call.read()
+            if found is grpc.aio.EOF:
+                return None
+            region = open_region(found.region, found.size, found.process_id, found.file_descriptor)
+        except (TimeoutError, OSError, grpc.RpcError):
+            call.cancel()
+            return None
+        except BaseException:
+            call.cancel()
+            raise
+        return _HeldRegion(region, call)
+
+
+class SharedMemoryChannel(TensorChannel):
+    """A channel for generated stubs, whose calls send and receive large tensors by shared memory if they can.
+
+    An answer's large tensor is then a TensorView, in a WithTensor.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        super().__init__(channel)
+        self._regions = _Regions(channel)
+
+    def unary_unary(
+        self,
+        method: str,
+        request_serializer: Callable[[Any], bytes],
+        response_deserializer: Any,
+        **options: Any,
+    ) -> Any:
+        """As grpc.aio.Channel's; a call with a large tensor is a coroutine."""
+        usual = super().unary_unary(method, request_serializer, response_deserializer, **options)
+
+        def call(request: Any, /, *, timeout: float | None = None) -> Any:
+            if isinstance(request, WithTensor):
+                return self._call(usual, request, timeout)
+            return usual(request, timeout=timeout)
+
+        return call
+
+    async def _call(self, usual: Any, request: WithTensor, timeout: float | None) -> Any:
+        ends = None if timeout is None else time.monotonic() + timeout
+        held = await self._regions.take(ANSWER_ROOM * request.tensor.data.nbytes)
+        if held is not None:
+            try:
+                return await self._call_in(held, usual, request, _seconds_until(ends))
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:  # which it says of a lost region
+                    raise
+        return await usual(request, timeout=_seconds_until(ends))
+
+    async def _call_in(
+        self, held: _HeldRegion, usual: Any, request: WithTensor, timeout: float | None
+    ) -> Any:
+        try:
+            held.region.write(request.tensor.data)
+            response = await usual(request.in_region(held.region.name), timeout=timeout)
+            taken_out = _taken_out(response, held.region)
+        except BaseException:
+            held.let_go()
+            raise
+        self._regions.give_back(held)
+        return taken_out
+
+
+def _seconds_until(ends: float | None) -> float | None:
+    return None if ends is None else max(0.0, ends - time.monotonic())
+
+
+def _taken_out(response: Message, region: Region) -> Message | WithTensor:
+    """The answer with a copy of what the server wrote to the region."""
+    field = tensor_field(type(response))
+    tensor = getattr(response, field)
+    if not tensor.HasField("shared"):
+        return response
+    reference = tensor.shared
+    if reference.region != region.name or not 0 <= reference.length <= region.size:
+        where = f"{reference.length} bytes of region {reference.region!r}"
+        asked = f"the call has {region.size} bytes of {region.name!r}"
+        raise TriptychError(grpc.StatusCode.INTERNAL, f"the server answered with {where}; {asked}")
+    view = TensorView(tensor.dtype, tuple(tensor.shape), memoryview(region.read(reference.length)))
+    response.ClearField(field)
+    return WithTensor(response, view)
