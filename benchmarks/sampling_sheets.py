@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from triptych.client import AsyncClient, Generation
 from triptych.compute.kernels import configure_math_libraries
-from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import guidance_pb2
 from triptych_local.options import (
     read_layers,
     read_method,
@@ -104,9 +104,9 @@ SHEETS: Mapping[str, Sheet] = {
             "cfg, rescale 0.7": {"guidance_rescale": 0.7},
             "apg": {"guidance_method": read_method("apg")},
             "zero-star": {"guidance_method": read_method("zero-star")},
-            "skip layer 3": {"skip_layer_guidance": _layers(pb.SkipLayerGuidance, "3:1:0:0.5")},
+            "skip layer 3": {"skip_layer_guidance": _layers(guidance_pb2.SkipLayerGuidance, "3:1:0:0.5")},
             "perturb layer 3": {
-                "perturbed_attention_guidance": _layers(pb.PerturbedAttentionGuidance, "3:1:0:0.5")
+                "perturbed_attention_guidance": _layers(guidance_pb2.PerturbedAttentionGuidance, "3:1:0:0.5")
             },
         },
         {f"guidance {scale}": {"guidance_scale": scale} for scale in (1, 2, 3, 4, 5, 7, 10)},

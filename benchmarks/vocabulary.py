@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.client import AsyncClient
 from triptych.tensors import array_to_message
-from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 
 CONCURRENT = 8
 ADDRESS = "unix:{folder}/coordinator.sock"
@@ -181,13 +181,13 @@ def _png(pixels: np.ndarray[Any, Any]) -> bytes:
     return file.getvalue()
 
 
-def message(request: Request, given: Mapping[str, Any]) -> pb.GenerationParameters:
+def message(request: Request, given: Mapping[str, Any]) -> GenerationParameters:
     """The request with its inputs."""
     fields = {name: value for name, value in request.items() if value is not None}
     files = {name: given[fields.pop(name)] for name in ("image", "mask") if name in fields}
     latents = fields.pop("latents", {})
-    parameters = ParseDict(fields, pb.GenerationParameters())
-    parameters.MergeFrom(pb.GenerationParameters(**files))
+    parameters = ParseDict(fields, GenerationParameters())
+    parameters.MergeFrom(GenerationParameters(**files))
     for kind, name in latents.items():
         getattr(parameters.latents, kind).CopyFrom(array_to_message(given[name]))
     return parameters

@@ -46,6 +46,16 @@ ImageGenerationServicer(open_checkpoint(sys.argv[1]), Stubs(None, None, None), C
     assert not packages & {"torch", "transformers", "safetensors", "triptych_denoiser"}
 
 
+def test_the_mathematics_of_sampling_needs_nothing_but_numpy() -> None:
+    sampling = ROOT / "services/triptych_coordinator/sampling"
+    modules = [
+        ".".join(path.relative_to(ROOT / "services").with_suffix("").parts) for path in sampling.rglob("*.py")
+    ]
+    packages = packages_after(f"import {', '.join(modules)}") - sys.stdlib_module_names
+    before = packages_after("import numpy.random") - sys.stdlib_module_names
+    assert packages - before == {"triptych_coordinator"}
+
+
 @pytest.mark.parametrize(
     ("service", "module"), [("triptych_denoiser", "assembly"), ("triptych_vae_codec", "servicer")]
 )

@@ -15,13 +15,13 @@ from triptych_coordinator.initial_latents import begin, noise_stream
 from triptych_coordinator.request.parameters import Parameters
 from triptych_coordinator.request.png import encode_png, png_text
 from triptych_coordinator.request.prompt_weights import WeightedText
-from triptych_coordinator.request.reading import loras_to_messages, parameters_to_message
-from triptych_coordinator.sampling.guidance import Branch, GuidanceInput, Guided
+from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.previews import LatentRgb
-from triptych_coordinator.sampling.reuse import reusing
-from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
-from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.sampling_config import Sampling
 from triptych_coordinator.stages.conditioning import EncodedPrompt
 from triptych_coordinator.stages.fit import Models
@@ -55,15 +55,14 @@ async def generation_events(
         deadline,
         loras_to_messages(parameters.loras),
     )
-    chosen, latents = parameters.sampling, started.latents
-    velocities = reusing(denoiser, Branch(guided.positive), chosen.reuse)
-    solver, num_steps = SOLVERS[chosen.solver.name], len(sigmas) - 1 - started.first_step
-    solution = solver(latents, sigmas[started.first_step :], noise, **chosen.solver.parameters)
+    latents, levels = started.latents, sigmas[started.first_step :]
+    velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
+    solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
     async for step in sample(velocities, solution, guided, started.edit, started.first_step):
         latents, number = step.latents, step.number - started.first_step
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
         if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
-            completed.previews.extend(await asyncio.to_thread(rgb.previews, step.clean))
+            completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
         yield pb.GenerateResponse(step_completed=completed)
     finished.denoise_milliseconds = stopwatch.lap()
 
@@ -90,18 +89,15 @@ async def generation_events(
 
 def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:
     """The noise levels of a start at noise, by the request's schedule and the checkpoint's shift."""
-    chosen = parameters.sampling.sigma_schedule
     image_tokens = models.image_tokens(parameters.height, parameters.width)
-    schedule = SIGMA_SCHEDULES[chosen.name]
-    return schedule(sampling.schedule, parameters.num_inference_steps, image_tokens, **chosen.parameters)
+    return parameters.sigma_schedule.levels(sampling.schedule, parameters.num_inference_steps, image_tokens)
 
 
 async def _encode(
     stages: Stages, models: Models, takes: GuidanceInput, parameters: Parameters, deadline: Deadline
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
-    guidance = parameters.guidance
-    additional = guidance.additional_prompts()
+    additional = parameters.composed_prompts()
     guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
     negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
@@ -116,11 +112,11 @@ async def _encode(
         digests(negative_prompts),
         parameters.guidance_scales(),
         embedded=takes is GuidanceInput.EMBEDDED,
-        method=guidance.method,
-        rescale=guidance.rescale,
+        method=parameters.guidance_method,
+        rescale=parameters.guidance_rescale,
         additional=[digests(prompts) for prompts in additional],
-        weights=[parameters.per_image(weights) for weights in guidance.weights()],
-        layer_guidances=guidance.layer_guidances,
+        weights=[parameters.per_image(weights) for weights in parameters.composition_weights()],
+        layer_guidances=parameters.layer_guidances,
     ), encoded
 
 
@@ -143,6 +139,11 @@ def _accepted(
         for guidance in guided.idle_layer_guidances(first_step)
     ]
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
+
+
+def _previews(rgb: LatentRgb, clean: Latents) -> list[bytes]:
+    """A PNG of each picture, a pixel per latent pixel."""
+    return [encode_png(pixels, {}) for pixels in rgb.pixels(clean)]
 
 
 def _wants_preview(step: int, num_steps: int, every: int) -> bool:

@@ -8,16 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.errors import invalid_argument
-from triptych.tensors import message_to_array
-from triptych.v1 import tensor_pb2
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.request.edits import Edit
-from triptych_coordinator.request.parameters import Parameters
+from triptych_coordinator.request.edits import within
+from triptych_coordinator.request.parameters import Edit, Parameters
 from triptych_coordinator.request.pictures import Size, read_mask, read_picture
 from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
 from triptych_coordinator.sampling.loop import unchanged
 from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise
-from triptych_coordinator.sampling.solvers import Latents, Noise, Reached
+from triptych_coordinator.sampling.solvers.solution import Latents, Noise, Reached
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
 
@@ -67,10 +65,10 @@ async def begin(
     if edit is None:
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
         given = parameters.noise
-        return Start(drawn if given is None else _latents(given, "latents.noise", parameters))
+        return Start(drawn if given is None else _per_image(given, parameters))
     mask = None
     if edit.clean is not None:
-        clean = _latents(edit.clean, "latents.clean", parameters)
+        clean = _per_image(edit.clean, parameters)
     else:
         pixels = await asyncio.to_thread(_canvas, edit, parameters)
         mask = await asyncio.to_thread(_mask, edit, parameters, models.vae_codec.downscale)
@@ -82,9 +80,8 @@ async def begin(
     return Start(noised(clean, drawn, sigmas[first]), first, kept)
 
 
-def _latents(message: tensor_pb2.Tensor, field: str, parameters: Parameters) -> Latents:
+def _per_image(latents: Latents, parameters: Parameters) -> Latents:
     """Latents that the request brings, one or one per picture, as one per picture."""
-    latents: Latents = message_to_array(message, field)
     return np.broadcast_to(latents, (len(parameters.seeds), *latents.shape[1:]))
 
 
@@ -115,4 +112,4 @@ def _mask(edit: Edit, parameters: Parameters, downscale: int) -> NDArray[np.floa
 
 
 def _place(edit: Edit, parameters: Parameters) -> Size:
-    return edit.margins.inside(Size(parameters.width, parameters.height))
+    return within(Size(parameters.width, parameters.height), edit.margins)

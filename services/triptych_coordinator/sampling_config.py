@@ -9,8 +9,9 @@ from pathlib import Path
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych_coordinator.request.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
-from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
+from triptych_coordinator.scheduler_config import flow_schedule
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         pipeline = replace(pipeline, num_inference_steps=steps, guidance_scale=1.0)
     pipeline = _with_own_defaults(pipeline, checkpoint.own_defaults)
     return Sampling(
-        FlowSchedule.from_config(checkpoint.config("scheduler"), pipeline.grid),
+        flow_schedule(checkpoint.config("scheduler"), pipeline.grid),
         pipeline.guidance,
         pipeline.num_inference_steps,
         pipeline.guidance_scale,

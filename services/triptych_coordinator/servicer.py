@@ -11,15 +11,16 @@ import grpc.aio
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.serving.admission import Admission
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.retries import Patience
 from triptych_coordinator.generation import generation_events
+from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.request.reading import parameters_from_message
-from triptych_coordinator.sampling.guidance import GuidanceInput
-from triptych_coordinator.sampling.previews import latent_rgb
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages.conditioning import ConditioningCache
@@ -109,7 +110,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         )
 
     async def _events(
-        self, message: pb.GenerationParameters, seconds: float | None
+        self, message: GenerationParameters, seconds: float | None
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """What Generate streams, of a call that has `seconds` left; None for no limit.
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from triptych.v1 import image_generation_pb2
+    from triptych.v1 import editing_pb2
 
 MARGINS = "LEFT:TOP:RIGHT:BOTTOM"
 VARIATION = "SEED:STRENGTH"
@@ -24,25 +24,25 @@ def read_file(path: Path) -> bytes:
         raise ValueError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
-def read_margins(text: str) -> image_generation_pb2.Margins:
+def read_margins(text: str) -> editing_pb2.Margins:
     """The margins of "64:0:64:0"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import editing_pb2
 
     match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6}):([0-9]{1,6}):([0-9]{1,6})", text.strip())
     if match is None:
         raise ValueError(f"'{text}' are no margins: they are {MARGINS} in pixels, e.g. 64:0:64:0")
     left, top, right, bottom = map(int, match.groups())
-    return pb.Margins(left=left, top=top, right=right, bottom=bottom)
+    return editing_pb2.Margins(left=left, top=top, right=right, bottom=bottom)
 
 
-def read_variation(text: str) -> image_generation_pb2.Variation:
+def read_variation(text: str) -> editing_pb2.Variation:
     """The variation of "42:0.2"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import editing_pb2
 
     match = re.fullmatch(r"([0-9]{1,20}):([0-9]*\.?[0-9]+)", text.strip())
     if match is None or int(match[1]) >= 1 << 64:
         raise ValueError(f"'{text}' is no variation: it is {VARIATION}, e.g. 42:0.2")
-    return pb.Variation(seeds=[int(match[1])], strengths=[float(match[2])])
+    return editing_pb2.Variation(seeds=[int(match[1])], strengths=[float(match[2])])
 
 
 def read_latents(path: Path) -> NDArray[np.float32]:
@@ -60,11 +60,11 @@ def read_latents(path: Path) -> NDArray[np.float32]:
 
 def initial_latents(
     clean: NDArray[np.float32] | None, noise: NDArray[np.float32] | None
-) -> image_generation_pb2.InitialLatents | None:
+) -> editing_pb2.InitialLatents | None:
     """Clean latents or noise as a request has them; None for neither."""
     from triptych.tensors import array_to_message
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import editing_pb2
 
     if clean is not None:
-        return pb.InitialLatents(clean=array_to_message(clean))
-    return None if noise is None else pb.InitialLatents(noise=array_to_message(noise))
+        return editing_pb2.InitialLatents(clean=array_to_message(clean))
+    return None if noise is None else editing_pb2.InitialLatents(noise=array_to_message(noise))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from triptych.v1 import image_generation_pb2
+    from triptych.v1 import guidance_pb2, sampling_pb2
 
 M = TypeVar("M", bound="Message")
 
@@ -34,9 +34,9 @@ def read_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def read_schedule(text: str) -> image_generation_pb2.GuidanceSchedule:
+def read_schedule(text: str) -> guidance_pb2.GuidanceSchedule:
     """The guidance schedule of "constant", "linear:1", "cosine:1", "interval:0.1:0.8" or "list:7,5,1"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import guidance_pb2
 
     kind, *words = text.strip().split(":")
     if kind == "list" and len(words) == 1:
@@ -47,37 +47,39 @@ def read_schedule(text: str) -> image_generation_pb2.GuidanceSchedule:
         kind = ""
     match kind, len(words):
         case "constant", 0:
-            return pb.GuidanceSchedule(constant=pb.ConstantGuidance())
+            return guidance_pb2.GuidanceSchedule(constant=guidance_pb2.ConstantGuidance())
         case "linear", 1:
-            return pb.GuidanceSchedule(linear=pb.LinearGuidance(end_scale=numbers[0]))
+            return guidance_pb2.GuidanceSchedule(linear=guidance_pb2.LinearGuidance(end_scale=numbers[0]))
         case "cosine", 1:
-            return pb.GuidanceSchedule(cosine=pb.CosineGuidance(end_scale=numbers[0]))
+            return guidance_pb2.GuidanceSchedule(cosine=guidance_pb2.CosineGuidance(end_scale=numbers[0]))
         case "interval", 2:
-            return pb.GuidanceSchedule(interval=pb.IntervalGuidance(start=numbers[0], stop=numbers[1]))
+            return guidance_pb2.GuidanceSchedule(
+                interval=guidance_pb2.IntervalGuidance(start=numbers[0], stop=numbers[1])
+            )
         case "list", _ if words:
-            return pb.GuidanceSchedule(explicit=pb.ExplicitGuidance(scales=numbers))
+            return guidance_pb2.GuidanceSchedule(explicit=guidance_pb2.ExplicitGuidance(scales=numbers))
     raise ValueError(f"'{text}' is no guidance schedule: it is {SCHEDULES}")
 
 
-def read_solver(text: str) -> image_generation_pb2.Solver:
+def read_solver(text: str) -> sampling_pb2.Solver:
     """The solver of "heun", "euler-ancestral:0.5" or "adaptive:0.01:0.01"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import sampling_pb2
 
-    return _read_choice(text, pb.Solver(), f"no solver: it is {SOLVERS}")
+    return _read_choice(text, sampling_pb2.Solver(), f"no solver: it is {SOLVERS}")
 
 
-def read_sigma_schedule(text: str) -> image_generation_pb2.SigmaSchedule:
+def read_sigma_schedule(text: str) -> sampling_pb2.SigmaSchedule:
     """The sigma schedule of "karras", "beta:0.5:0.7" or "explicit:1,0.75,0.5,0.25"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import sampling_pb2
 
-    return _read_choice(text, pb.SigmaSchedule(), f"no sigma schedule: it is {SIGMA_SCHEDULES}")
+    return _read_choice(text, sampling_pb2.SigmaSchedule(), f"no sigma schedule: it is {SIGMA_SCHEDULES}")
 
 
-def read_step_reuse(text: str) -> image_generation_pb2.StepReuse:
+def read_step_reuse(text: str) -> sampling_pb2.StepReuse:
     """The reuse between steps of "guidance" or "extrapolation:3"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import sampling_pb2
 
-    return _read_choice(text, pb.StepReuse(), f"no reuse between steps: it is {REUSES}")
+    return _read_choice(text, sampling_pb2.StepReuse(), f"no reuse between steps: it is {REUSES}")
 
 
 def _read_choice(text: str, message: M, otherwise: str) -> M:
@@ -106,24 +108,30 @@ def _read_choice(text: str, message: M, otherwise: str) -> M:
     return message
 
 
-def read_method(text: str) -> image_generation_pb2.GuidanceMethod:
+def read_method(text: str) -> guidance_pb2.GuidanceMethod:
     """The guidance method of "cfg", "apg", "apg:0:15:-0.5", "zero-star" or "zero-star:1"."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import guidance_pb2
 
     kind, *words = text.strip().split(":")
     try:
         match kind, [float(word) for word in words]:
             case "cfg", []:
-                return pb.GuidanceMethod(classifier_free=pb.ClassifierFreeGuidance())
+                return guidance_pb2.GuidanceMethod(classifier_free=guidance_pb2.ClassifierFreeGuidance())
             case "apg", []:
-                return pb.GuidanceMethod(adaptive_projected=pb.AdaptiveProjectedGuidance())
+                return guidance_pb2.GuidanceMethod(
+                    adaptive_projected=guidance_pb2.AdaptiveProjectedGuidance()
+                )
             case "apg", [eta, norm, momentum]:
-                projected = pb.AdaptiveProjectedGuidance(eta=eta, norm_threshold=norm, momentum=momentum)
-                return pb.GuidanceMethod(adaptive_projected=projected)
+                projected = guidance_pb2.AdaptiveProjectedGuidance(
+                    eta=eta, norm_threshold=norm, momentum=momentum
+                )
+                return guidance_pb2.GuidanceMethod(adaptive_projected=projected)
             case "zero-star", []:
-                return pb.GuidanceMethod(zero_star=pb.ZeroStarGuidance())
+                return guidance_pb2.GuidanceMethod(zero_star=guidance_pb2.ZeroStarGuidance())
             case "zero-star", [_]:
-                return pb.GuidanceMethod(zero_star=pb.ZeroStarGuidance(zero_init_steps=int(words[0])))
+                return guidance_pb2.GuidanceMethod(
+                    zero_star=guidance_pb2.ZeroStarGuidance(zero_init_steps=int(words[0]))
+                )
     except ValueError:
         pass
     raise ValueError(f"'{text}' is no guidance method: it is {METHODS}")
@@ -151,11 +159,11 @@ def read_loras(texts: Sequence[str]) -> dict[str, float]:
     return dict(loras)
 
 
-def read_composition(texts: Sequence[str], prompt_weight: float | None) -> image_generation_pb2.Composition:
+def read_composition(texts: Sequence[str], prompt_weight: float | None) -> guidance_pb2.Composition:
     """The composition of texts such as "a red hat" or "a red hat:-0.5", whose last number is the weight."""
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import guidance_pb2
 
-    composition = pb.Composition(prompt_weight=prompt_weight)
+    composition = guidance_pb2.Composition(prompt_weight=prompt_weight)
     for text in texts:
         match = re.fullmatch(r"(.*):\s*([-+]?[0-9]*\.?[0-9]+)\s*", text, re.DOTALL)
         composition.prompts.add(prompt=match[1] if match else text, weight=float(match[2]) if match else None)

@@ -21,7 +21,9 @@ from triptych.errors import TriptychError, from_rpc_error, invalid_argument
 from triptych.serving.channels import channel_options
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
+from triptych.v1 import editing_pb2, guidance_pb2, sampling_pb2
 from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 _MODEL_SECONDS = 10.0
@@ -39,27 +41,27 @@ class GenerationOptions(TypedDict, total=False):
     width: int
     num_inference_steps: int
     guidance_scale: float
-    guidance_schedule: pb2.GuidanceSchedule
+    guidance_schedule: guidance_pb2.GuidanceSchedule
     num_images_per_prompt: int
     seed: int
     seeds: Sequence[int]
     loras: Mapping[str, float]
     model: str
-    solver: pb2.Solver
-    sigma_schedule: pb2.SigmaSchedule
-    step_reuse: pb2.StepReuse
-    guidance_method: pb2.GuidanceMethod
+    solver: sampling_pb2.Solver
+    sigma_schedule: sampling_pb2.SigmaSchedule
+    step_reuse: sampling_pb2.StepReuse
+    guidance_method: guidance_pb2.GuidanceMethod
     guidance_rescale: float
-    skip_layer_guidance: pb2.SkipLayerGuidance
-    perturbed_attention_guidance: pb2.PerturbedAttentionGuidance
-    compositions: Sequence[pb2.Composition]
+    skip_layer_guidance: guidance_pb2.SkipLayerGuidance
+    perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance
+    compositions: Sequence[guidance_pb2.Composition]
     prompt_weighting: bool
     image: bytes
     strength: float
     mask: bytes
-    margins: pb2.Margins
-    latents: pb2.InitialLatents
-    variation: pb2.Variation
+    margins: editing_pb2.Margins
+    latents: editing_pb2.InitialLatents
+    variation: editing_pb2.Variation
     return_latents: bool
     preview_every: int
     timeout: float
@@ -90,7 +92,7 @@ class Generation:
     """A request's pictures, the parameters that give them again, warnings, timings and fingerprints."""
 
     images: list[Image]
-    parameters: pb2.GenerationParameters
+    parameters: GenerationParameters
     warnings: list[str]
     finished: pb2.Finished
 
@@ -290,7 +292,7 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
         given["seeds"] = [given.pop("seed")]
     if "negative_prompt" in given:
         given["negative_prompts"] = _listed(given.pop("negative_prompt"))
-    parameters = pb2.GenerationParameters()
+    parameters = GenerationParameters()
     for name, value in given.items():
         try:
             parameters.MergeFrom(_with_field(name, value))
@@ -299,10 +301,10 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
     return pb2.GenerateRequest(parameters=parameters)
 
 
-def _with_field(field: str, value: Any) -> pb2.GenerationParameters:
+def _with_field(field: str, value: Any) -> GenerationParameters:
     if field == "loras":
         value = [{"name": name, "weight": weight} for name, weight in dict(value).items()]
-    return pb2.GenerationParameters(**{field: value})
+    return GenerationParameters(**{field: value})
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import (
     ImageGenerationServiceStub,
     add_ImageGenerationServiceServicer_to_server,
@@ -102,7 +103,7 @@ class House:
         self, *prompts: str, seconds: float | None = None, **fields: Any
     ) -> pb.GenerateImagesResponse:
         """GenerateImages with 3 steps unless `fields` say otherwise."""
-        parameters = pb.GenerationParameters(prompts=prompts, **{"num_inference_steps": 3, **fields})
+        parameters = GenerationParameters(prompts=prompts, **{"num_inference_steps": 3, **fields})
         request = pb.GenerateImagesRequest(parameters=parameters)
         response = await self.stub.GenerateImages(request, timeout=seconds)
         assert isinstance(response, pb.GenerateImagesResponse)

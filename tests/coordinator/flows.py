@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych_coordinator.sampling.noise import NoiseStream
-from triptych_coordinator.sampling.solvers import SOLVERS, Evaluate, Latents
+from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers.solution import Evaluate, Latents
 
 Flow = Callable[[Latents, Any], NDArray[np.float32]]
 SHAPE = (4, 4, 4)
@@ -55,7 +56,7 @@ def solved(
     """The latents at the last level, and the number of evaluations. Noise comes behind the starting one's."""
     noise = NoiseStream(latents.shape[1:], seeds)
     noise()
-    solution = SOLVERS[solver](latents, sigmas, noise, **parameters)
+    solution = SOLVERS[solver](**parameters).solve(latents, sigmas, noise)
     evaluations, levels = 0, []
     asked = next(solution)
     while True:

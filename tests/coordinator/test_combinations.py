@@ -17,6 +17,7 @@ from tests.coordinator.numpy_stages import CHANNELS
 from triptych.errors import from_rpc_error
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.sampling.noise import randn
 from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sampling.solvers import SOLVERS
@@ -95,8 +96,8 @@ async def rerun(house: House, image: pb.GeneratedImage, fields: Fields) -> Any:
         opened.load()
         said = json.loads(opened.info["triptych"])["request"]
     inputs = {name: fields[name] for name in ("image", "mask", "latents") if name in fields}
-    parameters = ParseDict(said, pb.GenerationParameters())
-    parameters.MergeFrom(pb.GenerationParameters(**inputs))
+    parameters = ParseDict(said, GenerationParameters())
+    parameters.MergeFrom(GenerationParameters(**inputs))
     (again,) = (await house.stub.GenerateImages(pb.GenerateImagesRequest(parameters=parameters))).images
     return pixels(again)
 

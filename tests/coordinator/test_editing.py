@@ -6,7 +6,7 @@ import pytest
 from triptych_coordinator.request.edits import Margins
 from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
 from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise, interpolated, randn
-from triptych_coordinator.sampling.solvers import Latents, Reached
+from triptych_coordinator.sampling.solvers.solution import Latents, Reached
 
 SHAPE = (4, 6, 5)
 

@@ -14,6 +14,7 @@ from tests.coordinator.numpy_stages import CHANNELS, DOWNSCALE
 from tests.coordinator.test_servicer import kind, refused, request
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.tensors import array_to_message, message_to_array
+from triptych.v1 import editing_pb2
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.sampling.noise import randn
 
@@ -71,7 +72,7 @@ async def test_what_a_mask_keeps_stays_and_the_rest_is_made(house: House) -> Non
 
 
 async def test_outpainting_keeps_the_picture_where_it_is(house: House) -> None:
-    margins = pb.Margins(left=16, bottom=32)
+    margins = editing_pb2.Margins(left=16, bottom=32)
     (image,) = (await house.images("a cat", image=PICTURE, margins=margins, seeds=[3])).images
     assert (image.width, image.height) == (80, 96)
     inside = pixels(image)[:64:DOWNSCALE, 16::DOWNSCALE].astype(int)
@@ -95,7 +96,7 @@ async def test_an_edited_picture_of_a_batch_is_the_one_its_seed_gives_alone(hous
 
 async def test_a_variation_goes_from_one_seeds_picture_to_the_others(house: House) -> None:
     first, last = [(await house.images("a cat", seeds=[seed])).images[0] for seed in (1, 2)]
-    variation = pb.Variation(seeds=[2, 2, 2], strengths=[0, 0.5, 1])
+    variation = editing_pb2.Variation(seeds=[2, 2, 2], strengths=[0, 0.5, 1])
     varied = await house.images("a cat", seeds=[1], num_images_per_prompt=3, variation=variation)
     assert list(varied.parameters.seeds) == [1, 1, 1]
     images = [pixels(image) for image in varied.images]
@@ -103,7 +104,7 @@ async def test_a_variation_goes_from_one_seeds_picture_to_the_others(house: Hous
     assert np.array_equal(images[2], pixels(last))
     assert not np.array_equal(images[1], images[0])
     (alone,) = (
-        await house.images("a cat", seeds=[1], variation=pb.Variation(seeds=[2], strengths=[0.5]))
+        await house.images("a cat", seeds=[1], variation=editing_pb2.Variation(seeds=[2], strengths=[0.5]))
     ).images
     assert alone.png == varied.images[1].png
 
@@ -118,7 +119,7 @@ async def test_latents_come_back_and_are_what_was_decoded(house: House) -> None:
 
 async def test_given_noise_is_that_of_a_seed(house: House) -> None:
     noise = array_to_message(randn((1, CHANNELS, 8, 8), 7))
-    given = await house.images("a cat", latents=pb.InitialLatents(noise=noise), seeds=[1])
+    given = await house.images("a cat", latents=editing_pb2.InitialLatents(noise=noise), seeds=[1])
     drawn = await house.images("a cat", seeds=[7])
     assert np.array_equal(pixels(given.images[0]), pixels(drawn.images[0]))
 
@@ -126,7 +127,7 @@ async def test_given_noise_is_that_of_a_seed(house: House) -> None:
 async def test_clean_latents_are_gone_on_from_without_the_codec(house: House) -> None:
     first = (await house.images("a cat", seeds=[1], return_latents=True)).images[0]
     start = message_to_array(first.latents, "latents")[None]
-    clean = pb.InitialLatents(clean=array_to_message(start))
+    clean = editing_pb2.InitialLatents(clean=array_to_message(start))
     edited = await house.images(
         "a dog", latents=clean, strength=0.4, seeds=[2], num_images_per_prompt=2, num_inference_steps=5
     )
@@ -146,7 +147,11 @@ async def test_a_broken_picture_is_the_clients_mistake(house: House) -> None:
 
 async def test_an_edited_picture_says_what_it_was_made_from(house: House) -> None:
     answer = await house.images(
-        "a cat", image=PICTURE, mask=ONES, strength=0.7, variation=pb.Variation(seeds=[5], strengths=[0.2])
+        "a cat",
+        image=PICTURE,
+        mask=ONES,
+        strength=0.7,
+        variation=editing_pb2.Variation(seeds=[5], strengths=[0.2]),
     )
     with Image.open(io.BytesIO(answer.images[0].png), formats=["PNG"]) as opened:
         opened.load()

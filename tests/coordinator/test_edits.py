@@ -10,9 +10,11 @@ from PIL import Image
 
 from tests.coordinator.test_requests import LIMITS, parsed, wrong
 from triptych.tensors import array_to_message
-from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.request.edits import Margins, Variation
-from triptych_coordinator.request.reading import parameters_to_message
+from triptych.v1 import editing_pb2
+from triptych_coordinator.request.edits import within
+from triptych_coordinator.request.parameters import Variation
+from triptych_coordinator.request.writing import parameters_to_message
+from triptych_coordinator.sampling.inpainting import Margins
 
 
 def png(width: int, height: int) -> bytes:
@@ -35,8 +37,8 @@ def latents(*shape: int) -> Any:
         ((640, 480), {"width": 64}, (64, 48)),
         ((640, 480), {"height": 96}, (128, 96)),
         ((640, 480), {"width": 64, "height": 48}, (64, 48)),
-        ((64, 48), {"margins": pb.Margins(left=32, bottom=16)}, (96, 64)),
-        ((64, 48), {"margins": pb.Margins(right=64), "width": 128}, (128, 48)),
+        ((64, 48), {"margins": editing_pb2.Margins(left=32, bottom=16)}, (96, 64)),
+        ((64, 48), {"margins": editing_pb2.Margins(right=64), "width": 128}, (128, 48)),
     ],
 )
 def test_a_picture_gives_the_size_that_is_not_named(
@@ -47,32 +49,32 @@ def test_a_picture_gives_the_size_that_is_not_named(
 
 
 def test_latents_give_the_size_that_is_not_named() -> None:
-    parameters = parsed(latents=pb.InitialLatents(noise=latents(1, 4, 4, 6)))
+    parameters = parsed(latents=editing_pb2.InitialLatents(noise=latents(1, 4, 4, 6)))
     assert (parameters.width, parameters.height) == (48, 32)
 
 
 def test_defaults_of_strength() -> None:
-    edits = [parsed(image=png(64, 48), **f).edit for f in ({}, {"margins": pb.Margins(left=16)})]
+    edits = [parsed(image=png(64, 48), **f).edit for f in ({}, {"margins": editing_pb2.Margins(left=16)})]
     assert [edit.strength for edit in edits if edit] == [0.6, 1.0]
     assert parsed().edit is None
 
 
 def test_an_edit_says_the_same_again_without_its_bytes() -> None:
     parameters = parsed(
-        image=png(64, 48), mask=png(64, 48), strength=0.7, margins=pb.Margins(top=16), seeds=[3],
-        variation=pb.Variation(seeds=[9], strengths=[0.2]), preview_every=4, return_latents=True,
+        image=png(64, 48), mask=png(64, 48), strength=0.7, margins=editing_pb2.Margins(top=16), seeds=[3],
+        variation=editing_pb2.Variation(seeds=[9], strengths=[0.2]), preview_every=4, return_latents=True,
     )  # fmt: skip
     message = parameters_to_message(parameters)
     assert not message.image
     assert not message.mask
-    assert message.margins == pb.Margins(top=16)
+    assert message.margins == editing_pb2.Margins(top=16)
     message.image, message.mask = png(64, 48), png(64, 48)
     assert parsed(**{field.name: value for field, value in message.ListFields()}) == parameters
 
 
 def test_a_variation_keeps_the_seed_and_counts_the_second() -> None:
     parameters = parsed(
-        num_images_per_prompt=3, seeds=[5], variation=pb.Variation(seeds=[7], strengths=[0.1])
+        num_images_per_prompt=3, seeds=[5], variation=editing_pb2.Variation(seeds=[7], strengths=[0.1])
     )
     assert parameters.seeds == (5, 5, 5)
     assert parameters.variation == Variation((7, 8, 9), (0.1, 0.1, 0.1))
@@ -84,7 +86,7 @@ IMAGE = png(64, 48)
 WRONG = {
     "strength without a picture": ({"strength": 0.5}, "strength", "needs image or latents.clean"),
     "strength with noise": (
-        {"strength": 0.5, "latents": pb.InitialLatents(noise=latents(1, 4, 8, 12))},
+        {"strength": 0.5, "latents": editing_pb2.InitialLatents(noise=latents(1, 4, 8, 12))},
         "strength",
         "needs image",
     ),
@@ -92,11 +94,15 @@ WRONG = {
     "too much strength": ({"image": IMAGE, "strength": 1.01}, "strength", "from 0 to 1"),
     "no number": ({"image": IMAGE, "strength": float("nan")}, "strength", "not nan"),
     "a mask of nothing": ({"mask": IMAGE}, "mask", "needs image"),
-    "margins of nothing": ({"margins": pb.Margins(left=8)}, "margins", "needs image"),
-    "margins of 0": ({"image": IMAGE, "margins": pb.Margins()}, "margins", "not all 0"),
-    "negative margins": ({"image": IMAGE, "margins": pb.Margins(left=-16)}, "margins", "not be negative"),
+    "margins of nothing": ({"margins": editing_pb2.Margins(left=8)}, "margins", "needs image"),
+    "margins of 0": ({"image": IMAGE, "margins": editing_pb2.Margins()}, "margins", "not all 0"),
+    "negative margins": (
+        {"image": IMAGE, "margins": editing_pb2.Margins(left=-16)},
+        "margins",
+        "not be negative",
+    ),
     "margins that leave nothing": (
-        {"image": IMAGE, "margins": pb.Margins(left=64), "width": 64, "height": 64},
+        {"image": IMAGE, "margins": editing_pb2.Margins(left=64), "width": 64, "height": 64},
         "margins",
         "must leave room",
     ),
@@ -104,49 +110,65 @@ WRONG = {
     "no mask": ({"image": IMAGE, "mask": b"GIF89a"}, "mask", "must be a PNG, JPEG or WebP file"),
     "a mask of another size": ({"image": IMAGE, "mask": png(64, 64)}, "mask", "as large as image, 64 x 48"),
     "another shape": ({"image": IMAGE, "width": 64, "height": 64}, "image", "do not fit the shape"),
-    "too large a canvas": ({"image": IMAGE, "margins": pb.Margins(left=224)}, "width", "to 256 pixels"),
-    "empty latents": ({"latents": pb.InitialLatents()}, "latents", "must hold noise or clean"),
+    "too large a canvas": (
+        {"image": IMAGE, "margins": editing_pb2.Margins(left=224)},
+        "width",
+        "to 256 pixels",
+    ),
+    "empty latents": ({"latents": editing_pb2.InitialLatents()}, "latents", "must hold noise or clean"),
     "two starts": (
-        {"image": IMAGE, "latents": pb.InitialLatents(clean=latents(1, 4, 6, 8))},
+        {"image": IMAGE, "latents": editing_pb2.InitialLatents(clean=latents(1, 4, 6, 8))},
         "latents",
         "not come together with image",
     ),
     "other channels": (
-        {"latents": pb.InitialLatents(noise=latents(1, 3, 8, 12))},
+        {"latents": editing_pb2.InitialLatents(noise=latents(1, 3, 8, 12))},
         "latents.noise.shape",
         "[pictures, 4, 8, 12]",
     ),
     "latents of another size": (
-        {"latents": pb.InitialLatents(clean=latents(1, 4, 8, 12)), "height": 128},
+        {"latents": editing_pb2.InitialLatents(clean=latents(1, 4, 8, 12)), "height": 128},
         "latents.clean.shape",
         "[pictures, 4, 16, 12]",
     ),
     "latents off the grid": (
-        {"latents": pb.InitialLatents(clean=latents(1, 4, 8, 3))},
+        {"latents": editing_pb2.InitialLatents(clean=latents(1, 4, 8, 3))},
         "width",
         "a multiple of 16",
     ),
     "latents of too many pictures": (
-        {"latents": pb.InitialLatents(noise=latents(2, 4, 8, 12))},
+        {"latents": editing_pb2.InitialLatents(noise=latents(2, 4, 8, 12))},
         "latents.noise.shape",
         "one picture or of all 1, not of 2",
     ),
     "infinite latents": (
-        {"latents": pb.InitialLatents(noise=array_to_message(np.full((1, 4, 8, 12), np.inf, np.float32)))},
+        {
+            "latents": editing_pb2.InitialLatents(
+                noise=array_to_message(np.full((1, 4, 8, 12), np.inf, np.float32))
+            )
+        },
         "latents.noise.data",
         "not finite",
     ),
-    "no second seed": ({"variation": pb.Variation(strengths=[0.5])}, "variation.seeds", "must be one"),
-    "no strength of a variation": ({"variation": pb.Variation(seeds=[1])}, "variation.strengths", "must be"),
+    "no second seed": (
+        {"variation": editing_pb2.Variation(strengths=[0.5])},
+        "variation.seeds",
+        "must be one",
+    ),
+    "no strength of a variation": (
+        {"variation": editing_pb2.Variation(seeds=[1])},
+        "variation.strengths",
+        "must be",
+    ),
     "too strong a variation": (
-        {"variation": pb.Variation(seeds=[1], strengths=[1.5])},
+        {"variation": editing_pb2.Variation(seeds=[1], strengths=[1.5])},
         "variation.strengths[0]",
         "from 0 to 1",
     ),
     "a variation of given noise": (
         {
-            "variation": pb.Variation(seeds=[1], strengths=[0.5]),
-            "latents": pb.InitialLatents(noise=latents(1, 4, 8, 12)),
+            "variation": editing_pb2.Variation(seeds=[1], strengths=[0.5]),
+            "latents": editing_pb2.InitialLatents(noise=latents(1, 4, 8, 12)),
         },
         "variation",
         "not come together with latents.noise",
@@ -170,4 +192,4 @@ def test_previews_need_a_map() -> None:
 def test_what_margins_leave() -> None:
     from triptych_coordinator.request.pictures import Size
 
-    assert Margins(1, 2, 3, 4).inside(Size(20, 30)) == Size(16, 24)
+    assert within(Size(20, 30), Margins(1, 2, 3, 4)) == Size(16, 24)

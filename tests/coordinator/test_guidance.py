@@ -6,23 +6,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.guidance import (
-    AdaptiveProjected,
-    Branch,
-    ClassifierFree,
-    GuidanceSchedule,
-    Guided,
-    PerturbedAttentionGuidance,
-    SkipLayerGuidance,
-    ZeroStar,
-    classifier_free_guidance,
-)
 from triptych_coordinator.sampling.guidance.formulas import (
     adaptive_projected_guidance,
+    classifier_free_guidance,
     composed,
     rescaled,
     zero_star_guidance,
 )
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.layers import (
+    Branch,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
+from triptych_coordinator.sampling.guidance.methods import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    ZeroStarGuidance,
+)
+from triptych_coordinator.sampling.guidance.schedules import ExplicitGuidance
 
 PROMPT, NEGATIVE, OTHER = [b"p"] * 3, [b"n"] * 3, [b"o"] * 3
 SLG = SkipLayerGuidance((2, 3), scale=2.8, start=0.01, stop=0.5)
@@ -39,7 +41,9 @@ def guided(scales: list[float], **options: Any) -> Guided:
     return Guided(PROMPT, NEGATIVE, scales, **options)
 
 
-@pytest.mark.parametrize("method", [ClassifierFree(), AdaptiveProjected(), ZeroStar(0)])
+@pytest.mark.parametrize(
+    "method", [ClassifierFreeGuidance(), AdaptiveProjectedGuidance(), ZeroStarGuidance(0)]
+)
 def test_at_scale_one_every_method_is_the_conditional_branch(method: Any) -> None:
     plan = guided([1.0], method=method, rescale=0.7)
     assert plan.branches(0) == [Branch(PROMPT)]
@@ -70,7 +74,7 @@ def test_apg_shortens_each_pictures_difference_to_the_threshold() -> None:
 
 
 def test_apgs_memory_is_the_sum_of_differences_and_is_not_shortened() -> None:
-    plan = guided([4.0] * 3, method=AdaptiveProjected(eta=1.0, norm_threshold=0.5, momentum=-0.5))
+    plan = guided([4.0] * 3, method=AdaptiveProjectedGuidance(eta=1.0, norm_threshold=0.5, momentum=-0.5))
     memory, expected = None, np.zeros((3, 4, 6, 5), np.float32)
     for step in range(3):
         negative, positive = given = velocities(2, seed=step)
@@ -81,7 +85,7 @@ def test_apgs_memory_is_the_sum_of_differences_and_is_not_shortened() -> None:
 
 
 def test_a_step_without_guidance_leaves_the_memory_as_it_is() -> None:
-    plan = guided([1.0], method=AdaptiveProjected())
+    plan = guided([1.0], method=AdaptiveProjectedGuidance())
     memory = velocities(1)[0]
     assert plan.velocity(0, velocities(1), memory)[1] is memory
 
@@ -93,7 +97,7 @@ def test_zero_star_forgets_how_large_the_negative_velocity_is() -> None:
 
 
 def test_zero_star_needs_no_branch_in_its_first_steps_and_stays() -> None:
-    plan = guided([4.0] * 4, method=ZeroStar(2), layer_guidances=[PAG], rescale=0.5)
+    plan = guided([4.0] * 4, method=ZeroStarGuidance(2), layer_guidances=[PAG], rescale=0.5)
     assert [len(plan.branches(step)) for step in range(4)] == [0, 0, 3, 3]
     velocity, _ = plan.velocity(1, np.empty((0, 3, 4, 6, 5), np.float32))
     assert velocity.shape == (3, 4, 6, 5)
@@ -168,7 +172,9 @@ def test_composed_prompts_need_the_negative_branch_at_scale_one_too() -> None:
     assert np.allclose(plan.velocity(0, given)[0], first + 0.5 * (second - u), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [ClassifierFree(), AdaptiveProjected(0.3, 2.0, -0.5), ZeroStar(0)])
+@pytest.mark.parametrize(
+    "method", [ClassifierFreeGuidance(), AdaptiveProjectedGuidance(0.3, 2.0, -0.5), ZeroStarGuidance(0)]
+)
 def test_a_picture_of_a_batch_has_the_bits_it_has_alone(method: Any) -> None:
     weights = [[1.0, 0.7, 0.2], [0.4, -0.2, 0.1]]
 
@@ -191,4 +197,4 @@ def test_a_picture_of_a_batch_has_the_bits_it_has_alone(method: Any) -> None:
 
 
 def test_an_explicit_schedule_is_its_list() -> None:
-    assert GuidanceSchedule("explicit", {"scales": (7.0, 1.0, 3.0)}).scales(3, 9.0) == [7.0, 1.0, 3.0]
+    assert ExplicitGuidance((7.0, 1.0, 3.0)).over(3, 9.0) == [7.0, 1.0, 3.0]

@@ -1,27 +1,31 @@
-"""PNG files and what they say about themselves."""
+"""What a PNG file says about how it was made."""
 
 import io
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
 from PIL import Image
 
-from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.request.guidance_messages import write_options
-from triptych_coordinator.request.guidance_options import Composition, GuidanceOptions
-from triptych_coordinator.request.parameters import Lora, Parameters
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.request.parameters import Composition, Lora, Parameters, WeightedPrompt
 from triptych_coordinator.request.png import encode_png, png_text
-from triptych_coordinator.request.sampling_options import Choice, SamplingOptions
-from triptych_coordinator.sampling.guidance import (
-    AdaptiveProjected,
-    GuidanceSchedule,
-    PerturbedAttentionGuidance,
-    SkipLayerGuidance,
+from triptych_coordinator.request.writing import parameters_to_message
+from triptych_coordinator.sampling.guidance.layers import PerturbedAttentionGuidance, SkipLayerGuidance
+from triptych_coordinator.sampling.guidance.methods import AdaptiveProjectedGuidance
+from triptych_coordinator.sampling.guidance.schedules import (
+    ConstantGuidance,
+    ExplicitGuidance,
+    IntervalGuidance,
 )
+from triptych_coordinator.sampling.reuse import GuidanceReuse, NoReuse
+from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, ExplicitSigmas, KarrasSigmas
 from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver, HeunSolver
+from triptych_coordinator.sampling.solvers.stochastic import EulerAncestralSolver
 
 FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"v"}}
 
@@ -29,11 +33,9 @@ FINGERPRINTS = {"text_encoder": {"t"}, "denoiser": {"d2", "d1"}, "vae_codec": {"
 def parameters(
     prompt: str,
     negative_prompt: str = "",
-    schedule: GuidanceSchedule | None = None,
-    sampling: SamplingOptions | None = None,
-    guidance: GuidanceOptions | None = None,
+    **chosen: Any,
 ) -> Parameters:
-    return Parameters(
+    usual = Parameters(
         model="triptych-small",
         prompts=("another", prompt),
         negative_prompts=("", negative_prompt),
@@ -41,12 +43,15 @@ def parameters(
         width=96,
         num_inference_steps=28,
         guidance_scale=5.0,
-        guidance_schedule=schedule or GuidanceSchedule(),
+        guidance_schedule=ConstantGuidance(),
         num_images_per_prompt=2,
         seeds=(1, 2, 3, 2**64 - 1),
-        sampling=sampling or SamplingOptions(),
-        guidance=guidance or GuidanceOptions(),
+        solver=EulerSolver(),
+        sigma_schedule=CheckpointSigmas(),
+        step_reuse=NoReuse(),
+        loras=(),
     )
+    return replace(usual, **chosen)
 
 
 def read_back(text: dict[str, str]) -> dict[str, str]:
@@ -77,27 +82,28 @@ def test_without_a_negative_prompt_the_parameters_have_no_line_for_it() -> None:
 
 
 def test_a_guidance_schedule_is_quoted_in_the_parameters() -> None:
-    schedule = GuidanceSchedule("interval", {"start": 0.1, "stop": 0.7})
-    text = png_text(parameters("a zebra", schedule=schedule), 2, FINGERPRINTS)["parameters"]
+    schedule = IntervalGuidance(0.1, 0.7)
+    text = png_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)["parameters"]
     assert r', CFG schedule: "{\"interval\": {\"start\": 0.1, \"stop\": 0.7}}", Version: ' in text
 
 
 def test_solvers_and_schedules_have_the_names_that_other_tools_know() -> None:
-    sampling = SamplingOptions(Choice("euler_ancestral", {"eta": 0.5}), Choice("karras", {"rho": 7.0}))
-    text = png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)["parameters"]
+    chosen = parameters("a zebra", solver=EulerAncestralSolver(0.5), sigma_schedule=KarrasSigmas())
+    text = png_text(chosen, 2, FINGERPRINTS)["parameters"]
     assert "Sampler: Euler a, Schedule type: Karras, Eta: 0.5, " in text
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_has_a_name_in_the_parameters(solver: str) -> None:
-    sampling = SamplingOptions(Choice(solver))
-    assert "Sampler: " in png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)["parameters"]
+    text = png_text(parameters("a zebra", solver=SOLVERS[solver]()), 2, FINGERPRINTS)["parameters"]
+    assert f"Sampler: {SOLVERS[solver].label}, " in text
 
 
 def test_sampling_is_in_the_json() -> None:
-    reuse = Choice("guidance", {"every": 2})
-    sampling = SamplingOptions(Choice("heun"), Choice("explicit", {"sigmas": (1.0, 0.5, 0.0)}), reuse)
-    text = png_text(parameters("a zebra", sampling=sampling), 2, FINGERPRINTS)
+    chosen = parameters(
+        "a zebra", solver=HeunSolver(), sigma_schedule=ExplicitSigmas((1.0, 0.5)), step_reuse=GuidanceReuse()
+    )
+    text = png_text(chosen, 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     assert record["solver"] == {"heun": {}}
     assert record["sigma_schedule"] == {"explicit": {"sigmas": [1.0, 0.5, 0.0]}}
@@ -147,27 +153,32 @@ def test_any_text_survives(prompt: str) -> None:
 
 
 def test_the_guidance_that_was_chosen_is_recorded_as_a_request_has_it() -> None:
-    guidance = GuidanceOptions(
-        AdaptiveProjected(0.3, 15.0, -0.5),
-        0.7,
-        SkipLayerGuidance((1, 2)),
-        PerturbedAttentionGuidance((0,), 0.7),
-        (Composition(("fog",), (1.0,)), Composition(("a red hat",), (-0.3,), 0.9)),
+    chosen = parameters(
+        "a zebra",
+        guidance_method=AdaptiveProjectedGuidance(0.3, 15.0, -0.5),
+        guidance_rescale=0.7,
+        skip_layer_guidance=SkipLayerGuidance((1, 2)),
+        perturbed_attention_guidance=PerturbedAttentionGuidance((0,), 0.7),
+        compositions=(
+            Composition(1.0, (WeightedPrompt("fog"),)),
+            Composition(0.9, (WeightedPrompt("a red hat", -0.3),)),
+        ),
     )
-    text = png_text(parameters("a zebra", guidance=guidance), 2, FINGERPRINTS)
+    text = png_text(chosen, 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     fields = ("guidance_method", "guidance_rescale", "skip_layer_guidance",
               "perturbed_attention_guidance", "compositions")  # fmt: skip
-    message = ParseDict({field: record[field] for field in fields}, pb.GenerationParameters())
-    expected = pb.GenerationParameters()
-    write_options(replace(guidance, compositions=guidance.compositions[1:]), expected)
+    message = ParseDict({field: record[field] for field in fields}, GenerationParameters())
+    expected = parameters_to_message(chosen.alone(2))
+    for field in {name for name in expected.DESCRIPTOR.fields_by_name if name not in fields}:
+        expected.ClearField(field)  # type: ignore[arg-type]
     assert message == expected
     assert ', CFG rescale: 0.7, Skip layer guidance: "{' in text["parameters"]
 
 
 def test_an_explicit_schedule_stands_for_the_scale() -> None:
-    schedule = GuidanceSchedule("explicit", {"scales": (7.0, 1.0)})
-    text = png_text(parameters("a zebra", schedule=schedule), 2, FINGERPRINTS)
+    schedule = ExplicitGuidance((7.0, 1.0))
+    text = png_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     assert record["guidance_schedule"] == {"explicit": {"scales": [7.0, 1.0]}}
     assert "guidance_scale" not in record

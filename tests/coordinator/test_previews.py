@@ -1,18 +1,17 @@
 """The map from latents to colours: where it comes from, and what it makes."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.errors import StartError
-from triptych_coordinator.sampling.previews import LatentRgb, latent_rgb
+from triptych_coordinator.preview_colours import latent_rgb
+from triptych_coordinator.sampling.previews import LatentRgb
 
 
 def with_map(checkpoint: Checkpoint, value: Any) -> Checkpoint:
@@ -24,9 +23,7 @@ def test_a_latent_pixel_becomes_a_pixel() -> None:
     rgb = LatentRgb(np.eye(4, 3, dtype=np.float32), np.array([0, 0, 0.5], np.float32))
     clean = np.zeros((1, 4, 2, 3), np.float32)
     clean[0, :3, 1, 2] = [1, -1, 9]
-    (png,) = rgb.previews(clean)
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        pixels = np.asarray(image)
+    (pixels,) = rgb.pixels(clean)
     assert pixels.shape == (2, 3, 3)
     assert pixels[1, 2].tolist() == [255, 0, 255]
     assert pixels[0, 0].tolist() == [128, 128, 191]

@@ -9,21 +9,28 @@ import pytest
 from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
-from triptych.v1 import image_generation_pb2 as pb
-from triptych_coordinator.request.guidance_options import Composition, GuidanceOptions
-from triptych_coordinator.request.parameters import Limits, Lora, Parameters
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.request.parameters import Composition, Limits, Lora, Parameters, WeightedPrompt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
-from triptych_coordinator.request.reading import parameters_from_message, parameters_to_message
-from triptych_coordinator.request.sampling_options import Choice, SamplingOptions
-from triptych_coordinator.sampling.guidance import (
-    AdaptiveProjected,
-    ClassifierFree,
-    GuidanceInput,
-    GuidanceSchedule,
-    PerturbedAttentionGuidance,
-    SkipLayerGuidance,
-    ZeroStar,
+from triptych_coordinator.request.reading import parameters_from_message
+from triptych_coordinator.request.writing import parameters_to_message
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych_coordinator.sampling.guidance.layers import PerturbedAttentionGuidance, SkipLayerGuidance
+from triptych_coordinator.sampling.guidance.methods import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    ZeroStarGuidance,
 )
+from triptych_coordinator.sampling.guidance.schedules import ConstantGuidance, IntervalGuidance
+from triptych_coordinator.sampling.reuse import GuidanceReuse, NoReuse
+from triptych_coordinator.sampling.sigma_schedules import (
+    CheckpointSigmas,
+    ExplicitSigmas,
+    KarrasSigmas,
+    LinearSigmas,
+)
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
+from triptych_coordinator.sampling.solvers.stochastic import EulerAncestralSolver
 
 LIMITS = Limits(
     model="small",
@@ -50,7 +57,7 @@ WITHOUT_GUIDANCE = replace(LIMITS, guidance=GuidanceInput.NONE, default_guidance
 
 
 def parsed(limits: Limits = LIMITS, **fields: Any) -> Parameters:
-    return parameters_from_message(pb.GenerationParameters(**{"prompts": ["a cat"], **fields}), limits)
+    return parameters_from_message(GenerationParameters(**{"prompts": ["a cat"], **fields}), limits)
 
 
 def wrong(limits: Limits = LIMITS, **fields: Any) -> dict[str, str]:
@@ -68,7 +75,7 @@ def test_every_default_is_filled_in() -> None:
     assert (parameters.height, parameters.width) == (64, 96)
     assert parameters.num_inference_steps == 28
     assert parameters.guidance_scale == 5.0
-    assert parameters.guidance_schedule == GuidanceSchedule("constant", {})
+    assert parameters.guidance_schedule == ConstantGuidance()
     assert parameters.negative_prompts == ("", "")
     assert parameters.model == "small"
     first = parameters.seeds[0]
@@ -158,39 +165,40 @@ def test_the_sampling_with_its_defaults_says_the_same_again(fields: dict[str, An
 
 
 def test_a_request_that_chooses_nothing_gets_euler_on_the_checkpoint_s_levels() -> None:
-    assert parsed().sampling == SamplingOptions(Choice("euler"), Choice("checkpoint"), Choice("none"))
-    assert parsed(solver={}, sigma_schedule={}, step_reuse={}).sampling == parsed().sampling
+    for parameters in (parsed(), parsed(solver={}, sigma_schedule={}, step_reuse={})):
+        chosen = parameters.solver, parameters.sigma_schedule, parameters.step_reuse
+        assert chosen == (EulerSolver(), CheckpointSigmas(), NoReuse())
 
 
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "unipc"])
 def test_solvers_that_a_level_next_to_zero_hurts_get_linear_levels_unless_told_otherwise(solver: str) -> None:
-    assert parsed(solver={solver: {}}).sampling.sigma_schedule == Choice("linear")
+    assert parsed(solver={solver: {}}).sigma_schedule == LinearSigmas()
     told = parsed(solver={solver: {}}, sigma_schedule={"checkpoint": {}})
-    assert told.sampling.sigma_schedule == Choice("checkpoint")
+    assert told.sigma_schedule == CheckpointSigmas()
 
 
 def test_parameters_that_are_left_out_are_the_usual_ones() -> None:
-    assert parsed(solver={"euler_ancestral": {}}).sampling.solver.parameters == {"eta": 1}
-    assert parsed(solver={"euler_ancestral": {"eta": 0}}).sampling.solver.parameters == {"eta": 0}
-    assert parsed(sigma_schedule={"karras": {}}).sampling.sigma_schedule.parameters == {"rho": 7}
-    assert parsed(step_reuse={"guidance": {}}).sampling.reuse.parameters == {"every": 2}
+    assert parsed(solver={"euler_ancestral": {}}).solver == EulerAncestralSolver(1.0)
+    assert parsed(solver={"euler_ancestral": {"eta": 0}}).solver == EulerAncestralSolver(0.0)
+    assert parsed(sigma_schedule={"karras": {}}).sigma_schedule == KarrasSigmas(7.0)
+    assert parsed(step_reuse={"guidance": {}}).step_reuse == GuidanceReuse(2)
 
 
 def test_a_list_of_sigmas_decides_the_number_of_steps() -> None:
     for sigmas in ([1, 0.7, 0.1], [1, 0.7, 0.1, 0]):
         parameters = parsed(sigma_schedule={"explicit": {"sigmas": sigmas}})
         assert parameters.num_inference_steps == 3
-        assert parameters.sampling.sigma_schedule.parameters == {"sigmas": (1, 0.7, 0.1, 0)}
+        assert parameters.sigma_schedule == ExplicitSigmas((1, 0.7, 0.1, 0))
     assert parsed(sigma_schedule={"explicit": {"sigmas": [1, 0.5]}}, num_inference_steps=2) is not None
 
 
 def test_numbers_are_those_the_client_wrote() -> None:
     parameters = parsed(guidance_scale=7.1, guidance_schedule={"interval": {"start": 0.3, "stop": 0.7}})
     assert parameters.guidance_scale == 7.1
-    assert parameters.guidance_schedule.parameters == {"start": 0.3, "stop": 0.7}
+    assert parameters.guidance_schedule == IntervalGuidance(0.3, 0.7)
     assert parameters.guidance_scales() == parsed(
         guidance_scale=7.1, guidance_schedule={"interval": {"start": 0.3, "stop": 0.7}}
-    ).guidance_schedule.scales(28, 7.1)
+    ).guidance_schedule.over(28, 7.1)
 
 
 @pytest.mark.parametrize(
@@ -458,37 +466,43 @@ def test_an_unknown_model_is_not_found() -> None:
     assert parsed(model="small") is not None
 
 
-CHOSEN: dict[str, tuple[dict[str, Any], GuidanceOptions]] = {
-    "nothing": ({}, GuidanceOptions()),
-    "classifier-free": ({"guidance_method": {"classifier_free": {}}}, GuidanceOptions(ClassifierFree())),
+CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "classifier-free": (
+        {"guidance_method": {"classifier_free": {}}},
+        {"guidance_method": ClassifierFreeGuidance()},
+    ),
     "APG as it is": (
         {"guidance_method": {"adaptive_projected": {}}},
-        GuidanceOptions(AdaptiveProjected(0.0, 15.0, -0.5)),
+        {"guidance_method": AdaptiveProjectedGuidance(0.0, 15.0, -0.5)},
     ),
     "APG": (
         {"guidance_method": {"adaptive_projected": {"eta": 0.3, "norm_threshold": 0, "momentum": 0}}},
-        GuidanceOptions(AdaptiveProjected(0.3, 0.0, 0.0)),
+        {"guidance_method": AdaptiveProjectedGuidance(0.3, 0.0, 0.0)},
     ),
-    "CFG-Zero* as it is": ({"guidance_method": {"zero_star": {}}}, GuidanceOptions(ZeroStar(1))),
-    "CFG-Zero*": ({"guidance_method": {"zero_star": {"zero_init_steps": 0}}}, GuidanceOptions(ZeroStar(0))),
-    "rescale": ({"guidance_rescale": 0.7}, GuidanceOptions(rescale=0.7)),
+    "CFG-Zero* as it is": ({"guidance_method": {"zero_star": {}}}, {"guidance_method": ZeroStarGuidance(1)}),
+    "CFG-Zero*": (
+        {"guidance_method": {"zero_star": {"zero_init_steps": 0}}},
+        {"guidance_method": ZeroStarGuidance(0)},
+    ),
+    "rescale": ({"guidance_rescale": 0.7}, {"guidance_rescale": 0.7}),
     "SLG as it is": (
         {"skip_layer_guidance": {"layers": [3, 1]}},
-        GuidanceOptions(skip_layers=SkipLayerGuidance((1, 3), 2.8, 0.01, 0.2)),
+        {"skip_layer_guidance": SkipLayerGuidance((1, 3), 2.8, 0.01, 0.2)},
     ),
     "SLG and PAG": (
         {
             "skip_layer_guidance": {"layers": [2], "scale": 1.1, "start": 0, "stop": 0.3},
             "perturbed_attention_guidance": {"layers": [0], "scale": 0.7, "stop": 0.5},
         },
-        GuidanceOptions(
-            skip_layers=SkipLayerGuidance((2,), 1.1, 0.0, 0.3),
-            perturbed_attention=PerturbedAttentionGuidance((0,), 0.7, 0.0, 0.5),
-        ),
+        {
+            "skip_layer_guidance": SkipLayerGuidance((2,), 1.1, 0.0, 0.3),
+            "perturbed_attention_guidance": PerturbedAttentionGuidance((0,), 0.7, 0.0, 0.5),
+        },
     ),
     "one composition for all prompts": (
         {"compositions": [{"prompts": [{"prompt": "c"}, {"prompt": "d", "weight": -0.3}]}]},
-        GuidanceOptions(compositions=(Composition(("c", "d"), (1.0, -0.3)),) * 2),
+        {"compositions": (Composition(1.0, (WeightedPrompt("c"), WeightedPrompt("d", -0.3))),) * 2},
     ),
     "a composition per prompt": (
         {
@@ -497,15 +511,20 @@ CHOSEN: dict[str, tuple[dict[str, Any], GuidanceOptions]] = {
                 {"prompts": [{"prompt": "d"}]},
             ]
         },
-        GuidanceOptions(compositions=(Composition(("c",), (0.1,), 0.9), Composition(("d",), (1.0,)))),
+        {
+            "compositions": (
+                Composition(0.9, (WeightedPrompt("c", 0.1),)),
+                Composition(1.0, (WeightedPrompt("d"),)),
+            )
+        },
     ),
 }
 
 
-@pytest.mark.parametrize(("fields", "options"), CHOSEN.values(), ids=CHOSEN)
-def test_guidance_is_as_chosen_and_says_so_again(fields: dict[str, Any], options: GuidanceOptions) -> None:
+@pytest.mark.parametrize(("fields", "chosen"), CHOSEN.values(), ids=CHOSEN)
+def test_guidance_is_as_chosen_and_says_so_again(fields: dict[str, Any], chosen: dict[str, Any]) -> None:
     parameters = parsed(prompts=["a", "b"], **fields)
-    assert parameters.guidance == options
+    assert {name: getattr(parameters, name) for name in chosen} == chosen
     assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
 
 
@@ -519,7 +538,7 @@ def test_an_explicit_schedule_says_the_same_again() -> None:
 
 
 def test_a_model_whose_layers_cannot_be_skipped_is_said_so() -> None:
-    message = pb.GenerationParameters(prompts=["a"], skip_layer_guidance={"layers": [0]})
+    message = GenerationParameters(prompts=["a"], skip_layer_guidance={"layers": [0]})
     with pytest.raises(TriptychError, match="skip_layer_guidance: the served model's layers cannot"):
         parameters_from_message(message, replace(LIMITS, num_layers=0))
 
@@ -532,7 +551,7 @@ def test_marks_are_text_unless_weights_are_asked_for() -> None:
 
 
 def test_weights_are_refused_where_the_text_encoder_has_none() -> None:
-    message = pb.GenerationParameters(prompts=["a"], prompt_weighting=True)
+    message = GenerationParameters(prompts=["a"], prompt_weighting=True)
     with pytest.raises(TriptychError, match="prompt_weighting: is not possible with the served model"):
         parameters_from_message(message, replace(LIMITS, prompt_weighting=False))
 
@@ -556,4 +575,4 @@ def test_what_needs_a_second_branch_is_refused_where_guidance_is_distilled(
 
 def test_a_distilled_model_may_be_weakened_and_that_rescaled() -> None:
     skip = {"layers": [1, 2]}
-    assert parsed(EMBEDDED, skip_layer_guidance=skip, guidance_rescale=0.5).guidance.rescale == 0.5
+    assert parsed(EMBEDDED, skip_layer_guidance=skip, guidance_rescale=0.5).guidance_rescale == 0.5

@@ -7,16 +7,24 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.request.sampling_options import Choice
-from triptych_coordinator.sampling.guidance import Branch, Guided
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.noise import NoiseStream, randn
-from triptych_coordinator.sampling.reuse import FeatureReuse, LayerReuse, reusing
+from triptych_coordinator.sampling.reuse import (
+    FeatureReuse,
+    GuidanceReuse,
+    LayerReuse,
+    NoReuse,
+    StepReuse,
+    VelocityExtrapolation,
+    WithFeatureReuse,
+)
 from triptych_coordinator.sampling.sigmas import FlowSchedule
-from triptych_coordinator.sampling.solvers import SOLVERS, Latents
+from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers.solution import Latents
 
 PROMPT, NEGATIVE = b"\x03", b"\x01"
-GUIDANCE, EXTRAPOLATION = "guidance", "extrapolation"
 
 
 class ParallelBranches:
@@ -53,26 +61,26 @@ def noise(*seeds: int) -> Latents:
 
 
 async def sampled(
-    denoiser: Any, reuse: Choice, latents: Latents, scales: Sequence[float], solver: str = "euler"
+    denoiser: Any, reuse: StepReuse, latents: Latents, scales: Sequence[float], solver: str = "euler"
 ) -> tuple[Latents, int]:
     guided = Guided([PROMPT] * len(latents), [NEGATIVE] * len(latents), scales)
     sigmas = FlowSchedule(3.0).sigmas(len(scales), 1)
-    solution = SOLVERS[solver](latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
-    velocities = reusing(denoiser, Branch(guided.positive), reuse)
+    solution = SOLVERS[solver]().solve(latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
+    velocities = reuse.over(denoiser, Branch(guided.positive))
     last = [step.latents async for step in sample(velocities, solution, guided)][-1]
     return last, velocities.reused_rows
 
 
 async def test_the_negative_branch_is_computed_at_every_kth_evaluation() -> None:
     denoiser = ParallelBranches(0.5)
-    _, saved = await sampled(denoiser, Choice(GUIDANCE, {"every": 3}), noise(1, 2), [4.0] * 7)
+    _, saved = await sampled(denoiser, GuidanceReuse(3), noise(1, 2), [4.0] * 7)
     assert denoiser.branches == [2, 1, 1, 2, 1, 1, 2]
     assert saved == 4 * 2
 
 
 async def test_a_difference_that_does_not_change_is_reused_without_loss() -> None:
-    fresh, _ = await sampled(ParallelBranches(), Choice("none"), noise(1), [4.0] * 6)
-    reused, saved = await sampled(ParallelBranches(), Choice(GUIDANCE, {"every": 2}), noise(1), [4.0] * 6)
+    fresh, _ = await sampled(ParallelBranches(), NoReuse(), noise(1), [4.0] * 6)
+    reused, saved = await sampled(ParallelBranches(), GuidanceReuse(2), noise(1), [4.0] * 6)
     assert saved == 3
     assert np.allclose(reused, fresh, rtol=1e-5)
 
@@ -80,7 +88,7 @@ async def test_a_difference_that_does_not_change_is_reused_without_loss() -> Non
 async def test_where_guidance_is_off_nothing_is_reused() -> None:
     denoiser = ParallelBranches()
     scales = [1.0, 4.0, 4.0, 1.0, 4.0, 1.0]
-    _, saved = await sampled(denoiser, Choice(GUIDANCE, {"every": 2}), noise(1), scales)
+    _, saved = await sampled(denoiser, GuidanceReuse(2), noise(1), scales)
     assert denoiser.branches == [1, 2, 1, 1, 2, 1]
     assert saved == 1
 
@@ -88,15 +96,15 @@ async def test_where_guidance_is_off_nothing_is_reused() -> None:
 @pytest.mark.parametrize(("every", "calls"), [(2, 5), (3, 4), (20, 2)])
 async def test_after_two_evaluations_every_kth_is_computed(every: int, calls: int) -> None:
     denoiser = StraightVelocities()
-    _, saved = await sampled(denoiser, Choice(EXTRAPOLATION, {"every": every}), noise(1), [4.0] * 8)
+    _, saved = await sampled(denoiser, VelocityExtrapolation(every), noise(1), [4.0] * 8)
     assert len(denoiser.branches) == calls
     assert saved == 2 * (8 - calls)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "dpmpp_2m", "unipc"])
 async def test_velocities_on_a_straight_line_are_extrapolated_without_loss(solver: str) -> None:
-    fresh, _ = await sampled(StraightVelocities(), Choice("none"), noise(1), [4.0] * 8, solver)
-    choice = Choice(EXTRAPOLATION, {"every": 3})
+    fresh, _ = await sampled(StraightVelocities(), NoReuse(), noise(1), [4.0] * 8, solver)
+    choice = VelocityExtrapolation(3)
     reused, saved = await sampled(StraightVelocities(), choice, noise(1), [4.0] * 8, solver)
     assert saved > 0
     assert np.allclose(reused, fresh, atol=1e-4)
@@ -105,16 +113,15 @@ async def test_velocities_on_a_straight_line_are_extrapolated_without_loss(solve
 async def test_other_branches_start_the_line_anew() -> None:
     denoiser = StraightVelocities()
     scales = [4.0, 4.0, 4.0, 1.0, 1.0, 1.0]
-    fresh, _ = await sampled(StraightVelocities(), Choice("none"), noise(1), scales)
-    reused, saved = await sampled(denoiser, Choice(EXTRAPOLATION, {"every": 2}), noise(1), scales)
+    fresh, _ = await sampled(StraightVelocities(), NoReuse(), noise(1), scales)
+    reused, saved = await sampled(denoiser, VelocityExtrapolation(2), noise(1), scales)
     assert denoiser.branches == [2, 2, 1, 1]
     assert saved == 2 + 1
     assert np.allclose(reused, fresh, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [GUIDANCE, EXTRAPOLATION])
-async def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(name: str) -> None:
-    choice = Choice(name, {"every": 2})
+@pytest.mark.parametrize("choice", [GuidanceReuse(2), VelocityExtrapolation(2)])
+async def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(choice: StepReuse) -> None:
     batch, _ = await sampled(ParallelBranches(0.5), choice, noise(1, 2), [4.0] * 6)
     for k, seed in enumerate((1, 2)):
         alone, _ = await sampled(ParallelBranches(0.5), choice, noise(seed), [4.0] * 6)
@@ -126,7 +133,7 @@ class FewChanges(ParallelBranches):
 
     def __init__(self) -> None:
         super().__init__(0.5)
-        self.reuses: list[list[LayerReuse]] = []
+        self.reuses: list[list[FeatureReuse]] = []
 
     async def predict_reusing(
         self,
@@ -134,7 +141,7 @@ class FewChanges(ParallelBranches):
         sigma: Any,
         branches: Sequence[Branch],
         guidance: float | None,
-        reuses: Sequence[LayerReuse],
+        reuses: Sequence[FeatureReuse],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         self.reuses.append(list(reuses))
         velocities = await self.predict(latents, sigma, branches, guidance)
@@ -152,7 +159,7 @@ class FewChanges(ParallelBranches):
 
 async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
     denoiser, latents = FewChanges(), noise(1, 2)
-    velocities = FeatureReuse(denoiser, threshold=0.5)
+    velocities = WithFeatureReuse(denoiser, threshold=0.5)
     moves = np.array([[0, 0], [0.3, 0.6], [0.6, 0.7]], np.float32)
     for sigma, move in zip((1.0, 0.9, 0.8), moves, strict=True):
         moved = latents + move[:, None, None, None]
@@ -171,7 +178,7 @@ async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
 
 async def test_a_branch_that_was_not_needed_for_a_while_has_kept_its_evaluation() -> None:
     denoiser, latents = FewChanges(), noise(1)
-    velocities = FeatureReuse(denoiser, threshold=0.5)
+    velocities = WithFeatureReuse(denoiser, threshold=0.5)
     both = [Branch([NEGATIVE]), Branch([PROMPT])]
     for sigma, branches in ((1.0, both), (0.9, both[1:]), (0.8, both)):
         await velocities.predict(latents, np.float32(sigma), branches, None)
@@ -181,7 +188,7 @@ async def test_a_branch_that_was_not_needed_for_a_while_has_kept_its_evaluation(
 
 
 async def test_features_of_an_image_of_a_batch_are_those_of_it_alone() -> None:
-    choice = Choice("features", {"threshold": 2.0})
+    choice = LayerReuse(2.0)
     batch, saved = await sampled(FewChanges(), choice, noise(1, 2, 3), [4.0] * 8)
     alone = [await sampled(FewChanges(), choice, noise(seed), [4.0] * 8) for seed in (1, 2, 3)]
     assert 0 < saved == sum(rows for _, rows in alone)

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.guidance import Branch, GuidanceSchedule, Guided, classifier_free_guidance
+from triptych_coordinator.sampling.guidance.formulas import classifier_free_guidance
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.layers import Branch
+from triptych_coordinator.sampling.guidance.schedules import (
+    ConstantGuidance,
+    CosineGuidance,
+    IntervalGuidance,
+    LinearGuidance,
+)
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.noise import NoiseStream, randn
 from triptych_coordinator.sampling.sigmas import FlowSchedule
-from triptych_coordinator.sampling.solvers import Latents, Reached, Solution, euler
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
+from triptych_coordinator.sampling.solvers.solution import Latents, Reached, Solution
 
 PROMPT, NEGATIVE = b"\x03", b"\x01"
 
@@ -44,7 +53,7 @@ async def sampled(
 
 async def last_latents(denoiser: AnalyticDenoiser, latents: Latents, guided: Guided) -> Latents:
     sigmas = FlowSchedule(3.0).sigmas(len(guided.scales), image_tokens=1)
-    solution = euler(latents, sigmas, NoiseStream(latents.shape[1:], [0] * len(latents)))
+    solution = EulerSolver().solve(latents, sigmas, NoiseStream(latents.shape[1:], [0] * len(latents)))
     return [step.latents async for step in sample(denoiser, solution, guided)][-1]
 
 
@@ -62,7 +71,7 @@ async def test_euler_is_of_first_order() -> None:
 async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
     sigmas = FlowSchedule(3.0).sigmas(4, image_tokens=1)
     guided = Guided([PROMPT], [NEGATIVE], [1.0] * 4)
-    solution = euler(noise(1), sigmas, NoiseStream((4, 2, 2), [1]))
+    solution = EulerSolver().solve(noise(1), sigmas, NoiseStream((4, 2, 2), [1]))
     told = [(step.number, step.sigma) async for step in sample(AnalyticDenoiser(), solution, guided)]
     assert [step for step, _ in told] == [1, 2, 3, 4]
     assert [sigma for _, sigma in told] == sigmas[1:].tolist()
@@ -71,7 +80,7 @@ async def test_the_loop_tells_each_step_and_the_level_it_reached() -> None:
 
 async def test_a_step_tells_the_clean_latents_that_its_velocity_points_to() -> None:
     start, sigmas = noise(1), FlowSchedule(3.0).sigmas(4, image_tokens=1)
-    solution = euler(start, sigmas, NoiseStream((4, 2, 2), [1]))
+    solution = EulerSolver().solve(start, sigmas, NoiseStream((4, 2, 2), [1]))
     steps = [step async for step in sample(AnalyticDenoiser(), solution, Guided([PROMPT], [], [1.0] * 4))]
     velocity = np.float32(3) * np.float32(np.log(2)) * start
     assert np.array_equal(steps[0].clean, start - sigmas[0] * velocity)
@@ -83,7 +92,7 @@ async def test_the_solver_goes_on_from_edited_latents() -> None:
     guided = Guided([PROMPT], [], [1.0] * 4)
 
     def solution(start: Latents) -> Solution:
-        return euler(start, sigmas, NoiseStream((4, 2, 2), [1]))
+        return EulerSolver().solve(start, sigmas, NoiseStream((4, 2, 2), [1]))
 
     def doubled(reached: Reached) -> Latents:
         return 2 * reached.latents
@@ -96,7 +105,7 @@ async def test_the_solver_goes_on_from_edited_latents() -> None:
 async def test_a_late_start_is_guided_as_the_steps_it_begins_with() -> None:
     denoiser, sigmas = AnalyticDenoiser(), FlowSchedule(3.0).sigmas(4, image_tokens=1)
     guided = Guided([PROMPT], [NEGATIVE], [1.0, 1.0, 4.0, 1.0])
-    solution = euler(noise(1), sigmas[2:], NoiseStream((4, 2, 2), [1]))
+    solution = EulerSolver().solve(noise(1), sigmas[2:], NoiseStream((4, 2, 2), [1]))
     numbers = [step.number async for step in sample(denoiser, solution, guided, first_step=2)]
     assert (numbers, denoiser.branches) == ([3, 4], [2, 1])
 
@@ -124,21 +133,21 @@ async def test_guidance_goes_from_the_negative_branch_through_the_prompts() -> N
 
 
 async def test_an_interval_over_all_steps_is_constant_guidance_to_the_bit() -> None:
-    interval = GuidanceSchedule("interval", {"start": 0.0, "stop": 1.0}).scales(7, 4.5)
-    assert interval == GuidanceSchedule().scales(7, 4.5)
+    interval = IntervalGuidance(0.0, 1.0).over(7, 4.5)
+    assert interval == ConstantGuidance().over(7, 4.5)
     assert np.array_equal(await sampled(noise(1), interval), await sampled(noise(1), [4.5] * 7))
 
 
 async def test_steps_outside_the_interval_do_not_compute_the_negative_branch() -> None:
     denoiser = AnalyticDenoiser()
-    scales = GuidanceSchedule("interval", {"start": 0.2, "stop": 0.7}).scales(10, 4.0)
+    scales = IntervalGuidance(0.2, 0.7).over(10, 4.0)
     await sampled(noise(1), scales, denoiser)
     assert denoiser.branches == [1, 1, 2, 2, 2, 2, 2, 1, 1, 1]
 
 
 async def test_an_embedded_scale_goes_to_the_model_and_needs_one_branch() -> None:
     denoiser = AnalyticDenoiser()
-    scales = GuidanceSchedule("interval", {"start": 0.25, "stop": 1.0}).scales(4, 3.5)
+    scales = IntervalGuidance(0.25, 1.0).over(4, 3.5)
     embedded = await last_latents(denoiser, noise(1), Guided([PROMPT], [], scales, embedded=True))
     assert denoiser.branches == [1] * 4
     assert denoiser.guidance == [1.0, 3.5, 3.5, 3.5]
@@ -159,13 +168,13 @@ async def test_a_picture_of_a_batch_is_the_one_its_seed_gives_alone() -> None:
 
 
 def test_schedules_start_at_the_scale_and_end_where_they_say() -> None:
-    linear = GuidanceSchedule("linear", {"end_scale": 1.0}).scales(5, 9.0)
-    cosine = GuidanceSchedule("cosine", {"end_scale": 1.0}).scales(5, 9.0)
+    linear = LinearGuidance(1.0).over(5, 9.0)
+    cosine = CosineGuidance(1.0).over(5, 9.0)
     assert linear == [9.0, 7.0, 5.0, 3.0, 1.0]
     assert cosine == pytest.approx([9.0, 5 + 2 * 2**1.5 / 2, 5.0, 5 - 2 * 2**1.5 / 2, 1.0])
     assert cosine[-1] == 1.0
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_a_schedule_of_one_step_is_the_scale(name: str) -> None:
-    assert GuidanceSchedule(name, {"end_scale": 1.0}).scales(1, 9.0) == [9.0]
+@pytest.mark.parametrize("kind", [LinearGuidance, CosineGuidance])
+def test_a_schedule_of_one_step_is_the_scale(kind: type[LinearGuidance | CosineGuidance]) -> None:
+    assert kind(1.0).over(1, 9.0) == [9.0]

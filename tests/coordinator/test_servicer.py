@@ -18,6 +18,7 @@ from tests.coordinator.numpy_stages import MODEL, WIDTH
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.settings import CoordinatorLimits
 
@@ -37,7 +38,7 @@ def kind(event: pb.GenerateResponse) -> str | None:
 
 
 def request(*prompts: str, **fields: Any) -> pb.GenerateRequest:
-    return pb.GenerateRequest(parameters=pb.GenerationParameters(prompts=prompts, **fields))
+    return pb.GenerateRequest(parameters=GenerationParameters(prompts=prompts, **fields))
 
 
 async def test_the_stream_brings_accepted_every_step_every_picture_and_finished(house: House) -> None:
@@ -160,7 +161,7 @@ async def test_every_solver_makes_the_picture_that_its_seed_gives_alone(house: H
 
 async def test_an_explicit_list_decides_steps_and_levels(house: House) -> None:
     schedule = {"explicit": {"sigmas": [1, 0.5]}}
-    parameters = pb.GenerationParameters(prompts=["a cat"], sigma_schedule=schedule)
+    parameters = GenerationParameters(prompts=["a cat"], sigma_schedule=schedule)
     call = house.stub.Generate(pb.GenerateRequest(parameters=parameters))
     steps = [event.step_completed async for event in call if kind(event) == "step_completed"]
     assert [(s.step, s.num_steps, s.sigma) for s in steps] == [(1, 2, 0.5), (2, 2, 0)]

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES, beta_quantile, explicit, linear
+from triptych_coordinator.sampling.sigma_schedules import (
+    SIGMA_SCHEDULES,
+    ExplicitSigmas,
+    LinearSigmas,
+    beta_quantile,
+)
 from triptych_coordinator.sampling.sigmas import FlowSchedule
 
 OWN = FlowSchedule(3.0)
@@ -14,7 +19,7 @@ of_n_steps = pytest.mark.parametrize("name", [name for name in SIGMA_SCHEDULES i
 @of_n_steps
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 28, 200])
 def test_levels_fall_strictly_from_1_to_0(name: str, num_steps: int) -> None:
-    sigmas = SIGMA_SCHEDULES[name](OWN, num_steps, TOKENS)
+    sigmas = SIGMA_SCHEDULES[name]().levels(OWN, num_steps, TOKENS)
     assert sigmas.dtype == np.float32
     assert sigmas.shape == (num_steps + 1,)
     assert sigmas[0] == pytest.approx(1, abs=1e-6)
@@ -24,12 +29,15 @@ def test_levels_fall_strictly_from_1_to_0(name: str, num_steps: int) -> None:
 
 
 def test_linear_levels_are_shifted_once() -> None:
-    assert linear(FlowSchedule(1.0), 4, TOKENS).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert linear(OWN, 4, TOKENS) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
+    assert LinearSigmas().levels(FlowSchedule(1.0), 4, TOKENS).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert LinearSigmas().levels(OWN, 4, TOKENS) == pytest.approx([1, 0.9, 0.75, 0.5, 0])
 
 
 def test_a_list_is_used_as_it_is() -> None:
-    assert explicit(OWN, 2, TOKENS, (0.9, 0.4, 0.0)).tolist() == np.array([0.9, 0.4, 0], np.float32).tolist()
+    assert (
+        ExplicitSigmas((0.9, 0.4)).levels(OWN, 2, TOKENS).tolist()
+        == np.array([0.9, 0.4, 0], np.float32).tolist()
+    )
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.6), (1.0, 1.0), (0.1, 3.0), (2.0, 0.5), (10.0, 10.0)])

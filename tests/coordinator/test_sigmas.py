@@ -6,6 +6,7 @@ import pytest
 
 from triptych.errors import StartError
 from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
+from triptych_coordinator.scheduler_config import flow_schedule
 
 
 @pytest.mark.parametrize(
@@ -19,9 +20,9 @@ from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
     ],
 )
 def test_an_unsupported_scheduler_option_is_refused(option: str) -> None:
-    assert FlowSchedule.from_config({"shift": 3.0, option: False}) == FlowSchedule(3.0)
+    assert flow_schedule({"shift": 3.0, option: False}) == FlowSchedule(3.0)
     with pytest.raises(StartError, match=option):
-        FlowSchedule.from_config({"shift": 3.0, option: True})
+        flow_schedule({"shift": 3.0, option: True})
 
 
 @pytest.mark.parametrize(
@@ -46,17 +47,17 @@ def test_an_unsupported_scheduler_option_is_refused(option: str) -> None:
 )
 def test_a_scheduler_that_cannot_be_followed_is_refused(config: dict[str, Any], says: str) -> None:
     with pytest.raises(StartError, match=says):
-        FlowSchedule.from_config(config)
+        flow_schedule(config)
 
 
 def test_one_step_has_nothing_to_stretch() -> None:
-    schedule = FlowSchedule.from_config({"shift": 3.0, "shift_terminal": 0.1})
+    schedule = flow_schedule({"shift": 3.0, "shift_terminal": 0.1})
     assert schedule.sigmas(1, image_tokens=16).tolist() == [1, 0]
     assert schedule.sigmas(5, image_tokens=16)[-2:].tolist() == pytest.approx([0.1, 0])
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])
 def test_larger_pictures_stay_longer_at_high_noise(kind: str) -> None:
-    schedule = FlowSchedule.from_config({"use_dynamic_shifting": True, "time_shift_type": kind}, Grid.EVEN)
+    schedule = flow_schedule({"use_dynamic_shifting": True, "time_shift_type": kind}, Grid.EVEN)
     small, large = schedule.sigmas(8, image_tokens=256), schedule.sigmas(8, image_tokens=4096)
     assert (large[1:-1] > small[1:-1]).all()

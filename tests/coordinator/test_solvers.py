@@ -22,7 +22,8 @@ from tests.coordinator.flows import (
 from triptych_coordinator.sampling.noise import NoiseStream, randn
 from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sampling.sigmas import FlowSchedule
-from triptych_coordinator.sampling.solvers import SOLVERS, Evaluate, Latents, Reached
+from triptych_coordinator.sampling.solvers import SOLVERS
+from triptych_coordinator.sampling.solvers.solution import Evaluate, Latents, Reached
 
 OWN = FlowSchedule(3.0)
 STOCHASTIC: Mapping[str, Mapping[str, float]] = {
@@ -66,7 +67,7 @@ def test_the_error_falls_as_the_order_says(solver: str, order: int, parameters: 
 
 
 def test_higher_orders_are_closer_from_noise_to_picture() -> None:
-    sigmas = SIGMA_SCHEDULES["linear"](OWN, 16, 1)
+    sigmas = SIGMA_SCHEDULES["linear"]().levels(OWN, 16, 1)
     exact = gaussian_path(noise(1), 0)
     errors = {
         solver: float(np.abs(solved(solver, gaussian, noise(1), sigmas)[0] - exact).max())
@@ -79,7 +80,11 @@ def test_higher_orders_are_closer_from_noise_to_picture() -> None:
 def test_solvers_over_lambda_want_the_linear_levels(solver: str) -> None:
     exact = gaussian_path(noise(1), 0)
     linear, own = (
-        float(np.abs(solved(solver, gaussian, noise(1), SIGMA_SCHEDULES[name](OWN, 16, 1))[0] - exact).max())
+        float(
+            np.abs(
+                solved(solver, gaussian, noise(1), SIGMA_SCHEDULES[name]().levels(OWN, 16, 1))[0] - exact
+            ).max()
+        )
         for name in ("linear", "checkpoint")
     )
     assert linear < own / 2
@@ -107,7 +112,7 @@ def test_a_solver_costs_what_it_says(solver: str, evaluations: int) -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9])
 def test_no_grid_gives_infinite_numbers(solver: str, schedule: str, num_steps: int) -> None:
     with np.errstate(all="raise", under="ignore"):
-        latents, _ = solved(solver, waves, noise(1), SIGMA_SCHEDULES[schedule](OWN, num_steps, 1))
+        latents, _ = solved(solver, waves, noise(1), SIGMA_SCHEDULES[schedule]().levels(OWN, num_steps, 1))
     assert np.isfinite(latents).all()
 
 
@@ -133,7 +138,7 @@ def test_the_seed_alone_decides(solver: str) -> None:
 
 @every_solver
 def test_a_solver_goes_on_from_edited_latents(solver: str) -> None:
-    solution = SOLVERS[solver](noise(1), OWN.sigmas(3, 1), NoiseStream(SHAPE, [1]))
+    solution = SOLVERS[solver]().solve(noise(1), OWN.sigmas(3, 1), NoiseStream(SHAPE, [1]))
     asked: Any = next(solution)
     edits = 0
     while edits < 2:

@@ -16,6 +16,7 @@ from triptych.errors import TriptychError
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_local.cli import app
 from triptych_local.commands.bench import Bench, Loads, table
 from triptych_local.commands.load import Closed, Measurement, Mix, Outcome, Period, Poisson, Work, measure
@@ -68,7 +69,7 @@ async def test_a_closed_loop_keeps_its_number_of_requests_running() -> None:
         most = max(most, running)
         await asyncio.sleep(0.02)
         running -= 1
-        return Generation([], pb.GenerationParameters(), [], pb.Finished())
+        return Generation([], GenerationParameters(), [], pb.Finished())
 
     measured = await measure(generate, MIX, Closed(3), Period(0.1, 0.4), 0, lambda *_: None)
     assert most == 3
@@ -83,7 +84,7 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
     async def generate(work: Work) -> Generation:
         async with one_at_a_time:
             await asyncio.sleep(0.1)
-        return Generation([], pb.GenerationParameters(), [], pb.Finished())
+        return Generation([], GenerationParameters(), [], pb.Finished())
 
     measured = await measure(generate, MIX, Poisson(40.0), Period(0.0, 0.5), 3, lambda *_: None)
     assert [outcome.arrived for outcome in measured.outcomes] == list(Poisson(40.0).arrivals(0.5, 3))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import guidance_pb2
 from triptych_local.options import read_composition, read_layers, read_method, read_schedule
 
 
@@ -40,11 +40,11 @@ def test_other_layers_are_refused(text: str) -> None:
 
 
 def test_a_composed_prompts_weight_is_its_last_number() -> None:
-    assert read_composition(["a hat:-0.5", "at 10:30: fog", "ratio 3:2 "], None) == pb.Composition(
+    assert read_composition(["a hat:-0.5", "at 10:30: fog", "ratio 3:2 "], None) == guidance_pb2.Composition(
         prompts=[
-            pb.WeightedPrompt(prompt="a hat", weight=-0.5),
-            pb.WeightedPrompt(prompt="at 10:30: fog"),
-            pb.WeightedPrompt(prompt="ratio 3", weight=2),
+            guidance_pb2.WeightedPrompt(prompt="a hat", weight=-0.5),
+            guidance_pb2.WeightedPrompt(prompt="at 10:30: fog"),
+            guidance_pb2.WeightedPrompt(prompt="ratio 3", weight=2),
         ]
     )
     assert read_composition(["a hat"], 0.5).prompt_weight == 0.5

@@ -141,11 +141,11 @@ async def test_inpainting(client: AsyncClient, pipeline: StableDiffusion3Pipelin
 
 async def test_given_noise(client: AsyncClient, pipeline: StableDiffusion3Pipeline) -> None:
     from triptych.tensors import array_to_message
-    from triptych.v1 import image_generation_pb2 as pb
+    from triptych.v1 import editing_pb2
 
     noise = RNG.standard_normal((2, 16, HEIGHT // 8, WIDTH // 8), np.float32)
     reference = theirs(
         pipeline, StableDiffusion3Pipeline, latents=torch.from_numpy(noise), num_inference_steps=4
     )
-    latents = pb.InitialLatents(noise=array_to_message(noise))
+    latents = editing_pb2.InitialLatents(noise=array_to_message(noise))
     assert furthest(await ours(client, latents=latents, num_inference_steps=4), reference) <= 1

@@ -15,8 +15,10 @@ from diffusers.guiders import (
 )
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling import guidance as ours
-from triptych_coordinator.sampling.guidance import Branch, Guided
+from triptych_coordinator.sampling.guidance import layers, methods
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.layers import Branch
+from triptych_coordinator.sampling.guidance.schedules import IntervalGuidance
 
 STEPS = 30
 SHAPE = (3, 16, 12, 10)
@@ -45,7 +47,7 @@ def assert_same_steps(plan: Guided, guider: Any) -> None:
         guider.set_state(step, STEPS, torch.tensor(0))
         guider.prepare_inputs({})  # makes the memory at step 0
         given, names = velocities(step), [name(branch) for branch in plan.branches(step)]
-        assert len(names) == (guider.num_conditions if step >= plan.method.zero_init_steps else 0)
+        assert len(names) == (guider.num_conditions if step >= plan.method.first_guided_step else 0)
         taken = {key: torch.from_numpy(given[key]) for key in inspect.signature(guider.forward).parameters}
         expected = guider.forward(**taken).pred.numpy()
         stacked = np.stack([given[key] for key in names]) if names else np.empty((0, *SHAPE), np.float32)
@@ -65,7 +67,7 @@ def test_classifier_free_guidance(scale: float, rescale: float) -> None:
 
 
 def test_an_interval_of_guidance() -> None:
-    scales = ours.GuidanceSchedule("interval", {"start": 0.15, "stop": 0.65}).scales(STEPS, 6.0)
+    scales = IntervalGuidance(0.15, 0.65).over(STEPS, 6.0)
     guider = ClassifierFreeGuidance(guidance_scale=6.0, start=0.15, stop=0.65)
     assert_same_steps(Guided(PROMPT, NEGATIVE, scales), guider)
 
@@ -81,14 +83,14 @@ def test_adaptive_projected_guidance(eta: float, threshold: float, momentum: flo
         eta=eta,
         guidance_rescale=0.2,
     )
-    method = ours.AdaptiveProjected(eta, threshold, momentum or 0.0)
+    method = methods.AdaptiveProjectedGuidance(eta, threshold, momentum or 0.0)
     assert_same_steps(plan(method=method, rescale=0.2), guider)
 
 
 @pytest.mark.parametrize("zero_init_steps", [0, 1, 3])
 def test_zero_star(zero_init_steps: int) -> None:
     guider = ClassifierFreeZeroStarGuidance(guidance_scale=5.0, zero_init_steps=zero_init_steps)
-    assert_same_steps(plan(method=ours.ZeroStar(zero_init_steps)), guider)
+    assert_same_steps(plan(method=methods.ZeroStarGuidance(zero_init_steps)), guider)
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -100,8 +102,8 @@ def test_skip_layer_guidance(rescale: float) -> None:
         skip_layer_guidance_stop=0.5,
         guidance_rescale=rescale,
     )
-    layers = ours.SkipLayerGuidance((1,), 2.8, 0.1, 0.5)
-    assert_same_steps(plan(rescale=rescale, layer_guidances=[layers]), guider)
+    weakened = layers.SkipLayerGuidance((1,), 2.8, 0.1, 0.5)
+    assert_same_steps(plan(rescale=rescale, layer_guidances=[weakened]), guider)
 
 
 def test_perturbed_attention_guidance() -> None:
@@ -113,5 +115,5 @@ def test_perturbed_attention_guidance() -> None:
         perturbed_guidance_start=0.1,
         perturbed_guidance_stop=0.5,
     )
-    layers = ours.PerturbedAttentionGuidance((1,), 1.7, 4 / STEPS, 0.5)
-    assert_same_steps(plan(layer_guidances=[layers]), guider)
+    weakened = layers.PerturbedAttentionGuidance((1,), 1.7, 4 / STEPS, 0.5)
+    assert_same_steps(plan(layer_guidances=[weakened]), guider)

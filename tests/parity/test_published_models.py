@@ -23,7 +23,7 @@ from tests.shared import original_names
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.layouts import diffusers_tensors, flux_config, flux_table, sd3_config, sd3_table
 from triptych.compute import loading
-from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.sigmas import DynamicShift
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer

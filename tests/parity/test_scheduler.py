@@ -11,7 +11,8 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 
 from triptych_coordinator.sampling.noise import NoiseStream
 from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
-from triptych_coordinator.sampling.solvers import euler
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
+from triptych_coordinator.scheduler_config import flow_schedule
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -40,7 +41,7 @@ def assert_equal(ours: np.ndarray, scheduler: Any) -> None:
 def test_the_sigmas_of_training_are_those_of_diffusers(shift: float, num_inference_steps: int) -> None:
     scheduler = scheduler_of(shift=shift)
     scheduler.set_timesteps(num_inference_steps)
-    schedule = FlowSchedule.from_config(dict(scheduler.config))
+    schedule = flow_schedule(dict(scheduler.config))
     assert_equal(schedule.sigmas(num_inference_steps, image_tokens=1), scheduler)
 
 
@@ -48,7 +49,7 @@ def test_the_sigmas_of_training_are_those_of_diffusers(shift: float, num_inferen
 @STEPS
 def test_even_sigmas_are_those_of_diffusers(shift: float, num_inference_steps: int) -> None:
     scheduler = scheduler_of(shift=shift)
-    schedule = FlowSchedule.from_config(dict(scheduler.config), Grid.EVEN)
+    schedule = flow_schedule(dict(scheduler.config), Grid.EVEN)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps))
     assert_equal(schedule.sigmas(num_inference_steps, image_tokens=1), scheduler)
 
@@ -56,7 +57,7 @@ def test_even_sigmas_are_those_of_diffusers(shift: float, num_inference_steps: i
 @SHIFT
 def test_even_sigmas_by_torch_are_those_of_diffusers(shift: float) -> None:
     scheduler = scheduler_of(shift=shift)
-    schedule = FlowSchedule.from_config(dict(scheduler.config), Grid.EVEN_BY_TORCH)
+    schedule = flow_schedule(dict(scheduler.config), Grid.EVEN_BY_TORCH)
     for num_inference_steps in range(1, 201):
         scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_inference_steps))
         assert_equal(schedule.sigmas(num_inference_steps, image_tokens=1), scheduler)
@@ -74,7 +75,7 @@ def test_dynamic_sigmas_are_those_of_diffusers(
     grid: Grid, time_shift_type: str, config: dict[str, float], num_inference_steps: int
 ) -> None:
     scheduler = scheduler_of(use_dynamic_shifting=True, shift=3.0, time_shift_type=time_shift_type, **config)
-    schedule = FlowSchedule.from_config(dict(scheduler.config), grid)
+    schedule = flow_schedule(dict(scheduler.config), grid)
     even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     for image_tokens in IMAGE_TOKENS:
         sigmas = even if grid is Grid.EVEN else None
@@ -89,7 +90,7 @@ def test_stretched_sigmas_are_those_of_diffusers(
     dynamic: bool, terminal: float, num_inference_steps: int
 ) -> None:
     scheduler = scheduler_of(use_dynamic_shifting=dynamic, shift=3.0, shift_terminal=terminal)
-    schedule = FlowSchedule.from_config(dict(scheduler.config), Grid.EVEN)
+    schedule = flow_schedule(dict(scheduler.config), Grid.EVEN)
     sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     scheduler.set_timesteps(sigmas=sigmas, mu=mu(scheduler, 1024))
     assert_equal(schedule.sigmas(num_inference_steps, 1024), scheduler)
@@ -101,7 +102,7 @@ def test_euler_steps_are_those_of_diffusers() -> None:
     rng = np.random.default_rng(0)
     latents = rng.standard_normal((2, 4, 6, 5), np.float32)
     reference, sigmas = torch.from_numpy(latents), FlowSchedule(3.0).sigmas(5, image_tokens=6)
-    solution = euler(latents, sigmas, NoiseStream((4, 6, 5), [0, 1]))
+    solution = EulerSolver().solve(latents, sigmas, NoiseStream((4, 6, 5), [0, 1]))
     next(solution)
     for timestep in scheduler.timesteps:
         velocity = rng.standard_normal(latents.shape, np.float32)

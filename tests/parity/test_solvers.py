@@ -18,7 +18,8 @@ from diffusers import (
 from tests.coordinator.flows import SHAPE, Flow, gaussian, solved, waves
 from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
-from triptych_coordinator.sampling.solvers import Latents
+from triptych_coordinator.sampling.solvers.solution import Latents
+from triptych_coordinator.scheduler_config import flow_schedule
 
 SEEDS = (3, 2**32 - 1)
 FLOW_GRID: dict[str, Any] = {
@@ -77,7 +78,7 @@ def test_a_sigma_schedule_is_diffusers_own(name: str, num_steps: int, shift: flo
         pytest.importorskip("scipy")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, **{f"use_{name}_sigmas": True})
     scheduler.set_timesteps(num_steps)
-    sigmas = SIGMA_SCHEDULES[name](FlowSchedule(shift), num_steps, 1)
+    sigmas = SIGMA_SCHEDULES[name]().levels(FlowSchedule(shift), num_steps, 1)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-5)
 
 
@@ -97,13 +98,13 @@ DYNAMIC = {
 def test_a_sigma_schedule_follows_a_shift_that_grows_with_the_picture(
     name: str, num_steps: int, image_tokens: int, terminal: dict[str, float]
 ) -> None:
-    own = FlowSchedule.from_config(DYNAMIC | terminal, Grid.EVEN)
+    own = flow_schedule(DYNAMIC | terminal, Grid.EVEN)
     assert isinstance(own.shift, DynamicShift)
     used = {f"use_{name}_sigmas": True} if name in ("karras", "exponential", "beta") else {}
     scheduler = FlowMatchEulerDiscreteScheduler(**DYNAMIC, **terminal, **used)
     even = np.linspace(1, 1 / num_steps, num_steps).tolist()
     scheduler.set_timesteps(sigmas=even, mu=math.log(own.shift.shift(image_tokens)))
-    sigmas = SIGMA_SCHEDULES[name](own, num_steps, image_tokens)
+    sigmas = SIGMA_SCHEDULES[name]().levels(own, num_steps, image_tokens)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-5)
 
 
@@ -111,7 +112,7 @@ def test_a_sigma_schedule_follows_a_shift_that_grows_with_the_picture(
 def test_linear_levels_are_what_diffusers_makes_of_even_ones(num_steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist())
-    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps, 1)
+    sigmas = SIGMA_SCHEDULES["linear"]().levels(FlowSchedule(3.0), num_steps, 1)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), rel=1e-6)
 
 
@@ -119,5 +120,5 @@ def test_linear_levels_are_what_diffusers_makes_of_even_ones(num_steps: int) -> 
 def test_linear_levels_are_unipc_s_grid_but_for_a_thousandth_before_the_shift(num_steps: int) -> None:
     scheduler = REFERENCES["unipc"]()
     scheduler.set_timesteps(num_steps)
-    sigmas = SIGMA_SCHEDULES["linear"](FlowSchedule(3.0), num_steps, 1)
+    sigmas = SIGMA_SCHEDULES["linear"]().levels(FlowSchedule(3.0), num_steps, 1)
     assert sigmas == pytest.approx(scheduler.sigmas.numpy(), abs=3e-3)

@@ -13,7 +13,9 @@ from tests.shared.conftest import Running
 from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
 from triptych.client import AsyncClient, Client, Generation
 from triptych.errors import TriptychError
+from triptych.v1 import guidance_pb2
 from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.lora_pb2 import Lora
 
 
@@ -56,7 +58,7 @@ async def test_a_generation_has_everything_that_was_streamed(
         negative_prompt="blur",
         height=64,
         guidance_scale=0.0,
-        guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
+        guidance_schedule=guidance_pb2.GuidanceSchedule(linear=guidance_pb2.LinearGuidance(end_scale=1)),
         seed=2**64 - 1,
         loras={"oil": 0.5, "ink": 1},
         timeout=20,
@@ -69,12 +71,12 @@ async def test_a_generation_has_everything_that_was_streamed(
     ]
     assert generation.warnings == ["cut"]
     assert generation.finished.rows == 6
-    assert generation.parameters == pb2.GenerationParameters(
+    assert generation.parameters == GenerationParameters(
         prompts=["a zebra", "a truck"],
         negative_prompts=["blur"],
         height=64,
         guidance_scale=0.0,
-        guidance_schedule=pb2.GuidanceSchedule(linear=pb2.LinearGuidance(end_scale=1)),
+        guidance_schedule=guidance_pb2.GuidanceSchedule(linear=guidance_pb2.LinearGuidance(end_scale=1)),
         seeds=[2**64 - 1],
         loras=[Lora(name="oil", weight=0.5), Lora(name="ink", weight=1)],
     )

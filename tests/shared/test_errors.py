@@ -10,10 +10,11 @@ from tests.shared.conftest import Running
 from triptych import errors
 from triptych.errors import TriptychError, from_rpc_error, missing_digests, retry_after_seconds, to_status
 from triptych.v1 import image_generation_pb2 as pb2
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 
 
 async def failure(coordinator: Running, *prompts: str) -> TriptychError:
-    request = pb2.GenerateImagesRequest(parameters=pb2.GenerationParameters(prompts=prompts))
+    request = pb2.GenerateImagesRequest(parameters=GenerationParameters(prompts=prompts))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await coordinator.stub.GenerateImages(request)
     return from_rpc_error(caught.value)

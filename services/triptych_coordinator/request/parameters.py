@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from triptych.v1 import tensor_pb2
-from triptych_coordinator.request.edits import Edit, Variation
-from triptych_coordinator.request.guidance_options import GuidanceOptions
+import numpy as np
+from numpy.typing import NDArray
+
 from triptych_coordinator.request.prompt_weights import WeightedText, read_weighted
-from triptych_coordinator.request.sampling_options import SamplingOptions
-from triptych_coordinator.sampling.guidance import GuidanceInput, GuidanceSchedule
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych_coordinator.sampling.guidance.layers import (
+    LayerGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
+)
+from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE, GuidanceMethod
+from triptych_coordinator.sampling.guidance.schedules import GuidanceSchedule
+from triptych_coordinator.sampling.inpainting import NO_MARGINS, Margins
+from triptych_coordinator.sampling.ranges import Range
+from triptych_coordinator.sampling.reuse import StepReuse
+from triptych_coordinator.sampling.sigma_schedules import SigmaSchedule
+from triptych_coordinator.sampling.solvers.solution import Latents, Solver
 
 T = TypeVar("T")
 
@@ -53,8 +64,48 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class WeightedPrompt:
+    """A prompt that is composed with others, and its weight."""
+
+    prompt: str
+    weight: Annotated[float, Range(-10, 10)] = 1.0
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Prompts composed with a prompt, and the weight of the prompt itself."""
+
+    prompt_weight: Annotated[float, Range(-10, 10)] = 1.0
+    prompts: tuple[WeightedPrompt, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The second seed of each picture, and the strength of its noise."""
+
+    seeds: tuple[int, ...]
+    strengths: tuple[Annotated[float, Range(0, 1)], ...]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a request starts from, the bytes of a picture's file or clean latents, and how."""
+
+    strength: float
+    image: bytes = b""
+    mask: bytes = b""
+    margins: Margins = NO_MARGINS
+    clean: Latents | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class Parameters:
-    """A valid request. Pictures are numbered prompt by prompt; there is one seed per picture."""
+    """A valid request, each field under its name in GenerationParameters.
+
+    Pictures are numbered prompt by prompt; there is one seed per picture. Fields with a default are said of a
+    request only where they differ from it. `edit` holds all that a request starts from, `noise` the latents
+    that take the place of its seeds' first noise.
+    """
 
     model: str
     prompts: tuple[str, ...]
@@ -66,19 +117,31 @@ class Parameters:
     guidance_schedule: GuidanceSchedule
     num_images_per_prompt: int
     seeds: tuple[int, ...]
-    guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    solver: Solver
+    sigma_schedule: SigmaSchedule
+    step_reuse: StepReuse
+    loras: tuple[Lora, ...]
+    guidance_method: GuidanceMethod = CLASSIFIER_FREE
+    guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
+    skip_layer_guidance: SkipLayerGuidance | None = None
+    perturbed_attention_guidance: PerturbedAttentionGuidance | None = None
+    compositions: tuple[Composition, ...] = ()
     prompt_weighting: bool = False
-    loras: tuple[Lora, ...] = ()
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    edit: Edit | None = None
-    noise: tensor_pb2.Tensor | None = None
     variation: Variation | None = None
     return_latents: bool = False
     preview_every: int = 0
+    edit: Edit | None = None
+    noise: NDArray[np.float32] | None = field(default=None, compare=False)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""
-        return self.guidance_schedule.scales(self.num_inference_steps, self.guidance_scale)
+        return self.guidance_schedule.over(self.num_inference_steps, self.guidance_scale)
+
+    @property
+    def layer_guidances(self) -> tuple[LayerGuidance, ...]:
+        """Those by weakened models."""
+        chosen = (self.skip_layer_guidance, self.perturbed_attention_guidance)
+        return tuple(guidance for guidance in chosen if guidance is not None)
 
     def per_image(self, per_prompt: Sequence[T]) -> list[T]:
         """Each prompt's value once for every picture of it."""
@@ -88,16 +151,28 @@ class Parameters:
         """A prompt of this request as the text encoder is given it."""
         return read_weighted(prompt) if self.prompt_weighting else WeightedText(prompt)
 
+    def composed_prompts(self) -> list[list[str]]:
+        """The first additional text of every prompt, the second of every prompt, and so on."""
+        texts = ([weighted.prompt for weighted in one.prompts] for one in self.compositions)
+        return [list(row) for row in zip(*texts, strict=True)]
+
+    def composition_weights(self) -> list[list[float]]:
+        """The weight of every prompt, that of every prompt's first additional text, and so on."""
+        rows = (
+            (one.prompt_weight, *(weighted.weight for weighted in one.prompts)) for one in self.compositions
+        )
+        return [list(row) for row in zip(*rows, strict=True)]
+
     def alone(self, image: int) -> "Parameters":
         """The request that gives picture number `image` alone."""
-        variation = self.variation
+        prompt, variation = image // self.num_images_per_prompt, self.variation
         if variation is not None:
             variation = Variation((variation.seeds[image],), (variation.strengths[image],))
         return replace(
             self,
             prompts=(self.prompt(image),),
             negative_prompts=(self.negative_prompt(image),),
-            guidance=self.guidance.alone(image // self.num_images_per_prompt),
+            compositions=self.compositions[prompt : prompt + 1],
             num_images_per_prompt=1,
             seeds=(self.seeds[image],),
             variation=variation,

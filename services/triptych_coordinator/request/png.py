@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
 from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
@@ -12,38 +13,31 @@ from google.protobuf.json_format import MessageToDict
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from triptych.tensors import message_to_array
-from triptych_coordinator.request.guidance_messages import options_record
+from triptych_coordinator.request.choices import plain
 from triptych_coordinator.request.parameters import Parameters
-from triptych_coordinator.request.reading import parameters_to_message
-from triptych_coordinator.request.sampling_options import Choice
+from triptych_coordinator.request.writing import parameters_to_message
+from triptych_coordinator.sampling.guidance.schedules import ExplicitGuidance
 
-_SAMPLER_NAMES = {
-    "euler": "Euler",
-    "heun": "Heun",
-    "midpoint": "Midpoint",
-    "dpmpp_2m": "DPM++ 2M",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "euler_ancestral": "Euler a",
-    "stochastic_euler": "Stochastic Euler",
-    "adaptive": "Adaptive RK3(2)",
+_SAID_OTHERWISE = {
+    "prompts",
+    "negative_prompts",
+    "num_images_per_prompt",
+    "seeds",
+    "variation",
+    "edit",
+    "noise",
+    "return_latents",
+    "preview_every",
 }
-_SCHEDULE_TYPES = {
-    "linear": "Simple",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "beta": "Beta",
-    "explicit": "Explicit",
-}
-_GUIDANCE_NAMES = {
+"""Fields of a request that a record has in the singular or by a digest, or that change no picture."""
+
+_SETTING_NAMES = {
     "guidance_method": "CFG method",
     "guidance_rescale": "CFG rescale",
-    "skip_layer_guidance": "Skip layer guidance",
-    "perturbed_attention_guidance": "Perturbed attention guidance",
     "compositions": "Composed with",
 }
-"""What the `parameters` text calls the fields of the record."""
+"""What the `parameters` text calls fields of the record; others are called by their own name."""
+_NOT_IN_THE_TEXT = {"prompt_weighting", "variation"}
 
 
 def encode_png(pixels: NDArray[np.uint8], text: Mapping[str, str]) -> bytes:
@@ -76,93 +70,95 @@ def png_text(
         name, and under "request" the GenerationParameters in protobuf's JSON, whose input pictures and
         latents are named by the SHA-256 of their bytes beside it.
     """
+    alone = parameters.alone(image)
     record = {
-        "model": parameters.model,
-        "prompt": parameters.prompt(image),
-        "negative_prompt": parameters.negative_prompt(image),
-        "seed": parameters.seeds[image],
-        "height": parameters.height,
-        "width": parameters.width,
-        "num_inference_steps": parameters.num_inference_steps,
-        "guidance_scale": parameters.guidance_scale,
-        "guidance_schedule": {
-            parameters.guidance_schedule.name: dict(parameters.guidance_schedule.parameters)
-        },
-        **options_record(parameters.guidance, image // parameters.num_images_per_prompt),
-        **({"prompt_weighting": True} if parameters.prompt_weighting else {}),
-        "loras": [{"name": lora.name, "weight": lora.weight} for lora in parameters.loras],
-        "solver": _record(parameters.sampling.solver),
-        "sigma_schedule": _record(parameters.sampling.sigma_schedule),
-        "step_reuse": _record(parameters.sampling.reuse),
-        **_editing(parameters, image),
-        "request": MessageToDict(
-            parameters_to_message(parameters.alone(image)), preserving_proto_field_name=True
-        ),
+        **picture_record(alone),
+        **_starting_record(alone, image),
+        "request": MessageToDict(parameters_to_message(alone), preserving_proto_field_name=True),
         "version": version("triptych"),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
-    if parameters.guidance_schedule.name == "explicit":
+    return {"parameters": a1111_text(alone, record), "triptych": json.dumps(record, ensure_ascii=False)}
+
+
+def picture_record(alone: Parameters) -> dict[str, Any]:
+    """The words and numbers of a request for one picture, without what is left at its default."""
+    record = {
+        "prompt": alone.prompts[0],
+        "negative_prompt": alone.negative_prompts[0],
+        "seed": alone.seeds[0],
+    }
+    for field in fields(alone):
+        value = getattr(alone, field.name)
+        if field.name not in _SAID_OTHERWISE and value != field.default:
+            record[field.name] = plain(field.name, value)
+    if isinstance(alone.guidance_schedule, ExplicitGuidance):
         del record["guidance_scale"]
-    return {"parameters": a1111_text(record), "triptych": json.dumps(record, ensure_ascii=False)}
+    return record
 
 
-def _editing(parameters: Parameters, image: int) -> dict[str, Any]:
-    """What picture number `image` was made from besides the request's words and numbers."""
+def _starting_record(alone: Parameters, image: int) -> dict[str, Any]:
+    """What a picture, number `image` of its request, was made from besides words and numbers."""
     record: dict[str, Any] = {}
-    edit, variation = parameters.edit, parameters.variation
+    edit, variation = alone.edit, alone.variation
     if edit is not None:
         record["strength"] = edit.strength
         inputs = {"image_sha256": edit.image, "mask_sha256": edit.mask}
         record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
-    latents = parameters.noise if edit is None else edit.clean
+    latents = alone.noise if edit is None else edit.clean
     if latents is not None:
-        rows = message_to_array(latents, "latents")
-        row = rows[0 if len(rows) == 1 else image]
+        row = latents[0 if len(latents) == 1 else image]
         kind = "noise" if edit is None else "clean"
         record["latents"] = {"kind": kind, "sha256": sha256(row.tobytes()).hexdigest()}
     if variation is not None:
-        record["variation"] = {"seed": variation.seeds[image], "strength": variation.strengths[image]}
+        record["variation"] = {"seed": variation.seeds[0], "strength": variation.strengths[0]}
     return record
 
 
-def a1111_text(record: Mapping[str, Any]) -> str:
+def a1111_text(alone: Parameters, record: Mapping[str, Any]) -> str:
     """The `parameters` text that image tools read: the prompt, the negative prompt if there is one, then a
     line of settings, of which those with a comma, colon or newline are quoted as JSON (create_infotext and
     quote in AUTOMATIC1111/stable-diffusion-webui).
     """
-    variation = record.get("variation", {})
-    (solver,), (schedule,) = record["solver"], record["sigma_schedule"]
+    (solver,), (schedule,) = record["solver"].values(), record["sigma_schedule"].values()
+    variation = alone.variation
     settings = {
-        "Steps": record["num_inference_steps"],
-        "Sampler": _SAMPLER_NAMES[solver],
-        "Schedule type": _SCHEDULE_TYPES.get(schedule),
-        "Eta": record["solver"][solver].get("eta"),
-        "Solver": json.dumps(record["solver"]) if record["solver"][solver] else None,
-        "Sigmas": json.dumps(record["sigma_schedule"]) if record["sigma_schedule"][schedule] else None,
+        "Steps": alone.num_inference_steps,
+        "Sampler": alone.solver.label,
+        "Schedule type": alone.sigma_schedule.label,
+        "Eta": solver.get("eta"),
+        "Solver": json.dumps(record["solver"]) if solver else None,
+        "Sigmas": json.dumps(record["sigma_schedule"]) if schedule else None,
         "Step reuse": None if "none" in record["step_reuse"] else json.dumps(record["step_reuse"]),
         "CFG scale": f"{record['guidance_scale']:.9g}" if "guidance_scale" in record else None,
-        "Seed": record["seed"],
-        "Size": f"{record['width']}x{record['height']}",
-        "Model": record["model"],
+        "Seed": alone.seeds[0],
+        "Size": f"{alone.width}x{alone.height}",
+        "Model": alone.model,
         "CFG schedule": None
         if "constant" in record["guidance_schedule"]
         else json.dumps(record["guidance_schedule"]),
-        **{name: json.dumps(record[field]) for field, name in _GUIDANCE_NAMES.items() if field in record},
-        "Denoising strength": f"{record['strength']:.9g}" if "strength" in record else None,
-        "Variation seed": variation.get("seed"),
-        "Variation seed strength": f"{variation['strength']:.9g}" if variation else None,
-        "LoRAs": ", ".join(f"{lora['name']}={lora['weight']:g}" for lora in record["loras"]) or None,
+        **_other_settings(alone, record),
+        "Denoising strength": f"{alone.edit.strength:.9g}" if alone.edit else None,
+        "Variation seed": variation.seeds[0] if variation else None,
+        "Variation seed strength": f"{variation.strengths[0]:.9g}" if variation else None,
+        "LoRAs": ", ".join(f"{lora.name}={lora.weight:g}" for lora in alone.loras) or None,
         "Version": f"Triptych {record['version']}",
     }
-    negative = f"\nNegative prompt: {record['negative_prompt']}" if record["negative_prompt"] else ""
+    negative = f"\nNegative prompt: {alone.negative_prompts[0]}" if alone.negative_prompts[0] else ""
     line = ", ".join(
         f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None
     )
-    return f"{record['prompt']}{negative}\n{line}"
+    return f"{alone.prompts[0]}{negative}\n{line}"
 
 
-def _record(choice: Choice) -> dict[str, Any]:
-    return {choice.name: dict(choice.parameters)}
+def _other_settings(alone: Parameters, record: Mapping[str, Any]) -> dict[str, str]:
+    """What a request says beyond what every one says, as JSON."""
+    optional = {field.name for field in fields(alone) if field.default is not MISSING}
+    return {
+        _SETTING_NAMES.get(name, name.replace("_", " ").capitalize()): json.dumps(record[name])
+        for name in record
+        if name in optional - _NOT_IN_THE_TEXT
+    }
 
 
 def _quoted(value: str) -> str:

@@ -1,43 +1,57 @@
-"""From the wire's GenerationParameters to checked ones with every default filled in, and back."""
+"""From the wire's GenerationParameters to checked ones with every default filled in."""
 
-import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TypeVar
 
 from triptych import errors
 from triptych.loras import lora_violations, unknown_lora, weight_of
-from triptych.v1 import image_generation_pb2 as pb
-from triptych.v1 import lora_pb2
+from triptych.v1 import guidance_pb2
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request import edits
-from triptych_coordinator.request.guidance_messages import GuidanceReader, write_options
-from triptych_coordinator.request.guidance_options import GuidanceOptions
+from triptych_coordinator.request.choices import Wrong, name_of, number, read, read_choice, shortest_decimal
 from triptych_coordinator.request.parameters import (
     MAX_GUIDANCE_SCALE,
     MAX_NUM_INFERENCE_STEPS,
+    Composition,
     Limits,
     Lora,
     Parameters,
 )
-from triptych_coordinator.request.pictures import Size
 from triptych_coordinator.request.prompt_weights import read_weighted
-from triptych_coordinator.request.sampling_options import (
-    explicit_steps,
-    read_sampling,
-    write_sampling,
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych_coordinator.sampling.guidance.layers import (
+    LayerGuidance,
+    PerturbedAttentionGuidance,
+    SkipLayerGuidance,
 )
-from triptych_coordinator.sampling.guidance import (
-    AdaptiveProjected,
-    ClassifierFree,
-    GuidanceInput,
+from triptych_coordinator.sampling.guidance.methods import (
+    CLASSIFIER_FREE,
+    AdaptiveProjectedGuidance,
+    GuidanceMethod,
+    ZeroStarGuidance,
+)
+from triptych_coordinator.sampling.guidance.schedules import (
+    ConstantGuidance,
+    ExplicitGuidance,
     GuidanceSchedule,
 )
+from triptych_coordinator.sampling.ranges import Range
+from triptych_coordinator.sampling.reuse import NoReuse, StepReuse
+from triptych_coordinator.sampling.sigma_schedules import (
+    CheckpointSigmas,
+    LinearSigmas,
+    SigmaSchedule,
+)
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
+from triptych_coordinator.sampling.solvers.solution import Solver
+
+MAX_ADDITIONAL_PROMPTS = 8
+
+L = TypeVar("L", bound=LayerGuidance)
 
 
-def parameters_from_message(message: pb.GenerationParameters, limits: Limits) -> Parameters:
+def parameters_from_message(message: GenerationParameters, limits: Limits) -> Parameters:
     """Checks a request and fills in its defaults.
 
     Raises:
@@ -48,37 +62,13 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
         raise errors.not_found(
             f"the model {message.model!r} is not served here; this server has {limits.model!r}"
         )
-    wrong: dict[str, str] = {}
-    given = _Given(message, limits, wrong)
-    size = edits.own_size(message, limits, wrong)
-    seeds = given.seeds()
-    parameters = Parameters(
-        model=limits.model,
-        prompts=given.prompts(),
-        negative_prompts=given.negative_prompts(),
-        height=given.size("height", size.height),
-        width=given.size("width", size.width),
-        num_inference_steps=given.num_inference_steps(),
-        guidance_scale=given.guidance_scale(),
-        guidance_schedule=given.guidance_schedule(),
-        num_images_per_prompt=given.num_images_per_prompt(),
-        seeds=seeds,
-        guidance=given.guidance(),
-        prompt_weighting=given.prompt_weighting(),
-        edit=edits.read_edit(message, given.number, wrong),
-        noise=edits.read_noise(message),
-        variation=edits.read_variation(message, len(seeds), given.number, wrong),
-        return_latents=message.return_latents,
-        preview_every=given.preview_every(),
-        loras=given.loras(),
-        sampling=read_sampling(message, given.number, wrong),
-    )
+    wrong: Wrong = {}
+    parameters = _Given(message, limits, wrong).parameters()
     if not wrong:
-        given.check_pixels(parameters)
-        given.check_guidance(parameters)
-        given.check_sampling(parameters)
-        canvas = Size(parameters.width, parameters.height)
-        edits.check_latents(message, limits, canvas, len(seeds), wrong)
+        _check_pixels(parameters, limits, wrong)
+        _check_guidance(parameters, limits.guidance, wrong)
+        _check_sampling(parameters, wrong)
+        parameters = edits.with_latents(parameters, message, limits, wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
     for lora in parameters.loras:
@@ -87,51 +77,46 @@ def parameters_from_message(message: pb.GenerationParameters, limits: Limits) ->
     return parameters
 
 
-def parameters_to_message(parameters: Parameters) -> pb.GenerationParameters:
-    """The request with every default filled in: sent again, it gives the same pictures."""
-    schedule = parameters.guidance_schedule
-    message = pb.GenerationParameters(
-        prompts=parameters.prompts,
-        negative_prompts=parameters.negative_prompts,
-        height=parameters.height,
-        width=parameters.width,
-        num_inference_steps=parameters.num_inference_steps,
-        guidance_scale=parameters.guidance_scale,
-        num_images_per_prompt=parameters.num_images_per_prompt,
-        seeds=parameters.seeds,
-        model=parameters.model,
-        prompt_weighting=parameters.prompt_weighting,
-        return_latents=parameters.return_latents,
-        preview_every=parameters.preview_every,
-        loras=loras_to_messages(parameters.loras),
-    )
-    if schedule.name == "explicit":
-        message.ClearField("guidance_scale")
-    if parameters.edit is not None:
-        edits.write_edit(parameters.edit, message)
-    if parameters.variation is not None:
-        message.variation.seeds.extend(parameters.variation.seeds)
-        message.variation.strengths.extend(parameters.variation.strengths)
-    chosen = getattr(message.guidance_schedule, schedule.name)
-    chosen.MergeFrom(type(chosen)(**schedule.parameters))
-    chosen.SetInParent()
-    write_options(parameters.guidance, message)
-    write_sampling(parameters.sampling, message)
-    return message
-
-
-def loras_to_messages(loras: Sequence[Lora]) -> list[lora_pb2.Lora]:
-    """As requests name them, to the coordinator and to the denoiser."""
-    return [lora_pb2.Lora(name=lora.name, weight=lora.weight) for lora in loras]
-
-
 @dataclass(frozen=True)
 class _Given:
     """The fields of a request one by one; `wrong` gets what is wrong: a field's path, what it must be."""
 
-    message: pb.GenerationParameters
+    message: GenerationParameters
     limits: Limits
     wrong: dict[str, str]
+
+    def parameters(self) -> Parameters:
+        """All of them, checked one by one."""
+        size = edits.own_size(self.message, self.limits, self.wrong)
+        seeds, solver = self.seeds(), self.solver()
+        return Parameters(
+            model=self.limits.model,
+            prompts=self.prompts(),
+            negative_prompts=self.negative_prompts(),
+            height=self.size("height", size.height),
+            width=self.size("width", size.width),
+            num_inference_steps=self.num_inference_steps(),
+            guidance_scale=self.guidance_scale(),
+            guidance_schedule=self.guidance_schedule(),
+            num_images_per_prompt=self.num_images_per_prompt(),
+            seeds=seeds,
+            solver=solver,
+            sigma_schedule=self.sigma_schedule(solver),
+            step_reuse=self.step_reuse(solver),
+            loras=self.loras(),
+            guidance_method=self.guidance_method(),
+            guidance_rescale=self.number("guidance_rescale", self.message.guidance_rescale, Range(0, 1)),
+            skip_layer_guidance=self.layer_guidance("skip_layer_guidance", SkipLayerGuidance),
+            perturbed_attention_guidance=self.layer_guidance(
+                "perturbed_attention_guidance", PerturbedAttentionGuidance
+            ),
+            compositions=self.compositions(),
+            prompt_weighting=self.prompt_weighting(),
+            variation=edits.read_variation(self.message, len(seeds), self.wrong),
+            return_latents=self.message.return_latents,
+            preview_every=self.preview_every(),
+            edit=edits.read_edit(self.message, self.wrong),
+        )
 
     def prompts(self) -> tuple[str, ...]:
         prompts = tuple(self.message.prompts)
@@ -165,15 +150,14 @@ class _Given:
         return size
 
     def num_inference_steps(self) -> int:
-        listed = explicit_steps(self.message)
+        listed = self.explicit_steps()
         if not self.message.HasField("num_inference_steps"):
             steps = self.limits.default_num_inference_steps if listed is None else listed
         else:
             steps = self.message.num_inference_steps
         if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
-            self.wrong["sigma_schedule.explicit.sigmas"] = (
-                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
-            )
+            words = f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            self.wrong.setdefault("sigma_schedule.explicit.sigmas", words)
         elif listed not in (None, steps):
             self.wrong["num_inference_steps"] = (
                 f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
@@ -182,41 +166,96 @@ class _Given:
             self.wrong["num_inference_steps"] = f"must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
         return steps
 
+    def explicit_steps(self) -> int | None:
+        """The number of steps that an explicit list of sigmas makes; None if there is none."""
+        if not self.message.sigma_schedule.HasField("explicit"):
+            return None
+        sigmas = self.message.sigma_schedule.explicit.sigmas
+        return len(sigmas) - (1 if sigmas and sigmas[-1] == 0 else 0)
+
     def guidance_scale(self) -> float:
         if not self.message.HasField("guidance_scale"):
             return self.limits.default_guidance_scale
-        return self.number("guidance_scale", self.message.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+        return self.number("guidance_scale", self.message.guidance_scale, Range(0, MAX_GUIDANCE_SCALE))
 
     def guidance_schedule(self) -> GuidanceSchedule:
-        name = self.message.guidance_schedule.WhichOneof("schedule") or "constant"
-        fields = _SCHEDULE_PARAMETERS[name](self, getattr(self.message.guidance_schedule, name))
-        return GuidanceSchedule(name, fields)
+        default: GuidanceSchedule = ConstantGuidance()
+        schedule = read_choice(self.message, "guidance_schedule", default, self.wrong)
+        if isinstance(schedule, ExplicitGuidance):
+            steps, listed = self.num_inference_steps(), len(self.message.guidance_schedule.explicit.scales)
+            if self.message.HasField("guidance_scale"):
+                self.wrong["guidance_scale"] = (
+                    "must not be set: guidance_schedule lists the scale of each step"
+                )
+            if listed != steps:
+                path = "guidance_schedule.explicit.scales"
+                self.wrong[path] = f"must be one per step ({steps}), not {listed}"
+        return schedule
 
-    def end_scale(self, path: str, schedule: pb.LinearGuidance | pb.CosineGuidance) -> dict[str, float]:
-        return {"end_scale": self.number(f"{path}.end_scale", schedule.end_scale, 0, MAX_GUIDANCE_SCALE)}
+    def solver(self) -> Solver:
+        default: Solver = EulerSolver()
+        return read_choice(self.message, "solver", default, self.wrong)
 
-    def interval(self, schedule: pb.IntervalGuidance) -> dict[str, float]:
-        start = self.number("guidance_schedule.interval.start", schedule.start, 0, 1)
-        stop = self.number("guidance_schedule.interval.stop", schedule.stop, 0, 1)
-        if stop < start:
-            self.wrong["guidance_schedule.interval.stop"] = f"must be at least start ({start}), not {stop}"
-        return {"start": start, "stop": stop}
+    def sigma_schedule(self, solver: Solver) -> SigmaSchedule:
+        default = LinearSigmas() if solver.needs_even_levels else CheckpointSigmas()
+        return read_choice(self.message, "sigma_schedule", default, self.wrong)
 
-    def explicit_scales(self, schedule: pb.ExplicitGuidance) -> dict[str, tuple[float, ...]]:
-        path, scales, steps = "guidance_schedule.explicit.scales", schedule.scales, self.num_inference_steps()
-        if self.message.HasField("guidance_scale"):
-            self.wrong["guidance_scale"] = "must not be set: guidance_schedule lists the scale of each step"
-        if len(scales) != steps:
-            self.wrong[path] = f"must be one per step ({steps}), not {len(scales)}"
-            return {"scales": ()}
-        numbers = [
-            self.number(f"{path}[{i}]", scale, 0, MAX_GUIDANCE_SCALE) for i, scale in enumerate(scales)
-        ]
-        return {"scales": tuple(numbers)}
+    def step_reuse(self, solver: Solver) -> StepReuse:
+        nothing: StepReuse = NoReuse()
+        reuse = read_choice(self.message, "step_reuse", nothing, self.wrong)
+        if reuse != nothing and solver.chooses_steps:
+            self.wrong["step_reuse"] = (
+                "must be none: the adaptive solver measures its errors on fresh velocities"
+            )
+        elif reuse.extrapolates and solver.draws_noise:
+            self.wrong["step_reuse.extrapolation"] = (
+                f"must not be set: {name_of('solver', solver)} draws fresh noise, behind which velocities do"
+                " not go on"
+            )
+        return reuse
 
-    def guidance(self) -> GuidanceOptions:
-        reader = GuidanceReader(self.number, self._check_prompt, self.wrong)
-        return reader.options(self.message, self.num_inference_steps(), self.limits.num_layers)
+    def guidance_method(self) -> GuidanceMethod:
+        default: GuidanceMethod = CLASSIFIER_FREE
+        method = read_choice(self.message, "guidance_method", default, self.wrong)
+        steps = self.num_inference_steps()
+        if isinstance(method, ZeroStarGuidance) and not 0 <= method.zero_init_steps < max(steps, 1):
+            self.wrong["guidance_method.zero_star.zero_init_steps"] = (
+                f"must leave at least one of the {steps} steps: 0 to {steps - 1},"
+                f" not {method.zero_init_steps}"
+            )
+        return method
+
+    def layer_guidance(self, path: str, kind: type[L]) -> L | None:
+        if not self.message.HasField(path):  # type: ignore[arg-type]
+            return None
+        message, num_layers = getattr(self.message, path), self.limits.num_layers
+        guidance = read(kind, message, path, self.wrong)
+        if num_layers == 0:
+            self.wrong[path] = "the served model's layers cannot be skipped or perturbed"
+        for i, layer in enumerate(message.layers[:num_layers]):
+            if not 0 <= layer < num_layers:
+                self.wrong[f"{path}.layers[{i}]"] = f"must be 0 to {num_layers - 1}, not {layer}"
+        return guidance
+
+    def compositions(self) -> tuple[Composition, ...]:
+        """One for each prompt, or none."""
+        messages, prompts = self.message.compositions, len(self.message.prompts)
+        if len(messages) not in (0, 1, prompts):
+            self.wrong["compositions"] = f"must be none, one, or one per prompt ({prompts})"
+            return ()
+        if len({len(message.prompts) for message in messages}) > 1:
+            self.wrong["compositions"] = "must all have the same number of prompts"
+            return ()
+        given = tuple(self._composition(f"compositions[{i}]", message) for i, message in enumerate(messages))
+        return given if len(given) == prompts else given * prompts
+
+    def _composition(self, path: str, message: guidance_pb2.Composition) -> Composition:
+        if not 1 <= len(message.prompts) <= MAX_ADDITIONAL_PROMPTS:
+            self.wrong[f"{path}.prompts"] = f"must be 1 to {MAX_ADDITIONAL_PROMPTS} prompts"
+            return Composition()
+        for i, weighted in enumerate(message.prompts):
+            self._check_prompt(f"{path}.prompts[{i}].prompt", weighted.prompt)
+        return read(Composition, message, path, self.wrong)
 
     def prompt_weighting(self) -> bool:
         if self.message.prompt_weighting and not self.limits.prompt_weighting:
@@ -259,58 +298,6 @@ class _Given:
             self.wrong["preview_every"] = "must be 0: no map from this model's latents to colours is known"
         return every
 
-    def check_pixels(self, parameters: Parameters) -> None:
-        image = parameters.height * parameters.width
-        if image > self.limits.max_image_pixels:
-            self.wrong["height"] = (
-                f"height x width must be at most {self.limits.max_image_pixels}, not {image}"
-            )
-        elif image * len(parameters.seeds) > self.limits.max_request_pixels:
-            self.wrong["num_images_per_prompt"] = (
-                f"all pictures together must have at most {self.limits.max_request_pixels} pixels,"
-                f" not {image * len(parameters.seeds)}"
-            )
-
-    def check_sampling(self, parameters: Parameters) -> None:
-        """Refuses a memory of guidance where every picture takes steps of its own."""
-        method, solver = parameters.guidance.method, parameters.sampling.solver.name
-        if isinstance(method, AdaptiveProjected) and method.momentum and solver == "adaptive":
-            self.wrong["guidance_method.adaptive_projected.momentum"] = (
-                "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
-                f" not {method.momentum:g}"
-            )
-
-    def check_guidance(self, parameters: Parameters) -> None:
-        """Refuses what the model cannot do, whatever the rest of the request is."""
-        guidance = self.limits.guidance
-        if guidance is GuidanceInput.NONE and any(scale != 1 for scale in parameters.guidance_scales()):
-            field = "guidance_scale" if parameters.guidance_scale != 1 else "guidance_schedule"
-            self.wrong[field] = (
-                "this model was distilled to do without guidance: leave it out, or make the scale 1, which"
-                f" means none, not {max(parameters.guidance_scales()):g}"
-            )
-        if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
-            self.wrong["negative_prompts"] = (
-                "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
-                " classifier-free guidance on top of distilled guidance is not supported): leave it out"
-            )
-        if guidance is not GuidanceInput.BRANCHES:
-            self._check_no_branches(parameters.guidance)
-
-    def _check_no_branches(self, options: GuidanceOptions) -> None:
-        reason = (
-            "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
-        )
-        if options.method != ClassifierFree():
-            self.wrong["guidance_method"] = reason
-        if options.compositions:
-            self.wrong["compositions"] = reason
-        if options.rescale and not options.layer_guidances:
-            self.wrong["guidance_rescale"] = (
-                "this model's guidance is distilled, and only what skip_layer_guidance or"
-                " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
-            )
-
     def _check_prompt(self, path: str, text: str) -> None:
         if not text.strip():
             self.wrong[path] = "must not be empty"
@@ -331,23 +318,56 @@ class _Given:
             except ValueError as error:
                 self.wrong[path] = str(error)
 
-    def number(self, path: str, wire_value: float, least: float, most: float) -> float:
-        """A number of the wire; `wrong` hears of it if it is not from `least` to `most`."""
-        value = shortest_decimal(wire_value)
-        if not (math.isfinite(value) and least <= value <= most):
-            self.wrong[path] = f"must be a number from {least:g} to {most:g}, not {value:g}"
-        return value
+    def number(self, path: str, wire_value: float, allowed: Range) -> float:
+        return number(wire_value, path, allowed, self.wrong)
 
 
-_SCHEDULE_PARAMETERS: dict[str, Callable[[_Given, Any], Mapping[str, Any]]] = {
-    "constant": lambda given, schedule: {},
-    "linear": lambda given, schedule: given.end_scale("guidance_schedule.linear", schedule),
-    "cosine": lambda given, schedule: given.end_scale("guidance_schedule.cosine", schedule),
-    "interval": lambda given, schedule: given.interval(schedule),
-    "explicit": lambda given, schedule: given.explicit_scales(schedule),
-}
+def _check_pixels(parameters: Parameters, limits: Limits, wrong: Wrong) -> None:
+    image = parameters.height * parameters.width
+    if image > limits.max_image_pixels:
+        wrong["height"] = f"height x width must be at most {limits.max_image_pixels}, not {image}"
+    elif image * len(parameters.seeds) > limits.max_request_pixels:
+        wrong["num_images_per_prompt"] = (
+            f"all pictures together must have at most {limits.max_request_pixels} pixels,"
+            f" not {image * len(parameters.seeds)}"
+        )
 
 
-def shortest_decimal(wire_value: float) -> float:
-    """The number that the client wrote: 0.7 for the float32 0.699999988, so that int(0.7 x 10) is 7."""
-    return float(str(np.float32(wire_value)))
+def _check_sampling(parameters: Parameters, wrong: Wrong) -> None:
+    """Refuses a memory of guidance where every picture takes steps of its own."""
+    method = parameters.guidance_method
+    if parameters.solver.chooses_steps and isinstance(method, AdaptiveProjectedGuidance) and method.momentum:
+        wrong["guidance_method.adaptive_projected.momentum"] = (
+            "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
+            f" not {method.momentum:g}"
+        )
+
+
+def _check_guidance(parameters: Parameters, guidance: GuidanceInput, wrong: Wrong) -> None:
+    """Refuses what the model cannot do, whatever the rest of the request is."""
+    if guidance is GuidanceInput.NONE and any(scale != 1 for scale in parameters.guidance_scales()):
+        field = "guidance_scale" if parameters.guidance_scale != 1 else "guidance_schedule"
+        wrong[field] = (
+            "this model was distilled to do without guidance: leave it out, or make the scale 1, which"
+            f" means none, not {max(parameters.guidance_scales()):g}"
+        )
+    if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
+        wrong["negative_prompts"] = (
+            "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
+            " classifier-free guidance on top of distilled guidance is not supported): leave it out"
+        )
+    if guidance is not GuidanceInput.BRANCHES:
+        _check_no_branches(parameters, wrong)
+
+
+def _check_no_branches(parameters: Parameters, wrong: Wrong) -> None:
+    reason = "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
+    if parameters.guidance_method != CLASSIFIER_FREE:
+        wrong["guidance_method"] = reason
+    if parameters.compositions:
+        wrong["compositions"] = reason
+    if parameters.guidance_rescale and not parameters.layer_guidances:
+        wrong["guidance_rescale"] = (
+            "this model's guidance is distilled, and only what skip_layer_guidance or"
+            " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
+        )

@@ -1,12 +1,24 @@
 """The mathematics of editing: where to start from a picture, and what keeps a part of it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.request.edits import Margins
-from triptych_coordinator.sampling.solvers import Latents, Reached
+from triptych_coordinator.sampling.solvers.solution import Latents, Reached
+
+
+class Margins(NamedTuple):
+    """Pixels around an input picture."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+NO_MARGINS = Margins()
 
 
 def first_step(num_steps: int, strength: float) -> int:

@@ -6,8 +6,18 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.guidance import Branch, Guided, Memory
-from triptych_coordinator.sampling.solvers import Latents, Reached, Sigma, Solution
+from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.layers import Branch
+from triptych_coordinator.sampling.guidance.methods import Memory
+from triptych_coordinator.sampling.solvers.solution import (
+    Evaluate,
+    Latents,
+    Reached,
+    Sigma,
+    Solution,
+    answer,
+    begin,
+)
 
 
 class Denoiser(Protocol):
@@ -61,20 +71,18 @@ async def sample(
     Yields:
         Each step when it is done. The caller stops the work by not asking for the next.
     """
-    step, asked = first_step, next(solution)
-    clean = asked.latents
+    step, asked = first_step, begin(solution)
     memory: Memory = None
-    while True:
-        if isinstance(asked, Reached):
-            step += 1
-            answer = edit(asked)
-            yield Step(step, answer, asked.sigma, clean)
-        else:
-            branches, guidance = guided.branches(step), guided.input_scale(step)
-            velocities = await denoiser.predict(asked.latents, asked.sigma, branches, guidance)
-            answer, memory = guided.velocity(step, velocities, memory)
-            clean = asked.latents - asked.sigma * answer
-        try:
-            asked = solution.send(answer)
-        except StopIteration:
-            return
+    while asked is not None:
+        match asked:
+            case Evaluate(latents, sigma):
+                velocities = await denoiser.predict(
+                    latents, sigma, guided.branches(step), guided.input_scale(step)
+                )
+                velocity, memory = guided.velocity(step, velocities, memory)
+                clean = latents - sigma * velocity
+                asked = answer(solution, velocity)
+            case Reached(_, sigma):
+                step, latents = step + 1, edit(asked)
+                yield Step(step, latents, sigma, clean)
+                asked = answer(solution, latents)

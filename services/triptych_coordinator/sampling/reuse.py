@@ -5,16 +5,18 @@ Each stands between the sampler and the denoiser, for one request. What is left 
 values alone, so each image of a batch is to the bit what it is alone.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.request.sampling_options import Choice
-from triptych_coordinator.sampling.guidance import Branch
+from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import Denoiser
-from triptych_coordinator.sampling.solvers import Latents, Sigma
+from triptych_coordinator.sampling.ranges import Range
+from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 
 
 class Earlier(NamedTuple):
@@ -28,7 +30,7 @@ class Earlier(NamedTuple):
     guidance_scales: Sequence[float]
 
 
-class LayerReuse(NamedTuple):
+class FeatureReuse(NamedTuple):
     """Up to which change of the first layer's part a branch reuses the others', and of which evaluation.
 
     None before there is one.
@@ -38,7 +40,7 @@ class LayerReuse(NamedTuple):
     earlier: Earlier | None
 
 
-class LayerReuser(Denoiser, Protocol):
+class FeatureReuser(Denoiser, Protocol):
     """A denoiser that can leave out the layers behind the first."""
 
     async def predict_reusing(
@@ -47,33 +49,88 @@ class LayerReuser(Denoiser, Protocol):
         sigma: Sigma,
         branches: Sequence[Branch],
         guidance: float | None,
-        reuses: Sequence[LayerReuse | None],
+        reuses: Sequence[FeatureReuse | None],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """As predict, and whether a row's features were reused: [branches, B]. A branch without LayerReuse
+        """As predict, and whether a row's features were reused: [branches, B]. A branch without FeatureReuse
         is computed whole.
         """
         ...
 
 
-class Reuse(Denoiser, Protocol):
+class CountingDenoiser(Denoiser, Protocol):
     """A denoiser that counts the rows which it did not compute."""
 
     reused_rows: int
 
 
-def reusing(denoiser: LayerReuser, prompt: Branch, choice: Choice) -> Reuse:
-    """The denoiser with the reuse that a request chose; `prompt` is the branch of the prompt."""
-    match choice.name:
-        case "guidance":
-            return GuidanceReuse(denoiser, prompt, **choice.parameters)
-        case "extrapolation":
-            return VelocityExtrapolation(denoiser, **choice.parameters)
-        case "features":
-            return FeatureReuse(denoiser, **choice.parameters)
-    return NoReuse(denoiser)
+@dataclass(frozen=True)
+class StepReuse(ABC):
+    """What is reused between steps.
+
+    extrapolates: whether a velocity is told from those at other noise levels.
+    """
+
+    extrapolates: ClassVar[bool] = False
+
+    @abstractmethod
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """The denoiser with this reuse; `prompt` is the branch of the prompt."""
 
 
-class NoReuse:
+@dataclass(frozen=True)
+class NoReuse(StepReuse):
+    """Every row is computed."""
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """See the class."""
+        return WithoutReuse(denoiser)
+
+
+@dataclass(frozen=True)
+class GuidanceReuse(StepReuse):
+    """The prompt's branch at every evaluation, the others at every k-th guided one."""
+
+    every: Annotated[int, Range(2, 20)] = 2
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """See the class."""
+        return WithGuidanceReuse(denoiser, prompt, self.every)
+
+
+@dataclass(frozen=True)
+class VelocityExtrapolation(StepReuse):
+    """After two computed evaluations, every k-th one is computed; the others continue a straight line."""
+
+    every: Annotated[int, Range(2, 20)] = 2
+
+    extrapolates: ClassVar = True
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """See the class."""
+        return WithExtrapolation(denoiser, self.every)
+
+
+@dataclass(frozen=True)
+class LayerReuse(StepReuse):
+    """Every row's first layer is computed, the others where the first says that they have changed."""
+
+    threshold: Annotated[float, Range(0.001, 1)] = 0.1
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """See the class."""
+        return WithFeatureReuse(denoiser, self.threshold)
+
+
+STEP_REUSES: Mapping[str, type[StepReuse]] = {
+    "none": NoReuse,
+    "guidance": GuidanceReuse,
+    "extrapolation": VelocityExtrapolation,
+    "features": LayerReuse,
+}
+"""By the name that requests choose them with."""
+
+
+class WithoutReuse:
     """Every row is computed."""
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -81,7 +138,7 @@ class NoReuse:
         self.predict = denoiser.predict
 
 
-class GuidanceReuse:
+class WithGuidanceReuse:
     """The prompt's branch at every evaluation, the others at every k-th guided one.
 
     Between, another branch is the prompt's now plus its difference from it at the last evaluation that
@@ -103,7 +160,7 @@ class GuidanceReuse:
     async def predict(
         self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser."""
+        """As loop.Denoiser."""
         if len(branches) < 2:
             return await self._denoiser.predict(latents, sigma, branches, guidance)
         self._age += 1
@@ -117,7 +174,7 @@ class GuidanceReuse:
         return velocities
 
 
-class VelocityExtrapolation:
+class WithExtrapolation:
     """After two computed evaluations, every k-th one is computed; the others continue a straight line.
 
     v = v1 + (v1 - v0) (sigma - sigma1) / (sigma1 - sigma0), through the last two computed ones: the
@@ -135,7 +192,7 @@ class VelocityExtrapolation:
     async def predict(
         self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser."""
+        """As loop.Denoiser."""
         if self._branches != list(branches):
             self._branches, self._computed = list(branches), []
         self._age += 1
@@ -149,7 +206,7 @@ class VelocityExtrapolation:
         return velocities
 
 
-class FeatureReuse:
+class WithFeatureReuse:
     """Every row's first layer is computed, the others where the first says that they have changed.
 
     The denoiser decides, row by row (its features.py has the rule and the source). What it decides by comes
@@ -157,7 +214,7 @@ class FeatureReuse:
     one that does not remember that evaluation computes it again.
     """
 
-    def __init__(self, denoiser: LayerReuser, threshold: float) -> None:
+    def __init__(self, denoiser: FeatureReuser, threshold: float) -> None:
         self.reused_rows = 0
         self._denoiser = denoiser
         self._threshold = threshold
@@ -166,9 +223,9 @@ class FeatureReuse:
     async def predict(
         self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser."""
+        """As loop.Denoiser."""
         earlier = [self._earlier_of(branch) for branch in branches]
-        reuses = [LayerReuse(self._threshold, last) for last in earlier]
+        reuses = [FeatureReuse(self._threshold, last) for last in earlier]
         velocities, reused = await self._denoiser.predict_reusing(latents, sigma, branches, guidance, reuses)
         self.reused_rows += int(reused.sum())
         now = evaluation(latents, sigma, guidance)

@@ -1,4 +1,4 @@
-"""The noise levels that a request can choose: one pure function each, in a table.
+"""The noise levels that a request can choose: one small class each, in a table.
 
 Each gives the levels of n steps from the highest, 1 in general, down to 0: float32 [n + 1]. Karras,
 exponential and beta lie between the largest and the smallest level, 0 left out, of the checkpoint's own
@@ -7,62 +7,137 @@ it shifts, stretches and converts then.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.sigmas import FlowSchedule
 
 
-def checkpoint(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class SigmaSchedule(ABC):
+    """How the noise levels of a request are spaced.
+
+    label: what image tools call it; None for the checkpoint's own.
+    """
+
+    label: ClassVar[str | None] = None
+
+    @abstractmethod
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """The levels for a picture of `image_tokens` tokens, by the checkpoint's `own` schedule: [n + 1]."""
+
+
+@dataclass(frozen=True)
+class CheckpointSigmas(SigmaSchedule):
     """The checkpoint's own."""
-    return own.sigmas(num_steps, image_tokens)
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        return own.sigmas(num_steps, image_tokens)
 
 
-def linear(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class LinearSigmas(SigmaSchedule):
     """The checkpoint's shift of 1, 1 - 1/n, ..., 1/n, and 0: every level is shifted once."""
-    return own.shifted(np.linspace(1, 1 / num_steps, num_steps), image_tokens)
+
+    label: ClassVar = "Simple"
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        return own.shifted(np.linspace(1, 1 / num_steps, num_steps), image_tokens)
 
 
-def karras(own: FlowSchedule, num_steps: int, image_tokens: int, rho: float = 7.0) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class KarrasSigmas(SigmaSchedule):
     """Even in sigma^(1 / rho) (Karras et al., 2022, equation 5)."""
-    largest, smallest = (sigma ** (1 / rho) for sigma in _ends(own, num_steps, image_tokens))
-    return _to_zero(np.linspace(largest, smallest, num_steps) ** rho)
+
+    rho: Annotated[float, Range(1, 100)] = 7.0
+
+    label: ClassVar = "Karras"
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        largest, smallest = (sigma ** (1 / self.rho) for sigma in _ends(own, num_steps, image_tokens))
+        return _to_zero(np.linspace(largest, smallest, num_steps) ** self.rho)
 
 
-def exponential(own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class ExponentialSigmas(SigmaSchedule):
     """Even in log(sigma) (k-diffusion's get_sigmas_exponential)."""
-    largest, smallest = (math.log(sigma) for sigma in _ends(own, num_steps, image_tokens))
-    return _to_zero(np.exp(np.linspace(largest, smallest, num_steps)))
+
+    label: ClassVar = "Exponential"
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        largest, smallest = (math.log(sigma) for sigma in _ends(own, num_steps, image_tokens))
+        return _to_zero(np.exp(np.linspace(largest, smallest, num_steps)))
 
 
-def beta(
-    own: FlowSchedule, num_steps: int, image_tokens: int, alpha: float = 0.6, beta: float = 0.6
-) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class BetaSigmas(SigmaSchedule):
     """Quantiles of the beta distribution: dense at both ends where alpha and beta are below 1
     (Lee et al., 2024, Beta Sampling is All You Need).
     """
-    largest, smallest = _ends(own, num_steps, image_tokens)
-    quantiles = [beta_quantile(float(p), alpha, beta) for p in np.linspace(1, 0, num_steps)]
-    return _to_zero(smallest + (largest - smallest) * np.array(quantiles))
+
+    alpha: Annotated[float, Range(0.1, 10)] = 0.6
+    beta: Annotated[float, Range(0.1, 10)] = 0.6
+
+    label: ClassVar = "Beta"
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        largest, smallest = _ends(own, num_steps, image_tokens)
+        quantiles = [beta_quantile(float(p), self.alpha, self.beta) for p in np.linspace(1, 0, num_steps)]
+        return _to_zero(smallest + (largest - smallest) * np.array(quantiles))
 
 
-def explicit(
-    own: FlowSchedule, num_steps: int, image_tokens: int, sigmas: Sequence[float]
-) -> NDArray[np.float32]:
-    """The request's own list, which ends at 0."""
-    return np.array(sigmas, np.float32)
+@dataclass(frozen=True)
+class ExplicitSigmas(SigmaSchedule):
+    """The request's own list, used as it is. A last 0 that is left out is added."""
+
+    sigmas: tuple[Annotated[float, Range(0, 1)], ...]
+
+    label: ClassVar = "Explicit"
+
+    def __post_init__(self) -> None:
+        """Ends the list at 0."""
+        if self.sigmas and self.sigmas[-1] != 0:
+            object.__setattr__(self, "sigmas", (*self.sigmas, 0.0))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the list makes."""
+        return len(self.sigmas) - 1
+
+    def violations(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with the list: a field's path and what it must be."""
+        if not self.sigmas or self.sigmas[0] == 0:
+            yield "sigmas", "must hold at least one level above 0"
+        for index, (before, sigma) in enumerate(pairwise(self.sigmas), 1):
+            if np.float32(sigma) >= np.float32(before):
+                yield f"sigmas[{index}]", f"must be below the level before, {before:g}"
+
+    def levels(self, own: FlowSchedule, num_steps: int, image_tokens: int) -> NDArray[np.float32]:
+        """See the class."""
+        return np.array(self.sigmas, np.float32)
 
 
-SIGMA_SCHEDULES: Mapping[str, Callable[..., NDArray[np.float32]]] = {
-    "checkpoint": checkpoint,
-    "linear": linear,
-    "karras": karras,
-    "exponential": exponential,
-    "beta": beta,
-    "explicit": explicit,
+SIGMA_SCHEDULES: Mapping[str, type[SigmaSchedule]] = {
+    "checkpoint": CheckpointSigmas,
+    "linear": LinearSigmas,
+    "karras": KarrasSigmas,
+    "exponential": ExponentialSigmas,
+    "beta": BetaSigmas,
+    "explicit": ExplicitSigmas,
 }
+"""By the name that requests choose them with."""
 
 
 def beta_quantile(probability: float, alpha: float, beta: float) -> float:

@@ -20,9 +20,9 @@ from triptych_coordinator.fleet.replica import Replica
 from triptych_coordinator.fleet.retries import Patience, attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
-from triptych_coordinator.sampling.guidance import Branch
-from triptych_coordinator.sampling.reuse import LayerReuse
-from triptych_coordinator.sampling.solvers import Latents, Sigma
+from triptych_coordinator.sampling.guidance.layers import Branch
+from triptych_coordinator.sampling.reuse import FeatureReuse
+from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
 
@@ -59,7 +59,7 @@ class RequestDenoiser:
     async def predict(
         self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
     ) -> NDArray[np.float32]:
-        """As sampler.Denoiser."""
+        """As loop.Denoiser."""
         nothing = [None] * len(branches)
         return (await self.predict_reusing(latents, sigma, branches, guidance, nothing))[0]
 
@@ -69,9 +69,9 @@ class RequestDenoiser:
         sigma: Sigma,
         branches: Sequence[Branch],
         guidance: float | None,
-        reuses: Sequence[LayerReuse | None],
+        reuses: Sequence[FeatureReuse | None],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """As reuse.LayerReuser. What one denoiser does not take at once goes in several calls."""
+        """As reuse.FeatureReuser. What one denoiser does not take at once goes in several calls."""
         sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
         velocities = np.empty((len(branches), *latents.shape), np.float32)
         reused = np.zeros(velocities.shape[:2], np.bool_)
@@ -100,14 +100,14 @@ class RequestDenoiser:
         self.rows += int((~reused).sum())
         return velocities, reused
 
-    def _replicas(self, reuses: Sequence[LayerReuse | None]) -> int:
+    def _replicas(self, reuses: Sequence[FeatureReuse | None]) -> int:
         """How many replicas a step's rows are spread over.
 
         One if features are reused: it has them, any other would have to compute the earlier evaluation again.
         """
         return 1 if any(reuses) else max(1, self.fleet.idle(self.model.model.fingerprint))
 
-    def _max_samples(self, reuses: Sequence[LayerReuse | None]) -> int:
+    def _max_samples(self, reuses: Sequence[FeatureReuse | None]) -> int:
         """Samples in a call: max_samples fill a message with as many latents as max_branches velocities."""
         if not any(reuse and reuse.earlier for reuse in reuses):
             return self.model.max_samples
@@ -194,7 +194,7 @@ def _predict_seconds(response: denoiser_pb2.PredictResponse) -> float:
     return (response.queue_milliseconds + response.compute_milliseconds) / 1000
 
 
-def _branch_message(branch: Branch, reuse: LayerReuse | None, part: slice) -> denoiser_pb2.Branch:
+def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> denoiser_pb2.Branch:
     """A branch of some of the samples."""
     message = denoiser_pb2.Branch(
         conditioning_digests=branch.digests[part],

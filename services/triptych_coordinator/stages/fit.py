@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from triptych import errors
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.request.parameters import Limits
-from triptych_coordinator.sampling.guidance import GuidanceInput
+from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling_config import Sampling
 
 BATCH_INVARIANT = "batch-invariant"

@@ -20,7 +20,7 @@ from triptych_coordinator.fleet.membership import Fits, Fleet, Job
 from triptych_coordinator.fleet.replica import Replica
 from triptych_coordinator.fleet.retries import Patience, attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
-from triptych_coordinator.sampling.solvers import Latents
+from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt

@@ -17,7 +17,8 @@ from PIL import Image
 
 from triptych.client import GenerationOptions
 from triptych.tensors import array_to_message
-from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import editing_pb2
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_local.commands.generate import Place, generate_files
 from triptych_local.inputs import read_file, read_latents
 
@@ -56,12 +57,12 @@ class Picture:
             raise ValueError(f"'{path}' does not say how it was made: it has no JSON text 'triptych'")
         return cls(path, record, pixels)
 
-    def request(self, inputs: Inputs) -> pb.GenerationParameters:
+    def request(self, inputs: Inputs) -> GenerationParameters:
         """The request that gives the picture. Raises ValueError when it cannot be had from the file."""
         if "grid" in self.record:
             raise ValueError(f"'{self.path}' is a grid: only single pictures can be made again")
         try:
-            message = ParseDict(self.record["request"], pb.GenerationParameters())
+            message = ParseDict(self.record["request"], GenerationParameters())
         except (KeyError, ParseError) as error:
             raise ValueError(f"'{self.path}' says nothing that this version reads: {error}") from error
         for name in ("image", "mask"):
@@ -81,7 +82,7 @@ class Picture:
             raise ValueError(f"'{path}' is not the {name} that '{self.path}' was made from")
         return data
 
-    def _latents(self, path: Path | None) -> pb.InitialLatents:
+    def _latents(self, path: Path | None) -> editing_pb2.InitialLatents:
         if path is None:
             raise ValueError(
                 f"'{self.path}' was made from latents, which are not inside: give them with --latents"
@@ -90,11 +91,11 @@ class Picture:
         for row in read_latents(path):
             if sha256(row.tobytes()).hexdigest() == wanted["sha256"]:
                 tensor = array_to_message(row[None])
-                return pb.InitialLatents(**{wanted["kind"]: tensor})
+                return editing_pb2.InitialLatents(**{wanted["kind"]: tensor})
         raise ValueError(f"'{path}' does not hold the latents that '{self.path}' was made from")
 
 
-async def rerun(picture: Picture, request: pb.GenerationParameters, output: Path, place: Place) -> None:
+async def rerun(picture: Picture, request: GenerationParameters, output: Path, place: Place) -> None:
     """Makes the picture again, and says on standard error in what and why the two differ, if they do.
 
     Raises StartError or TriptychError.

@@ -22,120 +22,40 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from triptych.v1 import lora_pb2 as triptych_dot_v1_dot_lora__pb2
+from triptych.v1 import generation_parameters_pb2 as triptych_dot_v1_dot_generation__parameters__pb2
 from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"\xd6\x08\n\x14GenerationParameters\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x18\n\x10negative_prompts\x18\x02 \x03(\t\x12\x13\n\x06height\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x38\n\x11guidance_schedule\x18\x07 \x01(\x0b\x32\x1d.triptych.v1.GuidanceSchedule\x12\"\n\x15num_images_per_prompt\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\x04\x12\r\n\x05model\x18\n \x01(\t\x12#\n\x06solver\x18\x0b \x01(\x0b\x32\x13.triptych.v1.Solver\x12\x32\n\x0esigma_schedule\x18\x0c \x01(\x0b\x32\x1a.triptych.v1.SigmaSchedule\x12*\n\nstep_reuse\x18\r \x01(\x0b\x32\x16.triptych.v1.StepReuse\x12\x34\n\x0fguidance_method\x18\x0f \x01(\x0b\x32\x1b.triptych.v1.GuidanceMethod\x12\x1d\n\x10guidance_rescale\x18\x10 \x01(\x02H\x05\x88\x01\x01\x12;\n\x13skip_layer_guidance\x18\x11 \x01(\x0b\x32\x1e.triptych.v1.SkipLayerGuidance\x12M\n\x1cperturbed_attention_guidance\x18\x12 \x01(\x0b\x32\'.triptych.v1.PerturbedAttentionGuidance\x12.\n\x0c\x63ompositions\x18\x13 \x03(\x0b\x32\x18.triptych.v1.Composition\x12\x18\n\x10prompt_weighting\x18\x14 \x01(\x08\x12\r\n\x05image\x18\x19 \x01(\x0c\x12\x15\n\x08strength\x18\x1a \x01(\x02H\x06\x88\x01\x01\x12\x0c\n\x04mask\x18\x1b \x01(\x0c\x12%\n\x07margins\x18\x1c \x01(\x0b\x32\x14.triptych.v1.Margins\x12,\n\x07latents\x18\x1d \x01(\x0b\x32\x1b.triptych.v1.InitialLatents\x12)\n\tvariation\x18\x1e \x01(\x0b\x32\x16.triptych.v1.Variation\x12\x16\n\x0ereturn_latents\x18\x1f \x01(\x08\x12\x15\n\rpreview_every\x18  \x01(\x05\x12 \n\x05loras\x18( \x03(\x0b\x32\x11.triptych.v1.LoraB\t\n\x07_heightB\x08\n\x06_widthB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x18\n\x16_num_images_per_promptB\x13\n\x11_guidance_rescaleB\x0b\n\t_strength\"C\n\x07Margins\x12\x0c\n\x04left\x18\x01 \x01(\x05\x12\x0b\n\x03top\x18\x02 \x01(\x05\x12\r\n\x05right\x18\x03 \x01(\x05\x12\x0e\n\x06\x62ottom\x18\x04 \x01(\x05\"g\n\x0eInitialLatents\x12$\n\x05noise\x18\x01 \x01(\x0b\x32\x13.triptych.v1.TensorH\x00\x12$\n\x05\x63lean\x18\x02 \x01(\x0b\x32\x13.triptych.v1.TensorH\x00\x42\t\n\x07latents\"-\n\tVariation\x12\r\n\x05seeds\x18\x01 \x03(\x04\x12\x11\n\tstrengths\x18\x02 \x03(\x02\"\x95\x02\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x12\x31\n\x08\x65xplicit\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ExplicitGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"\xcb\x03\n\x06Solver\x12)\n\x05\x65uler\x18\x01 \x01(\x0b\x32\x18.triptych.v1.EulerSolverH\x00\x12\'\n\x04heun\x18\x02 \x01(\x0b\x32\x17.triptych.v1.HeunSolverH\x00\x12/\n\x08midpoint\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.MidpointSolverH\x00\x12\x33\n\x08\x64pmpp_2m\x18\x04 \x01(\x0b\x32\x1f.triptych.v1.DpmSolverMultistepH\x00\x12)\n\x05unipc\x18\x05 \x01(\x0b\x32\x18.triptych.v1.UnipcSolverH\x00\x12%\n\x03lcm\x18\x06 \x01(\x0b\x32\x16.triptych.v1.LcmSolverH\x00\x12<\n\x0f\x65uler_ancestral\x18\x07 \x01(\x0b\x32!.triptych.v1.EulerAncestralSolverH\x00\x12>\n\x10stochastic_euler\x18\x08 \x01(\x0b\x32\".triptych.v1.StochasticEulerSolverH\x00\x12/\n\x08\x61\x64\x61ptive\x18\t \x01(\x0b\x32\x1b.triptych.v1.AdaptiveSolverH\x00\x42\x06\n\x04kind\"\r\n\x0b\x45ulerSolver\"\x0c\n\nHeunSolver\"\x10\n\x0eMidpointSolver\"\x14\n\x12\x44pmSolverMultistep\"\r\n\x0bUnipcSolver\"\x0b\n\tLcmSolver\"0\n\x14\x45ulerAncestralSolver\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x06\n\x04_eta\"G\n\x15StochasticEulerSolver\x12\x1b\n\x0enoise_fraction\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x11\n\x0f_noise_fraction\"\x80\x01\n\x0e\x41\x64\x61ptiveSolver\x12\x1f\n\x12\x61\x62solute_tolerance\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x12relative_tolerance\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x15\n\x13_absolute_toleranceB\x15\n\x13_relative_tolerance\"\xbb\x02\n\rSigmaSchedule\x12\x33\n\ncheckpoint\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.CheckpointSigmasH\x00\x12+\n\x06linear\x18\x02 \x01(\x0b\x32\x19.triptych.v1.LinearSigmasH\x00\x12+\n\x06karras\x18\x03 \x01(\x0b\x32\x19.triptych.v1.KarrasSigmasH\x00\x12\x35\n\x0b\x65xponential\x18\x04 \x01(\x0b\x32\x1e.triptych.v1.ExponentialSigmasH\x00\x12\'\n\x04\x62\x65ta\x18\x05 \x01(\x0b\x32\x17.triptych.v1.BetaSigmasH\x00\x12/\n\x08\x65xplicit\x18\x06 \x01(\x0b\x32\x1b.triptych.v1.ExplicitSigmasH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43heckpointSigmas\"\x0e\n\x0cLinearSigmas\"(\n\x0cKarrasSigmas\x12\x10\n\x03rho\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x06\n\x04_rho\"\x13\n\x11\x45xponentialSigmas\"F\n\nBetaSigmas\x12\x12\n\x05\x61lpha\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04\x62\x65ta\x18\x02 \x01(\x02H\x01\x88\x01\x01\x42\x08\n\x06_alphaB\x07\n\x05_beta\" \n\x0e\x45xplicitSigmas\x12\x0e\n\x06sigmas\x18\x01 \x03(\x02\"\xd3\x01\n\tStepReuse\x12$\n\x04none\x18\x01 \x01(\x0b\x32\x14.triptych.v1.NoReuseH\x00\x12.\n\x08guidance\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.GuidanceReuseH\x00\x12;\n\rextrapolation\x18\x03 \x01(\x0b\x32\".triptych.v1.VelocityExtrapolationH\x00\x12+\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x17.triptych.v1.LayerReuseH\x00\x42\x06\n\x04kind\"\t\n\x07NoReuse\"-\n\rGuidanceReuse\x12\x12\n\x05\x65very\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_every\"5\n\x15VelocityExtrapolation\x12\x12\n\x05\x65very\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_every\"\"\n\x10\x45xplicitGuidance\x12\x0e\n\x06scales\x18\x01 \x03(\x02\"\xd4\x01\n\x0eGuidanceMethod\x12>\n\x0f\x63lassifier_free\x18\x01 \x01(\x0b\x32#.triptych.v1.ClassifierFreeGuidanceH\x00\x12\x44\n\x12\x61\x64\x61ptive_projected\x18\x02 \x01(\x0b\x32&.triptych.v1.AdaptiveProjectedGuidanceH\x00\x12\x32\n\tzero_star\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ZeroStarGuidanceH\x00\x42\x08\n\x06method\"\x18\n\x16\x43lassifierFreeGuidance\"\x89\x01\n\x19\x41\x64\x61ptiveProjectedGuidance\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0enorm_threshold\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08momentum\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x06\n\x04_etaB\x11\n\x0f_norm_thresholdB\x0b\n\t_momentum\"D\n\x10ZeroStarGuidance\x12\x1c\n\x0fzero_init_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_zero_init_steps\"{\n\x11SkipLayerGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"\x84\x01\n\x1aPerturbedAttentionGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"i\n\x0b\x43omposition\x12\x1a\n\rprompt_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.WeightedPromptB\x10\n\x0e_prompt_weight\"@\n\x0eWeightedPrompt\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weight\"2\n\nLayerReuse\x12\x16\n\tthreshold\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_threshold\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"Q\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08previews\x18\x04 \x03(\x0c\"\x8f\x01\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12$\n\x07latents\x18\x07 \x01(\x0b\x32\x13.triptych.v1.Tensor\"\xe1\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\x03\x12\x13\n\x0breused_rows\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65terminism\x18\n \x01(\t\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\x87\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\r\n\x05loras\x18( \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\'triptych/v1/generation_parameters.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"H\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xd5\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"Q\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08previews\x18\x04 \x03(\x0c\"\x8f\x01\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12$\n\x07latents\x18\x07 \x01(\x0b\x32\x13.triptych.v1.Tensor\"\xe1\x01\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\x03\x12\x13\n\x0breused_rows\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65terminism\x18\n \x01(\t\"N\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\x87\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\r\n\x05loras\x18( \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.image_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GUIDANCEINPUT']._serialized_start=6052
-  _globals['_GUIDANCEINPUT']._serialized_end=6182
-  _globals['_GENERATIONPARAMETERS']._serialized_start=127
-  _globals['_GENERATIONPARAMETERS']._serialized_end=1237
-  _globals['_MARGINS']._serialized_start=1239
-  _globals['_MARGINS']._serialized_end=1306
-  _globals['_INITIALLATENTS']._serialized_start=1308
-  _globals['_INITIALLATENTS']._serialized_end=1411
-  _globals['_VARIATION']._serialized_start=1413
-  _globals['_VARIATION']._serialized_end=1458
-  _globals['_GUIDANCESCHEDULE']._serialized_start=1461
-  _globals['_GUIDANCESCHEDULE']._serialized_end=1738
-  _globals['_CONSTANTGUIDANCE']._serialized_start=1740
-  _globals['_CONSTANTGUIDANCE']._serialized_end=1758
-  _globals['_LINEARGUIDANCE']._serialized_start=1760
-  _globals['_LINEARGUIDANCE']._serialized_end=1795
-  _globals['_COSINEGUIDANCE']._serialized_start=1797
-  _globals['_COSINEGUIDANCE']._serialized_end=1832
-  _globals['_INTERVALGUIDANCE']._serialized_start=1834
-  _globals['_INTERVALGUIDANCE']._serialized_end=1881
-  _globals['_SOLVER']._serialized_start=1884
-  _globals['_SOLVER']._serialized_end=2343
-  _globals['_EULERSOLVER']._serialized_start=2345
-  _globals['_EULERSOLVER']._serialized_end=2358
-  _globals['_HEUNSOLVER']._serialized_start=2360
-  _globals['_HEUNSOLVER']._serialized_end=2372
-  _globals['_MIDPOINTSOLVER']._serialized_start=2374
-  _globals['_MIDPOINTSOLVER']._serialized_end=2390
-  _globals['_DPMSOLVERMULTISTEP']._serialized_start=2392
-  _globals['_DPMSOLVERMULTISTEP']._serialized_end=2412
-  _globals['_UNIPCSOLVER']._serialized_start=2414
-  _globals['_UNIPCSOLVER']._serialized_end=2427
-  _globals['_LCMSOLVER']._serialized_start=2429
-  _globals['_LCMSOLVER']._serialized_end=2440
-  _globals['_EULERANCESTRALSOLVER']._serialized_start=2442
-  _globals['_EULERANCESTRALSOLVER']._serialized_end=2490
-  _globals['_STOCHASTICEULERSOLVER']._serialized_start=2492
-  _globals['_STOCHASTICEULERSOLVER']._serialized_end=2563
-  _globals['_ADAPTIVESOLVER']._serialized_start=2566
-  _globals['_ADAPTIVESOLVER']._serialized_end=2694
-  _globals['_SIGMASCHEDULE']._serialized_start=2697
-  _globals['_SIGMASCHEDULE']._serialized_end=3012
-  _globals['_CHECKPOINTSIGMAS']._serialized_start=3014
-  _globals['_CHECKPOINTSIGMAS']._serialized_end=3032
-  _globals['_LINEARSIGMAS']._serialized_start=3034
-  _globals['_LINEARSIGMAS']._serialized_end=3048
-  _globals['_KARRASSIGMAS']._serialized_start=3050
-  _globals['_KARRASSIGMAS']._serialized_end=3090
-  _globals['_EXPONENTIALSIGMAS']._serialized_start=3092
-  _globals['_EXPONENTIALSIGMAS']._serialized_end=3111
-  _globals['_BETASIGMAS']._serialized_start=3113
-  _globals['_BETASIGMAS']._serialized_end=3183
-  _globals['_EXPLICITSIGMAS']._serialized_start=3185
-  _globals['_EXPLICITSIGMAS']._serialized_end=3217
-  _globals['_STEPREUSE']._serialized_start=3220
-  _globals['_STEPREUSE']._serialized_end=3431
-  _globals['_NOREUSE']._serialized_start=3433
-  _globals['_NOREUSE']._serialized_end=3442
-  _globals['_GUIDANCEREUSE']._serialized_start=3444
-  _globals['_GUIDANCEREUSE']._serialized_end=3489
-  _globals['_VELOCITYEXTRAPOLATION']._serialized_start=3491
-  _globals['_VELOCITYEXTRAPOLATION']._serialized_end=3544
-  _globals['_EXPLICITGUIDANCE']._serialized_start=3546
-  _globals['_EXPLICITGUIDANCE']._serialized_end=3580
-  _globals['_GUIDANCEMETHOD']._serialized_start=3583
-  _globals['_GUIDANCEMETHOD']._serialized_end=3795
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_start=3797
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_end=3821
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_start=3824
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_end=3961
-  _globals['_ZEROSTARGUIDANCE']._serialized_start=3963
-  _globals['_ZEROSTARGUIDANCE']._serialized_end=4031
-  _globals['_SKIPLAYERGUIDANCE']._serialized_start=4033
-  _globals['_SKIPLAYERGUIDANCE']._serialized_end=4156
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_start=4159
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_end=4291
-  _globals['_COMPOSITION']._serialized_start=4293
-  _globals['_COMPOSITION']._serialized_end=4398
-  _globals['_WEIGHTEDPROMPT']._serialized_start=4400
-  _globals['_WEIGHTEDPROMPT']._serialized_end=4464
-  _globals['_LAYERREUSE']._serialized_start=4466
-  _globals['_LAYERREUSE']._serialized_end=4516
-  _globals['_GENERATEREQUEST']._serialized_start=4518
-  _globals['_GENERATEREQUEST']._serialized_end=4590
-  _globals['_GENERATERESPONSE']._serialized_start=4593
-  _globals['_GENERATERESPONSE']._serialized_end=4806
-  _globals['_ACCEPTED']._serialized_start=4808
-  _globals['_ACCEPTED']._serialized_end=4891
-  _globals['_STEPCOMPLETED']._serialized_start=4893
-  _globals['_STEPCOMPLETED']._serialized_end=4974
-  _globals['_GENERATEDIMAGE']._serialized_start=4977
-  _globals['_GENERATEDIMAGE']._serialized_end=5120
-  _globals['_FINISHED']._serialized_start=5123
-  _globals['_FINISHED']._serialized_end=5348
-  _globals['_GENERATEIMAGESREQUEST']._serialized_start=5350
-  _globals['_GENERATEIMAGESREQUEST']._serialized_end=5428
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=5431
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=5614
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=5616
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=5655
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=5658
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=6049
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=6185
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=6492
+  _globals['_GUIDANCEINPUT']._serialized_start=1677
+  _globals['_GUIDANCEINPUT']._serialized_end=1807
+  _globals['_GENERATEREQUEST']._serialized_start=143
+  _globals['_GENERATEREQUEST']._serialized_end=215
+  _globals['_GENERATERESPONSE']._serialized_start=218
+  _globals['_GENERATERESPONSE']._serialized_end=431
+  _globals['_ACCEPTED']._serialized_start=433
+  _globals['_ACCEPTED']._serialized_end=516
+  _globals['_STEPCOMPLETED']._serialized_start=518
+  _globals['_STEPCOMPLETED']._serialized_end=599
+  _globals['_GENERATEDIMAGE']._serialized_start=602
+  _globals['_GENERATEDIMAGE']._serialized_end=745
+  _globals['_FINISHED']._serialized_start=748
+  _globals['_FINISHED']._serialized_end=973
+  _globals['_GENERATEIMAGESREQUEST']._serialized_start=975
+  _globals['_GENERATEIMAGESREQUEST']._serialized_end=1053
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=1056
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1239
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=1241
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=1280
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1283
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=1674
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=1810
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2117
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from triptych_coordinator.sampling.guidance.formulas import Velocity, composed, rescaled, steered_away
 from triptych_coordinator.sampling.guidance.layers import Branch, Digests, LayerGuidance
-from triptych_coordinator.sampling.guidance.methods import ClassifierFree, GuidanceMethod, Memory
+from triptych_coordinator.sampling.guidance.methods import ClassifierFreeGuidance, GuidanceMethod, Memory
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Guided:
     positive: Digests
     negative: Digests
     scales: Sequence[float]
-    method: GuidanceMethod = field(default_factory=ClassifierFree)
+    method: GuidanceMethod = field(default_factory=ClassifierFreeGuidance)
     rescale: float = 0.0
     additional: Sequence[Digests] = ()
     weights: Sequence[Sequence[float]] = ()
@@ -35,7 +35,7 @@ class Guided:
 
     def branches(self, step: int) -> list[Branch]:
         """The branches that this step needs: without guidance, only the prompt's."""
-        if step < self.method.zero_init_steps:
+        if step < self.method.first_guided_step:
             return []
         negative = [Branch(self.negative)] if self._needs_negative(step) else []
         prompts = [Branch(digests) for digests in (self.positive, *self.additional)]
@@ -53,7 +53,7 @@ class Guided:
 
         `memory` is what the evaluation before returned with its velocity.
         """
-        if step < self.method.zero_init_steps:
+        if step < self.method.first_guided_step:
             return np.zeros(velocities.shape[1:], np.float32), memory
         branches = list(velocities)
         negative = branches.pop(0) if self._needs_negative(step) else None

@@ -1,8 +1,12 @@
 """Guidance by a weakened model: the prompt's branch once more, with some layers skipped or perturbed."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
+
+from triptych_coordinator.sampling.guidance.schedules import Fraction
+from triptych_coordinator.sampling.ranges import Range
 
 Digests: TypeAlias = Sequence[bytes]
 
@@ -20,18 +24,53 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class SkipLayerGuidance:
-    """Steers away from a model without some layers (SLG; diffusers' SD3 pipeline has the same defaults)."""
+class LayerGuidance(ABC):
+    """Steers away from a model in which `layers` are weakened, at the steps between `start` and `stop`.
+
+    weakness: how, in words.
+    """
 
     layers: tuple[int, ...]
-    scale: float = 2.8
-    start: float = 0.01
-    stop: float = 0.2
+    scale: Annotated[float, Range(0, 100)]
+    start: Fraction
+    stop: Fraction
+
+    weakness: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Sorts the layers: their order says nothing."""
+        object.__setattr__(self, "layers", tuple(sorted(self.layers)))
 
     @property
     def description(self) -> str:
         """In words."""
-        return f"guidance by the model without layers {', '.join(map(str, self.layers))}"
+        return f"guidance by the model {self.weakness} layers {', '.join(map(str, self.layers))}"
+
+    def violations(self) -> Iterator[tuple[str, str]]:
+        """What is wrong: a field and what it must be."""
+        if not self.layers or len(set(self.layers)) < len(self.layers):
+            yield "layers", "must name at least one layer, and none twice"
+        if self.stop < self.start:
+            yield "stop", f"must be at least start ({self.start}), not {self.stop}"
+
+    @abstractmethod
+    def active(self, step: int, num_steps: int) -> bool:
+        """Whether step `step`, from 0, of `num_steps` is guided."""
+
+    @abstractmethod
+    def branch(self, digests: Digests) -> Branch:
+        """The weakened branch."""
+
+
+@dataclass(frozen=True)
+class SkipLayerGuidance(LayerGuidance):
+    """Steers away from a model without some layers (SLG; diffusers' SD3 pipeline has the same defaults)."""
+
+    scale: Annotated[float, Range(0, 100)] = 2.8
+    start: Fraction = 0.01
+    stop: Fraction = 0.2
+
+    weakness: ClassVar = "without"
 
     def active(self, step: int, num_steps: int) -> bool:
         """Where start n < step < stop n, as in diffusers' SD3 pipeline."""
@@ -43,22 +82,18 @@ class SkipLayerGuidance:
 
 
 @dataclass(frozen=True)
-class PerturbedAttentionGuidance:
+class PerturbedAttentionGuidance(LayerGuidance):
     """Steers away from a model in which patches do not see each other.
 
     Ahn et al., "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance", 2024; the default
     scale is that of diffusers' StableDiffusion3PAGPipeline.
     """
 
-    layers: tuple[int, ...]
-    scale: float = 3.0
-    start: float = 0.0
-    stop: float = 1.0
+    scale: Annotated[float, Range(0, 100)] = 3.0
+    start: Fraction = 0.0
+    stop: Fraction = 1.0
 
-    @property
-    def description(self) -> str:
-        """In words."""
-        return f"guidance by the model with perturbed layers {', '.join(map(str, self.layers))}"
+    weakness: ClassVar = "with perturbed"
 
     def active(self, step: int, num_steps: int) -> bool:
         """Where int(start n) <= step < int(stop n), as for an interval of guidance."""
@@ -67,6 +102,3 @@ class PerturbedAttentionGuidance:
     def branch(self, digests: Digests) -> Branch:
         """The weakened branch."""
         return Branch(digests, perturbed_layers=self.layers)
-
-
-LayerGuidance: TypeAlias = SkipLayerGuidance | PerturbedAttentionGuidance

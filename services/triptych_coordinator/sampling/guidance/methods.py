@@ -1,8 +1,9 @@
 """How a prompt's velocity and the negative one become one: a method with its parameters, in a table."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Annotated, TypeAlias
 
 from triptych_coordinator.sampling.guidance.formulas import (
     Velocity,
@@ -10,31 +11,31 @@ from triptych_coordinator.sampling.guidance.formulas import (
     classifier_free_guidance,
     zero_star_guidance,
 )
+from triptych_coordinator.sampling.ranges import Range
 
 Memory: TypeAlias = Velocity | None
 """What a method keeps from one evaluation to the next, of each image its own; None before the first."""
 
 
-class GuidanceMethod(Protocol):
+@dataclass(frozen=True)
+class GuidanceMethod(ABC):
     """Joins velocities, [B, C, h, w]. Where the scale is 1 no method is asked: the prompt's is the answer."""
 
     @property
-    def zero_init_steps(self) -> int:
+    def first_guided_step(self) -> int:
         """For so many steps from the first, the velocity is zero, and no branch is needed."""
-        ...
+        return 0
 
+    @abstractmethod
     def join(
         self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
     ) -> tuple[Velocity, Memory]:
         """The velocity, and what the next evaluation is given as `memory`."""
-        ...
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFreeGuidance(GuidanceMethod):
     """Classifier-free guidance."""
-
-    zero_init_steps: ClassVar[int] = 0
 
     def join(
         self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
@@ -43,15 +44,16 @@ class ClassifierFree:
         return classifier_free_guidance(negative, positive, scale), memory
 
 
+CLASSIFIER_FREE = ClassifierFreeGuidance()
+
+
 @dataclass(frozen=True)
-class AdaptiveProjected:
+class AdaptiveProjectedGuidance(GuidanceMethod):
     """APG. The defaults are the paper's for Stable Diffusion XL."""
 
-    eta: float = 0.0
-    norm_threshold: float = 15.0
-    momentum: float = -0.5
-
-    zero_init_steps: ClassVar[int] = 0
+    eta: Annotated[float, Range(-10, 10)] = 0.0
+    norm_threshold: Annotated[float, Range(0, 10_000)] = 15.0
+    momentum: Annotated[float, Range(-1, 1)] = -0.5
 
     def join(
         self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
@@ -63,10 +65,15 @@ class AdaptiveProjected:
 
 
 @dataclass(frozen=True)
-class ZeroStar:
+class ZeroStarGuidance(GuidanceMethod):
     """CFG-Zero*: nothing happens in the first steps, where velocities mislead more than they lead."""
 
     zero_init_steps: int = 1
+
+    @property
+    def first_guided_step(self) -> int:
+        """Behind the first steps."""
+        return self.zero_init_steps
 
     def join(
         self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
@@ -75,15 +82,9 @@ class ZeroStar:
         return zero_star_guidance(negative, positive, scale), memory
 
 
-ChosenMethod: TypeAlias = ClassifierFree | AdaptiveProjected | ZeroStar
-
-METHODS: Mapping[str, type[ChosenMethod]] = {
-    "classifier_free": ClassifierFree,
-    "adaptive_projected": AdaptiveProjected,
-    "zero_star": ZeroStar,
+GUIDANCE_METHODS: Mapping[str, type[GuidanceMethod]] = {
+    "classifier_free": ClassifierFreeGuidance,
+    "adaptive_projected": AdaptiveProjectedGuidance,
+    "zero_star": ZeroStarGuidance,
 }
-
-
-def method_name(method: ChosenMethod) -> str:
-    """The method's name in METHODS."""
-    return next(name for name, kind in METHODS.items() if isinstance(method, kind))
+"""By the name that requests choose them with."""

@@ -2,48 +2,25 @@
 
 from collections.abc import Mapping
 
-from triptych_coordinator.sampling.solvers.adaptive import adaptive
-from triptych_coordinator.sampling.solvers.multistep import dpmpp_2m, unipc
-from triptych_coordinator.sampling.solvers.runge_kutta import euler, heun, midpoint
-from triptych_coordinator.sampling.solvers.solution import (
-    Evaluate,
-    Latents,
-    Noise,
-    Reached,
-    Sigma,
-    Solution,
-    Solver,
+from triptych_coordinator.sampling.solvers.adaptive import AdaptiveSolver
+from triptych_coordinator.sampling.solvers.multistep import DpmSolverMultistep, UnipcSolver
+from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver, HeunSolver, MidpointSolver
+from triptych_coordinator.sampling.solvers.solution import Solver
+from triptych_coordinator.sampling.solvers.stochastic import (
+    EulerAncestralSolver,
+    LcmSolver,
+    StochasticEulerSolver,
 )
-from triptych_coordinator.sampling.solvers.stochastic import euler_ancestral, lcm, stochastic_euler
 
-__all__ = [
-    "SOLVERS",
-    "Evaluate",
-    "Latents",
-    "Noise",
-    "Reached",
-    "Sigma",
-    "Solution",
-    "Solver",
-    "adaptive",
-    "dpmpp_2m",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lcm",
-    "midpoint",
-    "stochastic_euler",
-    "unipc",
-]
-
-SOLVERS: Mapping[str, Solver] = {
-    "euler": euler,
-    "heun": heun,
-    "midpoint": midpoint,
-    "dpmpp_2m": dpmpp_2m,
-    "unipc": unipc,
-    "lcm": lcm,
-    "euler_ancestral": euler_ancestral,
-    "stochastic_euler": stochastic_euler,
-    "adaptive": adaptive,
+SOLVERS: Mapping[str, type[Solver]] = {
+    "euler": EulerSolver,
+    "heun": HeunSolver,
+    "midpoint": MidpointSolver,
+    "dpmpp_2m": DpmSolverMultistep,
+    "unipc": UnipcSolver,
+    "lcm": LcmSolver,
+    "euler_ancestral": EulerAncestralSolver,
+    "stochastic_euler": StochasticEulerSolver,
+    "adaptive": AdaptiveSolver,
 }
+"""By the name that requests choose them with."""

@@ -11,33 +11,50 @@ one (the checkpoint's shift of evenly spaced levels): but for a thousandth, the 
 """
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.solvers.solution import Evaluate, Latents, Noise, Reached, Solution
+from triptych_coordinator.sampling.solvers.solution import (
+    Evaluate,
+    Latents,
+    Noise,
+    Reached,
+    Solution,
+    Solver,
+)
 
 
-def dpmpp_2m(latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
+@dataclass(frozen=True)
+class DpmSolverMultistep(Solver):
     """DPM-Solver++ 2M: X = x0 + h / (2 h_before) (x0 - x0_before).
 
     Order 2, one evaluation a step; of first order after sigma 1, where lambda is infinite, and into sigma 0
     (Lu et al., 2022, algorithm 2; diffusers' DPMSolverMultistepScheduler with use_flow_sigmas, midpoint).
     """
-    slope = np.zeros_like(latents)
-    before: Latents | None = None
-    h_before = math.inf
-    for sigma, next_sigma in pairwise(sigmas):
-        velocity = yield Evaluate(latents, sigma)
-        clean = latents - sigma * velocity
-        h = _log_snr(next_sigma) - _log_snr(sigma)
-        slope = _slope(clean, before, h, h_before)
-        latents = yield Reached(_step(latents, clean + slope / 2, sigma, next_sigma), next_sigma)
-        before, h_before = clean, h
+
+    label: ClassVar = "DPM++ 2M"
+    needs_even_levels: ClassVar = True
+
+    def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
+        """See the class."""
+        slope = np.zeros_like(latents)
+        before: Latents | None = None
+        h_before = math.inf
+        for sigma, next_sigma in pairwise(sigmas):
+            velocity = yield Evaluate(latents, sigma)
+            clean = latents - sigma * velocity
+            h = _log_snr(next_sigma) - _log_snr(sigma)
+            slope = _slope(clean, before, h, h_before)
+            latents = yield Reached(_step(latents, clean + slope / 2, sigma, next_sigma), next_sigma)
+            before, h_before = clean, h
 
 
-def unipc(latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
+@dataclass(frozen=True)
+class UnipcSolver(Solver):
     """UniPC with B(h) = exp(h) - 1: the step of DPM-Solver++ 2M, corrected by the next evaluation to order 3.
 
     When x0 at the end of a step is known, the step's X becomes
@@ -46,21 +63,27 @@ def unipc(latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Soluti
     UniPCMultistepScheduler with use_flow_sigmas, solver_order 2, bh2). The correction is added to what the
     solver was given to go on with, so that an edit stays.
     """
-    before: Latents | None = None
-    slope = np.zeros_like(latents)
-    h = h_before = math.inf
-    shrink = np.float32(0)
-    for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
-        velocity = yield Evaluate(latents, sigma)
-        clean = latents - sigma * velocity
-        if before is not None:
-            rho_1, rho_2 = _corrector(h, h_before) if step > 1 else (0.5, 0.5)
-            change = np.float32(rho_1 - 0.5) * slope + np.float32(rho_2) * (clean - before)
-            latents = latents + (1 - shrink) * change
-        h_before, h = h, _log_snr(next_sigma) - _log_snr(sigma)
-        slope, shrink = _slope(clean, before, h, h_before), next_sigma / sigma
-        latents = yield Reached(_step(latents, clean + slope / 2, sigma, next_sigma), next_sigma)
-        before = clean
+
+    label: ClassVar = "UniPC"
+    needs_even_levels: ClassVar = True
+
+    def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
+        """See the class."""
+        before: Latents | None = None
+        slope = np.zeros_like(latents)
+        h = h_before = math.inf
+        shrink = np.float32(0)
+        for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+            velocity = yield Evaluate(latents, sigma)
+            clean = latents - sigma * velocity
+            if before is not None:
+                rho_1, rho_2 = _corrector(h, h_before) if step > 1 else (0.5, 0.5)
+                change = np.float32(rho_1 - 0.5) * slope + np.float32(rho_2) * (clean - before)
+                latents = latents + (1 - shrink) * change
+            h_before, h = h, _log_snr(next_sigma) - _log_snr(sigma)
+            slope, shrink = _slope(clean, before, h, h_before), next_sigma / sigma
+            latents = yield Reached(_step(latents, clean + slope / 2, sigma, next_sigma), next_sigma)
+            before = clean
 
 
 def _step(latents: Latents, known: Latents, sigma: np.float32, next_sigma: np.float32) -> Latents:

@@ -6,8 +6,10 @@ edit may have changed. So it reads like its formula, keeps its history in local 
 of guidance, batches or services.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,36 @@ class Reached(NamedTuple):
 
 
 Solution: TypeAlias = Generator[Evaluate | Reached, Latents, None]
-Solver: TypeAlias = Callable[..., Solution]
-"""Takes latents at sigmas[0], the falling sigmas, a source of noise, and its own parameters by name; takes a
-step to each further level. float32 throughout. Nothing is shared by the images of a batch, so each is to the
-bit what it is alone."""
+
+
+def begin(solution: Solution) -> Evaluate | Reached | None:
+    """What a solution asks first; None if it has nothing to solve."""
+    return next(solution, None)
+
+
+def answer(solution: Solution, latents: Latents) -> Evaluate | Reached | None:
+    """Answers what a solution asked, with a velocity or latents; what it asks next, None at its end."""
+    try:
+        return solution.send(latents)
+    except StopIteration:
+        return None
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A method with its parameters.
+
+    label: what image tools call it.
+    draws_noise: whether it draws fresh noise, behind which velocities do not go on.
+    chooses_steps: whether it takes steps of its own between the levels, for every image other ones.
+    needs_even_levels: whether it was not made for levels of which the last but one is next to 0, as SD3's.
+    """
+
+    label: ClassVar[str]
+    draws_noise: ClassVar[bool] = False
+    chooses_steps: ClassVar[bool] = False
+    needs_even_levels: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
+        """From latents [B, C, h, w] at sigmas[0] to sigmas[-1], telling every level between."""
