@@ -8,6 +8,7 @@ from contextlib import aclosing
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.deadlines import Deadline, Stopwatch
@@ -17,7 +18,6 @@ from triptych_coordinator.request.png import encode_png, png_text
 from triptych_coordinator.request.prompt_weights import WeightedText
 from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
 from triptych_coordinator.sampling.guidance.guided import Guided
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.previews import LatentRgb

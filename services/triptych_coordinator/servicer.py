@@ -9,6 +9,7 @@ from typing import Any
 import grpc.aio
 
 from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.families.family import GuidanceInput
 from triptych.serving.admission import Admission
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
@@ -20,7 +21,6 @@ from triptych_coordinator.generation import generation_events
 from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.request.reading import parameters_from_message
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages.conditioning import ConditioningCache

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.fingerprints import stage_fingerprint
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
 from triptych.compute.thread import compute
-from triptych.errors import CheckpointError, StartError, invalid_argument
+from triptych.errors import StartError, invalid_argument
 from triptych.serving.admission import Admission
 from triptych.tensors import message_to_torch, torch_view
 from triptych.v1 import model_pb2, vae_codec_pb2, vae_codec_pb2_grpc
@@ -36,7 +35,6 @@ EncodeResponse = vae_codec_pb2.VaeCodecServiceEncodeResponse
 GetModelRequest = vae_codec_pb2.VaeCodecServiceGetModelRequest
 GetModelResponse = vae_codec_pb2.VaeCodecServiceGetModelResponse
 
-COMPONENT = "vae"
 DETERMINISM = "batch-invariant"
 # Whole, four pictures of 1024 x 1024, or one of 2048 x 2048, which takes SD3's decoder some 10 GB in float32.
 MAX_PIXELS = 4 << 20
@@ -149,12 +147,14 @@ def create_servicer(
     settings: StageSettings, options: VaeCodecOptions | None = None, quantization: Quantization = "none"
 ) -> VaeCodecServicer:
     """Load the autoencoder that the settings name. Raises StartError."""
+    from triptych_vae_codec.models import COMPONENT, load_autoencoder
+
     options = options or VaeCodecOptions()
     checkpoint = settings.open_checkpoint()
     device = usable_device(settings.device)
     if options.compile:
         try_compiler(device)
-    model = _load_model(checkpoint, device, settings.dtype, quantization)
+    model = load_autoencoder(checkpoint, device, settings.dtype, quantization)
     codec = _create_codec(model, options)
     others = {
         "tile size": str(options.tile_size),
@@ -174,27 +174,6 @@ def create_servicer(
         quantization=quantization,
     )
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
-
-
-def _load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: str, quantization: Quantization
-) -> AutoencoderKL:
-    import torch
-
-    from triptych_vae_codec.models.autoencoder_kl import build
-    from triptych_vae_codec.quantization import check_quantization, quantize_convolution
-
-    check_quantization(quantization)
-    try:
-        return build(
-            checkpoint.config(COMPONENT),
-            checkpoint.tensors(COMPONENT),
-            str(device),
-            getattr(torch, dtype),
-            None if quantization == "none" else quantize_convolution,
-        )
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.folder(COMPONENT)}: {error}") from error
 
 
 def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:

@@ -3,8 +3,8 @@
 import pytest
 
 from triptych.errors import TriptychError
+from triptych.families.family import GuidanceInput
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.stages.fit import Models
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
 from triptych_coordinator.sampling_config import sampling_of
 

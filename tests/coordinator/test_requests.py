@@ -9,12 +9,12 @@ import pytest
 from google.rpc import error_details_pb2
 
 from triptych.errors import TriptychError
+from triptych.families.family import GuidanceInput
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.parameters import Composition, Limits, Lora, Parameters, WeightedPrompt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.request.writing import parameters_to_message
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.guidance.layers import PerturbedAttentionGuidance, SkipLayerGuidance
 from triptych_coordinator.sampling.guidance.methods import (
     AdaptiveProjectedGuidance,

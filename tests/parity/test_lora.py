@@ -16,10 +16,11 @@ from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
+from triptych.families import family_of_transformer
 from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora
-from triptych_denoiser.models.lora_names import NAMES, LinearNames
+from triptych_denoiser.models.lora_names import LinearNames
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -36,7 +37,8 @@ class Case:
 
     def linears(self) -> Linears:
         places = linear_places(self.family, dict(self.theirs.config))
-        return Linears(places, LinearNames(NAMES[type(self.theirs).__name__](places), places))
+        family = family_of_transformer(type(self.theirs).__name__)
+        return Linears(places, LinearNames(family.lora_names(places), places))
 
     def with_lora(self, lora: dict[str, Tensor] | Path, weight: float) -> Tensor:
         """diffusers' velocity."""

@@ -21,9 +21,10 @@ from tests.parity.test_sd3_transformer import PUBLIC as SD3
 from tests.parity.test_z_image_transformer import REAL as Z_IMAGE
 from tests.shared import original_names
 from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.checkpoints.layouts import diffusers_tensors, flux_config, flux_table, sd3_config, sd3_table
 from triptych.compute import loading
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
+from triptych.families import family_of_transformer
+from triptych.families.family import GuidanceInput
+from triptych.families.layouts import diffusers_tensors
 from triptych_coordinator.sampling.sigmas import DynamicShift
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer
@@ -254,16 +255,14 @@ def test_a_request_that_says_nothing_gets_the_models_own_sampling(
 def test_the_original_file_gives_the_same_names_and_shapes(name: str) -> None:
     class_name, config, _ = MODELS[name]
     expected = published_tensors(class_name, config)
-    if class_name == SD3_CLASS:
-        original = original_names.sd3_transformer(expected)
-        inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
-        found = sd3_config(inner)
-        table = sd3_table(found["num_layers"], found["caption_projection_dim"])
-    else:
-        original = original_names.flux_transformer(expected)
-        inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
-        found = flux_config(inner)
-        table = flux_table(found["num_layers"], found["num_single_layers"], inner["img_in.weight"][0])
+    sd3 = class_name == SD3_CLASS
+    original = (original_names.sd3_transformer if sd3 else original_names.flux_transformer)(expected)
+    inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
+    file = family_of_transformer(class_name).original
+    assert file is not None
+    assert file.mark in inner
+    found = file.config(inner)
+    table = file.table(inner, found)
     sources = diffusers_tensors(table, inner)
     shapes = {key: (change or _same)(original[source]).shape for key, (source, change) in sources.items()}
     assert shapes == {key: tensor.shape for key, tensor in expected.items()}

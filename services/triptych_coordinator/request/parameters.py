@@ -7,8 +7,8 @@ from typing import Annotated, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.families.family import GuidanceInput
 from triptych_coordinator.request.prompt_weights import WeightedText, read_weighted
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.guidance.layers import (
     LayerGuidance,
     PerturbedAttentionGuidance,

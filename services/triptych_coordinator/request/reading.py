@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from triptych import errors
+from triptych.families.family import GuidanceInput
 from triptych.loras import lora_violations, unknown_lora, weight_of
 from triptych.v1 import guidance_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
@@ -19,7 +20,6 @@ from triptych_coordinator.request.parameters import (
     Parameters,
 )
 from triptych_coordinator.request.prompt_weights import read_weighted
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling.guidance.layers import (
     LayerGuidance,
     PerturbedAttentionGuidance,

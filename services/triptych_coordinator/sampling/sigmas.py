@@ -14,9 +14,12 @@ TRAIN_TIMESTEPS = 1000  # the transformers take the timestep 1000 sigma
 class Grid(StrEnum):
     """The levels of n steps before they are shifted."""
 
-    TRAINING = "evenly from the largest to the smallest level of training"
-    EVEN = "1, (n - 1) / n, ..., 1 / n"
-    EVEN_BY_TORCH = "the same, rounded as torch.linspace rounds"
+    TRAINING = "training"
+    """Evenly from the largest to the smallest level of training."""
+    EVEN = "even"
+    """1, (n - 1) / n, ..., 1 / n."""
+    EVEN_BY_TORCH = "even by torch"
+    """The same, rounded as torch.linspace rounds."""
 
 
 @dataclass(frozen=True)

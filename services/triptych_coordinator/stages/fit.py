@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from triptych import errors
+from triptych.families.family import GuidanceInput
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.request.parameters import Limits
-from triptych_coordinator.sampling.guidance.inputs import GuidanceInput
 from triptych_coordinator.sampling_config import Sampling
 
 BATCH_INVARIANT = "batch-invariant"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
+from triptych.families import family_of_transformer
 from triptych_denoiser.models import flux, sd3, z_image
 from triptych_denoiser.models.loading import Family, build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
-from triptych_denoiser.models.lora_names import NAMES, LinearNames
+from triptych_denoiser.models.lora_names import LinearNames
 from triptych_denoiser.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def linears_of(checkpoint: Checkpoint) -> Linears:
         places = linear_places(_family(checkpoint), checkpoint.config("transformer"))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    return Linears(places, LinearNames(NAMES[checkpoint.class_name("transformer")](places), places))
+    family = family_of_transformer(checkpoint.class_name("transformer"))
+    return Linears(places, LinearNames(family.lora_names(places), places))
 
 
 def _family(checkpoint: Checkpoint) -> Family[Any]:

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from triptych.checkpoints.layouts import Table, Target, flux_table, fused, sd3_table
+from triptych.families.layouts import Table, Target
 from triptych_denoiser.models.loading import Place
 
 Places = Mapping[str, Place]
 """The places of a transformer's linears by diffusers' names of them."""
 
-
-def sd3_names(places: Places) -> Table:
-    """The names in sd3.5's mmditx.py."""
-    return sd3_table(_count(places, "transformer_blocks"), places["proj_out"].columns)
-
-
-def flux_names(places: Places) -> Table:
-    """The names in flux's model.py."""
-    layers, single_layers = (_count(places, f"{kind}transformer_blocks") for kind in ("", "single_"))
-    return flux_table(layers, single_layers, places["proj_out"].columns)
-
-
-def z_image_names(places: Places) -> Table:
-    """The repository's fused projections; its other names are diffusers' own."""
-    table: dict[str, tuple[Target, ...]] = {}
-    for module, place in places.items():
-        attention, _, name = module.rpartition(".to_")
-        if name == "q":
-            table[f"{attention}.qkv"] = fused(place.rows, *(f"{attention}.to_{part}" for part in "qkv"))
-        elif name == "out.0":
-            table[f"{attention}.out"] = ((module, None),)
-    return table
-
-
-NAMES: Mapping[str, Callable[[Places], Table]] = {
-    "SD3Transformer2DModel": sd3_names,
-    "FluxTransformer2DModel": flux_names,
-    "ZImageTransformer2DModel": z_image_names,
-}
-"""By the class that a checkpoint's model_index.json names."""
 
 _PREFIXES = ("transformer.", "diffusion_model.", "lora_unet_", "lora_transformer_")
 
@@ -66,11 +36,6 @@ class LinearNames:
             if name.startswith(prefix):
                 return self._targets.get(_flat(name.removeprefix(prefix)))
         return self._targets.get(_flat(name))
-
-
-def _count(places: Places, stack: str) -> int:
-    """How many blocks a stack has."""
-    return len({module.split(".")[1] for module in places if module.startswith(f"{stack}.")})
 
 
 def _flat(name: str) -> str:

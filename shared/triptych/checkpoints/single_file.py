@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.checkpoints.layouts import (
+from triptych.checkpoints.weights import Weights, read_shapes
+from triptych.errors import CheckpointError
+from triptych.families import FAMILIES, family_of
+from triptych.families.family import Family
+from triptych.families.layouts import (
     Shapes,
     Table,
     clip_table,
     diffusers_tensors,
-    flux_config,
-    flux_guidance,
-    flux_table,
-    sd3_config,
-    sd3_table,
     vae_config,
     vae_table,
 )
-from triptych.checkpoints.weights import Weights, read_shapes
-from triptych.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,26 +27,7 @@ if TYPE_CHECKING:
 _TRANSFORMER_PREFIX = "model.diffusion_model."
 _VAE_PREFIXES = ("first_stage_model.", "vae.")
 _VAE_MARK = "decoder.mid.block_1.conv1.weight"
-_FLUX_VAE_FILE = "ae.safetensors"
-_SD3, _FLUX = "StableDiffusion3Pipeline", "FluxPipeline"
-_ENCODERS = {
-    _SD3: {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
-    _FLUX: {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
-}
-"""What the names of text encoders begin with, after `text_encoders.`, in files that have them inside."""
-
-_LATENT_SCALES: dict[str, dict[str, float]] = {
-    _SD3: {"scaling_factor": 1.5305, "shift_factor": 0.0609},
-    _FLUX: {"scaling_factor": 0.3611, "shift_factor": 0.1159},
-}
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-_DEV_SHIFTS = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
 
 
 @dataclass(frozen=True)
@@ -114,11 +92,11 @@ class SingleFile(Checkpoint):
         self.name = self.published_name = path.stem
         self.revision = base.revision if base else ""
         self._base = base
-        self._parts, pipeline = _read_parts(path, base)
-        self._scheduler = _scheduler(pipeline, self._parts)
-        family = base.index.get("_class_name") if base else pipeline
-        if family != pipeline:
-            raise CheckpointError(f"{path} is for a {pipeline}, but the base {base and base.path} a {family}")
+        self._parts, family = _read_parts(path, base)
+        self._scheduler = _scheduler(family, self._parts)
+        pipeline, its = family.pipeline, base.index.get("_class_name") if base else family.pipeline
+        if its != pipeline:
+            raise CheckpointError(f"{path} is for a {pipeline}, but the base {base and base.path} a {its}")
         own = {name: ["diffusers", part.class_name] for name, part in self._parts.items() if part.class_name}
         published = {"_class_name": pipeline, "scheduler": ["diffusers", _SCHEDULER]}
         self.index = published | (base.index if base else {}) | own
@@ -170,24 +148,20 @@ class SingleFile(Checkpoint):
         return self._base
 
 
-def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], str]:
-    """The components that a file has, and the pipeline class of diffusers that they belong to."""
+def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], Family]:
+    """The components that a file has, and the family that they belong to."""
     shapes = read_shapes(path)
     prefix = _TRANSFORMER_PREFIX if any(name.startswith(_TRANSFORMER_PREFIX) for name in shapes) else ""
     inner = _under(prefix, shapes)
     try:
-        if "joint_blocks.0.x_block.attn.qkv.weight" in inner:
-            config = sd3_config(inner)
-            table = sd3_table(config["num_layers"], config["caption_projection_dim"])
-            transformer = Part("SD3Transformer2DModel", config, path, prefix, table, inner)
-            vae = _vae_inside(path, shapes, _SD3)
-            return {"transformer": transformer} | vae | _encoders_inside(path, shapes, _SD3, base), _SD3
-        if "double_blocks.0.img_attn.qkv.weight" in inner:
-            config = flux_config(inner)
-            table = flux_table(config["num_layers"], config["num_single_layers"], inner["img_in.weight"][0])
-            transformer = Part("FluxTransformer2DModel", config, path, prefix, table, inner)
-            vae = _vae_inside(path, shapes, _FLUX) or _vae_beside(path)
-            return {"transformer": transformer} | vae | _encoders_inside(path, shapes, _FLUX, base), _FLUX
+        for family in FAMILIES:
+            if family.original is not None and family.original.mark in inner:
+                config = family.original.config(inner)
+                table = family.original.table(inner, config)
+                transformer = Part(family.transformer, config, path, prefix, table, inner)
+                vae = _vae_inside(path, shapes, family) or _vae_beside(path, family)
+                encoders = _encoders_inside(path, shapes, family.original.text_encoders, base)
+                return {"transformer": transformer} | vae | encoders, family
         if _VAE_MARK in shapes:
             return _vae_alone(path, shapes, base)
     except (KeyError, ValueError) as error:
@@ -198,17 +172,46 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], s
     )
 
 
-def _vae_inside(path: Path, shapes: Shapes, pipeline: str) -> dict[str, Part]:
+def _vae_inside(path: Path, shapes: Shapes, family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
         if prefix + _VAE_MARK in shapes:
-            return {"vae": _vae(path, prefix, _under(prefix, shapes), _LATENT_SCALES[pipeline])}
+            return {"vae": _vae(path, prefix, _under(prefix, shapes), _scales(family))}
     return {}
 
 
-def _encoders_inside(path: Path, shapes: Shapes, pipeline: str, base: Checkpoint | None) -> dict[str, Part]:
+def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
+    """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
+    if family.original is None or family.original.vae_file is None:
+        return {}
+    file = path.with_name(family.original.vae_file)
+    return {"vae": _vae(file, "", read_shapes(file), _scales(family))} if file.is_file() else {}
+
+
+def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dict[str, Part], Family]:
+    """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
+    if base:
+        config, family = base.config("vae"), family_of(str(base.index.get("_class_name")))
+        if family is None:
+            raise CheckpointError(f"the base {base.path} is a {base.index.get('_class_name')}: not supported")
+        scales: dict[str, float] = {
+            name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
+        }
+        return {"vae": _vae(path, "", shapes, scales)}, family
+    for family in FAMILIES:
+        if family.original is not None and family.original.vae_file == path.name:
+            return {"vae": _vae(path, "", shapes, _scales(family))}, family
+    raise CheckpointError(
+        f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
+        "its family, or call FLUX.1's ae.safetensors"
+    )
+
+
+def _encoders_inside(
+    path: Path, shapes: Shapes, encoders: Mapping[str, str], base: Checkpoint | None
+) -> dict[str, Part]:
     """The text encoders that are in the file and of which the base has config and tokenizer."""
     found = {}
-    for component, name in _ENCODERS[pipeline].items():
+    for component, name in encoders.items():
         prefix = f"text_encoders.{name}.transformer."
         inner = _under(prefix, shapes)
         if inner and base is not None and base.has(component):
@@ -217,26 +220,11 @@ def _encoders_inside(path: Path, shapes: Shapes, pipeline: str, base: Checkpoint
     return found
 
 
-def _vae_beside(path: Path) -> dict[str, Part]:
-    """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
-    file = path.with_name(_FLUX_VAE_FILE)
-    return {"vae": _vae(file, "", read_shapes(file), _LATENT_SCALES[_FLUX])} if file.is_file() else {}
-
-
-def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dict[str, Part], str]:
-    """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
-    if base:
-        config = base.config("vae")
-        scales: dict[str, float] = {
-            name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
-        }
-        return {"vae": _vae(path, "", shapes, scales)}, str(base.index.get("_class_name"))
-    if path.name == _FLUX_VAE_FILE:
-        return {"vae": _vae(path, "", shapes, _LATENT_SCALES[_FLUX])}, _FLUX
-    raise CheckpointError(
-        f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
-        f"its family, or call FLUX.1's {_FLUX_VAE_FILE}"
-    )
+def _scales(family: Family) -> dict[str, float]:
+    return {
+        "scaling_factor": family.latents.scaling_factor,
+        "shift_factor": family.latents.shift_factor,
+    }
 
 
 def _vae(path: Path, prefix: str, shapes: Shapes, scales: dict[str, float]) -> Part:
@@ -247,9 +235,8 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
-def _scheduler(pipeline: str, parts: Mapping[str, Part]) -> dict[str, Any]:
+def _scheduler(family: Family, parts: Mapping[str, Part]) -> dict[str, Any]:
     """The scheduler_config.json that the family was published with."""
-    if pipeline == _SD3:
-        return {"_class_name": _SCHEDULER, "shift": 3.0}
-    guided = "transformer" in parts and flux_guidance(parts["transformer"].shapes)
-    return {"_class_name": _SCHEDULER} | ({"shift": 3.0} | _DEV_SHIFTS if guided else {"shift": 1.0})
+    shapes = parts["transformer"].shapes if "transformer" in parts else {}
+    published = family.original.scheduler(shapes) if family.original else {}
+    return {"_class_name": _SCHEDULER} | published

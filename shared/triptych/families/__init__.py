@@ -1,0 +1,16 @@
+"""The families of models, a file each: what is known of them beside what their checkpoints say."""
+
+from triptych.families import flux, sd3, z_image
+from triptych.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY, z_image.FAMILY)
+
+
+def family_of(pipeline: str) -> Family | None:
+    """The family of a pipeline's class in model_index.json."""
+    return next((family for family in FAMILIES if family.pipeline == pipeline), None)
+
+
+def family_of_transformer(name: str) -> Family:
+    """The family of a transformer's class. Raises KeyError for any other."""
+    return {family.transformer: family for family in FAMILIES}[name]

@@ -1,0 +1,111 @@
+"""What is known of a family of models beside what its checkpoints say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol, TypeAlias
+
+from triptych.families.layouts import Shapes, Table
+
+
+class GuidanceInput(StrEnum):
+    """How a model takes the guidance scale."""
+
+    BRANCHES = "two branches, the negative prompt's and the prompt's, are joined with it"
+    EMBEDDED = "it is an input of the model, which was distilled from two branches to one"
+    NONE = "not at all: the model was distilled with guidance inside"
+
+
+GridName: TypeAlias = Literal["training", "even", "even by torch"]
+"""The noise levels of n steps before they are shifted: evenly from the largest to the smallest level of
+training; 1, (n - 1) / n, ..., 1 / n; the same, rounded as torch.linspace rounds."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a model takes guidance, and what a request gets that says neither steps nor scale."""
+
+    guidance: GuidanceInput
+    num_inference_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents of a VAE.
+
+    scaling_factor, shift_factor: as in its config: the denoiser's latents are (z - shift) scale.
+    rgb_factors, rgb_bias: colours from -1 to 1 of a latent pixel, rgb = latents . factors + bias: three
+        numbers for each channel.
+    """
+
+    scaling_factor: float
+    shift_factor: float
+    rgb_factors: tuple[tuple[float, float, float], ...]
+    rgb_bias: tuple[float, float, float]
+
+
+class LinearShape(Protocol):
+    """The shape of a linear's weight."""
+
+    @property
+    def rows(self) -> int:
+        """What it gives."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """What it takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class OriginalFile:
+    """A file with the names that the family's authors gave its tensors.
+
+    mark: a tensor that no other family's transformer has.
+    config: the config of diffusers' transformer, from shapes. Raises KeyError for a tensor that is missing.
+    table: what the names of a transformer of such shapes and config give in diffusers.
+    scheduler: the scheduler_config.json that a transformer of such shapes was published with; of none, {}.
+    text_encoders: what the names of text encoders begin with behind `text_encoders.`, where they are inside.
+    vae_file: the name of the VAE's own file beside the transformer's; None where it is inside.
+    """
+
+    mark: str
+    config: Callable[[Shapes], dict[str, Any]]
+    table: Callable[[Shapes, Mapping[str, Any]], Table]
+    scheduler: Callable[[Shapes], dict[str, Any]]
+    text_encoders: Mapping[str, str]
+    vae_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    pipeline: its class in model_index.json.
+    transformer: the class of its transformer there.
+    grid: the levels that its pipeline gives the scheduler.
+    defaults: by whether the transformer's config has guidance_embeds.
+    latents: those of its published VAE.
+    lora_names: what LoRA files call linears besides diffusers' names, of linears by those names.
+    original: how its authors publish it, where such files are read.
+    distilled_steps: steps of models without guidance whose configs are those of the models that they were
+        distilled from, by the name of their repository or file in lower case: nothing else tells them apart.
+    """
+
+    pipeline: str
+    transformer: str
+    grid: GridName
+    defaults: Mapping[bool, Defaults]
+    latents: LatentSpace
+    lora_names: Callable[[Mapping[str, LinearShape]], Table]
+    original: OriginalFile | None = None
+    distilled_steps: Mapping[str, int] = field(default_factory=dict)
+
+
+def count_blocks(linears: Mapping[str, LinearShape], stack: str) -> int:
+    """How many blocks a stack has, of linears by diffusers' names."""
+    return len({module.split(".")[1] for module in linears if module.startswith(f"{stack}.")})

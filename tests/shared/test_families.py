@@ -1,0 +1,42 @@
+"""The facts of the families: every service finds them, and they are whole."""
+
+import subprocess
+import sys
+
+import pytest
+
+from triptych.families import FAMILIES, family_of, family_of_transformer
+from triptych.families.family import Family, GuidanceInput
+from triptych_coordinator.sampling.sigmas import Grid
+from triptych_denoiser.models import FAMILIES as TRANSFORMERS
+from triptych_text_encoder.recipes import RECIPES
+
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.pipeline)
+
+
+def test_every_stage_knows_every_family() -> None:
+    assert {family.pipeline for family in FAMILIES} == set(RECIPES)
+    assert {family.transformer for family in FAMILIES} == set(TRANSFORMERS)
+
+
+@every_family
+def test_a_family_is_found_by_its_names(family: Family) -> None:
+    assert family_of(family.pipeline) is family
+    assert family_of_transformer(family.transformer) is family
+    assert family_of("PixArtSigmaPipeline") is None
+
+
+@every_family
+def test_the_facts_are_whole(family: Family) -> None:
+    assert Grid(family.grid)
+    assert all(len(row) == 3 for row in family.latents.rgb_factors)
+    assert len(family.latents.rgb_bias) == 3
+    for embedded, defaults in family.defaults.items():
+        assert embedded == (defaults.guidance is GuidanceInput.EMBEDDED)
+        assert defaults.guidance is not GuidanceInput.NONE or defaults.guidance_scale == 1
+
+
+def test_families_need_nothing_but_python() -> None:
+    program = "import sys, triptych.families as f; print(*{n.partition('.')[0] for n in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "numpy", "grpc", "google", "pydantic"}
