@@ -12,7 +12,7 @@ from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.initial_latents import begin, noise_stream
+from triptych_coordinator.initial_latents import initial_latents, noise_stream
 from triptych_coordinator.request.parameters import Parameters
 from triptych_coordinator.request.png import encode_png, png_text
 from triptych_coordinator.request.prompt_weights import WeightedText
@@ -45,21 +45,21 @@ async def generation_events(
     stopwatch.lap()
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
-    started = await begin(stages, models, parameters, sigmas, noise, deadline)
+    initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, started.first_step))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial.first_step))
 
-    denoiser = stages.denoiser(
+    denoiser = stages.denoisers.of_request(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
-        models,
+        models.denoiser,
         deadline,
         loras_to_messages(parameters.loras),
     )
-    latents, levels = started.latents, sigmas[started.first_step :]
+    latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
-    async for step in sample(velocities, solution, guided, started.edit, started.first_step):
-        latents, number = step.latents, step.number - started.first_step
+    async for step in sample(velocities, solution, guided, initial.edit, initial.first_step):
+        latents, number = step.latents, step.number - initial.first_step
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
         if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
             completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
@@ -71,7 +71,7 @@ async def generation_events(
         "denoiser": {denoiser.fingerprint} if denoiser.fingerprint else set[str](),
         "vae_codec": {models.vae_codec.model.fingerprint},
     }
-    async with aclosing(stages.decode(latents, models, deadline)) as pictures:
+    async with aclosing(stages.vae_codecs.decode(latents, models, deadline)) as pictures:
         async for index, picture in pictures:
             finished.decode_milliseconds += stopwatch.lap()
             image = await _image(parameters, index, picture, fingerprints)
@@ -101,7 +101,9 @@ async def _encode(
     guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
     negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
-    encoded = await stages.encode([parameters.weighted(prompt) for prompt in prompts], models, deadline)
+    encoded = await stages.text_encoders.encode(
+        [parameters.weighted(prompt) for prompt in prompts], models, deadline
+    )
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
         texts = [parameters.weighted(prompt) for prompt in prompts]

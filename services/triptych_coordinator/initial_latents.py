@@ -1,4 +1,4 @@
-"""Where the latents of a request start: at the noise of its seeds, or at a picture with as much of it."""
+"""The initial latents of a request: the noise of its seeds, or a picture with as much of it."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from triptych_coordinator.stages.stages import Stages
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialLatents:
     """What the sampler loop is given to begin with."""
 
     latents: Latents
@@ -41,14 +41,14 @@ def noise_stream(parameters: Parameters, models: Models) -> Noise:
     return VariedNoise(noise, other, parameters.variation.strengths)
 
 
-async def begin(
+async def initial_latents(
     stages: Stages,
     models: Models,
     parameters: Parameters,
     sigmas: NDArray[np.float32],
     noise: Noise,
     deadline: Deadline,
-) -> Start:
+) -> InitialLatents:
     """Starts at the request's noise, or the seeds', or between a picture and noise as `strength` says.
 
     A picture takes the first draw of every seed to sample its latents, and the second is the noise: the
@@ -65,19 +65,19 @@ async def begin(
     if edit is None:
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
         given = parameters.noise
-        return Start(drawn if given is None else _per_image(given, parameters))
+        return InitialLatents(drawn if given is None else _per_image(given, parameters))
     mask = None
     if edit.clean is not None:
         clean = _per_image(edit.clean, parameters)
     else:
         pixels = await asyncio.to_thread(_canvas, edit, parameters)
         mask = await asyncio.to_thread(_mask, edit, parameters, models.vae_codec.downscale)
-        mean, std = await stages.encode_picture(pixels, models, deadline)
+        mean, std = await stages.vae_codecs.encode(pixels, models, deadline)
         clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)
     drawn = await asyncio.to_thread(noise)
     kept = unchanged if mask is None else Inpainting(mask, clean, drawn)
-    return Start(noised(clean, drawn, sigmas[first]), first, kept)
+    return InitialLatents(noised(clean, drawn, sigmas[first]), first, kept)
 
 
 def _per_image(latents: Latents, parameters: Parameters) -> Latents:

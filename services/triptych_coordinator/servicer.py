@@ -16,7 +16,7 @@ from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.fleet.connections import Stubs
-from triptych_coordinator.fleet.retries import Patience
+from triptych_coordinator.fleet.retries import RetryPolicy
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
@@ -53,8 +53,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._admission = Admission(limits.max_running, limits.max_waiting)
         self._stages = Stages(
             stubs,
-            Patience(attempts=5, attempt_timeout=limits.contact_seconds),
-            Patience(attempts=limits.attempts, attempt_timeout=limits.attempt_seconds),
+            RetryPolicy(attempts=5, attempt_timeout=limits.health_check_seconds),
+            RetryPolicy(attempts=limits.attempts, attempt_timeout=limits.attempt_seconds),
             ConditioningCache(limits.conditioning_cache_bytes),
             partial(serves, name=self._name, revision=self._revision),
         )

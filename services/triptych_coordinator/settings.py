@@ -19,7 +19,7 @@ class CoordinatorLimits(BaseModel):
     max_request_pixels: int = Field(
         16 << 20, gt=0, description="Pixels of all pictures of a request together."
     )
-    contact_seconds: float = Field(
+    health_check_seconds: float = Field(
         2,
         gt=0,
         description="How long a replica may take to say what it serves. One that does not while it should be "
@@ -29,7 +29,7 @@ class CoordinatorLimits(BaseModel):
         120, gt=0, description="How long a replica may take for one call of its work."
     )
     attempts: int = Field(
-        12, gt=0, description="How often all replicas of a stage are tried, with pauses up to 3 s."
+        12, gt=0, description="How often all replicas of a stage are tried, with a backoff up to 3 s."
     )
     conditioning_cache_bytes: int = Field(
         256 << 20, ge=0, description="Memory for encoded prompts, in bytes."

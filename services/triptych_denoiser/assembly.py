@@ -81,7 +81,9 @@ def create_servicer(
         Batcher(
             predictor,
             QueueLimits(
-                options.max_queued_rows, options.max_batch_tokens, options.max_company_milliseconds / 1000
+                options.max_queued_rows,
+                options.max_batch_tokens,
+                options.max_batching_window_milliseconds / 1000,
             ),
         ),
         ConditioningCache(options.conditioning_cache_mb << 20),

@@ -23,23 +23,23 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_SECONDS = 30.0
 """A row without a deadline, or with a late one, is due as one whose deadline is so far away."""
-_COMPANY_SHARE = 0.1
+_WINDOW_SHARE = 0.1
 _MAX_RETRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """What may wait, what a pass may hold, and how long it may wait for company.
+    """What may wait, what a pass may hold, and the batching window.
 
     max_queued_rows: rows that wait; calls with more are refused.
     max_batch_tokens: tokens of all rows of a pass together; a row that has more runs alone.
-    max_company_seconds: how long a pass may wait for the calls that were answered by the one before. It waits
-        a tenth of what that pass took, if that is less, and not at all when nobody else is there.
+    max_batching_window_seconds: how long a pass may wait for the calls that were answered by the one before.
+        It waits a tenth of what that pass took, if that is less, and not at all when nobody else is there.
     """
 
     max_queued_rows: int
     max_batch_tokens: int
-    max_company_seconds: float
+    max_batching_window_seconds: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Batch:
     """The rows of a pass, and what those have in common that the next one may wait for."""
 
     rows: Sequence[_Waiting]
-    company: Key
+    kind: Key
 
 
 class Batcher:
@@ -130,7 +130,7 @@ class Batcher:
         self._passes: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._expected: tuple[Key, int] = (), 0  # of this kind, so many rows
-        self._company_until = 0.0
+        self._window_until = 0.0
         self._max_batch_tokens = limits.max_batch_tokens
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
@@ -191,23 +191,23 @@ class Batcher:
 
     async def _run_passes(self) -> None:
         while self._queue:
-            await self._wait_for_company()
+            await self._wait_in_window()
             if batch := self._next_batch():
                 await self._run_pass(batch)
 
-    async def _wait_for_company(self) -> None:
+    async def _wait_in_window(self) -> None:
         """Until those are back that the pass before answered, or the window is over."""
-        company, rows = self._expected
-        while self._queue and _is_of(self._queue[0], company) and self._count(company) < rows:
+        kind, rows = self._expected
+        while self._queue and _is_of(self._queue[0], kind) and self._count(kind) < rows:
             self._arrived.clear()
             try:
-                async with asyncio.timeout(self._company_until - time.monotonic()):
+                async with asyncio.timeout(self._window_until - time.monotonic()):
                     await self._arrived.wait()
             except TimeoutError:
                 return
 
-    def _count(self, company: Key) -> int:
-        return sum(_is_of(entry, company) for entry in self._queue)
+    def _count(self, kind: Key) -> int:
+        return sum(_is_of(entry, kind) for entry in self._queue)
 
     def _next_batch(self) -> _Batch | None:
         """Takes the next pass's rows out of the queue; None if nobody waits any more."""
@@ -222,11 +222,11 @@ class Batcher:
     def _sharing(self, waiting: Sequence[_Waiting]) -> _Batch:
         """The first row with those that may share its pass, or with its equals alone if that is cheaper."""
         first = waiting[0]
-        company = [entry for entry in waiting if entry.group == first.group]
-        equals = [entry for entry in company if entry.alike == first.alike]
-        if len(company) == len(equals):
+        mixable = [entry for entry in waiting if entry.group == first.group]
+        equals = [entry for entry in mixable if entry.alike == first.alike]
+        if len(mixable) == len(equals):
             return _Batch(self._best(equals), first.group)
-        mixed = self._fitting(company)
+        mixed = self._fitting(mixable)
         if any(entry.alike != first.alike for entry in mixed) and self._costs.mixing_pays(_sizes(mixed)):
             return _Batch(mixed, first.group)
         return _Batch(self._best(equals), first.alike)
@@ -236,10 +236,10 @@ class Batcher:
         fitting = self._fitting(equals)
         return fitting[: self._costs.best_rows(fitting[0].tokens, len(fitting))]
 
-    def _fitting(self, company: Sequence[_Waiting]) -> list[_Waiting]:
+    def _fitting(self, rows: Sequence[_Waiting]) -> list[_Waiting]:
         """The first of these rows, and of the others those that fit into a pass with the ones before."""
-        fitting, tokens = [company[0]], company[0].tokens
-        for entry in company[1:]:
+        fitting, tokens = [rows[0]], rows[0].tokens
+        for entry in rows[1:]:
             if len(fitting) < self._predictor.max_rows and tokens + entry.tokens <= self._max_batch_tokens:
                 fitting.append(entry)
                 tokens += entry.tokens
@@ -263,10 +263,10 @@ class Batcher:
             call.compute_seconds += seconds
         for waiting, velocity, reused in zip(batch.rows, *predicted, strict=True):
             waiting.call.take(waiting.index, velocity, reused)
-        expected = min(len(rows) + self._count(batch.company), self._predictor.max_rows)
-        self._expected = batch.company, expected
-        window = min(_COMPANY_SHARE * seconds, self._limits.max_company_seconds)
-        self._company_until = time.monotonic() + window
+        expected = min(len(rows) + self._count(batch.kind), self._predictor.max_rows)
+        self._expected = batch.kind, expected
+        window = min(_WINDOW_SHARE * seconds, self._limits.max_batching_window_seconds)
+        self._window_until = time.monotonic() + window
 
     def _note(self, batch: Sequence[_Waiting], seconds: float) -> None:
         sizes = _sizes(batch)
@@ -294,8 +294,8 @@ class Batcher:
         self._put(batch)
 
 
-def _is_of(entry: _Waiting, company: Key) -> bool:
-    return company in (entry.group, entry.alike)
+def _is_of(entry: _Waiting, kind: Key) -> bool:
+    return kind in (entry.group, entry.alike)
 
 
 def _sizes(batch: Sequence[_Waiting]) -> Sizes:

@@ -45,7 +45,7 @@ class DenoiserOptions(CompileOptions):
         description="Image and text tokens in one forward pass, which bounds its memory; a row that has more "
         "runs alone. Out of memory, the denoiser lowers it by itself.",
     )
-    max_company_milliseconds: float = Field(
+    max_batching_window_milliseconds: float = Field(
         default=5.0,
         ge=0,
         description="How long a forward pass may wait for rows to share it: at most this, and a tenth of "

@@ -112,7 +112,7 @@ class House:
 
 @pytest.fixture
 def limits() -> CoordinatorLimits:
-    return CoordinatorLimits(max_running=2, max_waiting=1, contact_seconds=5, attempt_seconds=30)
+    return CoordinatorLimits(max_running=2, max_waiting=1, health_check_seconds=5, attempt_seconds=30)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ SOON = 30.0
 
 @pytest.fixture
 def limits() -> CoordinatorLimits:
-    return CoordinatorLimits(max_running=16, contact_seconds=5, attempt_seconds=60, attempts=6)
+    return CoordinatorLimits(max_running=16, health_check_seconds=5, attempt_seconds=60, attempts=6)
 
 
 @pytest.fixture
@@ -176,10 +176,10 @@ async def test_a_step_that_one_replica_fails_is_taken_by_the_other_at_once(
     for one in denoisers:
         one.failures = [errors.unavailable("going away")]
     assert images(await fleet.images("a cat", seeds=[1])) == expected
-    assert "is set aside: going away" in caplog.text
+    assert "is ejected: going away" in caplog.text
 
 
-async def test_when_all_are_set_aside_the_one_that_is_back_is_found(near: Neighbourhood) -> None:
+async def test_when_all_are_eject_the_one_that_is_back_is_found(near: Neighbourhood) -> None:
     addresses = [near.address("gone"), near.address("back")]
     fleet = await near.coordinator(denoiser=",".join(addresses))
     async with served(Denoiser(), addresses[0]), served(Denoiser(), addresses[1]):
@@ -339,7 +339,7 @@ async def test_a_name_that_nobody_knows_is_said(near: Neighbourhood) -> None:
 class TestWithAReplicaThatHangs:
     @pytest.fixture
     def limits(self) -> CoordinatorLimits:
-        return CoordinatorLimits(contact_seconds=1, attempt_seconds=600)
+        return CoordinatorLimits(health_check_seconds=1, attempt_seconds=600)
 
     async def test_it_is_given_up_and_comes_back(
         self, house: House, near: Neighbourhood, caplog: pytest.LogCaptureFixture
@@ -355,7 +355,7 @@ class TestWithAReplicaThatHangs:
             hanging.send_signal(signal.SIGSTOP)
             async with asyncio.timeout(SOON):  # and not attempt_seconds
                 assert images(await wanted) == alone
-            assert f"{address} is set aside" in caplog.text
+            assert f"{address} is ejected" in caplog.text
             caplog.clear()
             hanging.send_signal(signal.SIGCONT)
             await until(lambda: f"{address} is ready" in caplog.text)

@@ -24,7 +24,7 @@ def row(name: float, size: int = 2, conditioning: Conditioning = CONDITIONING) -
     return Row(torch.full((1, size, size), float(name)), 0.5, conditioning)
 
 
-LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_company_seconds=0.005)
+LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_batching_window_seconds=0.005)
 
 
 class HeldPredictor:

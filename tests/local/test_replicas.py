@@ -48,4 +48,4 @@ async def test_a_denoiser_killed_among_eight_strangers_costs_a_step_and_comes_ba
         await asyncio.to_thread(up.wait_for, f"{name} serves again", said)
         second.kill()
         assert await pictures(client, "a cat") == alone
-    assert any("is set aside" in line for line in up.lines[said:])
+    assert any("is ejected" in line for line in up.lines[said:])

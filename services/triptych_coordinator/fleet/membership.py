@@ -14,7 +14,7 @@ from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.replica import Description, Replica, S, Source
-from triptych_coordinator.fleet.retries import Patience, explained, is_transient
+from triptych_coordinator.fleet.retries import RetryPolicy, explained, is_transient
 from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
 
 log = logging.getLogger(__name__)
@@ -54,27 +54,29 @@ class NoneAnsweredError(Exception):
 class Fleet(Generic[S, D]):
     """The replicas of a stage. They come and go, fail and return; a call goes to one that can do it."""
 
-    def __init__(self, stage: str, source: Source[S], ask: Ask[S, D], contact: Patience, fits: Fits) -> None:
+    def __init__(
+        self, stage: str, source: Source[S], ask: Ask[S, D], health_check: RetryPolicy, fits: Fits
+    ) -> None:
         """Nobody is called yet.
 
         Args:
             stage: its name in errors, e.g. "denoiser".
             source: where the replicas are.
             ask: what asks a replica for its description, in so many seconds.
-            contact: how long and how often to wait for such an answer.
+            health_check: how long and how often to wait for such an answer.
             fits: whether a model is the one that is wanted.
         """
         self._stage = stage
         self._source = source
         self._ask = ask
-        self._contact = contact
+        self._health_check = health_check
         self._fits = fits
         self._replicas: dict[str, Replica[S]] = {}
         self._leading: str | None = None
         self._choices = 0
         self._looked_up = asyncio.Event()
         self._news = asyncio.Event()
-        self._absent: set[Replica[S]] = set()
+        self._checking: set[Replica[S]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
 
@@ -84,10 +86,10 @@ class Fleet(Generic[S, D]):
         Raises:
             TriptychError: UNAVAILABLE when no replica answers.
         """
-        await self._introductions(deadline)
-        for _ in range(self._contact.attempts):
+        await self._first_health_checks(deadline)
+        for _ in range(self._health_check.attempts):
             job: Job[S] = Job(fingerprint=self._leading)
-            described = await self.call(self._describe, job, self._contact, deadline)
+            described = await self.call(self._describe, job, self._health_check, deadline)
             if described.model.fingerprint == self._leading:
                 break
         return described
@@ -107,7 +109,7 @@ class Fleet(Generic[S, D]):
         self,
         attempt: Attempt[S, R],
         job: Job[S],
-        patience: Patience,
+        retries: RetryPolicy,
         deadline: Deadline,
         seconds: Callable[[R], float] | None = None,
     ) -> R:
@@ -116,19 +118,19 @@ class Fleet(Generic[S, D]):
         `seconds` is how long the replica took, by its own answer.
 
         Raises:
-            TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody answered however
-                patiently it was tried; else as calls.explained says.
+            TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody answered after
+                all retries; else as retries.explained says.
         """
         await self._first_look(deadline)
-        for number in range(patience.attempts):
+        for number in range(retries.attempts):
             try:
-                return await self._try_each(attempt, job, patience, deadline, seconds)
+                return await self._try_each(attempt, job, retries, deadline, seconds)
             except NoneAnsweredError as failure:
-                if number == patience.attempts - 1:
-                    raise self._explained(failure, job, patience) from failure.error
-                pause = patience.pause(number) if failure.retry_after is None else failure.retry_after
-            await self._someone_returns(deadline.timeout(pause))
-        raise AssertionError("patience allows no attempt")
+                if number == retries.attempts - 1:
+                    raise self._explained(failure, job, retries) from failure.error
+                backoff = retries.backoff(number) if failure.retry_after is None else failure.retry_after
+            await self._someone_returns(deadline.timeout(backoff))
+        raise AssertionError("the retry policy allows no attempt")
 
     async def close(self) -> None:
         """Ends all connections once their calls have ended."""
@@ -141,7 +143,7 @@ class Fleet(Generic[S, D]):
         self,
         attempt: Attempt[S, R],
         job: Job[S],
-        patience: Patience,
+        retries: RetryPolicy,
         deadline: Deadline,
         seconds: Callable[[R], float] | None,
     ) -> R:
@@ -150,15 +152,15 @@ class Fleet(Generic[S, D]):
         failure = NoneAnsweredError(None)
         while (replica := self._chosen(job, tried)) is not None:
             tried.add(replica)
-            limit = deadline.timeout(patience.attempt_timeout)
+            limit = deadline.timeout(retries.attempt_timeout)
             try:
                 with replica.working(job.work) as outstanding:
                     answer = await self._watched(replica, job, attempt(replica, limit))
             except TriptychError as error:
                 late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-                if late and limit < patience.attempt_timeout:
+                if late and limit < retries.attempt_timeout:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
-                failure = self._failed(replica, error, patience)
+                failure = self._failed(replica, error, retries)
                 continue
             if job.work:
                 self._succeeded(replica)
@@ -173,17 +175,17 @@ class Fleet(Generic[S, D]):
             replica.ready = True
             self._lead()
 
-    def _failed(self, replica: Replica[S], error: TriptychError, patience: Patience) -> NoneAnsweredError:
+    def _failed(self, replica: Replica[S], error: TriptychError, retries: RetryPolicy) -> NoneAnsweredError:
         """What to think of the failure of one. Raises the error if it would be the same with any other."""
         retry_after = errors.retry_after_seconds(error)
         if is_transient(error):
-            self._set_aside(replica, error)
+            self._eject(replica, error)
         elif retry_after is None:
-            raise explained(error, self._stage, replica.address, patience) from error
+            raise explained(error, self._stage, replica.address, retries) from error
         return NoneAnsweredError(error, retry_after)
 
     def _chosen(self, job: Job[S], tried: Collection[Replica[S]]) -> Replica[S] | None:
-        """The one to try next; one that was set aside only if nobody else is there."""
+        """The one to try next; one that was ejected only if nobody else is there."""
         untried = [one for one in self._suitable(job) if one not in tried]
         ready = [one for one in untried if one.ready]
         if not ready:
@@ -211,7 +213,7 @@ class Fleet(Generic[S, D]):
         """
         answer = asyncio.ensure_future(work)
         try:
-            while not (await asyncio.wait({answer}, timeout=self._contact.attempt_timeout))[0]:
+            while not (await asyncio.wait({answer}, timeout=self._health_check.attempt_timeout))[0]:
                 if any(one.ready and one is not replica for one in self._suitable(job)):
                     await self._check_answers(replica, answer)
             return answer.result()
@@ -220,14 +222,14 @@ class Fleet(Generic[S, D]):
 
     async def _check_answers(self, replica: Replica[S], answer: asyncio.Future[Any]) -> None:
         try:
-            await self._ask(replica.stub, self._contact.attempt_timeout)
+            await self._ask(replica.stub, self._health_check.attempt_timeout)
         except TriptychError:
             if not answer.done():
                 raise
 
-    def _explained(self, failure: NoneAnsweredError, job: Job[S], patience: Patience) -> TriptychError:
+    def _explained(self, failure: NoneAnsweredError, job: Job[S], retries: RetryPolicy) -> TriptychError:
         if failure.error is not None:
-            return explained(failure.error, self._stage, self._source.address, patience)
+            return explained(failure.error, self._stage, self._source.address, retries)
         if job.fingerprint is None:
             return errors.unavailable(
                 f"the {self._stage} at {self._source.address} cannot be reached: nobody was found there"
@@ -242,39 +244,39 @@ class Fleet(Generic[S, D]):
         self._news.clear()
         await _within(seconds, self._news.wait())
 
-    async def _introductions(self, deadline: Deadline) -> None:
+    async def _first_health_checks(self, deadline: Deadline) -> None:
         """When nothing is known of any replica, waits until all have said what they serve or had the time."""
         await self._first_look(deadline)
         if self._leading is None:
             tried = asyncio.gather(*(one.tried.wait() for one in self._replicas.values()))
-            await _within(deadline.timeout(self._contact.attempt_timeout), tried)
+            await _within(deadline.timeout(self._health_check.attempt_timeout), tried)
 
-    def _set_aside(self, replica: Replica[S], error: TriptychError) -> None:
+    def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
-            log.warning("the %s at %s is set aside: %s", self._stage, replica.address, error.message)
+            log.warning("the %s at %s is ejected: %s", self._stage, replica.address, error.message)
             replica.fail()
             self._lead()
-            self._bring_back(replica)
+            self._check_health(replica)
 
-    def _bring_back(self, replica: Replica[S]) -> None:
-        if replica not in self._absent:
-            self._absent.add(replica)
-            self._in_background(self._ask_until_ready(replica))
+    def _check_health(self, replica: Replica[S]) -> None:
+        if replica not in self._checking:
+            self._checking.add(replica)
+            self._in_background(self._check_until_ready(replica))
 
-    async def _ask_until_ready(self, replica: Replica[S]) -> None:
-        """Asks with pauses that grow while it keeps failing."""
+    async def _check_until_ready(self, replica: Replica[S]) -> None:
+        """Asks with a backoff that grows while it keeps failing."""
         while self._replicas.get(replica.address) is replica and not replica.ready:
             if replica.failures:
-                await asyncio.sleep(self._contact.pause(replica.failures - 1))
+                await asyncio.sleep(self._health_check.backoff(replica.failures - 1))
             try:
-                await self._describe(replica, self._contact.attempt_timeout)
+                await self._describe(replica, self._health_check.attempt_timeout)
             except TriptychError as error:
                 if not replica.failures:
                     log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
                 replica.failures += 1
             replica.tried.set()
-        self._absent.discard(replica)
+        self._checking.discard(replica)
 
     async def _describe(self, replica: Replica[S], seconds: float) -> D:
         """Asks a replica what it serves; it is ready when it has answered."""
@@ -311,7 +313,7 @@ class Fleet(Generic[S, D]):
             self._following = True
             self._in_background(self._keep_looking())
         if not self._looked_up.is_set():
-            await _within(deadline.timeout(self._contact.attempt_timeout), self._looked_up.wait())
+            await _within(deadline.timeout(self._health_check.attempt_timeout), self._looked_up.wait())
 
     async def _keep_looking(self) -> None:
         while True:
@@ -331,7 +333,7 @@ class Fleet(Generic[S, D]):
             if address not in self._replicas:
                 replica: Replica[S] = Replica(address, self._source.connect(address))
                 self._replicas[address] = replica
-                self._bring_back(replica)
+                self._check_health(replica)
         for address in self._replicas.keys() - set(addresses):
             log.info("the %s at %s left", self._stage, address)
             self._in_background(self._replicas.pop(address).leave())

@@ -28,17 +28,17 @@ class Method(Protocol[Request, Response]):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often a call is tried, and how long an attempt may take, in seconds."""
 
     attempts: int
     attempt_timeout: float
-    first_pause: float = 0.1
-    longest_pause: float = 3.0
+    first_backoff: float = 0.1
+    longest_backoff: float = 3.0
 
-    def pause(self, attempt: int) -> float:
+    def backoff(self, attempt: int) -> float:
         """Seconds to wait after attempt number `attempt`, from 0."""
-        return min(self.first_pause * 2.0 ** min(attempt, 30), self.longest_pause)
+        return min(self.first_backoff * 2.0 ** min(attempt, 30), self.longest_backoff)
 
 
 async def attempt(method: Method[Request, Response], request: Request, seconds: float) -> Response:
@@ -54,14 +54,14 @@ def is_transient(error: TriptychError) -> bool:
     return error.code in _TRANSIENT
 
 
-def explained(error: TriptychError, stage: str, address: str, patience: Patience) -> TriptychError:
+def explained(error: TriptychError, stage: str, address: str, retries: RetryPolicy) -> TriptychError:
     """What a client is told of the error that a call of a stage ended with.
 
     UNAVAILABLE when the stage did not answer; INTERNAL when it refused what the coordinator made; else as the
     stage said.
     """
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        late = f"did not answer within {patience.attempt_timeout:g} s, tried {patience.attempts} times"
+        late = f"did not answer within {retries.attempt_timeout:g} s, tried {retries.attempts} times"
         return errors.unavailable(f"the {stage} at {address} {late}")
     if error.code in _TRANSIENT:
         return errors.unavailable(f"the {stage} at {address} cannot be reached: {error.message}")

@@ -15,9 +15,9 @@ from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import DenoiserStub
-from triptych_coordinator.fleet.membership import Fleet, Job
-from triptych_coordinator.fleet.replica import Replica
-from triptych_coordinator.fleet.retries import Patience, attempt
+from triptych_coordinator.fleet.membership import Fits, Fleet, Job
+from triptych_coordinator.fleet.replica import Replica, Source
+from triptych_coordinator.fleet.retries import RetryPolicy, attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
 from triptych_coordinator.sampling.guidance.layers import Branch
@@ -27,8 +27,39 @@ from triptych_coordinator.stages.answers import check_fingerprint, nonsense, rea
 from triptych_coordinator.stages.concurrent import in_order
 
 Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
-Denoiser: TypeAlias = Replica[DenoiserStub]
+DenoiserReplica: TypeAlias = Replica[DenoiserStub]
 DenoiserModel = denoiser_pb2.DenoiserServiceGetModelResponse
+
+
+class Denoisers:
+    """The replicas of the denoiser."""
+
+    def __init__(
+        self,
+        source: Source[DenoiserStub],
+        health_check: RetryPolicy,
+        retries: RetryPolicy,
+        fits: Fits,
+    ) -> None:
+        """As stages.Stages."""
+        self._fleet = Fleet("denoiser", source, _ask, health_check, fits)
+        self._retries = retries
+        self.close = self._fleet.close
+        self.description = self._fleet.description
+
+    def of_request(
+        self,
+        conditionings: Conditionings,
+        model: DenoiserModel,
+        deadline: Deadline,
+        loras: Sequence[lora_pb2.Lora] = (),
+    ) -> "RequestDenoiser":
+        """The denoisers, as the samples of one request see them."""
+        return RequestDenoiser(self._fleet, model, conditionings, self._retries, deadline, loras)
+
+
+async def _ask(stub: DenoiserStub, seconds: float) -> DenoiserModel:
+    return await attempt(stub.GetModel, denoiser_pb2.DenoiserServiceGetModelRequest(), seconds)
 
 
 @dataclass
@@ -42,14 +73,14 @@ class RequestDenoiser:
     fleet: Fleet[DenoiserStub, DenoiserModel]
     model: DenoiserModel
     conditionings: Conditionings
-    patience: Patience
+    retries: RetryPolicy
     deadline: Deadline
     loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
     evaluations: int = 0
     fingerprint: str | None = None
     """Of every answer. With LoRAs it is the first answer that tells it."""
-    _latest: Denoiser | None = field(default=None, init=False)
+    _latest: DenoiserReplica | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Without LoRAs an answer's fingerprint is the model's."""
@@ -144,10 +175,10 @@ class RequestDenoiser:
         digests = {digest for branch in request.branches for digest in branch.conditioning_digests}
         reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
 
-        def is_prepared(denoiser: Denoiser) -> bool:
+        def is_prepared(denoiser: DenoiserReplica) -> bool:
             return denoiser is self._latest if reuses else denoiser.uploads.has(digests)
 
-        async def predict(denoiser: Denoiser, seconds: float) -> denoiser_pb2.PredictResponse:
+        async def predict(denoiser: DenoiserReplica, seconds: float) -> denoiser_pb2.PredictResponse:
             response = await self._predict_on(denoiser, request, digests, seconds)
             self.fingerprint = self.fingerprint or response.fingerprint
             check_fingerprint(response.fingerprint, self.fingerprint)
@@ -155,13 +186,17 @@ class RequestDenoiser:
             return response
 
         job = Job(work, self.model.model.fingerprint, is_prepared)
-        return await self.fleet.call(predict, job, self.patience, self.deadline, _predict_seconds)
+        return await self.fleet.call(predict, job, self.retries, self.deadline, _predict_seconds)
 
     async def _predict_on(
-        self, denoiser: Denoiser, request: denoiser_pb2.PredictRequest, digests: Set[bytes], seconds: float
+        self,
+        denoiser: DenoiserReplica,
+        request: denoiser_pb2.PredictRequest,
+        digests: Set[bytes],
+        seconds: float,
     ) -> denoiser_pb2.PredictResponse:
         """Sends what conditioning the denoiser was not sent yet, and again what it forgot."""
-        rounds = 1 + len(self.conditionings) + self.patience.attempts
+        rounds = 1 + len(self.conditionings) + self.retries.attempts
         for _ in range(rounds):
             uploads = await self._upload(denoiser, digests)
             try:
@@ -175,19 +210,19 @@ class RequestDenoiser:
                 denoiser.uploads.forget(digest, uploads[digest])
         raise lacking
 
-    async def _upload(self, denoiser: Denoiser, digests: Set[bytes]) -> dict[bytes, Upload]:
+    async def _upload(self, denoiser: DenoiserReplica, digests: Set[bytes]) -> dict[bytes, Upload]:
         """Returns when the denoiser has all of them, with the upload that brought each."""
         return {
             digest: await denoiser.uploads.ensure(digest, partial(self._send, denoiser, digest))
             for digest in sorted(digests)
         }
 
-    async def _send(self, denoiser: Denoiser, digest: bytes) -> None:
+    async def _send(self, denoiser: DenoiserReplica, digest: bytes) -> None:
         conditioning = self.conditionings[digest]
         request = denoiser_pb2.PutConditioningRequest(
             digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
         )
-        await attempt(denoiser.stub.PutConditioning, request, self.patience.attempt_timeout)
+        await attempt(denoiser.stub.PutConditioning, request, self.retries.attempt_timeout)
 
 
 def _predict_seconds(response: denoiser_pb2.PredictResponse) -> float:

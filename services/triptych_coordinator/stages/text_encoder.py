@@ -1,0 +1,94 @@
+"""The text encoders as the coordinator sees them: prompts in, conditioning out."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+from triptych.v1 import text_encoder_pb2
+from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.fleet.connections import TextEncoderStub
+from triptych_coordinator.fleet.membership import Fits, Fleet, Job
+from triptych_coordinator.fleet.replica import Replica, Source
+from triptych_coordinator.fleet.retries import RetryPolicy, attempt
+from triptych_coordinator.request.prompt_weights import Span, WeightedText
+from triptych_coordinator.stages.answers import nonsense
+from triptych_coordinator.stages.concurrent import in_order
+from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt
+from triptych_coordinator.stages.fit import Models
+
+EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
+EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
+TextEncoderModel = text_encoder_pb2.TextEncoderServiceGetModelResponse
+
+
+class TextEncoders:
+    """The replicas of the text encoder, and what they encoded."""
+
+    def __init__(
+        self,
+        source: Source[TextEncoderStub],
+        health_check: RetryPolicy,
+        retries: RetryPolicy,
+        cache: ConditioningCache,
+        fits: Fits,
+    ) -> None:
+        """As stages.Stages."""
+        self._fleet = Fleet("text encoder", source, _ask, health_check, fits)
+        self._retries = retries
+        self._cache = cache
+        self.close = self._fleet.close
+        self.description = self._fleet.description
+
+    async def encode(
+        self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
+        """Encodes prompts, each once; those that were encoded before are remembered."""
+        fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
+        found = {prompt: self._cache.get(fingerprint, prompt) for prompt in prompts}
+        encoded = {prompt: entry for prompt, entry in found.items() if entry}
+        new = [prompt for prompt, entry in found.items() if not entry]
+        idle = max(1, self._fleet.idle(fingerprint))
+        size = max(1, min(most, math.ceil(len(new) / idle)))
+        parts = [
+            partial(self._encode_new, new[start : start + size], fingerprint, deadline)
+            for start in range(0, len(new), size)
+        ]
+        async for part in in_order(parts, idle):
+            encoded |= part
+        return encoded
+
+    async def _encode_new(
+        self, prompts: Sequence[WeightedText], fingerprint: str, deadline: Deadline
+    ) -> dict[WeightedText, EncodedPrompt]:
+        request = EncodeRequest(prompts=[text for text, _ in prompts])
+        if any(spans for _, spans in prompts):
+            request.weights.extend(_weights(spans) for _, spans in prompts)
+
+        async def encode(replica: Replica[TextEncoderStub], seconds: float) -> EncodeResponse:
+            return await attempt(replica.stub.Encode, request, seconds)
+
+        job = Job[TextEncoderStub](len(prompts), fingerprint)
+        response = await self._fleet.call(encode, job, self._retries, deadline)
+        if not len(prompts) == len(response.conditionings) == len(response.truncated):
+            raise nonsense(
+                f"the text encoder sent {len(response.conditionings)} conditionings for {len(prompts)}"
+            )
+        encoded = {
+            prompt: EncodedPrompt(conditioning, truncated)
+            for prompt, conditioning, truncated in zip(
+                prompts, response.conditionings, response.truncated, strict=True
+            )
+        }
+        for prompt, entry in encoded.items():
+            self._cache.put(fingerprint, prompt, entry)
+        return encoded
+
+
+async def _ask(stub: TextEncoderStub, seconds: float) -> TextEncoderModel:
+    return await attempt(stub.GetModel, text_encoder_pb2.TextEncoderServiceGetModelRequest(), seconds)
+
+
+def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
+    return text_encoder_pb2.PromptWeights(
+        spans=[text_encoder_pb2.WeightedSpan(start=s.start, stop=s.stop, weight=s.weight) for s in spans]
+    )
