@@ -1,16 +1,26 @@
 """How much time a request has left, and how much it took."""
 
 import time
+from collections.abc import Callable
 
 from triptych import errors
 
 
-class Deadline:
-    """A moment that nothing done for a request may pass."""
+def _nobody(stage: str) -> None:
+    """Nobody is told that a request waits."""
 
-    def __init__(self, seconds: float | None) -> None:
-        """`seconds` from now; None for no limit."""
+
+class Deadline:
+    """A moment that nothing done for a request may pass, and who is told that it waits."""
+
+    def __init__(self, seconds: float | None, on_waiting: Callable[[str], None] = _nobody) -> None:
+        """`seconds` from now; None for no limit. `on_waiting` hears of a stage that is waited for."""
+        self.on_waiting = on_waiting
         self._expires_at = None if seconds is None else time.monotonic() + seconds
+
+    def left(self, otherwise: float) -> float:
+        """Seconds that are left, 0 when none; `otherwise` without a limit."""
+        return otherwise if self._expires_at is None else max(0.0, self._expires_at - time.monotonic())
 
     def timeout(self, at_most: float) -> float:
         """Seconds that a call may take: what is left, but no more than `at_most`.
@@ -18,9 +28,7 @@ class Deadline:
         Raises:
             TriptychError: DEADLINE_EXCEEDED when nothing is left.
         """
-        if self._expires_at is None:
-            return at_most
-        left = self._expires_at - time.monotonic()
+        left = self.left(at_most)
         if left <= 0:
             raise errors.deadline_exceeded("the request's deadline passed")
         return min(left, at_most)

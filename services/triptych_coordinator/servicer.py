@@ -16,13 +16,14 @@ from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.fleet.connections import Stubs
-from triptych_coordinator.fleet.retries import RetryPolicy
+from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.stages.concurrent import interleaved
 from triptych_coordinator.stages.conditioning import ConditioningCache
 from triptych_coordinator.stages.fit import Models, serves
 from triptych_coordinator.stages.stages import Stages
@@ -53,8 +54,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._admission = Admission(limits.max_running, limits.max_waiting)
         self._stages = Stages(
             stubs,
-            RetryPolicy(attempts=5, attempt_timeout=limits.health_check_seconds),
-            RetryPolicy(attempts=limits.attempts, attempt_timeout=limits.attempt_seconds),
+            HealthCheck(limits.health_check_seconds),
+            RetryPolicy(limits.attempts, limits.attempt_seconds, limits.max_wait_seconds),
             ConditioningCache(limits.conditioning_cache_bytes),
             partial(serves, name=self._name, revision=self._revision),
         )
@@ -116,8 +117,21 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
         Closing the iterator, or cancelling who waits for it, stops the work.
         """
-        stopwatch, deadline = Stopwatch(), Deadline(seconds)
+        stopwatch, waiting = Stopwatch(), asyncio.Queue[str]()
+        deadline = Deadline(seconds, waiting.put_nowait)
+        async with aclosing(self._generate(message, deadline, stopwatch)) as events:
+            async for event in interleaved(events, waiting):
+                yield event if isinstance(event, pb.GenerateResponse) else _waiting(event)
+
+    async def _generate(
+        self, message: GenerationParameters, deadline: Deadline, stopwatch: Stopwatch
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The events of a request without those that say that it waits."""
         models = await self._models(deadline)
+        if any(
+            lora.name not in models.denoiser.loras for lora in message.loras
+        ):  # it may be new in the folder
+            models = await self._models(deadline, fresh=True)
         limits = self._limits(models)
         if message.image:  # whose file is looked at
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
@@ -134,9 +148,13 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             async for event in events:
                 yield event
 
-    async def _models(self, deadline: Deadline) -> Models:
-        models = await self._stages.models(deadline)
-        models.check_fit(self._name, self._revision, self._sampling.guidance)
+    async def _models(self, deadline: Deadline, fresh: bool = False) -> Models:
+        """What the stages serve. If that does not fit together they are asked again: it may be old."""
+        models = await self._stages.models(deadline, fresh)
+        served = self._name, self._revision, self._sampling.guidance
+        if not fresh and not models.fits(*served):
+            models = await self._stages.models(deadline, fresh=True)
+        models.check_fit(*served)
         return models
 
     def _limits(self, models: Models) -> Limits:
@@ -147,3 +165,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             self._settings.max_request_pixels,
             previews=self._latent_rgb is not None,
         )
+
+
+def _waiting(stage: str) -> pb.GenerateResponse:
+    return pb.GenerateResponse(waiting=pb.Waiting(stage=stage))

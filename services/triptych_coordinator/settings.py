@@ -29,7 +29,13 @@ class CoordinatorLimits(BaseModel):
         120, gt=0, description="How long a replica may take for one call of its work."
     )
     attempts: int = Field(
-        12, gt=0, description="How often all replicas of a stage are tried, with a backoff up to 3 s."
+        12, gt=0, description="How many replicas may fail a call before it is given up: it may be the cause."
+    )
+    max_wait_seconds: float = Field(
+        60,
+        ge=0,
+        description="How long a request without a deadline waits while a stage has no replica that answers. "
+        "One with a deadline waits until then.",
     )
     conditioning_cache_bytes: int = Field(
         256 << 20, ge=0, description="Memory for encoded prompts, in bytes."

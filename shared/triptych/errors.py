@@ -93,11 +93,7 @@ def missing_conditioning(digests: Iterable[bytes]) -> TriptychError:
 
 def resource_exhausted(message: str, retry_after_seconds: float) -> TriptychError:
     """RESOURCE_EXHAUSTED with a RetryInfo."""
-    delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(retry_after_seconds * 1000))
-    return TriptychError(
-        grpc.StatusCode.RESOURCE_EXHAUSTED, message, [error_details_pb2.RetryInfo(retry_delay=delay)]
-    )
+    return TriptychError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, [_retry_info(retry_after_seconds)])
 
 
 def out_of_memory(message: str) -> TriptychError:
@@ -105,9 +101,10 @@ def out_of_memory(message: str) -> TriptychError:
     return TriptychError(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
 
 
-def unavailable(message: str) -> TriptychError:
-    """UNAVAILABLE."""
-    return TriptychError(grpc.StatusCode.UNAVAILABLE, message)
+def unavailable(message: str, retry_after_seconds: float | None = None) -> TriptychError:
+    """UNAVAILABLE, with the time after which the call may succeed as RetryInfo."""
+    details = [] if retry_after_seconds is None else [_retry_info(retry_after_seconds)]
+    return TriptychError(grpc.StatusCode.UNAVAILABLE, message, details)
 
 
 def deadline_exceeded(message: str) -> TriptychError:
@@ -170,6 +167,12 @@ def _unpacked(packed: any_pb2.Any) -> Message:
         if packed.Unpack(detail):
             return detail
     return packed
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(round(seconds * 1000))
+    return error_details_pb2.RetryInfo(retry_delay=delay)
 
 
 def _clipped(text: str, max_bytes: int) -> str:

@@ -112,7 +112,9 @@ class House:
 
 @pytest.fixture
 def limits() -> CoordinatorLimits:
-    return CoordinatorLimits(max_running=2, max_waiting=1, health_check_seconds=5, attempt_seconds=30)
+    return CoordinatorLimits(
+        max_running=2, max_waiting=1, health_check_seconds=5, attempt_seconds=30, max_wait_seconds=2
+    )
 
 
 @pytest.fixture

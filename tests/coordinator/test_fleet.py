@@ -28,7 +28,7 @@ SOON = 30.0
 
 @pytest.fixture
 def limits() -> CoordinatorLimits:
-    return CoordinatorLimits(max_running=16, health_check_seconds=5, attempt_seconds=60, attempts=6)
+    return CoordinatorLimits(max_running=16, health_check_seconds=5, attempt_seconds=60, max_wait_seconds=3)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -14,7 +16,13 @@ from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.replica import Description, Replica, S, Source
-from triptych_coordinator.fleet.retries import RetryPolicy, explained, is_transient
+from triptych_coordinator.fleet.retries import (
+    RETRY_AFTER_SECONDS,
+    HealthCheck,
+    RetryPolicy,
+    explained,
+    is_transient,
+)
 from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
 
 log = logging.getLogger(__name__)
@@ -25,7 +33,13 @@ Ask: TypeAlias = Callable[[S, float], Awaitable[D]]
 Attempt: TypeAlias = Callable[[Replica[S], float], Coroutine[Any, Any, R]]
 Fits: TypeAlias = Callable[[model_pb2.ModelInfo], bool]
 
+FRESH_SECONDS = 1.0
+"""For so long what a stage serves is not asked again."""
+SILENT_SECONDS = 1.0
+"""A request that waits longer for a replica is told so."""
 _SOONEST_LOOK = 1.0
+_SHORTEST_PAUSE = 0.01
+_SOON_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,20 +56,17 @@ class Job(Generic[S]):
     prepared: Callable[[Replica[S]], bool] = lambda _replica: True
 
 
-class NoneAnsweredError(Exception):
-    """No replica that could have answered did. `retry_after` is how many seconds one of them said to wait."""
-
-    def __init__(self, error: TriptychError | None, retry_after: float | None = None) -> None:
-        super().__init__(error)
-        self.error = error
-        self.retry_after = retry_after
-
-
 class Fleet(Generic[S, D]):
     """The replicas of a stage. They come and go, fail and return; a call goes to one that can do it."""
 
     def __init__(
-        self, stage: str, source: Source[S], ask: Ask[S, D], health_check: RetryPolicy, fits: Fits
+        self,
+        stage: str,
+        source: Source[S],
+        ask: Ask[S, D],
+        health_check: HealthCheck,
+        fits: Fits,
+        max_wait: float,
     ) -> None:
         """Nobody is called yet.
 
@@ -65,14 +76,21 @@ class Fleet(Generic[S, D]):
             ask: what asks a replica for its description, in so many seconds.
             health_check: how long and how often to wait for such an answer.
             fits: whether a model is the one that is wanted.
+            max_wait: how many seconds a request without a deadline waits for the first description.
         """
         self._stage = stage
         self._source = source
         self._ask = ask
         self._health_check = health_check
         self._fits = fits
+        self._max_wait = max_wait
         self._replicas: dict[str, Replica[S]] = {}
         self._leading: str | None = None
+        self._descriptions: dict[str, D] = {}
+        """The last answer of a replica with each fingerprint."""
+        self._described_at = -math.inf
+        self._refreshing: asyncio.Task[None] | None = None
+        self._last_error: str | None = None
         self._choices = 0
         self._looked_up = asyncio.Event()
         self._news = asyncio.Event()
@@ -80,19 +98,36 @@ class Fleet(Generic[S, D]):
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
 
-    async def description(self, deadline: Deadline) -> D:
-        """What the stage serves now: the model of most replicas that serve the wanted one.
+    async def description(self, deadline: Deadline, fresh: bool = False) -> D:
+        """What the stage serves: the model of most replicas that serve the wanted one.
+
+        Asked anew if it must be fresh, or that was not done within FRESH_SECONDS; while nobody answers, it is
+        the last known answer.
 
         Raises:
-            TriptychError: UNAVAILABLE when no replica answers.
+            TriptychError: UNAVAILABLE, or DEADLINE_EXCEEDED, when no replica ever answered.
         """
         await self._first_health_checks(deadline)
-        for _ in range(self._health_check.attempts):
-            job: Job[S] = Job(fingerprint=self._leading)
-            described = await self.call(self._describe, job, self._health_check, deadline)
-            if described.model.fingerprint == self._leading:
-                break
-        return described
+        if self._leading is None:
+            await self._next_available(Job(), {}, deadline, self._max_wait)
+        elif fresh or time.monotonic() - self._described_at > FRESH_SECONDS:
+            await self._refreshed()
+        assert self._leading is not None  # someone is or was ready
+        return self._descriptions[self._leading]
+
+    async def _refreshed(self) -> None:
+        """Asks a replica again what it serves, once however many requests wait for that."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> None:
+        replica = self._chosen(Job(fingerprint=self._leading), {})
+        if replica is not None:
+            try:
+                await self._describe(replica)
+            except TriptychError as error:
+                self._eject(replica, error)
 
     def idle(self, fingerprint: str) -> int:
         """How many replicas with this model have nothing to do and are not clearly slower than the others."""
@@ -115,22 +150,37 @@ class Fleet(Generic[S, D]):
     ) -> R:
         """Has a replica make the attempt; where it fails, another one, until one succeeds.
 
-        `seconds` is how long the replica took, by its own answer.
+        While no replica is there it waits: up to the deadline, or max_wait seconds without one. `seconds` is
+        how long the replica took, by its own answer.
 
         Raises:
-            TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody answered after
-                all retries; else as retries.explained says.
+            TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody came for so long,
+                or so many replicas failed as the retry policy allows; else as retries.explained says.
         """
-        await self._first_look(deadline)
-        for number in range(retries.attempts):
+        failures, busy_until = 0, dict[Replica[S], float]()
+        while True:
+            replica = self._chosen(job, busy_until)
+            if replica is None:
+                replica = await self._next_available(job, busy_until, deadline, retries.max_wait)
+            limit = deadline.timeout(retries.attempt_timeout)
             try:
-                return await self._try_each(attempt, job, retries, deadline, seconds)
-            except NoneAnsweredError as failure:
-                if number == retries.attempts - 1:
-                    raise self._explained(failure, job, retries) from failure.error
-                backoff = retries.backoff(number) if failure.retry_after is None else failure.retry_after
-            await self._someone_returns(deadline.timeout(backoff))
-        raise AssertionError("the retry policy allows no attempt")
+                with replica.working(job.work) as outstanding:
+                    answer = await self._watched(replica, job, attempt(replica, limit))
+            except TriptychError as error:
+                if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and limit < retries.attempt_timeout:
+                    raise errors.deadline_exceeded("the request's deadline passed") from error
+                busy = errors.retry_after_seconds(error)
+                if is_transient(error):
+                    self._eject(replica, error)
+                    failures += 1
+                if (busy is None and not is_transient(error)) or failures == retries.attempts:
+                    raise explained(error, self._stage, replica.address, retries) from error
+                busy_until[replica] = time.monotonic() + (busy or 0)
+                continue
+            replica.failures = 0
+            if seconds is not None:
+                replica.measure(seconds(answer), outstanding)
+            return answer
 
     async def close(self) -> None:
         """Ends all connections once their calls have ended."""
@@ -139,57 +189,32 @@ class Fleet(Generic[S, D]):
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(replica.close() for replica in self._replicas.values()))
 
-    async def _try_each(
-        self,
-        attempt: Attempt[S, R],
-        job: Job[S],
-        retries: RetryPolicy,
-        deadline: Deadline,
-        seconds: Callable[[R], float] | None,
-    ) -> R:
-        """Goes from replica to replica until one answers; none is tried twice. Raises NoneAnsweredError."""
-        tried: set[Replica[S]] = set()
-        failure = NoneAnsweredError(None)
-        while (replica := self._chosen(job, tried)) is not None:
-            tried.add(replica)
-            limit = deadline.timeout(retries.attempt_timeout)
-            try:
-                with replica.working(job.work) as outstanding:
-                    answer = await self._watched(replica, job, attempt(replica, limit))
-            except TriptychError as error:
-                late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-                if late and limit < retries.attempt_timeout:
-                    raise errors.deadline_exceeded("the request's deadline passed") from error
-                failure = self._failed(replica, error, retries)
-                continue
-            if job.work:
-                self._succeeded(replica)
-            if seconds is not None:
-                replica.measure(seconds(answer), outstanding)
-            return answer
-        raise failure
+    async def _next_available(
+        self, job: Job[S], busy_until: Mapping[Replica[S], float], deadline: Deadline, max_wait: float
+    ) -> Replica[S]:
+        """Waits until a replica can take the job, and says so if that takes a while."""
+        await self._first_look(deadline)
+        began, told = time.monotonic(), False
+        limit = deadline.left(max_wait)
+        while (replica := self._chosen(job, busy_until)) is None:
+            waited = time.monotonic() - began
+            if waited >= limit:
+                deadline.timeout(max_wait)
+                raise self._nobody(job)
+            if waited >= SILENT_SECONDS and not told:
+                deadline.on_waiting(self._stage)
+                told = True
+            soonest = min((until - time.monotonic() for until in busy_until.values()), default=limit)
+            pause = min(limit - waited, limit if told else SILENT_SECONDS, max(soonest, _SHORTEST_PAUSE))
+            await self._someone_returns(pause)
+        return replica
 
-    def _succeeded(self, replica: Replica[S]) -> None:
-        replica.failures = 0
-        if not replica.ready:  # it was tried since nobody else was there
-            replica.ready = True
-            self._lead()
-
-    def _failed(self, replica: Replica[S], error: TriptychError, retries: RetryPolicy) -> NoneAnsweredError:
-        """What to think of the failure of one. Raises the error if it would be the same with any other."""
-        retry_after = errors.retry_after_seconds(error)
-        if is_transient(error):
-            self._eject(replica, error)
-        elif retry_after is None:
-            raise explained(error, self._stage, replica.address, retries) from error
-        return NoneAnsweredError(error, retry_after)
-
-    def _chosen(self, job: Job[S], tried: Collection[Replica[S]]) -> Replica[S] | None:
-        """The one to try next; one that was ejected only if nobody else is there."""
-        untried = [one for one in self._suitable(job) if one not in tried]
-        ready = [one for one in untried if one.ready]
+    def _chosen(self, job: Job[S], busy_until: Mapping[Replica[S], float]) -> Replica[S] | None:
+        """The ready replica to take the job; None where all are away, or busy for a while."""
+        now = time.monotonic()
+        ready = [one for one in self._suitable(job) if one.ready and busy_until.get(one, now) <= now]
         if not ready:
-            return min(untried, key=lambda one: one.failures, default=None)
+            return None
         paces = believed_paces([one.measured_pace() for one in ready])
         candidates = [
             Candidate(one.outstanding, pace, job.prepared(one), one.last_chosen)
@@ -213,7 +238,7 @@ class Fleet(Generic[S, D]):
         """
         answer = asyncio.ensure_future(work)
         try:
-            while not (await asyncio.wait({answer}, timeout=self._health_check.attempt_timeout))[0]:
+            while not (await asyncio.wait({answer}, timeout=self._health_check.timeout))[0]:
                 if any(one.ready and one is not replica for one in self._suitable(job)):
                     await self._check_answers(replica, answer)
             return answer.result()
@@ -222,21 +247,23 @@ class Fleet(Generic[S, D]):
 
     async def _check_answers(self, replica: Replica[S], answer: asyncio.Future[Any]) -> None:
         try:
-            await self._ask(replica.stub, self._health_check.attempt_timeout)
+            await self._ask(replica.stub, self._health_check.timeout)
         except TriptychError:
             if not answer.done():
                 raise
 
-    def _explained(self, failure: NoneAnsweredError, job: Job[S], retries: RetryPolicy) -> TriptychError:
-        if failure.error is not None:
-            return explained(failure.error, self._stage, self._source.address, retries)
-        if job.fingerprint is None:
+    def _nobody(self, job: Job[S]) -> TriptychError:
+        """What a client is told when no replica came for too long."""
+        others = any(one.ready for one in self._replicas.values())
+        if job.fingerprint is not None and others:
             return errors.unavailable(
-                f"the {self._stage} at {self._source.address} cannot be reached: nobody was found there"
+                f"no {self._stage} at {self._source.address} computes as the one that this request began on "
+                f"(fingerprint {job.fingerprint}); sent again, the request begins on another",
+                _SOON_SECONDS,
             )
+        reason = self._last_error or "nobody was found there"
         return errors.unavailable(
-            f"no {self._stage} at {self._source.address} computes as the one that this request began on "
-            f"(fingerprint {job.fingerprint}); sent again, the request begins on another"
+            f"the {self._stage} at {self._source.address} cannot be reached: {reason}", RETRY_AFTER_SECONDS
         )
 
     async def _someone_returns(self, seconds: float) -> None:
@@ -248,13 +275,14 @@ class Fleet(Generic[S, D]):
         """When nothing is known of any replica, waits until all have said what they serve or had the time."""
         await self._first_look(deadline)
         if self._leading is None:
-            tried = asyncio.gather(*(one.tried.wait() for one in self._replicas.values()))
-            await _within(deadline.timeout(self._health_check.attempt_timeout), tried)
+            tried = asyncio.gather(*(one.checked.wait() for one in self._replicas.values()))
+            await _within(deadline.timeout(self._health_check.timeout), tried)
 
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
             log.warning("the %s at %s is ejected: %s", self._stage, replica.address, error.message)
+            self._last_error = error.message
             replica.fail()
             self._lead()
             self._check_health(replica)
@@ -267,22 +295,23 @@ class Fleet(Generic[S, D]):
     async def _check_until_ready(self, replica: Replica[S]) -> None:
         """Asks with a backoff that grows while it keeps failing."""
         while self._replicas.get(replica.address) is replica and not replica.ready:
-            if replica.failures:
-                await asyncio.sleep(self._health_check.backoff(replica.failures - 1))
+            await asyncio.sleep(self._health_check.backoff(replica.failures))
             try:
-                await self._describe(replica, self._health_check.attempt_timeout)
+                await self._describe(replica)
             except TriptychError as error:
+                self._last_error = error.message
                 if not replica.failures:
                     log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
                 replica.failures += 1
-            replica.tried.set()
+            replica.checked.set()
         self._checking.discard(replica)
 
-    async def _describe(self, replica: Replica[S], seconds: float) -> D:
+    async def _describe(self, replica: Replica[S]) -> None:
         """Asks a replica what it serves; it is ready when it has answered."""
-        described = await self._ask(replica.stub, seconds)
+        described = await self._ask(replica.stub, self._health_check.timeout)
         before, was_ready = replica.fingerprint, replica.ready
         replica.description, replica.ready = described, True
+        self._descriptions[described.model.fingerprint] = described
         if not was_ready or before != replica.fingerprint:
             log.info("the %s at %s is ready", self._stage, replica.address)
             self._news.set()
@@ -293,7 +322,8 @@ class Fleet(Generic[S, D]):
                     "only when more replicas do as it does",
                     self._stage, replica.address, described.model.name, replica.fingerprint,
                 )  # fmt: skip
-        return described
+        if replica.fingerprint == self._leading:
+            self._described_at = time.monotonic()
 
     def _lead(self) -> None:
         """Decides on which fingerprint requests begin: the usual one of those that fit and are ready."""
@@ -313,7 +343,7 @@ class Fleet(Generic[S, D]):
             self._following = True
             self._in_background(self._keep_looking())
         if not self._looked_up.is_set():
-            await _within(deadline.timeout(self._health_check.attempt_timeout), self._looked_up.wait())
+            await _within(deadline.timeout(self._health_check.timeout), self._looked_up.wait())
 
     async def _keep_looking(self) -> None:
         while True:

@@ -67,7 +67,7 @@ class Replica(Generic[S]):
         self.uploads = Uploads()
         self.outstanding = 0.0
         self.last_chosen = 0
-        self.tried = asyncio.Event()
+        self.checked = asyncio.Event()
         """Set when it was asked for its description once, whatever came of it."""
         self._connection = connection
         self._calls = 0

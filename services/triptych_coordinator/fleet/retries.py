@@ -19,6 +19,10 @@ _TRANSIENT = (
 )
 
 
+RETRY_AFTER_SECONDS = 5.0
+"""What a client is told to wait where no replica is there: about what one takes to start."""
+
+
 class Method(Protocol[Request, Response]):
     """A unary method of a stage: of a gRPC stub, or of a servicer in this process."""
 
@@ -28,17 +32,32 @@ class Method(Protocol[Request, Response]):
 
 
 @dataclass(frozen=True)
+class HealthCheck:
+    """How long a replica may take to say what it serves, and how often it is asked, in seconds."""
+
+    timeout: float
+    first_backoff: float = 0.1
+    longest_backoff: float = 1.0
+
+    def backoff(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row."""
+        return (
+            min(self.first_backoff * 2.0 ** min(failures - 1, 30), self.longest_backoff) if failures else 0.0
+        )
+
+
+@dataclass(frozen=True)
 class RetryPolicy:
-    """How often a call is tried, and how long an attempt may take, in seconds."""
+    """How a call is repeated, times in seconds.
+
+    attempts: how many replicas may fail it before it is given up, since it may be what they fail of.
+    attempt_timeout: how long an attempt may take.
+    max_wait: how long a request without a deadline waits while no replica is there.
+    """
 
     attempts: int
     attempt_timeout: float
-    first_backoff: float = 0.1
-    longest_backoff: float = 3.0
-
-    def backoff(self, attempt: int) -> float:
-        """Seconds to wait after attempt number `attempt`, from 0."""
-        return min(self.first_backoff * 2.0 ** min(attempt, 30), self.longest_backoff)
+    max_wait: float
 
 
 async def attempt(method: Method[Request, Response], request: Request, seconds: float) -> Response:
@@ -62,9 +81,10 @@ def explained(error: TriptychError, stage: str, address: str, retries: RetryPoli
     """
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         late = f"did not answer within {retries.attempt_timeout:g} s, tried {retries.attempts} times"
-        return errors.unavailable(f"the {stage} at {address} {late}")
+        return errors.unavailable(f"the {stage} at {address} {late}", RETRY_AFTER_SECONDS)
     if error.code in _TRANSIENT:
-        return errors.unavailable(f"the {stage} at {address} cannot be reached: {error.message}")
+        message = f"the {stage} at {address} cannot be reached: {error.message}"
+        return errors.unavailable(message, RETRY_AFTER_SECONDS)
     if error.code is grpc.StatusCode.INVALID_ARGUMENT:
         refusal = f"the {stage} at {address} refused the coordinator's call: {error.message}"
         return TriptychError(grpc.StatusCode.INTERNAL, refusal)

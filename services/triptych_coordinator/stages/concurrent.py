@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+N = TypeVar("N")
 
 
 async def in_order(
@@ -28,3 +29,30 @@ async def in_order(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def interleaved(
+    events: AsyncGenerator[T, None], notices: asyncio.Queue[N]
+) -> AsyncGenerator[T | N, None]:
+    """The events, and between them the notices as they come. Ends with the events."""
+    notice = asyncio.ensure_future(notices.get())
+    event = asyncio.ensure_future(_next(events))
+    try:
+        while True:
+            await asyncio.wait({event, notice}, return_when=asyncio.FIRST_COMPLETED)
+            if notice.done():
+                yield notice.result()
+                notice = asyncio.ensure_future(notices.get())
+            elif (item := event.result()) is not None:
+                yield item
+                event = asyncio.ensure_future(_next(events))
+            else:
+                return
+    finally:
+        notice.cancel()
+        event.cancel()
+        await asyncio.gather(notice, event, return_exceptions=True)
+
+
+async def _next(events: AsyncGenerator[T, None]) -> T | None:
+    return await anext(events, None)

@@ -17,7 +17,7 @@ from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import DenoiserStub
 from triptych_coordinator.fleet.membership import Fits, Fleet, Job
 from triptych_coordinator.fleet.replica import Replica, Source
-from triptych_coordinator.fleet.retries import RetryPolicy, attempt
+from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy, attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
 from triptych_coordinator.sampling.guidance.layers import Branch
@@ -37,12 +37,12 @@ class Denoisers:
     def __init__(
         self,
         source: Source[DenoiserStub],
-        health_check: RetryPolicy,
+        health_check: HealthCheck,
         retries: RetryPolicy,
         fits: Fits,
     ) -> None:
         """As stages.Stages."""
-        self._fleet = Fleet("denoiser", source, _ask, health_check, fits)
+        self._fleet = Fleet("denoiser", source, _ask, health_check, fits, retries.max_wait)
         self._retries = retries
         self.close = self._fleet.close
         self.description = self._fleet.description

@@ -33,6 +33,10 @@ class Models:
         promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
         return BATCH_INVARIANT if promised else "fast"
 
+    def fits(self, name: str, revision: str, guidance: GuidanceInput) -> bool:
+        """Whether check_fit has nothing against it."""
+        return not any(self._misfits(name, revision, guidance))
+
     def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
 

@@ -5,7 +5,7 @@ import asyncio
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.membership import Fits
-from triptych_coordinator.fleet.retries import RetryPolicy
+from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.stages.conditioning import ConditioningCache
 from triptych_coordinator.stages.denoiser import Denoisers
 from triptych_coordinator.stages.fit import Models
@@ -19,7 +19,7 @@ class Stages:
     def __init__(
         self,
         stubs: Stubs,
-        health_check: RetryPolicy,
+        health_check: HealthCheck,
         retries: RetryPolicy,
         cache: ConditioningCache,
         fits: Fits,
@@ -36,15 +36,15 @@ class Stages:
         """Ends the connections; running calls are cancelled."""
         await asyncio.gather(self.text_encoders.close(), self.denoisers.close(), self.vae_codecs.close())
 
-    async def models(self, deadline: Deadline) -> Models:
-        """What the stages serve now. A request keeps to these fingerprints.
+    async def models(self, deadline: Deadline, fresh: bool = False) -> Models:
+        """What the stages serve, as Fleet.description. A request keeps to these fingerprints.
 
         Raises:
             TriptychError: UNAVAILABLE that names a stage which is not up.
         """
         text_encoder, denoiser, vae_codec = await asyncio.gather(
-            self.text_encoders.description(deadline),
-            self.denoisers.description(deadline),
-            self.vae_codecs.description(deadline),
+            self.text_encoders.description(deadline, fresh),
+            self.denoisers.description(deadline, fresh),
+            self.vae_codecs.description(deadline, fresh),
         )
         return Models(text_encoder, denoiser, vae_codec)

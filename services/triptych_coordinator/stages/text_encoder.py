@@ -9,7 +9,7 @@ from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import TextEncoderStub
 from triptych_coordinator.fleet.membership import Fits, Fleet, Job
 from triptych_coordinator.fleet.replica import Replica, Source
-from triptych_coordinator.fleet.retries import RetryPolicy, attempt
+from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy, attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.stages.answers import nonsense
 from triptych_coordinator.stages.concurrent import in_order
@@ -27,13 +27,13 @@ class TextEncoders:
     def __init__(
         self,
         source: Source[TextEncoderStub],
-        health_check: RetryPolicy,
+        health_check: HealthCheck,
         retries: RetryPolicy,
         cache: ConditioningCache,
         fits: Fits,
     ) -> None:
         """As stages.Stages."""
-        self._fleet = Fleet("text encoder", source, _ask, health_check, fits)
+        self._fleet = Fleet("text encoder", source, _ask, health_check, fits, retries.max_wait)
         self._retries = retries
         self._cache = cache
         self.close = self._fleet.close

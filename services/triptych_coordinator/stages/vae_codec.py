@@ -16,7 +16,7 @@ from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import VaeCodecStub
 from triptych_coordinator.fleet.membership import Fits, Fleet, Job
 from triptych_coordinator.fleet.replica import Replica, Source
-from triptych_coordinator.fleet.retries import RetryPolicy, attempt
+from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy, attempt
 from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.stages.answers import check_fingerprint, read_array
 from triptych_coordinator.stages.concurrent import in_order
@@ -37,12 +37,12 @@ class VaeCodecs:
     def __init__(
         self,
         source: Source[VaeCodecStub],
-        health_check: RetryPolicy,
+        health_check: HealthCheck,
         retries: RetryPolicy,
         fits: Fits,
     ) -> None:
         """As stages.Stages."""
-        self._fleet = Fleet("VAE codec", source, _ask, health_check, fits)
+        self._fleet = Fleet("VAE codec", source, _ask, health_check, fits, retries.max_wait)
         self._retries = retries
         self.close = self._fleet.close
         self.description = self._fleet.description

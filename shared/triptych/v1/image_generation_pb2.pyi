@@ -85,6 +85,7 @@ class GenerateResponse(google.protobuf.message.Message):
     STEP_COMPLETED_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
     @property
     def accepted(self) -> global___Accepted:
         """The request is valid and admitted."""
@@ -101,6 +102,10 @@ class GenerateResponse(google.protobuf.message.Message):
     def finished(self) -> global___Finished:
         """All pictures were sent."""
 
+    @property
+    def waiting(self) -> global___Waiting:
+        """A stage has no replica that answers: the request waits for one. Comes at any time, once each time that it does."""
+
     def __init__(
         self,
         *,
@@ -108,12 +113,31 @@ class GenerateResponse(google.protobuf.message.Message):
         step_completed: global___StepCompleted | None = ...,
         image: global___GeneratedImage | None = ...,
         finished: global___Finished | None = ...,
+        waiting: global___Waiting | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step_completed", "image", "finished"] | None: ...
+    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed", "waiting", b"waiting"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step_completed", "image", "finished", "waiting"] | None: ...
 
 global___GenerateResponse = GenerateResponse
+
+@typing.final
+class Waiting(google.protobuf.message.Message):
+    """The request waits until a replica of a stage answers, at most until its deadline, and goes on where it was."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: builtins.int
+    stage: builtins.str
+    """"text encoder", "denoiser" or "VAE codec"."""
+    def __init__(
+        self,
+        *,
+        stage: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["stage", b"stage"]) -> None: ...
+
+global___Waiting = Waiting
 
 @typing.final
 class Accepted(google.protobuf.message.Message):

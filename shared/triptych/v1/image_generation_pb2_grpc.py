@@ -60,10 +60,13 @@ class ImageGenerationServiceServicer(object):
         """Generates pictures and tells how far it is. The stream brings one Accepted, a StepCompleted per step, a
         GeneratedImage per picture, and one Finished, in this order. Cancelling the call stops the work at the next step.
 
+        While a stage has no replica that answers, the request waits, up to its deadline or, without one, as long as the
+        server is told to, and says so in Waiting events.
+
         Errors: INVALID_ARGUMENT with a BadRequest that names every wrong field; NOT_FOUND for an unknown model or
         LoRA; FAILED_PRECONDITION for a LoRA that does not fit the model;
-        RESOURCE_EXHAUSTED with RetryInfo when too many requests wait; UNAVAILABLE when a stage cannot be reached;
-        DEADLINE_EXCEEDED when the call's deadline passed.
+        RESOURCE_EXHAUSTED with RetryInfo when too many requests wait; UNAVAILABLE with RetryInfo when a stage could not be
+        reached for so long; DEADLINE_EXCEEDED when the call's deadline passed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
