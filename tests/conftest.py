@@ -11,12 +11,12 @@ from triptych.compute.thread import compute_thread
 configure_math_libraries()
 compute_thread()
 
-SLOW_FOLDER = "local"
+SLOW_FOLDERS = ("local", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a mistake shows before anything slow has started."""
-    items.sort(key=lambda item: item.path.parent.name == SLOW_FOLDER)
+    items.sort(key=lambda item: item.path.parent.name in SLOW_FOLDERS)
 
 
 @pytest.fixture(scope="session")
