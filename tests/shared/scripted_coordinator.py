@@ -32,6 +32,8 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
         parameters = request.parameters
         if not parameters.prompts:
             raise errors.invalid_argument(("parameters.prompts", "is empty"), ("parameters.height", "is 0"))
+        if parameters.prompts[0] == "fail":
+            raise errors.invalid_argument(("parameters.prompts[0]", "is to fail"))
         try:
             yield pb2.GenerateResponse(accepted=pb2.Accepted(parameters=parameters, warnings=["cut"]))
             for step in range(1, STEPS + 1):
@@ -56,6 +58,8 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
         match request.parameters.prompts[0]:
             case "crash":
                 raise KeyError(f"words of the request: {request.parameters.prompts[1]}")
+            case "fail":
+                raise errors.invalid_argument(("parameters.prompts[0]", "is to fail"))
             case "busy":
                 raise errors.resource_exhausted("64 requests wait", 1.5)
             case "missing":

@@ -8,12 +8,13 @@ import logging
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
+from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
 log = logging.getLogger(__name__)
@@ -21,8 +22,17 @@ log = logging.getLogger(__name__)
 Deserializer = Callable[[bytes], Any]
 
 
-class _Malformed:
-    """Stands for a request whose bytes are no message of the method's type."""
+UNCOUNTED_BYTES = 64 << 10
+"""A message of so few bytes is not counted: it cannot hold much."""
+MAX_VALUES = 50_000
+"""Of a message; tensors and pictures are one value each."""
+
+
+class _Refused:
+    """Stands for a request that was not read, and why."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -40,11 +50,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wraps the method's behaviour and its serializers, once; client streams are left as they are."""
+        """Wraps the method's behaviour and its serializers, once."""
         method = handler_call_details.method
         if method not in self._handlers:
             handler = await continuation(handler_call_details)
-            if handler is None or handler.request_streaming:
+            if handler is None:
                 return handler
             self._handlers[method] = _handler(handler, method)
         return self._handlers[method]
@@ -56,6 +66,8 @@ def _handler(handler: Any, method: str) -> Any:
         "request_deserializer": _refusing_malformed(handler.request_deserializer),
         "response_serializer": handler.response_serializer and serializer(handler.response_serializer),
     }
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(_wrapped(handler.stream_stream, method), **codecs)
     if handler.response_streaming:
         return grpc.unary_stream_rpc_method_handler(_wrapped(handler.unary_stream, method), **codecs)
     return grpc.unary_unary_rpc_method_handler(_wrapped(handler.unary_unary, method), **codecs)
@@ -65,49 +77,78 @@ def _refusing_malformed(deserializer: Deserializer | None) -> Deserializer | Non
     if deserializer is None:
         return None
 
+    kind = getattr(deserializer, "__self__", None)  # FromString is a method of the message's class
+
     def deserialize(data: bytes) -> Any:
+        if len(data) > UNCOUNTED_BYTES and kind and not holds_at_most(data, kind.DESCRIPTOR, MAX_VALUES):
+            return _Refused(f"holds more than {MAX_VALUES} values")
         try:
             return deserializer(data)
         except Exception:
-            return _Malformed()
+            return _Refused("its bytes are no message of the method's request type")
 
     return deserialize
 
 
 def _wrapped(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
+    """The behaviour with its exceptions as statuses.
+
+    A refused request is let go before its call is aborted: the exception that ends it lives on in the call,
+    and its traceback would hold the request until the garbage collector comes.
+    """
+
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            _check_form(request)
-            return await behaviour(request, context)
+            return await behaviour(_checked(request), context)
         except Exception as error:
-            await _abort(context, error, method)
+            ending = _ending(error, method)
+        del request
+        raise await _aborted(context, ending)
 
     async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
-            _check_form(request)
             # When a client leaves, gRPC may just drop this generator; the servicer's must then close too.
-            async with contextlib.aclosing(behaviour(request, context)) as responses:
+            async with contextlib.aclosing(behaviour(_checked(request), context)) as responses:
                 async for response in responses:
                     yield response
+            return
         except Exception as error:
-            await _abort(context, error, method)
+            ending = _ending(error, method)
+        del request
+        raise await _aborted(context, ending)
 
     return stream if inspect.isasyncgenfunction(behaviour) else answer
 
 
-def _check_form(request: Any) -> None:
-    if isinstance(request, _Malformed):
-        raise invalid_argument(("request", "its bytes are no message of the method's request type"))
+def _checked(request: Any) -> Any:
+    """A request, or each of a stream of them, that was read. Raises TriptychError for one that was not."""
+    if isinstance(request, AsyncIterator):
+        return (_checked(each) async for each in request)
+    if isinstance(request, _Refused):
+        raise invalid_argument(("request", request.why))
+    return request
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> NoReturn:
-    """Ends the call; an AbortError marks a call that was ended already, as gRPC's health service does."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    known = error if isinstance(error, TriptychError) else _internal(error, method)
-    status = to_status(known)
+def _ending(error: Exception, method: str) -> TriptychError | grpc.aio.AbortError:
+    """What a call ends with, without a traceback: AbortError if it was ended already, as by gRPC's health."""
+    if isinstance(error, TriptychError | grpc.aio.AbortError):
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    return _internal(error, method)
+
+
+async def _aborted(
+    context: grpc.aio.ServicerContext[Any, Any], ending: TriptychError | grpc.aio.AbortError
+) -> Exception:
+    """Ends a call. Returns what its handler is to raise."""
+    if isinstance(ending, grpc.aio.AbortError):
+        return ending
+    status = to_status(ending)
     metadata = ((DETAILS_KEY, status.SerializeToString()),) if status.details else ()
-    await context.abort(known.code, status.message, trailing_metadata=metadata)
+    try:
+        await context.abort(ending.code, status.message, trailing_metadata=metadata)
+    except grpc.aio.AbortError as aborted:
+        return aborted.with_traceback(None)
 
 
 def _internal(error: Exception, method: str) -> TriptychError:

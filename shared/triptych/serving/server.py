@@ -60,6 +60,21 @@ class Loaded:
     shared_memory: SharedMemory | None = None
 
 
+class Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """gRPC's health service with its newest method."""
+
+    async def List(
+        self,
+        request: health_pb2.HealthListRequest,
+        context: grpc.aio.ServicerContext[health_pb2.HealthListRequest, health_pb2.HealthListResponse],
+    ) -> health_pb2.HealthListResponse:
+        """The status of every service."""
+        statuses = self._server_status.items()
+        return health_pb2.HealthListResponse(
+            statuses={name: health_pb2.HealthCheckResponse(status=status) for name, status in statuses}
+        )
+
+
 class Server:
     """A gRPC server with some services, health (of each and of "") and reflection."""
 
@@ -78,7 +93,7 @@ class Server:
             services = [*services, Service(SHARED_MEMORY, add)]
             interceptors.append(SharedMemoryInterceptor(shared_memory))
         self._names = [service.name for service in services]
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         self._server = grpc.aio.server(
             interceptors=interceptors, options=server_options(settings.max_message_bytes)
         )
@@ -117,6 +132,7 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.so_reuseport", 0),
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a few kilobytes would inflate to the limit
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
