@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise
 from triptych_coordinator.sampling.solvers.solution import Latents, Noise, Reached
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
+
+DECODERS = ThreadPoolExecutor(2, "decode")
+"""Threads for files of strangers, which may take long: noise and PNG files have others."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,9 @@ async def initial_latents(
     if edit.clean is not None:
         clean = _per_image(edit.clean, parameters)
     else:
-        pixels = await asyncio.to_thread(_canvas, edit, parameters)
-        mask = await asyncio.to_thread(_mask, edit, parameters, models.vae_codec.downscale)
+        decoding = partial(asyncio.get_running_loop().run_in_executor, DECODERS)
+        pixels = await decoding(_canvas, edit, parameters)
+        mask = await decoding(_mask, edit, parameters, models.vae_codec.downscale)
         mean, std = await stages.vae_codecs.encode(pixels, models, deadline)
         clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)

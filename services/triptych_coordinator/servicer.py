@@ -133,10 +133,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         ):  # it may be new in the folder
             models = await self._models(deadline, fresh=True)
         limits = self._limits(models)
-        if message.image:  # whose file is looked at
-            parameters = await asyncio.to_thread(parameters_from_message, message, limits)
-        else:
-            parameters = parameters_from_message(message, limits)
+        # Files and brackets of strangers would hold up the event loop.
+        parameters = await asyncio.to_thread(parameters_from_message, message, limits)
         async with (
             self._admission.admit(),
             aclosing(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from triptych.v1 import denoiser_pb2
 from triptych_denoiser.models.transformer import Inputs
 
 DIGEST_BYTES = 32
+MOST_VIOLATIONS = 9
+"""Behind so many nobody looks for more: an error names eight, and says that there are others."""
 MAX_GUIDANCE_SCALE = 100.0
 
 Violation = tuple[str, str]
@@ -71,15 +74,15 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
         dtypes=["float32"],
         shape=["samples", limits.inputs.channels, "height", "width"],
     )
-    violations = [
-        *_latents_violations(latents, len(request.branches), limits),
-        *_sigma_violations(request.sigmas, len(latents)),
-        *_guidance_violations(request.guidance_scales, len(latents), limits),
-        *_branch_violations(request.branches, len(latents), limits),
-        *lora_violations(request.loras),
-    ]
-    if violations:
-        raise invalid_argument(*violations)
+    _refuse(
+        chain(
+            _latents_violations(latents, len(request.branches), limits),
+            _sigma_violations(request.sigmas, len(latents)),
+            _guidance_violations(request.guidance_scales, len(latents), limits),
+            _branch_violations(request.branches, len(latents), limits),
+            lora_violations(request.loras),
+        )
+    )
     return latents
 
 
@@ -138,6 +141,13 @@ def read_conditioning(request: denoiser_pb2.PutConditioningRequest, limits: Limi
     return sequence, pooled
 
 
+def _refuse(violations: Iterable[Violation]) -> None:
+    """Raises INVALID_ARGUMENT with the first of them, if there are any."""
+    first = list(islice(violations, MOST_VIOLATIONS))
+    if first:
+        raise invalid_argument(*first)
+
+
 def _latents_violations(latents: Tensor, branches: int, limits: Limits) -> Iterator[Violation]:
     samples, _, height, width = latents.shape
     if not 1 <= samples <= limits.max_samples:
@@ -164,6 +174,7 @@ def _finite_violations(name: str, tensor: Tensor, limits: Limits) -> Iterator[Vi
 def _sigma_violations(sigmas: Sequence[float], samples: int, field: str = "sigmas") -> Iterator[Violation]:
     if len(sigmas) != samples:
         yield field, f"{len(sigmas)} of them for {samples} samples"
+        return
     for index, sigma in enumerate(sigmas):
         if not 0 <= sigma <= 1:  # NaN is not either
             yield f"{field}[{index}]", f"is {sigma:g}; allowed are 0 to 1"
@@ -178,6 +189,7 @@ def _guidance_violations(
         return
     if len(scales) != samples:
         yield field, f"{len(scales)} of them for {samples} samples; this model takes one for each"
+        return
     for index, scale in enumerate(scales):
         if not 0 <= scale <= limits.max_guidance_scale:  # NaN is not either
             yield f"{field}[{index}]", f"is {scale:g}; allowed are 0 to {limits.max_guidance_scale:g}"
@@ -188,11 +200,12 @@ def _branch_violations(
 ) -> Iterator[Violation]:
     if not 1 <= len(branches) <= limits.max_branches:
         yield "branches", f"{len(branches)} of them; allowed are 1 to {limits.max_branches}"
+        return
     for index, branch in enumerate(branches):
         digests, field = branch.conditioning_digests, f"branches[{index}].conditioning_digests"
         if len(digests) != samples:
             yield field, f"{len(digests)} of them for {samples} samples"
-        if any(len(digest) != DIGEST_BYTES for digest in digests):
+        elif any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
         for name in ("skipped_layers", "perturbed_layers"):
             for layer in getattr(branch, name):

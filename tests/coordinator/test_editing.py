@@ -88,3 +88,8 @@ def test_every_draw_of_a_picture_varies_by_its_own_strength() -> None:
         drawn, first, second = varied(), one(), other()
         assert np.array_equal(drawn[0], first[0])
         assert np.array_equal(drawn[1], second[1])
+
+
+def test_however_little_is_made_anew_a_step_is_taken() -> None:
+    assert first_step(28, 5e-17) == 27
+    assert first_step(1, 0.001) == 0

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 from typing import Any
 
@@ -147,3 +148,42 @@ def test_a_file_with_broken_bytes_inside_is_refused() -> None:
     data[start : start + 2] = bytes(2)  # no head of a zlib stream
     with pytest.raises(ValueError, match="is a broken PNG file"):
         read_picture(bytes(data), PLACE)
+
+
+def progressive(scans: int) -> bytes:
+    """A JPEG whose last scan comes again and again."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * (scans - data.count(b"\xff\xda") + 1) + data[-2:]
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded() -> None:
+    assert read_picture(progressive(20), Size(64, 64)).shape == (64, 64, 3)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="has 1000 scans of 64 x 64 pixels"):
+        read_picture(progressive(1000), Size(64, 64))
+    assert time.monotonic() - began < 0.2
+
+
+def test_a_png_of_many_chunks_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    data = file.getvalue()
+    chunk = (0).to_bytes(4, "big") + b"teXt" + zlib.crc32(b"teXt").to_bytes(4, "big")
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="at most 10000 chunks"):
+        read_picture(data[:33] + chunk * 100_000 + data[33:], Size(8, 8))
+    assert time.monotonic() - began < 1
+
+
+def test_a_palette_without_colours_is_a_broken_file() -> None:
+    file = io.BytesIO()
+    Image.new("P", (8, 8), 3).save(file, "PNG")
+    data = file.getvalue()
+    start = data.index(b"PLTE") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    without = data[:start] + data[start + 12 + length :]
+    with pytest.raises(ValueError, match="broken PNG"):
+        read_picture(without, Size(8, 8))

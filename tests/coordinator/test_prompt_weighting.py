@@ -78,3 +78,19 @@ def test_long_prompts_are_read_in_no_time(part: str) -> None:
 def test_weights_that_are_too_large_are_refused() -> None:
     with pytest.raises(ValueError, match="has a part of weight -11; allowed are -10 to 10"):
         read_weighted("a (b:-11)")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"((a:{'9' * 400}):0)", "weight nan"),
+        (f"(a:{'9' * 400})", "weight inf"),
+        ("(a)" * 1001, "parts"),
+        ("(" * 60 + "a(b)" * 2000 + ")" * 60, "parts"),
+    ],
+)
+def test_weights_that_are_no_numbers_and_texts_of_too_many_parts_are_refused(text: str, words: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=words):
+        read_weighted(text)
+    assert time.monotonic() - began < 0.5

@@ -17,6 +17,7 @@ from triptych_coordinator.sampling.inpainting import NO_MARGINS, Margins
 from triptych_coordinator.sampling.ranges import Range
 
 DEFAULT_STRENGTH = 0.6  # as in diffusers' pipelines
+MAX_LATENT = 1000.0
 OUTPAINTING_STRENGTH = 1.0  # there is nothing of the new area to start from
 
 
@@ -139,6 +140,8 @@ def _latents(
         wrong[f"{path}.shape"] = f"must be of one picture or of all {images}, not of {len(latents)}"
     elif not np.isfinite(latents).all():
         wrong[f"{path}.data"] = "holds numbers that are not finite"
+    elif np.abs(latents).max(initial=0) > MAX_LATENT:
+        wrong[f"{path}.data"] = f"holds numbers beyond {MAX_LATENT:g}, which no latents are"
     return latents
 
 

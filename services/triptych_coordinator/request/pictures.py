@@ -16,6 +16,11 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 1 << 24
 MAX_CUT = 0.1
+MAX_SCANS = 100
+"""Of a JPEG: each passes over all its pixels."""
+MAX_SCANNED_PIXELS = 1 << 29
+MAX_CHUNKS = 10_000
+"""Of a PNG."""
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "I;16B")
 _UPRIGHT = {
@@ -72,7 +77,7 @@ def read_picture(data: bytes, place: Size) -> NDArray[np.uint8]:
     Raises:
         ValueError: the file is broken, or see picture_size and visible_box.
     """
-    image = _over(_decoded(data), "white").convert("RGB")
+    image = _decoded(data, "white", "RGB")
     return np.asarray(_filling(image, place))
 
 
@@ -84,7 +89,7 @@ def read_mask(data: bytes, place: Size) -> NDArray[np.float32]:
     Raises:
         ValueError: as read_picture.
     """
-    image = _over(_decoded(data), "black").convert("L")
+    image = _decoded(data, "black", "L")
     hard = set(np.flatnonzero(image.histogram())) <= {0, 255}
     levels = np.asarray(_filling(image, place))
     return (levels >= 128).astype(np.float32) if hard else levels.astype(np.float32) / np.float32(255)
@@ -107,20 +112,44 @@ def _opened(data: bytes) -> tuple[Image.Image, int]:
     # A JPEG of several pictures (MPO) is a photo with its thumbnails, and the photo comes first.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ValueError("must be one picture, not an animation")
+    _check_work(data, image)
     if image.mode not in _MODES:
         raise ValueError(f"has the colour mode {image.mode}, but must be RGB or grey")
     return image, orientation
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _check_work(data: bytes, image: Image.Image) -> None:
+    """Refuses files that are made to take long: decoding cannot be interrupted."""
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")
+        if scans > MAX_SCANS or scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise ValueError(
+                f"has {scans} scans of {image.width} x {image.height} pixels, which is too much work"
+            )
+    if image.format == "PNG" and _chunks(data) > MAX_CHUNKS:
+        raise ValueError(f"must have at most {MAX_CHUNKS} chunks")
+
+
+def _chunks(data: bytes) -> int:
+    """How many chunks a PNG file has, counted to MAX_CHUNKS + 1."""
+    count, at = 0, 8
+    while at + 8 <= len(data) and count <= MAX_CHUNKS:
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        count += 1
+    return count
+
+
+def _decoded(data: bytes, background: str, mode: str) -> Image.Image:
+    """The picture upright in a colour mode, with what is transparent laid over a colour."""
     image, orientation = _opened(data)
     try:
         image.load()
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return _over(upright, background).convert(mode)
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"is a broken {image.format} file: {error}") from error
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _over(image: Image.Image, background: str) -> Image.Image:

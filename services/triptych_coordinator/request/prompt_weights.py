@@ -9,6 +9,7 @@ backslash. The source is parse_prompt_attention in AUTOMATIC1111/stable-diffusio
 [from:to:when] are not known here.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from typing import NamedTuple
 STRONGER, WEAKER = 1.1, 1 / 1.1
 MAX_WEIGHT = 10.0
 MAX_OPEN_BRACKETS = 64
+MAX_PIECES = 1000
+"""Of a text, between its marks: each may be multiplied as often as brackets are open."""
 
 _PARTS = re.compile(
     r"\\[()\[\]\\]|[(\[\])]|:\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*\)|[^\\()\[\]:]+|[\\:]", re.DOTALL
@@ -41,7 +44,8 @@ def read_weighted(prompt: str) -> WeightedText:
     """Reads a prompt's marks.
 
     Raises:
-        ValueError: a weight is over MAX_WEIGHT, or more than MAX_OPEN_BRACKETS are open at one place.
+        ValueError: a weight is over MAX_WEIGHT or no number, more than MAX_OPEN_BRACKETS are open at one
+            place, or there are more than MAX_PIECES between the marks.
     """
     pieces: list[tuple[str, float]] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -58,14 +62,21 @@ def read_weighted(prompt: str) -> WeightedText:
             _multiply(pieces, opened["("].pop(), float(part[1:-1]))
         else:
             pieces.append((part[1:] if part[0] == "\\" and len(part) == 2 else part, 1.0))
+            if len(pieces) > MAX_PIECES:
+                raise ValueError(f"must not have more than {MAX_PIECES} parts between its brackets")
     for start in opened["("]:
         _multiply(pieces, start, STRONGER)
     for start in opened["["]:
         _multiply(pieces, start, WEAKER)
-    largest = max((weight for _, weight in pieces), key=abs, default=1.0)
-    if abs(largest) > MAX_WEIGHT:
+    largest = max((weight for _, weight in pieces), key=_size, default=1.0)
+    if not abs(largest) <= MAX_WEIGHT:  # nor NaN
         raise ValueError(f"has a part of weight {largest:g}; allowed are -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
     return WeightedText("".join(text for text, _ in pieces), _spans(pieces))
+
+
+def _size(weight: float) -> float:
+    """Its size; of what is no number, more than any."""
+    return math.inf if math.isnan(weight) else abs(weight)
 
 
 def _multiply(pieces: list[tuple[str, float]], start: int, factor: float) -> None:

@@ -240,6 +240,8 @@ class _Given:
     def compositions(self) -> tuple[Composition, ...]:
         """One for each prompt, or none."""
         messages, prompts = self.message.compositions, len(self.message.prompts)
+        if prompts > self.limits.max_images:
+            return ()
         if len(messages) not in (0, 1, prompts):
             self.wrong["compositions"] = f"must be none, one, or one per prompt ({prompts})"
             return ()

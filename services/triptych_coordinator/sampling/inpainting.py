@@ -22,11 +22,11 @@ NO_MARGINS = Margins()
 
 
 def first_step(num_steps: int, strength: float) -> int:
-    """The first step that is taken, from 0: int(max(n - min(n strength, n), 0)).
+    """The first step that is taken, from 0: int(max(n - min(n strength, n), 0)), but at most the last one.
 
-    As get_timesteps of diffusers' StableDiffusion3Img2ImgPipeline.
+    As get_timesteps of diffusers' StableDiffusion3Img2ImgPipeline, which fails where no step is left.
     """
-    return int(max(num_steps - min(num_steps * strength, num_steps), 0))
+    return min(int(max(num_steps - min(num_steps * strength, num_steps), 0)), num_steps - 1)
 
 
 def noised(clean: Latents, noise: Latents, sigma: np.float32) -> Latents:
