@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from triptych_denoiser.row import Row
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_SECONDS = 30.0
-"""A row without a deadline, or with a late one, is due as one whose deadline is so far away."""
 _WINDOW_SHARE = 0.1
 _MAX_RETRY_SECONDS = 30.0
 
@@ -117,9 +114,10 @@ class Batcher:
 
     The row that is due first is in the next pass, with those behind it that can share it, whatever their size
     and text length: as many as memory allows. Where measured costs say that passes of equal rows are cheaper,
-    it is with its equals alone, as many as are worth it. A row is due at its call's deadline, at the latest
-    LONGEST_WAIT_SECONDS after it came; what does not fit into a call's first pass is due later, by what the
-    passes before it take. So no row starves, and small calls pass between the rows of a large one.
+    it is with its equals alone, as many as are worth it. A row is due as long after it came as its pass
+    takes, and what does not fit into a call's first pass later, by what the passes before it take. So small
+    calls pass between the rows of a large one and pay for what they cost, a large one waits for no more of
+    them than it costs itself, and nobody comes first by a short deadline: that only ends the waiting.
     """
 
     def __init__(self, predictor: Predictor, limits: QueueLimits) -> None:
@@ -143,7 +141,7 @@ class Batcher:
         self._check_room(len(rows))
         arrived = time.monotonic()
         call = _Call(rows, asyncio.get_running_loop().create_future())
-        self._put(self._entries(call, arrived, timeout))
+        self._put(self._entries(call, arrived))
         self._arrived.set()
         if self._passes is None or self._passes.done():
             self._passes = asyncio.create_task(self._run_passes())
@@ -167,10 +165,10 @@ class Batcher:
         if self._passes is not None:
             await self._passes
 
-    def _entries(self, call: _Call, arrived: float, timeout: float | None) -> list[_Waiting]:
-        due = arrived + min(math.inf if timeout is None else timeout, LONGEST_WAIT_SECONDS)
+    def _entries(self, call: _Call, arrived: float) -> list[_Waiting]:
         most, tokens = self._predictor.max_rows, [self._predictor.tokens(row) for row in call.rows]
-        pass_seconds = self._costs.seconds(max(tokens), most)
+        pass_seconds = self._costs.seconds(max(tokens), min(most, len(call.rows)))
+        due = arrived + pass_seconds
         groups = [self._predictor.group(row) for row in call.rows]
         return [
             _Waiting(call, index, tokens[index], due + index // most * pass_seconds, groups[index])
