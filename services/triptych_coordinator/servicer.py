@@ -5,21 +5,21 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
-from triptych.serving.admission import Admission
 from triptych.v1 import image_generation_pb2 as pb
-from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
+from triptych_coordinator.admission import FairAdmission
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.preview_colours import latent_rgb
-from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits
+from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits, Parameters
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
@@ -51,7 +51,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._sampling = sampling_of(checkpoint)
         self._latent_rgb = latent_rgb(checkpoint)
         self._settings = limits
-        self._admission = Admission(limits.max_running, limits.max_waiting)
+        self._admission = FairAdmission(limits.max_running, limits.max_waiting)
         self._stages = Stages(
             stubs,
             HealthCheck(limits.health_check_seconds),
@@ -68,7 +68,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """See image_generation.proto."""
-        async with aclosing(self._events(request.parameters, context.time_remaining())) as events:
+        async with aclosing(self._events(request, context)) as events:
             async for event in events:
                 yield event
 
@@ -77,7 +77,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     ) -> pb.GenerateImagesResponse:
         """See image_generation.proto."""
         response = pb.GenerateImagesResponse()
-        async with aclosing(self._events(request.parameters, context.time_remaining())) as events:
+        async with aclosing(self._events(request, context)) as events:
             async for event in events:
                 if event.HasField("accepted"):
                     response.parameters.CopyFrom(event.accepted.parameters)
@@ -111,32 +111,29 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         )
 
     async def _events(
-        self, message: GenerationParameters, seconds: float | None
+        self, request: pb.GenerateRequest | pb.GenerateImagesRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """What Generate streams, of a call that has `seconds` left; None for no limit.
-
-        Closing the iterator, or cancelling who waits for it, stops the work.
-        """
-        stopwatch, waiting = Stopwatch(), asyncio.Queue[str]()
-        deadline = Deadline(seconds, waiting.put_nowait)
-        async with aclosing(self._generate(message, deadline, stopwatch)) as events:
+        """What Generate streams. Closing the iterator, or cancelling who waits for it, stops the work."""
+        waiting = asyncio.Queue[str]()
+        deadline = Deadline(context.time_remaining(), waiting.put_nowait)
+        async with aclosing(self._generate(request, client_of(context.peer()), deadline)) as events:
             async for event in interleaved(events, waiting):
                 yield event if isinstance(event, pb.GenerateResponse) else _waiting(event)
 
     async def _generate(
-        self, message: GenerationParameters, deadline: Deadline, stopwatch: Stopwatch
+        self, request: pb.GenerateRequest | pb.GenerateImagesRequest, client: str, deadline: Deadline
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The events of a request without those that say that it waits."""
+        stopwatch, message = Stopwatch(), request.parameters
         models = await self._models(deadline)
-        if any(
-            lora.name not in models.denoiser.loras for lora in message.loras
-        ):  # it may be new in the folder
-            models = await self._models(deadline, fresh=True)
+        if any(lora.name not in models.denoiser.loras for lora in message.loras):
+            models = await self._models(deadline, fresh=True)  # it may be new in the folder
         limits = self._limits(models)
         # Files and brackets of strangers would hold up the event loop.
         parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+        load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
         async with (
-            self._admission.admit(),
+            self._admission.admit(client, load, steps, request.priority),
             aclosing(
                 generation_events(
                     self._stages, models, self._sampling, self._latent_rgb, parameters, deadline, stopwatch
@@ -167,3 +164,20 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
 
 def _waiting(stage: str) -> pb.GenerateResponse:
     return pb.GenerateResponse(waiting=pb.Waiting(stage=stage))
+
+
+def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
+    """What a request puts on the denoiser at once, in pictures as the model makes them by default."""
+    usual = models.image_tokens(limits.default_height, limits.default_width)
+    tokens = models.image_tokens(parameters.height, parameters.width) / usual
+    guided = limits.guidance is GuidanceInput.BRANCHES and any(s != 1 for s in parameters.guidance_scales())
+    others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
+    usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
+    return len(parameters.seeds) * tokens * (1 + guided + others) / usual_branches
+
+
+def client_of(peer: str) -> str:
+    """Whose a request is, by gRPC's name of its peer: a host's, or of this host a connection's."""
+    kind, _, place = peer.partition(":")
+    host = unquote(place).rpartition(":")[0].strip("[]")
+    return peer if kind not in ("ipv4", "ipv6") or host in ("127.0.0.1", "::1") else host

@@ -13,8 +13,18 @@ Addresses = Annotated[str, AfterValidator(check_replicas)]
 class CoordinatorLimits(BaseModel):
     """How much the coordinator takes on, and how long it tries."""
 
-    max_running: int = Field(4, gt=0, description="Requests that generate at the same time.")
-    max_waiting: int = Field(32, ge=0, description="Requests that wait for their turn; more are refused.")
+    max_running: int = Field(
+        4,
+        gt=0,
+        description="Pictures, as the model makes them by default, that are made at the same time: a request "
+        "of more pixels, pictures or branches counts more, a lighter one less.",
+    )
+    max_waiting: int = Field(
+        32,
+        ge=0,
+        description="Requests that wait for their turn. More are refused, except of a client that has less "
+        "than its share of them.",
+    )
     max_images: int = Field(16, gt=0, le=1024, description="Pictures in one request.")
     max_request_pixels: int = Field(
         16 << 20, gt=0, description="Pixels of all pictures of a request together."

@@ -64,6 +64,7 @@ class GenerationOptions(TypedDict, total=False):
     variation: editing_pb2.Variation
     return_latents: bool
     preview_every: int
+    priority: int
     timeout: float
 
 
@@ -286,6 +287,7 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
     """The request; a value that its field cannot hold is refused here, by the field's name."""
     given: dict[str, Any] = {"prompts": _listed(prompt), **options}
     given.pop("timeout", None)
+    priority = given.pop("priority", 0)
     if "seed" in given and "seeds" in given:
         raise invalid_argument(("seeds", "give either seed or seeds"))
     if "seed" in given:
@@ -298,7 +300,10 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
             parameters.MergeFrom(_with_field(name, value))
         except (TypeError, ValueError) as error:
             raise invalid_argument((name, str(error))) from error
-    return pb2.GenerateRequest(parameters=parameters)
+    try:
+        return pb2.GenerateRequest(parameters=parameters, priority=priority)
+    except (TypeError, ValueError) as error:
+        raise invalid_argument(("priority", str(error))) from error
 
 
 def _with_field(field: str, value: Any) -> GenerationParameters:

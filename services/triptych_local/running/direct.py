@@ -18,6 +18,10 @@ class DirectContext:
         """`timeout` in seconds from now; None for no limit."""
         self._expires_at = None if timeout is None else time.monotonic() + timeout
 
+    def peer(self) -> str:
+        """Who calls."""
+        return "this process"
+
     def time_remaining(self) -> float | None:
         """Seconds until the call's deadline, at least 0; None if it has none."""
         return None if self._expires_at is None else max(0.0, self._expires_at - time.monotonic())

@@ -61,6 +61,9 @@ class GenerateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PARAMETERS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    priority: builtins.int
+    """Of the requests of one client that wait, those of higher priority come first. Default 0."""
     @property
     def parameters(self) -> triptych.v1.generation_parameters_pb2.GenerationParameters:
         """What to generate."""
@@ -69,9 +72,10 @@ class GenerateRequest(google.protobuf.message.Message):
         self,
         *,
         parameters: triptych.v1.generation_parameters_pb2.GenerationParameters | None = ...,
+        priority: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["parameters", b"parameters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parameters", b"parameters", "priority", b"priority"]) -> None: ...
 
 global___GenerateRequest = GenerateRequest
 
@@ -316,6 +320,9 @@ class GenerateImagesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PARAMETERS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    priority: builtins.int
+    """Of the requests of one client that wait, those of higher priority come first. Default 0."""
     @property
     def parameters(self) -> triptych.v1.generation_parameters_pb2.GenerationParameters:
         """What to generate."""
@@ -324,9 +331,10 @@ class GenerateImagesRequest(google.protobuf.message.Message):
         self,
         *,
         parameters: triptych.v1.generation_parameters_pb2.GenerationParameters | None = ...,
+        priority: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["parameters", b"parameters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["parameters", b"parameters"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["parameters", b"parameters", "priority", b"priority"]) -> None: ...
 
 global___GenerateImagesRequest = GenerateImagesRequest
 

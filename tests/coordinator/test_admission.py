@@ -1,0 +1,176 @@
+"""Requests are admitted by cost, clients in turn."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from triptych import errors
+from triptych.errors import TriptychError
+from triptych_coordinator.admission import MOST_RUNNING, FairAdmission
+from triptych_coordinator.servicer import client_of
+
+
+class Requests:
+    """Requests that run until they are told to end; `started` has their names in order."""
+
+    def __init__(self, admission: FairAdmission) -> None:
+        self.admission = admission
+        self.started: list[str] = []
+        self.ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def send(self, name: str, load: float = 1, steps: int = 10, priority: int = 0) -> None:
+        """The first letter of a name is its client's."""
+
+        async def run() -> None:
+            async with self.admission.admit(name[0], load, steps, priority):
+                self.started.append(name)
+                await self.ends[name].wait()
+
+        self.ends[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(run())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self.tasks[name].done():
+            self.tasks[name].result()
+
+    async def end(self, *names: str) -> None:
+        for name in names:
+            self.ends[name].set()
+            await self.tasks[name]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def requests() -> AsyncIterator[Requests]:
+    requests = Requests(FairAdmission(max_load=4, max_waiting=8))
+    yield requests
+    for task in requests.tasks.values():
+        task.cancel()
+    await asyncio.gather(*requests.tasks.values(), return_exceptions=True)
+
+
+async def test_light_requests_run_together_and_heavy_ones_do_not(requests: Requests) -> None:
+    for name in ("a1", "a2", "a3"):
+        await requests.send(name, load=3)
+    assert requests.started == ["a1"]
+    await requests.end("a1")
+    assert requests.started == ["a1", "a2"]
+    await requests.send("b1", load=0.25)
+    await requests.end("a2")
+    for name in ("b2", "b3"):
+        await requests.send(name, load=0.25)
+    assert requests.started[2:] == ["b1", "a3", "b2", "b3"]
+
+
+async def test_one_that_is_larger_than_all_room_runs_alone(requests: Requests) -> None:
+    await requests.send("a1", load=100)
+    await requests.send("a2", load=100)
+    assert requests.started == ["a1"]
+    await requests.end("a1")
+    assert requests.started == ["a1", "a2"]
+
+
+async def test_who_has_nothing_running_does_not_wait_behind_others(requests: Requests) -> None:
+    for number in range(8):
+        await requests.send(f"a{number}", load=2)
+    await requests.send("b0", load=2)
+    assert requests.started == ["a0", "a1", "b0"]
+
+
+async def test_clients_take_turns_by_what_they_were_served(requests: Requests) -> None:
+    for number in range(6):
+        await requests.send(f"a{number}", load=4)
+    for number in range(4):
+        await requests.send(f"b{number}", load=4)
+    order = []
+    while len(order) < 10:
+        order = list(requests.started)
+        await requests.end(*(name for name in order if not requests.tasks[name].done()))
+    assert sum(name[0] == "b" for name in order[:8]) == 4  # not behind all of a's
+
+
+async def test_of_one_client_the_urgent_come_first(requests: Requests) -> None:
+    await requests.send("a0", load=4)
+    await requests.send("a1", load=4)
+    await requests.send("a2", load=4, priority=5)
+    await requests.end("a0")
+    assert requests.started == ["a0", "a2"]
+
+
+async def test_a_flood_is_refused_and_the_polite_one_let_in(requests: Requests) -> None:
+    await requests.send("a0", load=4)
+    await requests.end("a0")  # what a request takes is known
+    for number in range(1, 10):
+        await requests.send(f"a{number}", load=4)
+    with pytest.raises(TriptychError, match="8 requests wait, 8 of them yours") as refused:
+        await requests.send("a10", load=4)
+    assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert errors.retry_after_seconds(refused.value)
+    for number in range(4):
+        await requests.send(f"b{number}", load=4)  # the first runs, and three of four places are its share
+    assert "b0" in requests.started
+    with pytest.raises(TriptychError):
+        await requests.send("a11", load=4)
+
+
+async def test_there_is_an_end_to_clients_too(requests: Requests) -> None:
+    for number in range(MOST_RUNNING + 1):
+        await requests.send(chr(0x4E00 + number), load=0.01)
+    assert len(requests.started) == MOST_RUNNING
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        ("ipv4:10.1.2.3:4567", "10.1.2.3"),
+        ("ipv6:%5B2001:db8::5%5D:4567", "2001:db8::5"),
+        ("ipv4:127.0.0.1:4567", "ipv4:127.0.0.1:4567"),
+        ("ipv6:%5B::1%5D:4567", "ipv6:%5B::1%5D:4567"),
+        ("unix:", "unix:"),
+        ("this process", "this process"),
+    ],
+)
+def test_a_client_is_a_host_or_here_a_connection(peer: str, client: str) -> None:
+    assert client_of(peer) == client
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.floats(0.1, 9), st.integers(1, 50), st.booleans()), max_size=30
+    )
+)
+def test_everybody_is_served_or_refused_and_nothing_is_left(
+    asked: list[tuple[str, float, int, bool]],
+) -> None:
+    async def main() -> None:
+        admission = FairAdmission(max_load=4, max_waiting=4)
+        done = 0
+
+        async def one(client: str, load: float, steps: int, leaves: bool) -> None:
+            nonlocal done
+            with suppress(TriptychError):
+                async with admission.admit(client, load, steps):
+                    await asyncio.sleep(0)
+                    if leaves:
+                        raise asyncio.CancelledError
+            done += 1
+
+        tasks = [asyncio.create_task(one(*each)) for each in asked]
+        for index, task in enumerate(tasks):
+            if index % 5 == 4:
+                await asyncio.sleep(0)
+                task.cancel()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        assert admission._load == 0
+        assert not admission._waiting
+        assert not any(admission._running.values())
+        assert not admission._served
+
+    asyncio.run(main())
