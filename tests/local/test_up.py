@@ -84,7 +84,7 @@ def test_a_killed_service_comes_back_and_the_next_picture_is_the_same(
     said = len(up.lines)
     up.services()[module].kill()
     name = module.removeprefix("triptych_")
-    up.wait_for(f"the {name} ended (SIGKILL); starting it again in 0.5 s", said)
+    up.wait_for(f"the {name} ended (SIGKILL); starting it again in 0.1 s", said)
     up.wait_for(f"the {name} serves again", said)
     after = run(*picture, tmp_path / "after.png", environment=up.environment)
     assert after.status == 0, after.stderr

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -174,3 +177,32 @@ def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
     with Client(f"unix:{tmp_path}/nobody") as client, pytest.raises(TriptychError) as caught:
         client.model()
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_a_proxy_for_the_world_outside_is_left_alone(variable: str) -> None:
+    """In processes of their own: gRPC reads the environment once."""
+    server = """
+import asyncio, sys
+from functools import partial
+from tests.shared.scripted_coordinator import ScriptedCoordinator, service
+from triptych.client import AsyncClient
+from triptych.serving.server import Server
+from triptych.serving.settings import ServerSettings
+
+async def main():
+    server = Server([service(ScriptedCoordinator())], ServerSettings(listen="127.0.0.1:0", drain_seconds=0))
+    await server.start()
+    async with AsyncClient(server.address) as client:
+        print((await client.model()).name)
+    await server.stop()
+
+asyncio.run(main())
+"""
+    environment = os.environ | {variable: "http://127.0.0.1:9"}
+    root = Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", server]
+    done = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "scripted\n", done.stderr

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +19,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.errors import StartError
 from triptych.serving.addresses import unix_path
+from triptych.serving.channels import channel_options
 
-FIRST_PAUSE = 0.5
+FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
-STEADY_SECONDS = 60.0
+LIVENESS_SECONDS = 2.0
+"""How often a service is asked whether it is alive, and how long it may take to say so."""
+HUNG_SECONDS = 20.0
+"""One that does not say so for so long is killed."""
 STOP_SECONDS = 35.0
 
 Say = Callable[[str], None]
@@ -125,20 +129,55 @@ class ServiceProcess:
         return [_ending(process), *self._said, *errors][-1]
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Starts it again whenever it ends, after a pause that grows while it keeps ending soon."""
+        """Starts it again whenever it ends or hangs, after a pause that grows while it does not come up."""
         pause = FIRST_PAUSE
         while True:
-            started = time.monotonic()
-            await process.wait()
-            if time.monotonic() - started > STEADY_SECONDS:
-                pause = FIRST_PAUSE
+            await self._until_ended(process)
             self._say(f"the {self.program.name} ended ({_ending(process)}); starting it again in {pause:g} s")
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
             process = await self._spawn()
-            with suppress(StartError):  # its own lines said why; the loop tries again
+            try:
                 await self._until_serving(process)
+            except StartError:  # its own lines said why; the loop tries again
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                pause = FIRST_PAUSE
                 self._say(f"the {self.program.name} serves again")
+
+    async def _until_ended(self, process: asyncio.subprocess.Process) -> None:
+        """Returns when it has ended; if it hangs, it is killed."""
+        ended = asyncio.create_task(process.wait())
+        hung = asyncio.create_task(_until_hung(self.program.address))
+        try:
+            await asyncio.wait({ended, hung}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                self._say(f"the {self.program.name} has not answered for {HUNG_SECONDS:g} s: it is killed")
+                process.kill()
+            await ended
+        finally:
+            ended.cancel()
+            hung.cancel()
+
+
+async def _until_hung(address: str) -> None:
+    """Returns when the server at an address has not answered for HUNG_SECONDS."""
+    answered = time.monotonic()
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+        while time.monotonic() - answered < HUNG_SECONDS:
+            await asyncio.sleep(LIVENESS_SECONDS)
+            if await _answers(channel):
+                answered = time.monotonic()
+
+
+async def _answers(channel: grpc.aio.Channel) -> bool:
+    """Whether a server says anything about its health."""
+    try:
+        await health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(), timeout=LIVENESS_SECONDS
+        )
+    except grpc.aio.AioRpcError as error:
+        return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
+    return True
 
 
 def _ending(process: asyncio.subprocess.Process) -> str:
@@ -175,7 +214,7 @@ async def until_serving(address: str) -> None:
 
 async def serves(address: str) -> bool:
     """Whether a server answers at the address and says that it serves."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
         try:
             response = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=2
@@ -187,5 +226,5 @@ async def serves(address: str) -> bool:
 
 async def connected(address: str) -> None:
     """Returns when a server at the address takes connections."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
         await channel.channel_ready()

@@ -4,13 +4,16 @@ from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 
 
 def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
-    """Message limits both ways, and pings that find a dead peer within some thirty seconds.
+    """Message limits both ways, no proxy, and pings that find a dead peer within some thirty seconds.
+
+    A proxy that the environment names for the world outside knows nothing of services here.
 
     `ping_timeout_ms` says when a ping counts as lost; `keepalive_timeout_ms` alone is not heeded (gRPC 1.85).
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.enable_http_proxy", 0),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
