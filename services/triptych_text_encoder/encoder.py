@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
+from triptych.caches import Cache
 from triptych.compute.thread import compute
 from triptych_text_encoder.weighting import Span, weighted
 
@@ -20,33 +19,6 @@ Key: TypeAlias = tuple[str, tuple[Span, ...]]
 CACHE_BYTES = 256 * 2**20
 
 
-class EncodingCache:
-    """The encodings used last, at most `max_bytes` of them. Safe to use from several threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._encodings: OrderedDict[Key, Encoding] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Key) -> Encoding | None:
-        """The encoding, or None if it is not here."""
-        with self._lock:
-            if key not in self._encodings:
-                return None
-            self._encodings.move_to_end(key)
-            return self._encodings[key]
-
-    def put(self, key: Key, encoding: Encoding) -> None:
-        """Keep `encoding`, which is not here yet, and drop the longest unused ones to make room."""
-        with self._lock:
-            self._encodings[key] = encoding
-            self._bytes += encoding.nbytes
-            while self._bytes > self._max_bytes:
-                _, dropped = self._encodings.popitem(last=False)
-                self._bytes -= dropped.nbytes
-
-
 class TextEncoder:
     """A recipe behind the compute thread and a cache.
 
@@ -56,7 +28,7 @@ class TextEncoder:
 
     def __init__(self, recipe: Recipe, cache_bytes: int = CACHE_BYTES) -> None:
         self.recipe = recipe
-        self._cache = EncodingCache(cache_bytes)
+        self._cache: Cache[Key, Encoding] = Cache(cache_bytes, keeps_newest=False)
 
     async def encode(self, prompt: str, spans: tuple[Span, ...] = ()) -> Encoding:
         """The encoding of one prompt, whose spans have weights if the recipe has token_weights.

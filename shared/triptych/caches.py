@@ -23,12 +23,13 @@ Value = TypeVar("Value", bound=Sized)
 class Cache(Generic[Key, Value]):
     """Values by key; beyond `max_bytes`, what was not used for longest is forgotten.
 
-    A caller keeps what it got, forgotten or not. The newest entry always stays, whatever its size. Safe to
-    use from several threads.
+    A caller keeps what it got, forgotten or not. Safe to use from several threads.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, keeps_newest: bool = True) -> None:
+        """With `keeps_newest`, the newest entry stays whatever its size; else one over the limit does not."""
         self._max_bytes = max_bytes
+        self._fewest = 1 if keeps_newest else 0
         self._bytes = 0
         self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._lock = threading.Lock()
@@ -45,8 +46,8 @@ class Cache(Generic[Key, Value]):
         """Remembers the value; it replaces what has the same key."""
         with self._lock:
             replaced = self._entries.pop(key, None)
-            self._bytes += value.nbytes - (replaced.nbytes if replaced else 0)
+            self._bytes += value.nbytes - (0 if replaced is None else replaced.nbytes)
             self._entries[key] = value
-            while self._bytes > self._max_bytes and len(self._entries) > 1:
+            while self._bytes > self._max_bytes and len(self._entries) > self._fewest:
                 _, forgotten = self._entries.popitem(last=False)
                 self._bytes -= forgotten.nbytes

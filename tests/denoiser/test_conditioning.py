@@ -1,14 +1,10 @@
-"""Conditioning is copied, shortened and remembered."""
+"""Conditioning is copied and shortened."""
 
 import torch
 
-from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare, trailing_repeats
+from triptych_denoiser.conditioning import prepare, trailing_repeats
 
 CPU = torch.device("cpu")
-
-
-def conditioning(tokens: int) -> Conditioning:
-    return Conditioning(torch.zeros(tokens, 4), torch.zeros(4), 1)
 
 
 def test_the_run_of_equal_last_tokens_is_counted() -> None:
@@ -38,33 +34,3 @@ def test_equal_tokens_that_have_positions_are_all_kept() -> None:
 
     assert prepared.trailing_repeats == 1
     assert len(prepared.sequence) == 5
-
-
-def test_the_longest_unused_is_forgotten_and_who_holds_it_keeps_it() -> None:
-    cache = ConditioningCache(3 * conditioning(10).nbytes)
-    for digest in (b"a", b"b", b"c"):
-        cache.put(digest, conditioning(10))
-    held = cache.get(b"a")
-    cache.put(b"d", conditioning(10))
-
-    assert cache.get(b"b") is None
-    assert held is not None
-    assert cache.get(b"a") is held
-    cache.put(b"e", conditioning(25))
-    assert [digest for digest in (b"a", b"c", b"d", b"e") if cache.get(digest)] == [b"e"]
-    assert torch.equal(held.sequence, torch.zeros(10, 4))
-
-
-def test_putting_again_does_not_count_twice() -> None:
-    cache = ConditioningCache(2 * conditioning(10).nbytes)
-    for digest in (b"a", b"b", b"b", b"b"):
-        cache.put(digest, conditioning(10))
-
-    assert cache.get(b"a") is not None
-
-
-def test_the_newest_stays_though_it_is_larger_than_the_cache() -> None:
-    cache = ConditioningCache(1)
-    cache.put(b"a", conditioning(10))
-
-    assert cache.get(b"a") is not None

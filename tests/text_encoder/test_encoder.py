@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from triptych_text_encoder.encoder import EncodingCache, TextEncoder
+from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.recipes import Recipe
 from triptych_text_encoder.weighting import Span
@@ -94,29 +94,6 @@ async def test_a_failed_prompt_fails_alone(recipe: CountingRecipe, monkeypatch: 
             await encoder.encode("a cat")
 
     assert (await encoder.encode("a cat")).truncated == ""
-
-
-def test_the_cache_drops_what_was_used_least_lately(recipe: CountingRecipe) -> None:
-    cache = EncodingCache(max_bytes=45)
-    encodings = {prompt: recipe.encode(prompt) for prompt in "abc"}
-
-    a, b, c = ((prompt, ()) for prompt in "abc")
-    cache.put(a, encodings["a"])
-    cache.put(b, encodings["b"])
-    assert cache.get(a) is encodings["a"]
-    cache.put(c, encodings["c"])
-
-    assert cache.get(a) is encodings["a"]
-    assert cache.get(b) is None
-    assert cache.get(c) is encodings["c"]
-
-
-def test_the_cache_does_not_keep_what_is_larger_than_itself(recipe: CountingRecipe) -> None:
-    cache = EncodingCache(max_bytes=19)
-
-    cache.put(("a", ()), recipe.encode("a"))
-
-    assert cache.get(("a", ())) is None
 
 
 @pytest.mark.parametrize("which", ["recipe_without_t5", "recipe_with_t5"])

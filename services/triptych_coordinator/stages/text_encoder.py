@@ -44,7 +44,7 @@ class TextEncoders:
     ) -> dict[WeightedText, EncodedPrompt]:
         """Encodes prompts, each once; those that were encoded before are remembered."""
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
-        found = {prompt: self._cache.get(fingerprint, prompt) for prompt in prompts}
+        found = {prompt: self._cache.get((fingerprint, prompt)) for prompt in prompts}
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
         idle = max(1, self._fleet.idle(fingerprint))
@@ -80,7 +80,7 @@ class TextEncoders:
             )
         }
         for prompt, entry in encoded.items():
-            self._cache.put(fingerprint, prompt, entry)
+            self._cache.put((fingerprint, prompt), entry)
         return encoded
 
 
