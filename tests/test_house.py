@@ -73,6 +73,11 @@ create_servicer(StageSettings(model=sys.argv[1]))
     assert not packages & {"transformers", "tokenizers", "diffusers", "PIL"}
 
 
+@pytest.mark.parametrize("stage", ["text_encoder", "denoiser", "vae_codec"])
+def test_the_help_of_a_stage_waits_for_no_torch(stage: str) -> None:
+    assert not packages_after(f"import triptych_{stage}.__main__") & {"torch", "transformers"}
+
+
 def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
     packages = packages_after("import triptych_local.cli")
     assert not packages & {"torch", "transformers", "grpc", "numpy", "pydantic"}

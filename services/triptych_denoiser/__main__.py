@@ -1,36 +1,38 @@
 """Serves a checkpoint's transformer: python -m triptych_denoiser --listen 127.0.0.1:50052."""
 
-import asyncio
-from functools import partial
+from __future__ import annotations
 
-from triptych.compute.kernels import configure_math_libraries
-from triptych.compute.settings import described
-from triptych.compute.thread import compute_thread
-from triptych.serving.server import Loaded, Service, run
-from triptych.serving.settings import read_settings
+from typing import TYPE_CHECKING
+
+from triptych.compute.stage import Stage
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
-from triptych.wire.shared_memory import SharedMemory
 from triptych_denoiser.settings import DenoiserSettings
 
+if TYPE_CHECKING:
+    from triptych_denoiser.servicer import DenoiserServicer
 
-async def load(settings: DenoiserSettings) -> Loaded:
-    """Loads the transformer on the compute thread."""
+
+def create(settings: DenoiserSettings) -> DenoiserServicer:
+    """The servicer of the settings."""
     from triptych_denoiser.assembly import create_servicer  # imports torch, which --help does not need
 
-    shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
-    servicer = await asyncio.get_running_loop().run_in_executor(
-        compute_thread(), create_servicer, settings, settings, settings.quantization
-    )
-    service = Service("triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, servicer))
-    return Loaded([service], described(settings), servicer.close, shared_memory)
+    return create_servicer(settings, settings, settings.quantization)
 
 
-def main() -> None:
-    """Reads the options and serves."""
-    settings = read_settings(DenoiserSettings, "python -m triptych_denoiser")
-    configure_math_libraries()
-    run("denoiser", settings, partial(load, settings))
+async def close(servicer: DenoiserServicer) -> None:
+    """Refuses what waits."""
+    await servicer.close()
 
+
+STAGE = Stage(
+    "denoiser",
+    "triptych_denoiser",
+    DenoiserSettings,
+    "triptych.v1.DenoiserService",
+    add_DenoiserServiceServicer_to_server,
+    create,
+    close,
+)
 
 if __name__ == "__main__":
-    main()
+    STAGE.main()

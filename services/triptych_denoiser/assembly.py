@@ -7,13 +7,12 @@ from functools import partial
 
 import torch
 
-from triptych.checkpoints.fingerprints import stage_fingerprint
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
+from triptych.compute.model_info import model_info
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
-from triptych.v1 import model_pb2
 from triptych_denoiser.batcher import Batcher, QueueLimits
 from triptych_denoiser.conditioning import ConditioningCache
 from triptych_denoiser.features import FeatureCache
@@ -62,20 +61,13 @@ def create_servicer(
         "attention": backend_identity(attention),
         "compiler": compiler_identity(device, options.compile),
     }
-    fingerprint = stage_fingerprint(
-        checkpoint, ["transformer"], str(device), settings.dtype, options.determinism, quantization, others
-    )
-    model = model_pb2.ModelInfo(
-        name=checkpoint.name,
-        revision=checkpoint.revision,
+    model = model_info(
+        *(checkpoint, ["transformer"], settings, device, quantization, options.determinism),
         family=checkpoint.class_name("transformer"),
-        device=str(device),
-        dtype=settings.dtype,
-        determinism=options.determinism,
-        fingerprint=fingerprint_with(fingerprint, fused),
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
-        quantization=quantization,
+        others=others,
     )
+    model.fingerprint = fingerprint_with(model.fingerprint, fused)
     return DenoiserServicer(
         predictor,
         Batcher(

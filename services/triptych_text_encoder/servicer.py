@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from triptych.compute.devices import usable_device
+from triptych.compute.model_info import model_info
 from triptych.compute.quantization import create_quantizer
 from triptych.digests import conditioning_digest
 from triptych.errors import invalid_argument
@@ -16,7 +17,7 @@ from triptych.serving.admission import Admission
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
-from triptych_text_encoder.fingerprint import DETERMINISM, text_encoder_fingerprint
+from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
 from triptych_text_encoder.recipes import load_recipe
 from triptych_text_encoder.weighting import Span
 
@@ -33,6 +34,7 @@ EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
 GetModelRequest = text_encoder_pb2.TextEncoderServiceGetModelRequest
 GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
 
+DETERMINISM = "batch-invariant"  # every prompt is a batch of its own
 MAX_PROMPTS = 64
 MAX_CALLS = 64
 MAX_WEIGHT = 10.0
@@ -88,19 +90,12 @@ def create_servicer(settings: StageSettings, quantization: Quantization = "none"
     dtype: torch.dtype = getattr(torch, settings.dtype)
     device = usable_device(settings.device)
     recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
-    model = model_pb2.ModelInfo(
-        name=checkpoint.name,
-        revision=checkpoint.revision,
+    model = model_info(
+        *(checkpoint, recipe.encoders, settings, device, quantization, DETERMINISM),
         family=str(checkpoint.index["_class_name"]),
-        device=settings.device,
-        dtype=settings.dtype,
-        determinism=DETERMINISM,
-        fingerprint=text_encoder_fingerprint(
-            checkpoint, recipe, settings.device, settings.dtype, quantization
-        ),
         parameters=recipe.parameters,
-        quantization=quantization,
     )
+    model.fingerprint = fingerprint_with_tokenizers(model.fingerprint, checkpoint, recipe)
     return TextEncoderServicer(
         TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)
     )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from triptych.checkpoints.fingerprints import stage_fingerprint
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
+from triptych.compute.model_info import model_info
 from triptych.compute.thread import compute
 from triptych.errors import StartError, invalid_argument
 from triptych.serving.admission import Admission
@@ -160,18 +160,11 @@ def create_servicer(
         "tile size": str(options.tile_size),
         "compiler": compiler_identity(device, options.compile),
     }
-    info = model_pb2.ModelInfo(
-        name=checkpoint.name,
-        revision=checkpoint.revision,
+    info = model_info(
+        *(checkpoint, [COMPONENT], settings, device, quantization, DETERMINISM),
         family=checkpoint.class_name(COMPONENT),
-        device=settings.device,
-        dtype=settings.dtype,
-        determinism=DETERMINISM,
-        fingerprint=stage_fingerprint(
-            checkpoint, [COMPONENT], settings.device, settings.dtype, DETERMINISM, quantization, others
-        ),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        quantization=quantization,
+        others=others,
     )
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 

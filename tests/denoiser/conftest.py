@@ -6,19 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.denoiser.serving import Denoiser, serving
-from triptych.serving.settings import read_settings
+from tests.serving import stage_settings
+from triptych_denoiser.__main__ import STAGE
 from triptych_denoiser.settings import DenoiserSettings
 
 
 @pytest.fixture
 def settings(tiny_checkpoint: Path, tmp_path: Path) -> DenoiserSettings:
-    options = {
-        "--listen": f"unix:{tmp_path}/denoiser.sock",
-        "--model": str(tiny_checkpoint),
-        "--drain-seconds": "0",
-        "--grace-seconds": "1",
-    }
-    return read_settings(DenoiserSettings, "test", [word for option in options.items() for word in option])
+    return stage_settings(STAGE, tiny_checkpoint, tmp_path)
 
 
 @pytest.fixture

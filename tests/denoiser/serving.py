@@ -2,20 +2,17 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
-import grpc.aio
 import torch
 from torch import Tensor
 
+from tests.serving import channel_to_stage
 from triptych.digests import conditioning_digest
-from triptych.serving.channels import channel_options
-from triptych.serving.server import Server, Service
 from triptych.tensors import torch_to_message
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc
-from triptych_denoiser.assembly import create_servicer
+from triptych_denoiser.__main__ import STAGE, create
 from triptych_denoiser.servicer import DenoiserServicer
 from triptych_denoiser.settings import DenoiserSettings
 
@@ -35,14 +32,9 @@ class Denoiser:
 @asynccontextmanager
 async def serving(settings: DenoiserSettings) -> AsyncIterator[Denoiser]:
     """A denoiser that listens where the settings say."""
-    servicer = create_servicer(settings, settings, settings.quantization)
-    add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, servicer)
-    server = Server([Service("triptych.v1.DenoiserService", add)], settings)
-    await server.start()
-    async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
+    servicer = create(settings)
+    async with channel_to_stage(replace(STAGE, create=lambda _: servicer), settings) as channel:
         yield Denoiser(denoiser_pb2_grpc.DenoiserServiceStub(channel), servicer)
-    await server.stop()
-    await servicer.close()
 
 
 @dataclass(frozen=True)

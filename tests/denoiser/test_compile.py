@@ -4,13 +4,12 @@ import logging
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
+from tests.compiling import graphs, trace_alone
 from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.compilation import compile_modules
@@ -52,17 +51,11 @@ def assert_near(value: Velocities, truth: Velocities) -> None:
     torch.testing.assert_close(value.velocities, truth.velocities, rtol=1e-4, atol=1e-5)
 
 
-def graphs() -> int:
-    """Graphs that torch has compiled in this process."""
-    return counters["stats"]["unique_graphs"]
-
-
 @pytest.mark.parametrize("tiles", [None, (16, 32)])
 def test_the_warm_up_compiles_all_that_any_size_and_number_of_rows_needs(
     folder: Path, tiles: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for any backend, then run by torch's own kernels, which takes a tenth of the time."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trace_alone(monkeypatch)
     compiled, plain = predictor_of(folder), predictor_of(folder)
     if tiles is not None:
         tile_products(list(compiled.model.modules()), tiles)
@@ -79,7 +72,7 @@ def test_the_warm_up_compiles_all_that_any_size_and_number_of_rows_needs(
 
 
 def test_equal_blocks_share_a_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trace_alone(monkeypatch)
     model = load_transformer(open_checkpoint(str(write_z_image(tmp_path))), "cpu", torch.float32)
     refined, block = model.get_submodule("image_refiner.0"), model.get_submodule("blocks.0")
     compile_modules([refined, block])

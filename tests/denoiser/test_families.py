@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.denoiser.serving import Prompt, random_latents, request, serving
 from tests.denoiser.small_families import CHANNELS, POOLED, WIDTH, write_flux, write_z_image
-from triptych.errors import from_rpc_error
+from tests.serving import refused
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest
 from triptych_denoiser.settings import DenoiserSettings
@@ -90,10 +90,8 @@ async def test_guidance_that_does_not_fit_is_refused(
     async with serving(of_family(settings, "FLUX with guidance", tmp_path)) as denoiser:
         await denoiser.stub.PutConditioning(CAT.upload())
         asked = with_guidance(request(random_latents(0, samples=2), [0.5, 0.5], [[CAT] * 2]), *scales)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await denoiser.stub.Predict(asked)
+        error = await refused(denoiser.stub.Predict(asked))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
 
@@ -105,10 +103,9 @@ async def test_float16_takes_no_guidance_that_overflows_it(
     async with serving(half) as denoiser:
         await denoiser.stub.PutConditioning(CAT.upload())
         asked = request(random_latents(0), [0.5], [[CAT]])
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await denoiser.stub.Predict(with_guidance(asked, 66.0))
+        error = await refused(denoiser.stub.Predict(with_guidance(asked, 66.0)))
 
-    assert "guidance_scales[0]: is 66; allowed are 0 to 65.504" in from_rpc_error(refused.value).message
+    assert "guidance_scales[0]: is 66; allowed are 0 to 65.504" in error.message
 
 
 async def test_equal_text_tokens_with_positions_are_all_attended(
@@ -151,9 +148,7 @@ async def test_conditioning_of_another_family_is_refused(
     family: str, prompt: Prompt, sentence: str, settings: DenoiserSettings, tmp_path: Path
 ) -> None:
     async with serving(of_family(settings, family, tmp_path)) as denoiser:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await denoiser.stub.PutConditioning(prompt.upload())
+        error = await refused(denoiser.stub.PutConditioning(prompt.upload()))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
-from triptych.errors import from_rpc_error
+from tests.serving import refused
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1 import denoiser_pb2 as pb
 from triptych_denoiser.settings import DenoiserSettings
@@ -112,9 +112,7 @@ BAD_REUSES = {
 async def test_a_bad_reuse_is_refused(asked: pb.PredictRequest, sentence: str, denoiser: Denoiser) -> None:
     stub = await prepared(denoiser)
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Predict(asked)
+    error = await refused(stub.Predict(asked))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from tests.denoiser.loras import Q, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
+from tests.serving import refused
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.errors import StartError, TriptychError, from_rpc_error
+from triptych.errors import StartError, TriptychError
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest, PredictResponse
 from triptych.v1.lora_pb2 import Lora
@@ -63,9 +64,7 @@ def velocities(response: PredictResponse) -> Tensor:
 
 
 async def refusal(denoiser: Denoiser, predict: PredictRequest) -> TriptychError:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await answer(denoiser, predict)
-    return from_rpc_error(refused.value)
+    return await refused(answer(denoiser, predict))
 
 
 async def test_without_loras_the_bits_are_those_of_a_server_without_the_folder(
@@ -306,7 +305,7 @@ async def test_quantized_weights_take_them_per_request_and_at_start(with_folder:
 async def test_what_cannot_be_fused_or_served_is_refused_at_start(
     options: dict[str, Any], sentence: str, with_folder: DenoiserSettings
 ) -> None:
-    with pytest.raises(StartError) as refused:
+    with pytest.raises(StartError) as caught:
         async with serving(with_folder.model_copy(update=options)):
             pass
-    assert sentence in str(refused.value)
+    assert sentence in str(caught.value)

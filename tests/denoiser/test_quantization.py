@@ -9,7 +9,6 @@ from torch import Tensor
 
 from benchmarks.loading import stored_bytes
 from tests.denoiser.small_families import write_flux, write_z_image
-from tests.denoiser.test_command_line import run
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
@@ -110,30 +109,3 @@ async def test_the_mode_is_said_and_decides_the_fingerprint(tiny_checkpoint: Pat
     assert [info.quantization for info in infos] == ["none", "int8-weight-only", "int8-dynamic"]
     assert len({info.fingerprint for info in infos}) == 3
     assert len({info.parameters for info in infos}) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "sentence"),
-    [
-        (["--quantization", "float8"], 1, "quantization float8 does not run on cpu in float32: Float8"),
-        (
-            ["--quantization", "int4-weight-only"],
-            1,
-            "quantization int4-weight-only in float32 on a CPU takes dozens of times as long as",
-        ),
-        (
-            ["--quantization", "int4-weight-only", "--dtype", "bfloat16"],
-            1,
-            "blocks.0.image_modulation.linear cannot be quantized: int4-weight-only does not take 32 inputs",
-        ),
-        (["--quantization", "int3"], 2, "--quantization: Input should be 'none', 'int8-weight-only'"),
-    ],
-)
-def test_what_cannot_be_quantized_is_refused_at_start(
-    options: list[str], code: int, sentence: str, tiny_checkpoint: Path
-) -> None:
-    result = run("--model", str(tiny_checkpoint), *options)
-
-    assert result.returncode == code
-    assert sentence in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr

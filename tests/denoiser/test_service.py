@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.serving import CHANNELS, ZEROS, Denoiser, Prompt, random_latents, request, serving
-from triptych.errors import from_rpc_error, missing_digests
+from tests.serving import refused
+from triptych.errors import missing_digests
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych.v1.denoiser_pb2 import Branch, DenoiserServiceGetModelRequest, PredictRequest
@@ -91,9 +92,7 @@ async def test_missing_conditioning_is_named_and_what_was_put_is_found(denoiser:
     await put(denoiser.stub, CAT)
     asked = request(random_latents(0, samples=2), [0.5, 0.5], [[NOTHING, NOTHING], [CAT, DOG]])
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await predict(denoiser.stub, asked)
-    error = from_rpc_error(refused.value)
+    error = await refused(predict(denoiser.stub, asked))
     assert error.code is grpc.StatusCode.FAILED_PRECONDITION
     assert missing_digests(error) == [NOTHING.digest, DOG.digest]
 
@@ -112,10 +111,11 @@ async def test_conditioning_beyond_the_cache_is_forgotten_longest_unused_first(
         await predict(denoiser.stub, request(latents, [0.5], [[prompts[0]]]))
         await put(denoiser.stub, prompts[3])
 
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await predict(denoiser.stub, request(latents, [0.5], [[prompt] for prompt in prompts]))
+        error = await refused(
+            predict(denoiser.stub, request(latents, [0.5], [[prompt] for prompt in prompts]))
+        )
 
-        assert missing_digests(from_rpc_error(refused.value)) == [prompts[1].digest]
+        assert missing_digests(error) == [prompts[1].digest]
 
 
 async def test_rows_of_concurrent_calls_have_the_same_bits_as_alone(denoiser: Denoiser) -> None:
@@ -249,10 +249,8 @@ async def test_a_bad_request_is_refused_and_the_next_is_answered(
 ) -> None:
     await put(denoiser.stub, CAT)
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await predict(denoiser.stub, asked)
+    error = await refused(predict(denoiser.stub, asked))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
     assert (await predict(denoiser.stub, changed())).isfinite().all()
@@ -261,9 +259,7 @@ async def test_a_bad_request_is_refused_and_the_next_is_answered(
 async def test_an_answer_that_fits_in_no_message_is_refused(settings: DenoiserSettings) -> None:
     async with serving(settings.model_copy(update={"max_message_bytes": 100_000})) as denoiser:
         large = random_latents(0, height=48, width=48)
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await predict(denoiser.stub, request(large, [0.5], [[CAT]] * 3))
-    error = from_rpc_error(refused.value)
+        error = await refused(predict(denoiser.stub, request(large, [0.5], [[CAT]] * 3)))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "3 branches are 110592 bytes, messages at most 100000" in error.message
 
@@ -283,10 +279,8 @@ async def test_an_answer_that_fits_in_no_message_is_refused(settings: DenoiserSe
 async def test_conditioning_that_does_not_fit_is_refused(
     sequence: Tensor, pooled: Tensor, sentence: str, denoiser: Denoiser
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await put(denoiser.stub, Prompt(sequence, pooled))
+    error = await refused(put(denoiser.stub, Prompt(sequence, pooled)))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
 
@@ -295,7 +289,6 @@ async def test_conditioning_under_another_digest_is_refused(denoiser: Denoiser) 
     upload = CAT.upload()
     upload.digest = DOG.digest
 
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await denoiser.stub.PutConditioning(upload)
+    error = await refused(denoiser.stub.PutConditioning(upload))
 
-    assert from_rpc_error(refused.value).message == "digest: is not that of sequence and pooled"
+    assert error.message == "digest: is not that of sequence and pooled"

@@ -14,9 +14,10 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from tests.serving import channel_to
 from triptych.errors import StartError, from_rpc_error
 from triptych.serving.channels import channel_options
-from triptych.serving.server import Server, Service
+from triptych.serving.server import Loaded, Service
 from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, shared_memory_pb2, shared_memory_pb2_grpc, tensor_pb2
@@ -57,14 +58,12 @@ async def serving(
     servicer = Halving()
     add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, servicer)
     settings = ServerSettings(listen=f"unix:{folder}/denoiser.sock", drain_seconds=0, grace_seconds=5)
-    server = Server([Service("triptych.v1.DenoiserService", add)], settings, memory)
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
+    loaded = Loaded([Service("triptych.v1.DenoiserService", add)], "halves", shared_memory=memory)
+    async with channel_to(loaded, settings) as channel:
+        try:
             yield servicer, channel
-    finally:
-        servicer.go_on.set()
-        await server.stop()
+        finally:
+            servicer.go_on.set()
 
 
 def stub_of(channel: grpc.aio.Channel) -> Any:

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import numpy as np
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triptych.serving.server import Server, Service
+from tests.serving import channel_to
+from triptych.serving.server import Loaded, Service
 from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, vae_codec_pb2
@@ -109,17 +109,13 @@ async def test_a_server_answers_generated_code_and_our_own(
 ) -> None:
     add = denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server
     service = Service("triptych.v1.DenoiserService", lambda server: add(Echo(), server))
-    server = Server(
-        [service], ServerSettings(listen=f"unix:{tmp_path}/echo", drain_seconds=0, grace_seconds=0)
-    )
-    await server.start()
+    settings = ServerSettings(listen=f"unix:{tmp_path}/echo", drain_seconds=0, grace_seconds=0)
     latents = np.random.default_rng(0).standard_normal((1, 16, 128, 64), np.float32)
     request = denoiser_pb2.PredictRequest(sigmas=[0.5])
-    async with grpc.aio.insecure_channel(server.address) as channel:
+    async with channel_to(Loaded([service], "an echo"), settings) as channel:
         stub = denoiser_pb2_grpc.DenoiserServiceStub(wrap(channel))
         ours = wrap is TensorChannel
         sent = with_tensor(request, array_view(latents)) if ours else whole(request, latents)
         response = await stub.Predict(sent)
-    await server.stop()
     assert response.fingerprint == "[0.5]"
     assert np.array_equal(message_to_array(response.velocities, "velocities"), latents)

@@ -6,20 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 import pytest
 import torch
 
+from tests.serving import channel_to_stage, refused, stage_settings
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
 from triptych.compute.settings import QuantizedStageSettings
 from triptych.digests import conditioning_digest
-from triptych.errors import TriptychError, from_rpc_error
+from triptych.errors import TriptychError
 from triptych.serving.admission import Admission
-from triptych.serving.channels import channel_options
-from triptych.serving.server import Server
-from triptych.serving.settings import read_settings
 from triptych.tensors import message_to_torch
-from triptych.v1 import text_encoder_pb2_grpc
 from triptych.v1.text_encoder_pb2 import (
     PromptWeights,
     TextEncoderServiceEncodeRequest,
@@ -27,33 +23,21 @@ from triptych.v1.text_encoder_pb2 import (
     TextEncoderServiceGetModelRequest,
     WeightedSpan,
 )
-from triptych_text_encoder.__main__ import load
+from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
+from triptych_text_encoder.__main__ import STAGE
 from triptych_text_encoder.recipes import Recipe
 from triptych_text_encoder.servicer import create_servicer
 
 
 @pytest.fixture
 def settings(without_t5: Path, tmp_path: Path) -> QuantizedStageSettings:
-    options = {
-        "--listen": f"unix:{tmp_path}/text_encoder.sock",
-        "--model": str(without_t5),
-        "--drain-seconds": "0",
-        "--grace-seconds": "1",
-    }
-    return read_settings(
-        QuantizedStageSettings, "test", [word for option in options.items() for word in option]
-    )
+    return stage_settings(STAGE, without_t5, tmp_path)
 
 
 @pytest.fixture
 async def stub(settings: QuantizedStageSettings) -> AsyncIterator[Any]:
-    loaded = await load(settings)
-    server = Server(loaded.services, settings)
-    await server.start()
-    async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
-        yield text_encoder_pb2_grpc.TextEncoderServiceStub(channel)
-    await server.stop()
-    await loaded.close()
+    async with channel_to_stage(STAGE, settings) as channel:
+        yield TextEncoderServiceStub(channel)
 
 
 async def encode(stub: Any, *prompts: str) -> TextEncoderServiceEncodeResponse:
@@ -126,10 +110,8 @@ async def test_get_model_says_shapes_and_limits(stub: Any, settings: QuantizedSt
 async def test_requests_over_the_limits_are_refused_and_the_next_is_answered(
     prompts: list[str], field: str, sentence: str, stub: Any
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await encode(stub, *prompts)
+    error = await refused(encode(stub, *prompts))
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.message == f"{field}: {sentence}"
     assert len((await encode(stub, "a cat")).conditionings) == 1
@@ -145,17 +127,12 @@ async def test_the_largest_request_is_answered(stub: Any) -> None:
 async def test_max_prompts_is_what_fits_into_a_message(settings: QuantizedStageSettings) -> None:
     """A conditioning has (32 + 256) x 64 + 36 float32 numbers: 74 kB, beside 16 kB of truncated text."""
     small = settings.model_copy(update={"max_message_bytes": 300_000})
-    loaded = await load(small)
-    server = Server(loaded.services, small)
-    await server.start()
-    async with grpc.aio.insecure_channel(small.listen, options=channel_options(300_000)) as channel:
-        stub: Any = text_encoder_pb2_grpc.TextEncoderServiceStub(channel)
+    async with channel_to_stage(STAGE, small) as channel:
+        stub: Any = TextEncoderServiceStub(channel)
         model = await stub.GetModel(TextEncoderServiceGetModelRequest())
         assert model.max_prompts == 3
         response = await encode(stub, *("a" * 16384 for _ in range(3)))
         assert len(response.conditionings) == 3
-    await server.stop()
-    await loaded.close()
 
 
 async def test_text_with_nul_and_odd_unicode_is_encoded(stub: Any) -> None:
@@ -191,10 +168,10 @@ async def test_weights_that_fit_no_prompt_are_refused(
     weights = [
         PromptWeights(spans=[WeightedSpan(start=a, stop=b, weight=w) for a, b, w in each]) for each in spans
     ]
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Encode(TextEncoderServiceEncodeRequest(prompts=["cat", "red"], weights=weights))
+    error = await refused(
+        stub.Encode(TextEncoderServiceEncodeRequest(prompts=["cat", "red"], weights=weights))
+    )
 
-    error = from_rpc_error(refused.value)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
 

@@ -4,16 +4,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc.aio
 import pytest
 import torch
 
+from tests.serving import channel_to_stage, stage_settings
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.serving.channels import channel_options
-from triptych.serving.server import Server
-from triptych.serving.settings import read_settings
-from triptych.v1 import vae_codec_pb2_grpc
-from triptych_vae_codec.__main__ import load
+from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
+from triptych_vae_codec.__main__ import STAGE
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build
 from triptych_vae_codec.settings import VaeCodecSettings
@@ -28,21 +25,10 @@ def codec(tiny_checkpoint: Path) -> VaeCodec:
 
 @pytest.fixture
 def settings(tiny_checkpoint: Path, tmp_path: Path) -> VaeCodecSettings:
-    options = {
-        "--listen": f"unix:{tmp_path}/vae_codec.sock",
-        "--model": str(tiny_checkpoint),
-        "--drain-seconds": "0",
-        "--grace-seconds": "1",
-    }
-    return read_settings(VaeCodecSettings, "test", [word for option in options.items() for word in option])
+    return stage_settings(STAGE, tiny_checkpoint, tmp_path)
 
 
 @pytest.fixture
 async def stub(settings: VaeCodecSettings) -> AsyncIterator[Any]:
-    loaded = await load(settings)
-    server = Server(loaded.services, settings)
-    await server.start()
-    async with grpc.aio.insecure_channel(settings.listen, options=channel_options()) as channel:
-        yield vae_codec_pb2_grpc.VaeCodecServiceStub(channel)
-    await server.stop()
-    await loaded.close()
+    async with channel_to_stage(STAGE, settings) as channel:
+        yield VaeCodecServiceStub(channel)

@@ -1,12 +1,11 @@
 """--compile: nearly the same pixels, for every size."""
 
 import logging
-from functools import partial
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
+from tests.compiling import graphs, trace_alone
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.servicer import create_servicer
 from triptych_vae_codec.settings import VaeCodecSettings
@@ -18,13 +17,12 @@ async def test_a_compiled_codec_gives_the_same_pictures_and_compiles_for_no_furt
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Traced as for any backend, then run by torch's own kernels, which takes a tenth of the time."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    trace_alone(monkeypatch)
     caplog.set_level(logging.INFO)
     servicer = create_servicer(settings, settings.model_copy(update={"compile": True}))
     assert "compiled for pictures of about 64 x 64 pixels and other sizes in" in caplog.text
 
-    warm = counters["stats"]["unique_graphs"]
+    warm = graphs()
     for height, width in ((8, 8), (6, 11), (9, 7)):
         latents = torch.randn(1, 4, height, width)
         pixels = servicer._codec.decode(latents)
@@ -32,4 +30,4 @@ async def test_a_compiled_codec_gives_the_same_pictures_and_compiles_for_no_furt
         means = servicer._codec.encode(pixels)[0], codec.encode(pixels)[0]
         torch.testing.assert_close(*means, rtol=1e-3, atol=1e-4)
     assert warm > 0
-    assert counters["stats"]["unique_graphs"] == warm
+    assert graphs() == warm

@@ -8,7 +8,8 @@ import grpc
 import pytest
 import torch
 
-from triptych.errors import TriptychError, from_rpc_error
+from tests.serving import refused
+from triptych.errors import TriptychError
 from triptych.serving.admission import Admission
 from triptych.tensors import message_to_torch, torch_to_message
 from triptych.v1.tensor_pb2 import DTYPE_FLOAT32, DTYPE_UINT8, Tensor
@@ -139,9 +140,7 @@ async def test_pictures_that_are_never_tiled_have_a_lower_limit(settings: VaeCod
 
 
 async def assert_refused(call: Any, field: str, sentence: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call
-    error = from_rpc_error(refused.value)
+    error = await refused(call)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert error.message.startswith(f"{field}: ")
     assert sentence in error.message

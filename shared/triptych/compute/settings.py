@@ -35,9 +35,3 @@ class CompileOptions(BaseModel):
         description="Compile the model with torch.compile: a slower start, then faster. Refused at start "
         "where there is no compiler.",
     )
-
-
-def described(settings: QuantizedStageSettings) -> str:
-    """A stage's model, dtype, quantization and device, for its log."""
-    quantized = "" if settings.quantization == "none" else f", {settings.quantization}"
-    return f"{settings.model}, {settings.dtype}{quantized} on {settings.device}"

@@ -1,0 +1,42 @@
+"""What a stage says about the model that it has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.fingerprints import stage_fingerprint
+from triptych.v1.model_pb2 import ModelInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from triptych.compute.settings import StageSettings
+
+
+def model_info(
+    checkpoint: Checkpoint,
+    components: Iterable[str],
+    settings: StageSettings,
+    device: torch.device,
+    quantization: str,
+    determinism: str,
+    *,
+    family: str,
+    parameters: int,
+    others: Mapping[str, str] | None = None,
+) -> ModelInfo:
+    """See model.proto. `others` are the stage's own options that decide bits, for its fingerprint."""
+    computed = (str(device), settings.dtype, determinism, quantization)
+    return ModelInfo(
+        name=checkpoint.name,
+        revision=checkpoint.revision,
+        family=family,
+        device=str(device),
+        dtype=settings.dtype,
+        determinism=determinism,
+        fingerprint=stage_fingerprint(checkpoint, components, *computed, others),
+        parameters=parameters,
+        quantization=quantization,
+    )
