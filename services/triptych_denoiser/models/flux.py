@@ -27,11 +27,29 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.loading import (
+    AROUND_JOINT_BLOCKS,
+    JOINT_BLOCK,
+    OUTSIDE_BLOCKS,
+    Family,
+    Table,
+    known_keys,
+    views,
+)
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Streams, streams
-from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, RowGroup, Rows, no_reuse
+from triptych_denoiser.models.transformer import (
+    MAX_SIZE,
+    BlockReuse,
+    Inputs,
+    RowGroup,
+    Rows,
+    Transformer,
+    blocks,
+    no_reuse,
+    running,
+)
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -186,8 +204,11 @@ def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
     return guidance.to(dtype) * 1000
 
 
-class FluxTransformer(nn.Module):
-    """v = f(x, σ, conditioning, guidance) for the FLUX.1 family."""
+class FluxTransformer(Transformer):
+    """v = f(x, σ, conditioning, guidance) for the FLUX.1 family.
+
+    Its layers are the blocks of two streams, then those of one.
+    """
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
@@ -219,36 +240,6 @@ class FluxTransformer(nn.Module):
             num_layers=self.config.num_layers + self.config.num_single_layers,
         )
 
-    def forward(
-        self,
-        latents: Tensor,
-        sigma: Tensor,
-        sequence: Tensor,
-        pooled: Tensor,
-        guidance: Tensor | None = None,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
-    ) -> Tensor:
-        """The velocity dx/dσ of every row.
-
-        Args:
-            latents: [rows, channels, height, width], height and width even.
-            sigma: float32 [rows], in [0, 1].
-            sequence: [rows, tokens, joint_attention_dim].
-            pooled: [rows, pooled_projection_dim].
-            guidance: float32 [rows], the guidance scales, if and only if the config has guidance_embeds.
-            skipped_layers: blocks that change nothing; those of one stream are counted after those of two.
-            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
-            reuse: which rows need the blocks behind the first one.
-
-        Returns:
-            [rows, channels, height, width], dtype of the latents.
-        """
-        group = RowGroup(latents, sequence)
-        (velocity,) = self.mixed([group], sigma, pooled, guidance, skipped_layers, perturbed_layers, reuse)
-        return velocity
-
     def mixed(
         self,
         groups: Sequence[RowGroup],
@@ -271,25 +262,23 @@ class FluxTransformer(nn.Module):
             for tokens, group in zip(rows.text.tokens, groups, strict=True)
         ]
         turns = [each.to(image.device) for each in turns]
+        doubles = len(self.double_blocks)
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-            for index in layers:
-                if index not in skipped_layers:
-                    block, perturbed = self.double_blocks[index], index in perturbed_layers
-                    image, text = block(image, text, embedding, rows, turns, perturbed)
+            for block, perturbed in running(blocks(self), layers, skipped_layers, perturbed_layers):
+                image, text = block(image, text, embedding, rows, turns, perturbed)
             return image, text
 
         def others(some: Rows) -> Tensor:
-            layers = range(1, len(self.double_blocks))
-            image, text = through(layers, first_image[some], first_text[some], embedding[some])
+            double, single = range(1, doubles), range(doubles, len(blocks(self)))
+            image, text = through(double, first_image[some], first_text[some], embedding[some])
             tokens = rows.both.pack(rows.join(image, text))
-            for index, block in enumerate(self.single_blocks, len(self.double_blocks)):
-                if index not in skipped_layers:
-                    tokens = block(tokens, embedding[some], rows, turns, index in perturbed_layers)
+            for block, perturbed in running(blocks(self), single, skipped_layers, perturbed_layers):
+                tokens = block(tokens, embedding[some], rows, turns, perturbed)
             image, _ = rows.cut(rows.both.groups(tokens))
             return image
 
-        first_image, first_text = through(range(min(1, len(self.double_blocks))), image, text, embedding)
+        first_image, first_text = through(range(min(1, doubles)), image, text, embedding)
         image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
         modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
@@ -320,15 +309,7 @@ class FluxTransformer(nn.Module):
         return turns_at(torch.cat([text, grid_positions(0, rows, columns)]), axes)
 
 
-_OUTSIDE_BLOCKS: Table = (
-    ("x_embedder", "patch_embed", None),
-    *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
-    *((f"time_text_embed.guidance_embedder.linear_{i}", f"guidance_embed.linear_{i}", None) for i in (1, 2)),
-    *((f"time_text_embed.text_embedder.linear_{i}", f"pooled_embed.linear_{i}", None) for i in (1, 2)),
-    ("context_embedder", "text_embed", None),
-    ("norm_out.linear", "final_modulation.linear", None),
-    ("proj_out", "final", None),
-)
+_OUTSIDE_BLOCKS: Table = (("x_embedder", "patch_embed", None), *AROUND_JOINT_BLOCKS)
 _SINGLE_BLOCK: Table = (
     ("norm.linear", "modulation.linear", None),
     *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),

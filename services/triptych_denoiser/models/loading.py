@@ -34,6 +34,16 @@ JOINT_BLOCK: Table = (
 )
 """A block of an image and a text stream that attend to both, as SD3 and FLUX have it."""
 
+AROUND_JOINT_BLOCKS: Table = (
+    *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
+    *((f"time_text_embed.guidance_embedder.linear_{i}", f"guidance_embed.linear_{i}", None) for i in (1, 2)),
+    *((f"time_text_embed.text_embedder.linear_{i}", f"pooled_embed.linear_{i}", None) for i in (1, 2)),
+    ("context_embedder", "text_embed", None),
+    ("norm_out.linear", "final_modulation.linear", None),
+    ("proj_out", "final", None),
+)
+"""What is before and behind such blocks, but for the embedding of patches."""
+
 OUTSIDE_BLOCKS = (
     "patch_embed",
     "time_embed",

@@ -28,10 +28,27 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import JOINT_BLOCK, OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.loading import (
+    AROUND_JOINT_BLOCKS,
+    JOINT_BLOCK,
+    OUTSIDE_BLOCKS,
+    Family,
+    Table,
+    known_keys,
+    views,
+)
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.streams import Streams, streams
-from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, no_reuse
+from triptych_denoiser.models.transformer import (
+    BlockReuse,
+    Inputs,
+    RowGroup,
+    Rows,
+    Transformer,
+    blocks,
+    no_reuse,
+    running,
+)
 
 MAX_TOKENS = 2048
 
@@ -167,8 +184,12 @@ def position_table(width: int, size: int, spacing: float = 1.0) -> Tensor:
     return torch.cat([x, y], dim=-1).reshape(1, size * size, width).float()
 
 
-class SD3Transformer(nn.Module):
-    """v = f(x, σ, conditioning) for the SD3 family."""
+class SD3Transformer(Transformer):
+    """v = f(x, σ, conditioning) for the SD3 family.
+
+    Text tokens have no positions, so n equal ones stay equal in every block: they are given once, and weigh
+    as one with log n added to its logit.
+    """
 
     positions: Tensor
 
@@ -210,38 +231,6 @@ class SD3Transformer(nn.Module):
             num_layers=config.num_layers,
         )
 
-    def forward(
-        self,
-        latents: Tensor,
-        sigma: Tensor,
-        sequence: Tensor,
-        pooled: Tensor,
-        trailing_repeats: int = 1,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
-    ) -> Tensor:
-        """The velocity dx/dσ of every row.
-
-        Args:
-            latents: [rows, in_channels, height, width], height and width multiples of the patch size.
-            sigma: float32 [rows], in [0, 1].
-            sequence: [rows, tokens, joint_attention_dim].
-            pooled: [rows, pooled_projection_dim].
-            trailing_repeats: how many equal tokens the last token of `sequence` stands for. Text tokens have
-                no positions, so n equal ones stay equal in every block and weigh as one with log n added to
-                its logit.
-            skipped_layers: blocks that change nothing.
-            perturbed_layers: blocks in which image tokens do not see each other (perturbed_bias).
-            reuse: which rows need the blocks behind the first one.
-
-        Returns:
-            [rows, in_channels, height, width], dtype of the latents.
-        """
-        group = RowGroup(latents, sequence, trailing_repeats)
-        (velocity,) = self.mixed([group], sigma, pooled, skipped_layers, perturbed_layers, reuse)
-        return velocity
-
     def mixed(
         self,
         groups: Sequence[RowGroup],
@@ -264,10 +253,8 @@ class SD3Transformer(nn.Module):
         ]
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-            for index in layers:
-                if index not in skipped_layers:
-                    block, perturbed = self.blocks[index], index in perturbed_layers
-                    image, text = block(image, text, embedding, rows, key_biases, perturbed)
+            for block, perturbed in running(blocks(self), layers, skipped_layers, perturbed_layers):
+                image, text = block(image, text, embedding, rows, key_biases, perturbed)
             return image, text
 
         def others(some: Rows) -> Tensor:
@@ -311,11 +298,7 @@ class SD3Transformer(nn.Module):
 _OUTSIDE_BLOCKS: Table = (
     ("pos_embed.pos_embed", "positions", None),
     ("pos_embed.proj", "patch_embed", None),
-    *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
-    *((f"time_text_embed.text_embedder.linear_{i}", f"pooled_embed.linear_{i}", None) for i in (1, 2)),
-    ("context_embedder", "text_embed", None),
-    ("norm_out.linear", "final_modulation.linear", None),
-    ("proj_out", "final", None),
+    *AROUND_JOINT_BLOCKS,
 )
 _BLOCK: Table = (
     *JOINT_BLOCK,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,55 +82,63 @@ class Inputs:
     num_layers: int
 
 
-class Transformer(Protocol):
-    """v = f(x, σ, conditioning): a module of one family."""
+class Transformer(nn.Module):
+    """v = f(x, σ, conditioning): a module of one family, which says what it takes and how it mixes rows."""
+
+    mixed: Callable[..., list[Tensor]]
+    """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
+
+    Its arguments are groups (Sequence[RowGroup]), sigma and those of a call behind `sequence`, but for
+    `trailing_repeats`. `sigma`, `pooled` and `guidance` are of all rows, group after group; several groups
+    have no `reuse`.
+    """
 
     @property
     def inputs(self) -> Inputs:
         """What it takes."""
-        ...
+        raise NotImplementedError
 
-    def __call__(self, latents: Tensor, sigma: Tensor, sequence: Tensor, **others: Any) -> Tensor:
-        """The velocity dx/dσ of every row: [rows, channels, height, width], like the latents.
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sequence: Tensor,
+        pooled: Tensor | None = None,
+        trailing_repeats: int = 1,
+        **others: Any,
+    ) -> Tensor:
+        """The velocity dx/dσ of every row: [rows, channels, height, width], in the dtype of the latents.
 
         Args:
-            latents: [rows, channels, height, width], in the model's dtype; packing happens inside.
+            latents: [rows, channels, height, width], height and width multiples of `inputs.size_multiple`.
             sigma: float32 [rows], in [0, 1].
-            sequence: [rows, tokens, joint_attention_dim], in the model's dtype.
-            others: what `inputs` names and nothing else: `pooled` [rows, pooled_projection_dim] unless that
-                is 0, `trailing_repeats` (int) without text positions, `guidance` (float32 [rows]) if taken;
-                of the `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in
-                which image tokens do not see each other (see perturbed_bias); and `reuse`, a BlockReuse,
-                which computes everything if it is left out.
+            sequence: [rows, tokens, joint_attention_dim], in the model's dtype, without padding.
+            pooled: [rows, pooled_projection_dim], unless that is 0.
+            trailing_repeats: how many equal tokens the last token of `sequence` stands for; 1 where text
+                tokens have positions.
+            others: `guidance`, float32 [rows], if and only if it is taken; of the `num_layers`,
+                `skipped_layers`, which change nothing, and `perturbed_layers`, in which image tokens do not
+                see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
+                behind the first one, all if it is left out.
         """
-        ...
-
-    def mixed(self, groups: Sequence[RowGroup], sigma: Tensor, **others: Any) -> list[Tensor]:
-        """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
-
-        `sigma`, `pooled` and `guidance` are of all rows, group after group; `others` are those of a call but
-        for `trailing_repeats`, and several groups have no `reuse`.
-        """
-        ...
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """The module of a dotted name."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Every module, itself included."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Every weight."""
-        ...
-
-    def children(self) -> Iterator[nn.Module]:
-        """Its modules, the lists of its blocks among them."""
-        ...
+        given = others if pooled is None else {"pooled": pooled, **others}
+        (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats)], sigma, **given)
+        return velocity
 
 
 def blocks(transformer: Transformer) -> list[nn.Module]:
     """The blocks of all its stacks, in order."""
     stacks = [child for child in transformer.children() if isinstance(child, nn.ModuleList)]
     return [block for stack in stacks for block in stack]
+
+
+def running(
+    blocks: Sequence[nn.Module] | nn.ModuleList,
+    layers: range,
+    skipped: Collection[int],
+    perturbed: Collection[int],
+) -> Iterator[tuple[nn.Module, bool]]:
+    """Those of the layers that are not skipped, each with whether it is perturbed."""
+    for index in layers:
+        if index not in skipped:
+            yield blocks[index], index in perturbed

@@ -30,7 +30,16 @@ from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, know
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Stream, streams
-from triptych_denoiser.models.transformer import MAX_SIZE, BlockReuse, Inputs, RowGroup, Rows, no_reuse
+from triptych_denoiser.models.transformer import (
+    MAX_SIZE,
+    BlockReuse,
+    Inputs,
+    RowGroup,
+    Rows,
+    Transformer,
+    no_reuse,
+    running,
+)
 
 PATCH = 2
 PADDED_TO = 32
@@ -177,8 +186,13 @@ class Block(nn.Module):
         return 1 + scale, gate.tanh(), 1 + mlp_scale, mlp_gate.tanh()
 
 
-class ZImageTransformer(nn.Module):
-    """v = f(x, σ, conditioning) for the Z-Image family."""
+class ZImageTransformer(Transformer):
+    """v = f(x, σ, conditioning) for the Z-Image family.
+
+    Its layers are the blocks behind the refiners; image tokens that do not see each other in one include the
+    padding. diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000,
+    and turns the sign of what comes out.
+    """
 
     def __init__(self, config: ZImageConfig) -> None:
         super().__init__()
@@ -213,36 +227,6 @@ class ZImageTransformer(nn.Module):
             num_layers=self.config.n_layers,
         )
 
-    def forward(
-        self,
-        latents: Tensor,
-        sigma: Tensor,
-        sequence: Tensor,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
-    ) -> Tensor:
-        """The velocity dx/dσ of every row.
-
-        diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000, and
-        turns the sign of what comes out.
-
-        Args:
-            latents: [rows, channels, height, width], height and width even.
-            sigma: float32 [rows], in [0, 1].
-            sequence: [rows, tokens, joint_attention_dim], without padding.
-            skipped_layers: blocks behind the refiners that change nothing.
-            perturbed_layers: blocks behind the refiners in which image tokens, padding included, do not see
-                each other (perturbed_bias).
-            reuse: which rows need the blocks behind the first one, refiners not counted.
-
-        Returns:
-            [rows, channels, height, width], dtype of the latents.
-        """
-        group = RowGroup(latents, sequence)
-        (velocity,) = self.mixed([group], sigma, skipped_layers, perturbed_layers, reuse)
-        return velocity
-
     def mixed(
         self,
         groups: Sequence[RowGroup],
@@ -270,10 +254,9 @@ class ZImageTransformer(nn.Module):
         tokens = rows.both.pack(rows.join(image, text))
 
         def through(layers: range, tokens: Tensor, embedding: Tensor) -> Tensor:
-            for index in layers:
-                if index not in skipped_layers:
-                    perturbed = rows.image_parts if index in perturbed_layers else None
-                    tokens = self.blocks[index](tokens, embedding, rows.both, turns, perturbed)
+            for block, perturbed in running(self.blocks, layers, skipped_layers, perturbed_layers):
+                apart = rows.image_parts if perturbed else None
+                tokens = block(tokens, embedding, rows.both, turns, apart)
             return tokens
 
         def others(some: Rows) -> Tensor:
