@@ -118,7 +118,7 @@ def _flash_attn_obstacle(device: torch.device, dtype: torch.dtype) -> str | None
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if importlib.util.find_spec("flash_attn") is None:
-        return "it is not installed (pip install flash-attn --no-build-isolation)"
+        return "it is not installed (pip install --no-build-isolation 'triptych[flash-attn]')"
     tried = torch.zeros(_TRIED_SHAPE, device=device, dtype=dtype)
     try:
         flash_attention(tried, tried, tried).sum().item()
