@@ -90,8 +90,8 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	for part in one_picture wire throughput; do \
-	  $(BIN)/python -m benchmarks.$$part --out "$$folder/$$part.json" $(BENCH_FLAGS) && echo || exit 1; \
-	done && $(BIN)/python -m benchmarks.ratios "$$folder"
+	  $(BIN)/python -m benchmarks.speed.$$part --out "$$folder/$$part.json" $(BENCH_FLAGS) && echo || exit 1; \
+	done && $(BIN)/python -m benchmarks.speed.ratios "$$folder"
 
 .PHONY: train
 train: $(INSTALLED_DEV) training/node_modules ## Train the default model: hours; cut off, it goes on where it was

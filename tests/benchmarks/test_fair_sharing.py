@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.fair_sharing import fair_sharing
+from benchmarks.speed.fair_sharing import fair_sharing
 
 
 def test_a_request_alone_takes_its_time() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.loading import measure, write_checkpoint
+from benchmarks.memory.loading import measure, write_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc says what is resident")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.loading import stored_bytes
+from benchmarks.memory.loading import stored_bytes
 from tests.denoiser.small_families import write_flux, write_z_image
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import Quantization, create_quantizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.loading import stored_bytes
+from benchmarks.memory.loading import stored_bytes
 from triptych.compute.quantization import Exceptions, Quantizer, create_quantizer
 from triptych.errors import StartError
 

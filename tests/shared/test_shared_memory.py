@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="regions are Lin
 
 MEGABYTE = 1 << 20
 LATENTS = np.random.default_rng(5).standard_normal((1, 16, 128, 256), np.float32)  # 2 MB
-ECHO = Path(__file__).parents[2] / "benchmarks" / "echo_server.py"
+ROOT = Path(__file__).parents[2]
 
 
 class Halving(denoiser_pb2_grpc.DenoiserServiceServicer):
@@ -326,9 +326,9 @@ async def start_echo(address: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "benchmarks.echo_server",
+        "benchmarks.speed.echo_server",
         *("--listen", address, "--shared-memory-mb", "32"),
-        cwd=ECHO.parents[1],
+        cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.loading import stored_bytes
+from benchmarks.memory.loading import stored_bytes
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import create_quantizer
 from triptych.compute.settings import StageSettings

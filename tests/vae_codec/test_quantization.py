@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.loading import stored_bytes
+from benchmarks.memory.loading import stored_bytes
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError

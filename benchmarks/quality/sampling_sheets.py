@@ -1,6 +1,6 @@
 """The pictures of docs/sampling.md: what each choice of sampling does, by the default model.
 
-python -m benchmarks.sampling_sheets --out docs/images
+python -m benchmarks.quality.sampling_sheets --out docs/images
 
 Every cell of a sheet is one picture of the same prompt and seed; below it is the number of rows that it took:
 a sample under one branch at one evaluation is a row.

@@ -1,6 +1,6 @@
 """What the wire costs: a tensor to a Triptych server and back, beside a raw socket that echoes its bytes.
 
-python -m benchmarks.wire [--quick] [--out wire.json]
+python -m benchmarks.speed.wire [--quick] [--out wire.json]
 
 Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone; "shared
 memory" is Triptych's where the server has --shared-memory-mb. Medians in milliseconds; the ways take turns.
@@ -26,7 +26,7 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.echo_server import RAW_SUFFIX, receive
+from benchmarks.speed.echo_server import RAW_SUFFIX, receive
 from triptych.serving.addresses import unix_path
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.channels import channel_options
@@ -165,7 +165,7 @@ async def run(repetitions: int) -> Medians:
     with temporary_folder() as folder:
         address = f"unix:{folder}/echo.sock"
         server = ServiceProcess(
-            Program("echo", "benchmarks.echo_server", address, ["--shared-memory-mb", "128"]),
+            Program("echo", "benchmarks.speed.echo_server", address, ["--shared-memory-mb", "128"]),
             lambda _line: None,
         )
         try:

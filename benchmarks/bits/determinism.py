@@ -1,6 +1,6 @@
 """What equal bits cost and sharing saves: forward passes by rows, dtype and mix of sizes.
 
-    python -m benchmarks.determinism [--size 256] [--dtypes float32 bfloat16]
+    python -m benchmarks.bits.determinism [--size 256] [--dtypes float32 bfloat16]
 
 First milliseconds a row, "fast" and "batch-invariant"; then, batch-invariant, milliseconds for rows of
 several sizes: a pass for each size ("apart") and one for all ("mixed"). Medians; what is compared takes

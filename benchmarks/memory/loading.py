@@ -1,6 +1,6 @@
 """What loading a stage's model takes beside the model: peak memory of a fresh process, over what stays.
 
-python -m benchmarks.loading [--out loading.json]
+python -m benchmarks.memory.loading [--out loading.json]
 
 Random checkpoints of some 330 MB in float32, one per stage, are written to a temporary folder; a process per
 row loads one. "Peak" is VmHWM, reset right before loading, less the resident memory of that moment: anonymous
@@ -76,7 +76,7 @@ def write_checkpoint(folder: Path, component: str) -> Path:
 
 def measure(folder: Path, component: str, dtype: str, quantization: str) -> dict[str, float]:
     """Loads a component in a fresh process: MB of its weights and of the peak for it, and their ratio."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--load"]
+    command = [sys.executable, "-m", "benchmarks.memory.loading", "--load"]
     command += [str(folder), component, dtype, quantization]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     return dict(json.loads(answer))

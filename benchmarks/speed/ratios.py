@@ -1,6 +1,6 @@
 """The ratios of `make bench` in one table, each with its aim.
 
-python -m benchmarks.ratios FOLDER
+python -m benchmarks.speed.ratios FOLDER
 
 FOLDER has one_picture.json, wire.json and throughput.json, as the benchmarks of these names write with --out.
 """

@@ -1,6 +1,6 @@
 """What torch.compile gains: a denoiser's pass and a VAE codec's picture, compiled and not.
 
-python -m benchmarks.compile [--model triptych-small] [--device cpu] [--dtype float32] [--rows 2]
+python -m benchmarks.speed.compile [--model triptych-small] [--device cpu] [--dtype float32] [--rows 2]
     [--repeats 20] [--out compile.json]
 
 A process per stage and kind, with an empty cache of compiled code, as on a new machine. "Start" is loading
@@ -27,7 +27,7 @@ STAGES = ("denoiser", "vae-codec")
 
 def measure(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
     """A fresh process's answer: seconds of its start and of a pass."""
-    command = [sys.executable, "-m", "benchmarks.compile", "--one", stage, kind]
+    command = [sys.executable, "-m", "benchmarks.speed.compile", "--one", stage, kind]
     for name in ("model", "device", "dtype", "rows", "repeats"):
         command += [f"--{name}", str(getattr(options, name))]
     with tempfile.TemporaryDirectory() as folder:

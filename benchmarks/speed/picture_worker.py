@@ -1,4 +1,4 @@
-"""One way to make a picture, in a process of its own, on request; benchmarks.one_picture starts it.
+"""One way to make a picture, in a process of its own, on request; benchmarks.speed.one_picture starts it.
 
 Says "ready" on standard output when the model is loaded. Then each line of JSON on standard input, {"prompt",
 "seed", "file"}, makes a picture, writes it as PNG and is answered by a line of JSON: the milliseconds of each

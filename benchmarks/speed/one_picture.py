@@ -1,6 +1,6 @@
 """What one picture costs: Triptych fused, Triptych over sockets, and diffusers, on the same weights.
 
-python -m benchmarks.one_picture [--repetitions 7] [--random-weights] [--out one_picture.json]
+python -m benchmarks.speed.one_picture [--repetitions 7] [--random-weights] [--out one_picture.json]
 
 256 x 256 pixels, 28 steps, guidance, float32. The three take turns. In a turn all have the same prompt and
 seed; every turn has a new prompt, so that no cache of text encodings helps. Memory is sampled in a last turn,
@@ -29,8 +29,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.picture_worker import Milliseconds, generate
-from benchmarks.random_checkpoint import write_random_checkpoint
+from benchmarks.speed.picture_worker import Milliseconds, generate
+from benchmarks.speed.random_checkpoint import write_random_checkpoint
 from triptych.checkpoints.opening import MODELS, open_checkpoint
 from triptych.client import AsyncClient
 from triptych_local.running.folders import temporary_folder
@@ -78,7 +78,7 @@ class Way:
 async def worker(way: str, model: str, options: dict[str, Any]) -> AsyncIterator[Way]:
     """A way that is one process: "fused" or "diffusers"."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.picture_worker", way, model, json.dumps(options)]
+    command = [sys.executable, "-m", "benchmarks.speed.picture_worker", way, model, json.dumps(options)]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )

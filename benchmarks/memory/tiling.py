@@ -1,7 +1,7 @@
 """What the VAE codec needs for a large picture, whole and in tiles: peak memory and time of a fresh process.
 
-python -m benchmarks.tiling [--model triptych-small] [--device cpu] [--dtype float32] [--sizes 1024 2048]
-    [--tile-sizes none 512 1024] [--out tiling.json]
+python -m benchmarks.memory.tiling [--model triptych-small] [--device cpu] [--dtype float32]
+    [--sizes 1024 2048] [--tile-sizes none 512 1024] [--out tiling.json]
 
 A process per row decodes random latents and encodes the picture. "Levels" is the largest difference from
 the whole picture, of 255; "latents" the same of the encoding, relative to its largest number. "Peak" is the
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def measure(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
     """A fresh process's answer: seconds and peak MB of decoding and of encoding."""
-    command = [sys.executable, "-m", "benchmarks.tiling", "--one", str(size), tile_size]
+    command = [sys.executable, "-m", "benchmarks.memory.tiling", "--one", str(size), tile_size]
     command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
     environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072"}
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout

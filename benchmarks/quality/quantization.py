@@ -1,6 +1,7 @@
 """What quantization costs and saves, per stage: memory of the weights, time, error.
 
-python -m benchmarks.quantization [--model triptych-small] [--rounds 5] [--pictures 2] [--out file.json]
+python -m benchmarks.quality.quantization [--model triptych-small] [--rounds 5] [--pictures 2]
+    [--out file.json]
 
 Each stage runs the same inputs in every mode, in one process, the modes in turn in every round. "Time" is the
 median over that of the unquantized stage in the same dtype. "Error" is the root mean square of the difference
@@ -28,7 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.loading import stored_bytes
+from benchmarks.memory.loading import stored_bytes
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.kernels import configure_math_libraries

@@ -1,6 +1,6 @@
 """What sharing forward passes is worth: requests at once against one after the other, and Poisson arrivals.
 
-python -m benchmarks.throughput [--quick] [--dtype float32] [--out throughput.json]
+python -m benchmarks.speed.throughput [--quick] [--dtype float32] [--out throughput.json]
 
 Four processes over Unix sockets, then five with a second denoiser, the default model. "equal" requests have
 one size and number of steps, "mixed" ones draw theirs. The ideal that latencies are divided by: the same
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fair_sharing import fair_sharing
-from benchmarks.step_cost import step_cost
+from benchmarks.speed.fair_sharing import fair_sharing
+from benchmarks.speed.step_cost import step_cost
 from triptych_local.commands.bench import PROMPTS, Bench, Loads
 from triptych_local.commands.load import Measurement, Mix, Period
 from triptych_local.running.folders import temporary_folder

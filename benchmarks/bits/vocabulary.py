@@ -1,7 +1,7 @@
 """Digests of pictures over the whole vocabulary of a request, to see that a change of code changes no bit.
 
-    python -m benchmarks.vocabulary --out before.json
-    python -m benchmarks.vocabulary --compare before.json
+    python -m benchmarks.bits.vocabulary --out before.json
+    python -m benchmarks.bits.vocabulary --compare before.json
 
 Makes every picture twice by the model inside: all at once from separate processes, and one after the other in
 one process (fused). A digest is of a picture's pixels; another of what its PNG file says about it, without

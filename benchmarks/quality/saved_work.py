@@ -1,6 +1,6 @@
 """What leaving work out saves and costs: rows, seconds and PSNR of reuse, interval guidance and fewer steps.
 
-    python -m benchmarks.saved_work
+    python -m benchmarks.quality.saved_work
 
 Draws the held-out prompts of benchmarks.sample_sheet one by one, each with every choice before the next, so
 that a machine that is busy for a while slows all choices; seconds are of denoising, each in relation to the

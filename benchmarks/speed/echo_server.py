@@ -1,6 +1,6 @@
-"""What benchmarks.wire talks to: a denoiser that echoes, on a Triptych server, and a raw socket that echoes.
+"""What the benchmark of the wire talks to: a denoiser that echoes, and a raw socket that echoes.
 
-python -m benchmarks.echo_server --listen unix:/tmp/echo.sock
+python -m benchmarks.speed.echo_server --listen unix:/tmp/echo.sock
 
 The raw socket is at the same path with ".raw" behind it. A connection starts with the size of its messages, 8
 bytes, little-endian.
@@ -73,7 +73,7 @@ async def load(settings: EchoSettings) -> Loaded:
 
 def main() -> None:
     """Reads the options and serves."""
-    settings = read_settings(EchoSettings, "python -m benchmarks.echo_server")
+    settings = read_settings(EchoSettings, "python -m benchmarks.speed.echo_server")
     run("echo", settings, partial(load, settings))
 
 

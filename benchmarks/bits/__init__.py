@@ -1,0 +1,1 @@
+"""Equal bits: that they are, and what they cost."""

@@ -1,0 +1,1 @@
+"""The memory that loading and large pictures take."""

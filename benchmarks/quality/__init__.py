@@ -1,0 +1,1 @@
+"""What choices do to pictures: fewer bits, less work, other sampling."""

@@ -1,0 +1,1 @@
+"""How long pictures, bytes, steps and requests at once take."""
