@@ -56,7 +56,7 @@ test: $(INSTALLED_DEV) $(PROTOS_TOOLS) ## Run all tests, fast ones first
 check: $(INSTALLED_DEV) protos-check ## Lint, formatting, types, import rules, fresh stubs, the contract
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy shared services
+	$(BIN)/mypy shared services benchmarks
 	$(BIN)/lint-imports
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory buf; else echo 'npm is not here: skipped buf lint and buf breaking'; fi
 

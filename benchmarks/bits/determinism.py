@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from benchmarks import command_line
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.kernels import configure_math_libraries
 from triptych.compute.thread import compute_thread
@@ -41,10 +42,7 @@ MIXES: dict[str, list[tuple[int, int]]] = {
 
 def main() -> None:
     """Measures and prints a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser = command_line.parser(__doc__, out=False)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels (default 256)")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repetitions", type=int, default=9)

@@ -8,12 +8,10 @@ one process (fused). A digest is of a picture's pixels; another of what its PNG 
 fingerprints and version. Digests hold for one machine and one torch.
 """
 
-import argparse
 import asyncio
 import hashlib
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,13 +24,14 @@ from google.protobuf.json_format import ParseDict
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks import command_line
+from benchmarks.processes import conversation
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.client import AsyncClient
 from triptych.tensors import array_to_message
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 
 CONCURRENT = 8
-ADDRESS = "unix:{folder}/coordinator.sock"
 LORA_LINEARS = ("attn.to_q", "attn.to_v", "attn.add_k_proj", "ff.net.2")
 RANK = 4
 
@@ -45,7 +44,7 @@ Request = Mapping[str, Any]
 def solvers() -> dict[str, Request]:
     """Every solver, those with parameters twice."""
     plain = ("euler", "heun", "midpoint", "dpmpp_2m", "unipc", "lcm", "euler_ancestral", "stochastic_euler")
-    chosen = {name: {"solver": {name: {}}} for name in (*plain, "adaptive")}
+    chosen: dict[str, Request] = {name: {"solver": {name: {}}} for name in (*plain, "adaptive")}
     return chosen | {
         "euler_ancestral 0.5": {"solver": {"euler_ancestral": {"eta": 0.5}}},
         "stochastic_euler 0.3": {"solver": {"stochastic_euler": {"noise_fraction": 0.3}}},
@@ -55,15 +54,9 @@ def solvers() -> dict[str, Request]:
 
 def schedules() -> dict[str, Request]:
     """Every sigma schedule and every guidance schedule."""
-    sigmas = {
-        "checkpoint": {},
-        "linear": {},
-        "karras": {},
-        "exponential": {},
-        "beta": {},
-    }
-    chosen = {f"sigmas {name}": {"sigma_schedule": {name: body}} for name, body in sigmas.items()}
-    scales = {
+    sigmas = ("checkpoint", "linear", "karras", "exponential", "beta")
+    chosen: dict[str, Request] = {f"sigmas {name}": {"sigma_schedule": {name: {}}} for name in sigmas}
+    scales: dict[str, dict[str, float]] = {
         "linear": {"end_scale": 1},
         "cosine": {"end_scale": 0.5},
         "interval": {"start": 0.2, "stop": 0.7},
@@ -157,7 +150,7 @@ def requests() -> dict[str, Request]:
     groups = (solvers(), schedules(), guidance(), reuse(), editing(), batches_and_sizes())
     chosen = {name: {**usual, **request} for group in groups for name, request in group.items()}
     del chosen["scales explicit"]["guidance_scale"]
-    return chosen
+    return dict(chosen)
 
 
 def inputs() -> dict[str, Any]:
@@ -236,18 +229,11 @@ def _digest(png: bytes) -> str:
 
 async def measure(fused: bool, folder: Path) -> dict[str, list[str]]:
     """The digests of all requests by name."""
-    command = [sys.executable, "-m", "triptych_local", "up", "--lora-folder", str(folder)]
-    environment = {"TRIPTYCH_MAX_RUNNING": "8", "XDG_RUNTIME_DIR": str(folder)}
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        *(["--fused"] if fused else []),
-        stdout=asyncio.subprocess.PIPE,
-        env=os.environ | environment,
-    )
-    assert process.stdout is not None
-    try:
-        ready = (await process.stdout.readline()).decode().split()
-        given, turn = inputs(), asyncio.Semaphore(1 if fused else CONCURRENT)
+    up = ["triptych_local", "up", "--lora-folder", str(folder), *(["--fused"] if fused else [])]
+    environment = {"TRIPTYCH_MAX_RUNNING": str(CONCURRENT), "XDG_RUNTIME_DIR": str(folder)}
+    given, turn = inputs(), asyncio.Semaphore(1 if fused else CONCURRENT)
+    async with conversation(*up, **environment) as process:
+        ready = (await process.line()).split()
         async with AsyncClient(ready[-1]) as client:
 
             async def one(name: str, request: Request) -> tuple[str, list[str]]:
@@ -255,9 +241,6 @@ async def measure(fused: bool, folder: Path) -> dict[str, list[str]]:
                     return name, await digests_of(client, request, given)
 
             return dict(await asyncio.gather(*(one(*item) for item in requests().items())))
-    finally:
-        process.terminate()
-        await process.communicate()
 
 
 def differences(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[str]]) -> list[str]:
@@ -273,9 +256,7 @@ def differences(before: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[
 
 def main() -> None:
     """Reads the command line and does the work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, model=False, out=False)
     parser.add_argument("--out", type=Path, help="write the digests to this file")
     parser.add_argument(
         "--compare", type=Path, help="compare with this file; exit with 1 if anything differs"
@@ -285,8 +266,7 @@ def main() -> None:
         write_loras(Path(folder))
         local, fused = (asyncio.run(measure(kind, Path(folder))) for kind in (False, True))
     lines = differences(local, fused)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(local, indent=1) + "\n")
+    command_line.write_json(arguments.out, local)
     if arguments.compare:
         lines += differences(json.loads(arguments.compare.read_text()), local)
     pictures = sum(map(len, local.values()))

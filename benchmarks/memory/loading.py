@@ -9,14 +9,15 @@ memory and pages of the mapped file alike. "Weights" are the bytes that the mode
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from benchmarks import command_line
+from benchmarks.memory.resident import resident, resident_from_here
+from benchmarks.processes import answer_of
 
 SD3 = {
     "num_layers": 9,
@@ -27,7 +28,7 @@ SD3 = {
     "pooled_projection_dim": 512,
     "pos_embed_max_size": 64,
 }
-T5 = {
+T5: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 512,
     "d_kv": 64,
@@ -76,10 +77,7 @@ def write_checkpoint(folder: Path, component: str) -> Path:
 
 def measure(folder: Path, component: str, dtype: str, quantization: str) -> dict[str, float]:
     """Loads a component in a fresh process: MB of its weights and of the peak for it, and their ratio."""
-    command = [sys.executable, "-m", "benchmarks.memory.loading", "--load"]
-    command += [str(folder), component, dtype, quantization]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return dict(json.loads(answer))
+    return answer_of("benchmarks.memory.loading", "--load", str(folder), component, dtype, quantization)
 
 
 def stored_bytes(model: Any) -> int:
@@ -144,8 +142,7 @@ def _load(folder: str, component: str, dtype_name: str, mode: Any) -> dict[str, 
     quantizer = create_quantizer("none" if component == "vae" else mode, device, dtype)
     if component == "text_encoder_3":
         import transformers.models.t5.modeling_t5  # noqa: F401 - the library is no part of what is measured
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from here
-    before = _resident("VmRSS")
+    before = resident_from_here()
     if component == "transformer":
         model: Any = load_transformer(checkpoint, "cpu", dtype, quantizer)
     elif component == "text_encoder_3":
@@ -153,22 +150,13 @@ def _load(folder: str, component: str, dtype_name: str, mode: Any) -> dict[str, 
     else:
         quantize = None if mode == "none" else quantize_convolution
         model = build(checkpoint.config("vae"), checkpoint.tensors("vae"), "cpu", dtype, quantize)
-    peak, weights = _resident("VmHWM") - before, stored_bytes(model) / 1e6
+    peak, weights = resident("VmHWM") - before, stored_bytes(model) / 1e6
     return {"weights_mb": weights, "peak_mb": peak, "ratio": peak / weights}
-
-
-def _resident(name: str) -> float:
-    """A line of /proc/self/status in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise KeyError(name)
 
 
 def main() -> None:
     """Reads the options, measures, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser = command_line.parser(__doc__, model=False)
     parser.add_argument("--load", nargs=4, metavar=("FOLDER", "COMPONENT", "DTYPE", "QUANTIZATION"))
     options = parser.parse_args()
     if options.load:
@@ -184,8 +172,7 @@ def main() -> None:
             rows.append({"component": component, "dtype": dtype, "quantization": quantization, **row})
             name = f"{component} {dtype} {quantization}"
             print(f"{name:48}{row['weights_mb']:12.1f}{row['peak_mb']:10.1f}{row['ratio']:8.2f}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+    command_line.write_json(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks import command_line
+from benchmarks.memory.resident import resident, resident_from_here
+from benchmarks.processes import answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,11 +29,9 @@ if TYPE_CHECKING:
 
 def measure(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
     """A fresh process's answer: seconds and peak MB of decoding and of encoding."""
-    command = [sys.executable, "-m", "benchmarks.memory.tiling", "--one", str(size), tile_size]
-    command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
-    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "131072"}
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
-    return dict(json.loads(answer))
+    given = ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
+    one = ["--one", str(size), tile_size]
+    return answer_of("benchmarks.memory.tiling", *one, *given, MALLOC_TRIM_THRESHOLD_="131072")
 
 
 def _measure_here(options: argparse.Namespace, size: int, tile_size: str) -> dict[str, float]:
@@ -74,32 +72,21 @@ def _peak(device: str, work: Any) -> tuple[Any, list[tuple[str, float]]]:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 1e6
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from here
-        before = _resident("VmRSS")
+        before = resident_from_here()
     began = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - began
-    after = torch.cuda.max_memory_allocated(device) / 1e6 if cuda else _resident("VmHWM")
+    after = torch.cuda.max_memory_allocated(device) / 1e6 if cuda else resident("VmHWM")
     return result, [("seconds", seconds), ("peak_mb", after - before)]
-
-
-def _resident(name: str) -> float:
-    """A line of /proc/self/status in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise KeyError(name)
 
 
 def main() -> None:
     """Reads the options, measures, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="triptych-small")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
     parser.add_argument("--tile-sizes", nargs="+", default=["none", "512", "1024"])
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -114,8 +101,7 @@ def main() -> None:
             rows.append({"size": size, "tile_size": tile_size, **row})
             numbers = "".join(f"{row[name]:16.1f}" for name in columns)
             print(f"{size:6}{tile_size:>8}{numbers}{row['latents']:10.0e}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+    command_line.write_json(options.out, rows)
 
 
 if __name__ == "__main__":

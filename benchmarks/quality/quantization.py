@@ -13,23 +13,20 @@ not what a trained one shows.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import io
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from benchmarks import command_line
 from benchmarks.memory.loading import stored_bytes
+from benchmarks.quality.pictures import Pixels, pixels_of, psnr
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.kernels import configure_math_libraries
@@ -171,11 +168,10 @@ def measure(stage: str, load: Load, rounds: int) -> list[Row]:
 async def measure_pictures(model: str, rows: Sequence[Row], pictures: int) -> None:
     """Adds the PSNR to the rows of the default model, over `pictures` seeds together."""
 
-    async def pixels(dtype: str, quantization: StageQuantization) -> Any:
+    async def pixels(dtype: str, quantization: StageQuantization) -> Pixels:
         async with fused_client(ModelChoice(model, "cpu", dtype, quantization)) as client:
             made = [await client.generate(PROMPTS[0], seed=seed) for seed in range(pictures)]
-        files = [io.BytesIO(image.png) for generation in made for image in generation.images]
-        return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+        return np.stack([pixels_of(image.png) for generation in made for image in generation.images])
 
     plain = {_name(dtype): await pixels(_name(dtype), StageQuantization()) for dtype in DTYPES}
     for row in rows:
@@ -187,12 +183,6 @@ async def measure_pictures(model: str, rows: Sequence[Row], pictures: int) -> No
 def relative_error(result: Tensor, reference: Tensor) -> float:
     """Root mean square of the difference over that of the reference."""
     return float((result - reference).norm() / reference.norm())
-
-
-def psnr(pixels: Any, reference: Any) -> float:
-    """Peak signal-to-noise ratio of uint8 pixels in dB; infinite for equal ones."""
-    mean_square = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
-    return float("inf") if mean_square == 0 else 10 * float(np.log10(255**2 / mean_square))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -221,11 +211,9 @@ def _name(dtype: torch.dtype) -> str:
 
 def main() -> None:
     """Reads the options, measures, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="triptych-small")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=2, help="pictures for the PSNR; 0: none")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     configure_math_libraries()
     checkpoint = open_checkpoint(options.model)
@@ -238,8 +226,7 @@ def main() -> None:
     if options.pictures:
         asyncio.run(measure_pictures(options.model, rows, options.pictures))
     print(table(rows))
-    if options.out:
-        options.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    command_line.write_json(options.out, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ a sample under one branch at one evaluation is a row.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks import command_line
 from triptych.client import AsyncClient, Generation
 from triptych.compute.kernels import configure_math_libraries
 from triptych.v1 import guidance_pb2
@@ -174,11 +174,8 @@ async def write(folder: Path, names: list[str], model: str) -> None:
 
 def main() -> None:
     """Reads the command line and draws."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, out=False)
     parser.add_argument("sheets", nargs="*", help=f"some of {', '.join(SHEETS)} (default all)")
-    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     arguments = parser.parse_args()
     unknown = set(arguments.sheets) - SHEETS.keys()

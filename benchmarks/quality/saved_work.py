@@ -11,28 +11,19 @@ branch at one evaluation.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import io
-import json
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
+from benchmarks import command_line
+from benchmarks.quality.pictures import Pixels, pixels_of, psnr
 from benchmarks.sample_sheet import draw_prompts
 from triptych.client import AsyncClient
 from triptych.compute.kernels import configure_math_libraries
 from triptych_local.options import read_schedule, read_step_reuse
-
-Pixels = NDArray[np.uint8]
 
 STEPS = 28
 REUSES = (
@@ -86,16 +77,8 @@ async def _draw(
 ) -> tuple[Pixels, int, float]:
     """Pixels, rows and seconds of denoising."""
     generation = await client.generate(prompt, seed=seed, **{"num_inference_steps": STEPS, **options})
-    with Image.open(io.BytesIO(generation.images[0].png), formats=["PNG"]) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
     finished = generation.finished
-    return pixels, finished.rows, finished.denoise_milliseconds / 1000
-
-
-def psnr(pixels: Pixels, reference: Pixels) -> float:
-    """10 log10(255^2 / mean squared error) in dB; infinite for equal pictures."""
-    error = float(np.mean((pixels.astype(np.float64) - reference) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    return pixels_of(generation.images[0].png), finished.rows, finished.denoise_milliseconds / 1000
 
 
 def report(measured: Mapping[str, Measured]) -> list[dict[str, object]]:
@@ -113,7 +96,7 @@ def report(measured: Mapping[str, Measured]) -> list[dict[str, object]]:
     ]
 
 
-def print_report(lines: Sequence[Mapping[str, object]]) -> None:
+def print_report(lines: Sequence[Mapping[str, Any]]) -> None:
     """The results for people."""
     print(f"{'choice':22}{'rows':>7}{'seconds':>9}{'ratio':>7}{'PSNR, dB':>10}{'worst':>7}")
     for line in lines:
@@ -126,18 +109,13 @@ def print_report(lines: Sequence[Mapping[str, object]]) -> None:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--repetitions", type=int, default=1, help="of the eight pictures (default 1)")
-    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
     configure_math_libraries()
     lines = report(asyncio.run(measure(arguments.model, arguments.repetitions)))
     print_report(lines)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(lines, indent=1) + "\n")
+    command_line.write_json(arguments.out, lines)
 
 
 if __name__ == "__main__":

@@ -12,30 +12,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from benchmarks import command_line
+from benchmarks.processes import answer_of
 
 STAGES = ("denoiser", "vae-codec")
 
 
 def measure(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
     """A fresh process's answer: seconds of its start and of a pass."""
-    command = [sys.executable, "-m", "benchmarks.speed.compile", "--one", stage, kind]
-    for name in ("model", "device", "dtype", "rows", "repeats"):
-        command += [f"--{name}", str(getattr(options, name))]
+    names = ("model", "device", "dtype", "rows", "repeats")
+    given = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder}
-        answer = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-        ).stdout
-    return dict(json.loads(answer))
+        return answer_of(
+            "benchmarks.speed.compile", "--one", stage, kind, *given, TORCHINDUCTOR_CACHE_DIR=folder
+        )
 
 
 def _measure_here(options: argparse.Namespace, stage: str, kind: str) -> dict[str, float]:
@@ -99,13 +95,11 @@ def _vae_codec(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]
 
 def main() -> None:
     """Reads the options, measures, prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="triptych-small")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -118,8 +112,7 @@ def main() -> None:
             row = measure(options, stage, kind)
             rows.append({"stage": stage, "kind": kind, **row})
             print(f"{stage + ' ' + kind:24}{row['start']:10.1f}{1000 * row['pass']:10.1f}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+    command_line.write_json(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ async def load(settings: EchoSettings) -> Loaded:
     listener.bind(unix_path(settings.listen) + RAW_SUFFIX)
     listener.listen()
     threading.Thread(target=serve_raw, args=[listener], daemon=True).start()
-    add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, EchoDenoiser())
+    add = partial(denoiser_pb2_grpc.add_DenoiserServiceServicer_to_server, EchoDenoiser())  # type: ignore[abstract]
     shared_memory = SharedMemory.of_megabytes(settings.shared_memory_mb)
     return Loaded([Service("triptych.v1.DenoiserService", add)], "an echo", shared_memory=shared_memory)
 

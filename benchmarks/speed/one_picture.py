@@ -9,7 +9,6 @@ untimed.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -29,13 +28,13 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import command_line
+from benchmarks.processes import conversation, fleet
 from benchmarks.speed.picture_worker import Milliseconds, generate
 from benchmarks.speed.random_checkpoint import write_random_checkpoint
 from triptych.checkpoints.opening import MODELS, open_checkpoint
 from triptych.client import AsyncClient
-from triptych_local.running.folders import temporary_folder
-from triptych_local.running.processes import ServiceProcess
-from triptych_local.running.programs import Addresses, ModelChoice, split_programs
+from triptych_local.running.programs import ModelChoice
 
 STAGES = ("encode", "denoise", "decode", "total")
 THINGS = (
@@ -78,60 +77,29 @@ class Way:
 async def worker(way: str, model: str, options: dict[str, Any]) -> AsyncIterator[Way]:
     """A way that is one process: "fused" or "diffusers"."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.speed.picture_worker", way, model, json.dumps(options)]
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    requests, answers = process.stdin, process.stdout
+    async with conversation("benchmarks.speed.picture_worker", way, model, json.dumps(options)) as process:
 
-    async def answer() -> str:
-        if line := await answers.readline():
-            return line.decode()
-        raise SystemExit(f"the {way} process ended with status {await process.wait()}")
+        async def make(request: dict[str, Any]) -> Milliseconds:
+            return dict(json.loads(await process.answer(json.dumps(request))))
 
-    async def make(request: dict[str, Any]) -> Milliseconds:
-        requests.write(json.dumps(request).encode() + b"\n")
-        return dict(json.loads(await answer()))
-
-    try:
-        while await answer() != "ready\n":
+        while await process.line() != "ready":
             pass
         seconds = time.perf_counter() - started
         yield Way(make, {way: psutil.Process(process.pid)}, {way: seconds})
-    finally:
-        requests.close()
-        await process.wait()
 
 
 @asynccontextmanager
 async def sockets(model: str, options: dict[str, Any]) -> AsyncIterator[Way]:
     """Four processes over Unix sockets, started side by side as `triptych up` does."""
-    with temporary_folder() as folder:
-        addresses = Addresses.in_folder(folder)
-        programs = split_programs(addresses, ModelChoice(model, dtype="float32"))
-        services = [ServiceProcess(program, lambda _line: None) for program in programs]
-        try:
-            seconds = await asyncio.gather(*(_start(service) for service in services))
-            names = [program.name for program in programs]
-            commands = {" ".join(child.cmdline()): child for child in psutil.Process().children()}
-            processes = {program.name: commands[" ".join(program.command())] for program in programs}
-            async with AsyncClient(addresses.coordinator) as client:
+    async with fleet(ModelChoice(model, dtype="float32")) as services:
+        commands = {" ".join(child.cmdline()): child for child in psutil.Process().children()}
+        processes = {program.name: commands[" ".join(program.command())] for program in services.programs}
+        async with AsyncClient(services.addresses.coordinator) as client:
 
-                async def make(request: dict[str, Any]) -> Milliseconds:
-                    return await generate(client, request, options)
+            async def make(request: dict[str, Any]) -> Milliseconds:
+                return await generate(client, request, options)
 
-                yield Way(make, processes, dict(zip(names, seconds, strict=True)))
-        finally:
-            for service in reversed(services):
-                await service.stop()
-
-
-async def _start(service: ServiceProcess) -> float:
-    started = time.perf_counter()
-    await service.start()
-    return time.perf_counter() - started
+            yield Way(make, processes, services.start_seconds)
 
 
 async def measure(model: str, options: dict[str, Any], repetitions: int) -> tuple[dict[str, Way], int]:
@@ -244,17 +212,13 @@ def _cpu() -> str:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--random-weights", action="store_true", help="the default model's shape, untrained")
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance", type=float, default=4.5)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="two repetitions of 8 steps")
-    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.repetitions, arguments.steps = 2, 8
@@ -273,8 +237,7 @@ def main() -> None:
         ways, difference = asyncio.run(measure(model, options, arguments.repetitions))
     results = report(ways, difference, arguments.repetitions)
     print_report(results)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    command_line.write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

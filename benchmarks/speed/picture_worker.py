@@ -48,10 +48,11 @@ async def generate(client: Any, request: dict[str, Any], options: dict[str, Any]
 
 def serve_diffusers(model: str, options: dict[str, Any]) -> None:
     """diffusers' StableDiffusion3Pipeline in this process."""
+    import diffusers
     import torch
-    from diffusers import StableDiffusion3Pipeline
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained(model, dtype=torch.float32, **_absent(model))
+    library: Any = diffusers  # most of it has no types
+    pipeline = library.StableDiffusion3Pipeline.from_pretrained(model, dtype=torch.float32, **_absent(model))
     pipeline.set_progress_bar_config(disable=True)
     spent: Milliseconds = {}
     pipeline.encode_prompt = _timed(pipeline.encode_prompt, spent, "encode")

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 
 def write_random_checkpoint(model: Path, folder: Path) -> None:
     """Writes a diffusers folder with the text encoders and tokenizers of `model`, and the rest random."""
+    import diffusers
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+    import transformers
 
     from training import transformer, vae
 
+    library: Any = diffusers  # most of it has no types
     torch.manual_seed(0)
     channels = vae.CONFIG.block_out_channels
-    autoencoder = AutoencoderKL(
+    autoencoder = library.AutoencoderKL(
         **asdict(vae.CONFIG),
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
     )
-    pipeline = StableDiffusion3Pipeline(
-        transformer=SD3Transformer2DModel(**asdict(transformer.CONFIG)),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    pipeline = library.StableDiffusion3Pipeline(
+        transformer=library.SD3Transformer2DModel(**asdict(transformer.CONFIG)),
+        scheduler=library.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder,
-        text_encoder=CLIPTextModelWithProjection.from_pretrained(model / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(model / "tokenizer"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2"),
-        tokenizer_2=CLIPTokenizer.from_pretrained(model / "tokenizer_2"),
+        text_encoder=transformers.CLIPTextModelWithProjection.from_pretrained(model / "text_encoder"),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(model / "tokenizer"),
+        text_encoder_2=transformers.CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2"),
+        tokenizer_2=transformers.CLIPTokenizer.from_pretrained(model / "tokenizer_2"),
         text_encoder_3=None,
         tokenizer_3=None,
     )

@@ -7,11 +7,12 @@ FOLDER has one_picture.json, wire.json and throughput.json, as the benchmarks of
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks import command_line
 
 
 class Ratio(NamedTuple):
@@ -64,9 +65,7 @@ def throughput_ratios(results: dict[str, Any]) -> Iterator[Ratio]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, model=False, out=False)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     parts = {"one_picture": picture_ratios, "wire": wire_ratios, "throughput": throughput_ratios}

@@ -9,26 +9,22 @@ arrivals, all requests that are there share evenly in the throughput measured fo
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import command_line
+from benchmarks.processes import fleet
 from benchmarks.speed.fair_sharing import fair_sharing
 from benchmarks.speed.step_cost import step_cost
 from triptych_local.commands.bench import PROMPTS, Bench, Loads
 from triptych_local.commands.load import Measurement, Mix, Period
-from triptych_local.running.folders import temporary_folder
-from triptych_local.running.processes import running
-from triptych_local.running.programs import Addresses, ModelChoice, Replicas, split_programs
+from triptych_local.running.programs import Addresses, ModelChoice
 
 SHARES = (0.5, 0.8, 0.95)
 TIMEOUT = 600.0
@@ -55,21 +51,11 @@ FULL = Plan((1, 2, 4, 8, 16), 28, Period(5, 30), Period(5, 60), 50)
 QUICK = Plan((1, 4), 8, Period(1, 6), Period(1, 10), 10)
 
 
-@asynccontextmanager
-async def fleet(choice: ModelChoice, denoisers: int) -> AsyncIterator[Addresses]:
-    """The services with so many denoisers, all of which serve; up to 16 requests run at once."""
-    with temporary_folder() as folder:
-        addresses = Addresses.in_folder(folder, Replicas(denoisers=denoisers))
-        *stages, coordinator = split_programs(addresses, choice)
-        coordinator = replace(coordinator, options=[*coordinator.options, "--max-running", "16"])
-        async with running([*stages, coordinator], lambda _line: None):
-            yield addresses
-
-
 async def measure(choice: ModelChoice, plan: Plan, seed: int) -> dict[str, Any]:
     """All results, ready for JSON."""
     results: dict[str, Any] = {"throughput": {}, "steps": plan.steps, "dtype": choice.dtype}
-    async with fleet(choice, 1) as addresses:
+    async with fleet(choice) as services:
+        addresses = services.addresses
         text_encoder, denoiser, _ = addresses.stages
         results["step_milliseconds"] = await step_cost(text_encoder, denoiser, plan.predictions)
         for kind in ("equal", "mixed"):
@@ -77,8 +63,9 @@ async def measure(choice: ModelChoice, plan: Plan, seed: int) -> dict[str, Any]:
             results["throughput"][f"{kind}, 1 denoiser"] = closed
             if kind == "equal":
                 results["poisson"] = await _poisson(addresses, plan, closed, seed)
-    async with fleet(choice, 2) as addresses:
-        results["throughput"]["equal, 2 denoisers"] = await _closed(addresses, plan, "equal", seed)
+    async with fleet(choice, denoisers=2) as services:
+        closed = await _closed(services.addresses, plan, "equal", seed)
+        results["throughput"]["equal, 2 denoisers"] = closed
     return results
 
 
@@ -148,20 +135,15 @@ def _cell(value: float | None) -> str:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
+    parser = command_line.parser(__doc__)
     parser.add_argument("--dtype", default="float32", help="of all stages (default float32)")
     parser.add_argument("--quick", action="store_true", help="few steps and short loads: about two minutes")
     parser.add_argument("--seed", type=int, default=0, help="decides requests and arrivals")
-    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
     arguments = parser.parse_args()
     choice = ModelChoice(arguments.model, dtype=arguments.dtype)
     results = asyncio.run(measure(choice, QUICK if arguments.quick else FULL, arguments.seed))
     print_report(results)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    command_line.write_json(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,20 @@ aim for that size is out of reach of all of them.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import socket
 import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import command_line
+from benchmarks.processes import serving
 from benchmarks.speed.echo_server import RAW_SUFFIX, receive
 from triptych.serving.addresses import unix_path
 from triptych.serving.allocator import keep_freed_memory
@@ -36,7 +35,7 @@ from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.wire.messages import TensorChannel, with_tensor
 from triptych.wire.shared_calls import SharedMemoryChannel
 from triptych_local.running.folders import temporary_folder
-from triptych_local.running.processes import Program, ServiceProcess
+from triptych_local.running.processes import Program
 
 KILOBYTES = (64, 512, 2048, 8192)
 AIMS = {64: 8.0, 2048: 3.0}
@@ -59,7 +58,7 @@ def raw_echo(address: str, array: NDArray[np.float32], stack: ExitStack) -> Echo
     connection = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
     connection.connect(unix_path(address) + RAW_SUFFIX)
     connection.sendall(array.nbytes.to_bytes(8, "little"))
-    sent = memoryview(array).cast("B")
+    sent = array.data.cast("B")
     received = memoryview(bytearray(array.nbytes))
 
     async def echo() -> None:
@@ -164,32 +163,22 @@ async def run(repetitions: int) -> Medians:
     """Starts the echoing process and measures."""
     with temporary_folder() as folder:
         address = f"unix:{folder}/echo.sock"
-        server = ServiceProcess(
-            Program("echo", "benchmarks.speed.echo_server", address, ["--shared-memory-mb", "128"]),
-            lambda _line: None,
-        )
-        try:
-            await server.start()
+        echo = Program("echo", "benchmarks.speed.echo_server", address, ["--shared-memory-mb", "128"])
+        async with serving([echo]):
             return await measure(address, repetitions)
-        finally:
-            await server.stop()
 
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.parser(__doc__, model=False)
     parser.add_argument("--repetitions", type=int, default=400, help="echoes of 64 KB; fewer of larger ones")
     parser.add_argument("--quick", action="store_true", help="a quarter of the repetitions")
-    parser.add_argument("--out", type=Path, help="also write the medians to this JSON file")
     arguments = parser.parse_args()
     keep_freed_memory()
     repetitions = arguments.repetitions // 4 if arguments.quick else arguments.repetitions
     medians = asyncio.run(run(repetitions))
     print_report(medians)
-    if arguments.out is not None:
-        arguments.out.write_text(json.dumps(medians, indent=1) + "\n")
+    command_line.write_json(arguments.out, medians)
 
 
 if __name__ == "__main__":
