@@ -1,6 +1,7 @@
-"""Small checkpoints of the other families, random weights, written by diffusers: transformers alone."""
+"""Small transformers of every family with random weights, by diffusers: in memory, and as checkpoints."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import diffusers
 import torch
 
 from tests.parity.transformers import with_random_weights
+from triptych_denoiser.models import FAMILIES
+from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.transformer import Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -15,45 +19,75 @@ WIDTH = 32  # of sequence vectors
 POOLED = 24
 CHANNELS = 4
 
+Config = Mapping[str, Any]
+"""The class of a transformer in diffusers, as "_class_name", and the keys of its config."""
+
+SD3: Config = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": 8,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": POOLED,
+    "pos_embed_max_size": 12,
+}
+FLUX: Config = {
+    "_class_name": "FluxTransformer2DModel",
+    "in_channels": 4 * CHANNELS,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "pooled_projection_dim": POOLED,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+Z_IMAGE: Config = {
+    "_class_name": "ZImageTransformer2DModel",
+    "in_channels": CHANNELS,
+    "dim": 32,
+    "n_layers": 3,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "cap_feat_dim": WIDTH,
+    "axes_dims": [4, 6, 6],
+    "axes_lens": [100, 32, 32],
+}
+"""For texts of up to 96 tokens."""
+
+
+def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Transformer:
+    """Ours, the same every time."""
+    theirs = _random(config)
+    family = FAMILIES[config["_class_name"]]
+    transformer: Transformer = build(family, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    return transformer
+
 
 def write_flux(folder: Path, guidance: bool) -> Path:
-    """FLUX.1-dev's kind of transformer with guidance, schnell's without."""
-    return _write(
-        folder,
-        "FluxTransformer2DModel",
-        in_channels=4 * CHANNELS,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=POOLED,
-        guidance_embeds=guidance,
-        axes_dims_rope=(4, 6, 6),
-    )
+    """FLUX.1-dev's kind of transformer with guidance, schnell's without; a block of each kind."""
+    return _write(folder, {**FLUX, "num_layers": 1, "num_single_layers": 1, "guidance_embeds": guidance})
 
 
 def write_z_image(folder: Path) -> Path:
-    """Z-Image's kind of transformer, for texts of up to 96 tokens."""
-    return _write(
-        folder,
-        "ZImageTransformer2DModel",
-        in_channels=CHANNELS,
-        dim=32,
-        n_layers=1,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=WIDTH,
-        axes_dims=[4, 6, 6],
-        axes_lens=[100, 32, 32],
-    )
+    """Z-Image's kind of transformer, one block behind the refiners."""
+    return _write(folder, {**Z_IMAGE, "n_layers": 1})
 
 
-def _write(folder: Path, family: str, **config: Any) -> Path:
+def _random(config: Config) -> Any:
     torch.manual_seed(0)
-    model = with_random_weights(getattr(reference_library, family)(**config))
-    model.save_pretrained(folder / "transformer")
-    index = {"_class_name": "Pipeline", "transformer": ["diffusers", family]}
+    keys = {name: value for name, value in config.items() if name != "_class_name"}
+    return with_random_weights(getattr(reference_library, config["_class_name"])(**keys))
+
+
+def _write(folder: Path, config: Config) -> Path:
+    _random(config).save_pretrained(folder / "transformer")
+    index = {"_class_name": "Pipeline", "transformer": ["diffusers", config["_class_name"]]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

@@ -4,82 +4,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.transformers import with_random_weights
+from tests.denoiser.small_families import FLUX, SD3, Z_IMAGE, Config, random_transformer
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
-from triptych_denoiser.models.flux import FAMILY as FLUX
-from triptych_denoiser.models.loading import Family, build
-from triptych_denoiser.models.sd3 import FAMILY as SD3
-from triptych_denoiser.models.z_image import FAMILY as Z_IMAGE
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.row import FeatureReuse, Row
 
-reference_library: Any = diffusers  # most of it has no types
-
 CPU = torch.device("cpu")
 LAYERS = 3
-FAMILIES: dict[str, tuple[Family, str, dict[str, Any]]] = {
-    "SD3": (
-        SD3,
-        "SD3Transformer2DModel",
-        {
-            "sample_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": LAYERS,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "caption_projection_dim": 32,
-            "pooled_projection_dim": 24,
-            "pos_embed_max_size": 8,
-        },
-    ),
-    "FLUX": (
-        FLUX,
-        "FluxTransformer2DModel",
-        {
-            "in_channels": 16,
-            "num_layers": 2,
-            "num_single_layers": LAYERS - 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "pooled_projection_dim": 24,
-            "guidance_embeds": True,
-            "axes_dims_rope": (4, 6, 6),
-        },
-    ),
-    "Z-Image": (
-        Z_IMAGE,
-        "ZImageTransformer2DModel",
-        {
-            "in_channels": 4,
-            "dim": 32,
-            "n_layers": LAYERS,
-            "n_refiner_layers": 1,
-            "n_heads": 2,
-            "n_kv_heads": 2,
-            "cap_feat_dim": 32,
-            "axes_dims": [4, 6, 6],
-            "axes_lens": [100, 32, 32],
-        },
-    ),
+FAMILIES: dict[str, Config] = {
+    "SD3": {**SD3, "pos_embed_max_size": 8},
+    "FLUX": {**FLUX, "num_single_layers": LAYERS - 2},
+    "Z-Image": Z_IMAGE,
 }
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest) -> Any:
     """A small transformer of each family, random weights."""
-    family, name, config = FAMILIES[request.param]
-    torch.manual_seed(0)
-    theirs = with_random_weights(getattr(reference_library, name)(**config))
-    return build(family, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+    return random_transformer(FAMILIES[request.param])
 
 
 class CountingPredictor(Predictor):

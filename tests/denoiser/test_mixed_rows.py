@@ -4,7 +4,6 @@ import asyncio
 import logging
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,69 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request
-from tests.parity.transformers import with_random_weights
+from tests.denoiser.small_families import FLUX, SD3, Z_IMAGE, Config, random_transformer
 from triptych.tensors import message_to_torch
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.models.flux import FAMILY as FLUX
-from triptych_denoiser.models.loading import Family, build
-from triptych_denoiser.models.sd3 import FAMILY as SD3
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
-from triptych_denoiser.models.z_image import FAMILY as Z_IMAGE
 from triptych_denoiser.predictor import Predictor, create_predictor
 from triptych_denoiser.row import Row
 
-reference_library: Any = diffusers  # most of it has no types
-
 CPU = torch.device("cpu")
-SMALL_SD3 = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_layers": 3,
-    "attention_head_dim": 16,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 32,
-    "caption_projection_dim": 32,
-    "pooled_projection_dim": 24,
-    "pos_embed_max_size": 12,
-}
-FAMILIES: dict[str, tuple[Family, str, dict[str, Any]]] = {
-    "SD3": (SD3, "SD3Transformer2DModel", SMALL_SD3),
-    "SD3.5": (
-        SD3,
-        "SD3Transformer2DModel",
-        SMALL_SD3 | {"qk_norm": "rms_norm", "dual_attention_layers": (0, 2)},
-    ),
-    "FLUX with guidance": (
-        FLUX,
-        "FluxTransformer2DModel",
-        {
-            "in_channels": 16,
-            "num_layers": 2,
-            "num_single_layers": 2,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 32,
-            "pooled_projection_dim": 24,
-            "guidance_embeds": True,
-            "axes_dims_rope": (4, 6, 6),
-        },
-    ),
-    "Z-Image": (
-        Z_IMAGE,
-        "ZImageTransformer2DModel",
-        {
-            "in_channels": 4,
-            "dim": 32,
-            "n_layers": 3,
-            "n_refiner_layers": 1,
-            "n_heads": 2,
-            "n_kv_heads": 2,
-            "cap_feat_dim": 32,
-            "axes_dims": [4, 6, 6],
-            "axes_lens": [100, 32, 32],
-        },
-    ),
+FAMILIES: dict[str, Config] = {
+    "SD3": SD3,
+    "SD3.5": {**SD3, "qk_norm": "rms_norm", "dual_attention_layers": (0, 2)},
+    "FLUX with guidance": FLUX,
+    "Z-Image": Z_IMAGE,
 }
 Shape = tuple[int, int, int, int]
 """Latent height and width, text tokens, how many the last of them stands for."""
@@ -89,10 +38,7 @@ SHAPES: list[Shape] = [
 
 
 def predictor_of(family: str, dtype: torch.dtype) -> Predictor:
-    torch.manual_seed(0)
-    kind, name, config = FAMILIES[family]
-    theirs = with_random_weights(getattr(reference_library, name)(**config))
-    model = build(kind, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    model = random_transformer(FAMILIES[family], dtype)
     return create_predictor(model, CPU, dtype, "batch-invariant", 16)
 
 

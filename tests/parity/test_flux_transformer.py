@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
+    assert_equal_shapes,
+    assert_equal_weights,
     millions,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    shapes,
     with_random_weights,
 )
 from triptych_denoiser.models.flux import (
@@ -208,12 +209,8 @@ def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
-    expected = theirs.state_dict()
 
-    written = checkpoint_keys(ours(theirs))
-
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(written[key], expected[key]) for key in expected)
+    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
 
 
 @pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
@@ -222,7 +219,7 @@ def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], ex
         model = FluxTransformer(FluxConfig.from_dict(config))
         theirs = reference_library.FluxTransformer2DModel(**config)
 
-    assert shapes(checkpoint_keys(model)) == shapes(theirs.state_dict())
+    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
     assert millions(model) == expected_millions
 
 

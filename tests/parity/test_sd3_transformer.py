@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.transformers import millions, relative_error, shapes, with_random_weights
+from tests.parity.transformers import (
+    assert_equal_shapes,
+    assert_equal_weights,
+    millions,
+    relative_error,
+    with_random_weights,
+)
 from triptych_denoiser.models.loading import build, load_weights
 from triptych_denoiser.models.sd3 import FAMILY, SD3Config, SD3Transformer, checkpoint_keys
 
@@ -141,21 +147,17 @@ def test_repeats_of_the_last_token_equal_the_tokens_written_out(variant: str) ->
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
-    expected = theirs.state_dict()
 
-    written = checkpoint_keys(ours(theirs))
-
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(written[key], expected[key]) for key in expected)
+    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
 
 
 @pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
 def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
     with torch.device("meta"):
         model = SD3Transformer(SD3Config.from_dict(config))
-        theirs = reference_library.SD3Transformer2DModel(**config).state_dict()
+        theirs = reference_library.SD3Transformer2DModel(**config)
 
-    assert shapes(checkpoint_keys(model)) == shapes(theirs)
+    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
     assert millions(model) == expected_millions
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
+    assert_equal_shapes,
+    assert_equal_weights,
     millions,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    shapes,
     with_random_weights,
 )
 from triptych_denoiser.models.loading import build
@@ -156,12 +157,8 @@ def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
-    expected = theirs.state_dict()
 
-    written = checkpoint_keys(ours(theirs))
-
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(written[key], expected[key]) for key in expected)
+    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
 
 
 def test_the_public_checkpoint_has_our_names_and_shapes() -> None:
@@ -169,7 +166,7 @@ def test_the_public_checkpoint_has_our_names_and_shapes() -> None:
         model = ZImageTransformer(ZImageConfig.from_dict(REAL))
         theirs = reference_library.ZImageTransformer2DModel(**REAL)
 
-    assert shapes(checkpoint_keys(model)) == shapes(theirs.state_dict())
+    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
     assert millions(model) == 6_155
     assert (model.inputs.max_size, model.inputs.max_tokens) == (512, 1504)
 

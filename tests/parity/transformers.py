@@ -31,9 +31,15 @@ def patches_that_a_change_of_the_first_reaches(
     return {(row, column) for row, column in moved.nonzero().tolist()}
 
 
-def shapes(named: dict[str, Tensor]) -> dict[str, torch.Size]:
-    """The shapes of named tensors."""
-    return {name: tensor.shape for name, tensor in named.items()}
+def assert_equal_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Names and numbers are the same."""
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def assert_equal_shapes(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """Names and shapes are the same: of weights without memory."""
+    assert {name: each.shape for name, each in ours.items()} == {n: each.shape for n, each in theirs.items()}
 
 
 def millions(model: nn.Module) -> int:
