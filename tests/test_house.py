@@ -83,6 +83,15 @@ def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
     assert not packages & {"torch", "transformers", "grpc", "numpy", "pydantic"}
 
 
+@pytest.mark.parametrize("command", ["generate", "grid", "rerun", "up", "bench"])
+def test_help_comes_before_anything_heavy_is_imported(command: str) -> None:
+    packages = packages_after(f"""
+from triptych_local.cli import app
+app(["{command}", "--help"], standalone_mode=False)
+""")
+    assert not packages & {"torch", "transformers", "grpc", "numpy", "asyncio", "pydantic_settings"}
+
+
 def test_a_client_carries_no_torch() -> None:
     assert not packages_after("import triptych.client") & {"torch", "transformers", "safetensors"}
 

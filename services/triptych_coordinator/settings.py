@@ -2,15 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
-from triptych.serving.settings import ModelOptions, ServerSettings
-from triptych_coordinator.fleet.discovery import check_replicas
+from triptych.serving.settings import ModelOptions, Options, ServerSettings
+
+
+def check_replicas(addresses: str) -> str:
+    """Raises ValueError unless they are addresses with commas between."""
+    from triptych_coordinator.fleet import discovery  # imports grpc, which --help does not need
+
+    return discovery.check_replicas(addresses)
+
 
 Addresses = Annotated[str, AfterValidator(check_replicas)]
 
 
-class CoordinatorLimits(BaseModel):
+class CoordinatorLimits(Options):
     """How much the coordinator takes on, and how long it tries."""
 
     max_running: int = Field(

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from triptych.compute.settings import CompileOptions, QuantizedStageSettings
-from triptych.loras import read_lora
 from triptych.serving.settings import SharedMemoryOptions
 
 MAX_BRANCHES = 4
@@ -15,6 +14,8 @@ MAX_BRANCHES = 4
 
 def check_lora(text: str) -> str:
     """Raises ValueError unless it reads as a LoRA and its weight."""
+    from triptych.loras import read_lora  # imports grpc, which --help does not need
+
     read_lora(text)
     return text
 

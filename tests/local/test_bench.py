@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from tests.shared.scripted_coordinator import ScriptedCoordinator, service
 from triptych.client import Generation

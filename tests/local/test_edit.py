@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from typer.testing import CliRunner
 
 from tests.local.conftest import Up, run
 from triptych_local.cli import app

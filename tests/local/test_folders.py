@@ -9,7 +9,8 @@ import pytest
 from triptych.errors import StartError
 from triptych.serving.addresses import check_listen
 from triptych_local.running.folders import claimed_folder, temporary_folder, well_known_folder
-from triptych_local.running.programs import Addresses, Replicas
+from triptych_local.running.programs import Addresses
+from triptych_local.running.settings import Replicas
 
 
 def test_the_runtime_folder_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_paths_too_long_for_a_socket_are_avoided(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with temporary_folder() as temporary:
         for folder in (well_known_folder(), temporary):
-            addresses = Addresses.in_folder(folder, Replicas(64, 64, 64))
+            addresses = Addresses.in_folder(folder, Replicas(text_encoders=64, denoisers=64, vae_codecs=64))
             assert check_listen(addresses.coordinator)
             assert all(check_listen(one) for stage in addresses.stages for one in stage.split(","))
 

@@ -9,16 +9,17 @@ import pytest
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import CheckpointError, StartError
 from triptych_coordinator.settings import CoordinatorSettings
-from triptych_local.running.programs import Addresses, ModelChoice, Replicas, fused_program, split_programs
+from triptych_local.running.programs import Addresses, fused_program, split_programs
+from triptych_local.running.settings import ModelChoice, Replicas
 
 COMMIT = "1234567890123456789012345678901234567890"
 ADDRESSES = Addresses.on_ports(50050)
 
 
 def test_all_services_are_told_of_the_same_model() -> None:
-    choice = ModelChoice("file.safetensors", revision="v1", base="org/name", offline=True)
+    choice = ModelChoice(model="file.safetensors", revision="v1", base="org/name", offline=True)
     programs = [*split_programs(ADDRESSES, choice), fused_program(ADDRESSES, choice)]
-    words = ["--model", "file.safetensors", "--revision", "v1", "--base", "org/name", "--offline"]
+    words = ["--model", "file.safetensors", "--revision", "v1", "--offline", "--base", "org/name"]
     assert all(program.options[: len(words)] == words for program in programs)
 
 
@@ -30,16 +31,16 @@ def test_a_branch_is_pinned_to_its_commit(
     shutil.copytree(tiny_checkpoint, model / "snapshots" / COMMIT)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(COMMIT)
-    pinned = ModelChoice("org/tiny", offline=True).pinned()
-    assert pinned == ModelChoice("org/tiny", revision=COMMIT, offline=True)
+    pinned = ModelChoice(model="org/tiny", offline=True).pinned()
+    assert pinned == ModelChoice(model="org/tiny", revision=COMMIT, offline=True)
     assert pinned.pinned() == pinned
 
 
 def test_a_folder_has_nothing_to_pin(tiny_checkpoint: Path) -> None:
-    for choice in (ModelChoice(), ModelChoice(str(tiny_checkpoint))):
+    for choice in (ModelChoice(), ModelChoice(model=str(tiny_checkpoint))):
         assert choice.pinned() == choice
     with pytest.raises(CheckpointError, match="neither a known model nor a folder"):
-        ModelChoice("/no/such/model").pinned()
+        ModelChoice(model="/no/such/model").pinned()
 
 
 def test_single_stages_on_a_cpu_compute_in_turns() -> None:

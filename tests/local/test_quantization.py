@@ -6,19 +6,23 @@ import pytest
 from PIL import Image
 
 from tests.local.conftest import run
-from triptych_local.running.programs import ModelChoice, StageQuantization
+from triptych_local.running.programs import service_options
+from triptych_local.running.settings import ModelChoice
 
 
 def test_each_stage_gets_its_own() -> None:
-    choice = ModelChoice("m", quantization=StageQuantization("int8-dynamic", vae_codec="int8-weight-only"))
+    choice = ModelChoice(
+        model="m", text_encoder_quantization="int8-dynamic", vae_codec_quantization="int8-weight-only"
+    )
 
-    assert choice.stage_options("text-encoder") == ["--model", "m", "--quantization", "int8-dynamic"]
-    assert choice.stage_options("denoiser") == ["--model", "m"]
-    assert choice.fused_options() == [
+    text_encoder = service_options("text-encoder", choice)
+    assert text_encoder == ["--model", "m", "--quantization", "int8-dynamic"]
+    assert service_options("denoiser", choice) == ["--model", "m"]
+    assert service_options("fused", choice) == [
         *("--model", "m", "--text-encoder-quantization", "int8-dynamic"),
         *("--vae-codec-quantization", "int8-weight-only"),
     ]
-    assert choice.model_options() == ["--model", "m"]
+    assert service_options("coordinator", choice) == ["--model", "m"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from triptych.serving.settings import read_settings
+from triptych.serving.settings import read_settings, with_environment
 from triptych_denoiser.settings import DenoiserSettings
 from triptych_local.cli import app
 from triptych_local.commands import up
-from triptych_local.running.fused import FusedSettings
-from triptych_local.running.programs import ModelChoice
+from triptych_local.commands.settings import UpSettings
+from triptych_local.running.programs import service_options
+from triptych_local.running.settings import FusedSettings, ModelChoice, ServicesSettings
 from triptych_vae_codec.settings import VaeCodecSettings
 
 WORDS = ["--lora-folder", "loras", "--lora", "ink=0.5", "--lora", "wax=-1"]
@@ -18,35 +19,49 @@ WORDS += ["--compile", "--attention", "math", "--tile-size", "none", "--shared-m
 
 
 @pytest.fixture
-def choice(monkeypatch: pytest.MonkeyPatch) -> ModelChoice:
+def services(monkeypatch: pytest.MonkeyPatch) -> ServicesSettings:
     """What `triptych up` with these options starts services with."""
-    given: list[ModelChoice] = []
+    given: list[ServicesSettings] = []
 
-    async def serve(choice: ModelChoice, *_: object) -> None:
-        given.append(choice)
+    async def serve(asked: UpSettings) -> None:
+        given.append(asked.services)
 
-    monkeypatch.setattr(up, "serve_until_stopped", serve)
+    monkeypatch.setattr(up, "up", serve)
     assert CliRunner().invoke(app, ["up", *WORDS]).exit_code == 0
     return given[0]
 
 
-def test_each_service_is_told_of_what_concerns_it(choice: ModelChoice) -> None:
-    denoiser = read_settings(DenoiserSettings, "test", choice.stage_options("denoiser"))
-    codec = read_settings(VaeCodecSettings, "test", choice.stage_options("vae-codec"))
+def test_each_service_is_told_of_what_concerns_it(services: ServicesSettings) -> None:
+    denoiser = read_settings(DenoiserSettings, "test", service_options("denoiser", services))
+    codec = read_settings(VaeCodecSettings, "test", service_options("vae-codec", services))
 
     assert denoiser.lora_folder == Path("loras")
     assert denoiser.lora == ["ink=0.5", "wax=-1"]
     assert (denoiser.compile, denoiser.attention) == (True, "math")
     assert (codec.compile, codec.tile_size) == (True, 0)
     assert (denoiser.shared_memory_mb, codec.shared_memory_mb) == (64, 64)
-    assert choice.stage_options("text-encoder") == []
+    assert service_options("text-encoder", services) == []
 
 
-def test_one_process_is_told_of_all(choice: ModelChoice) -> None:
-    fused = read_settings(FusedSettings, "test", choice.fused_options())
+def test_one_process_is_told_of_all(services: ServicesSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_MAX_BATCH_ROWS", "5")
+    monkeypatch.setenv("TRIPTYCH_TILE_SIZE", "64")
+    for fused in (
+        read_settings(FusedSettings, "test", service_options("fused", services)),
+        with_environment(FusedSettings, services),
+    ):
+        assert (fused.lora_folder, fused.lora) == (Path("loras"), ["ink=0.5", "wax=-1"])
+        assert (fused.compile, fused.attention, fused.tile_size) == (True, "math", 0)
+        assert (fused.max_batch_rows, fused.device) == (5, "cpu")
 
-    assert (fused.lora_folder, fused.lora) == (Path("loras"), ["ink=0.5", "wax=-1"])
-    assert (fused.compile, fused.attention, fused.tile_size) == (True, "math", 0)
+
+def test_every_setting_of_a_stage_is_an_option_of_up() -> None:
+    assert FusedSettings.model_fields.keys() - ServicesSettings.model_fields.keys() == {
+        "listen",
+        "drain_seconds",
+    }
+    for option in ("--max-running", "--determinism", "--log-level"):
+        assert option in CliRunner().invoke(app, ["up", "--help"]).output
 
 
 def test_one_process_has_nobody_to_share_memory_with() -> None:
@@ -56,4 +71,4 @@ def test_one_process_has_nobody_to_share_memory_with() -> None:
 
 
 def test_without_options_services_keep_their_defaults() -> None:
-    assert ModelChoice().fused_options() == []
+    assert service_options("fused", ModelChoice()) == []

@@ -21,7 +21,8 @@ from triptych.wire.shared_memory import SharedMemory
 from triptych_coordinator.fleet.connections import Wiring
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_local.running.direct import DirectStub
-from triptych_local.running.fused import FusedSettings, load_fused
+from triptych_local.running.fused import load_fused
+from triptych_local.running.settings import FusedSettings
 
 STEPS = 3
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.shared import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
 from triptych_local.running.fused import fused_client
-from triptych_local.running.programs import ModelChoice
+from triptych_local.running.settings import ModelChoice
 
 reference: Any = diffusers
 
@@ -59,7 +59,7 @@ async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, t
     inside = {f"model.diffusion_model.{name}": tensor for name, tensor in original.items()}
     save_file(inside | own_encoder(folder), file)
 
-    of_folder = await pixels(ModelChoice(str(folder)))
-    of_file = await pixels(ModelChoice(str(file), base=str(tiny_checkpoint)))
+    of_folder = await pixels(ModelChoice(model=str(folder)))
+    of_file = await pixels(ModelChoice(model=str(file), base=str(tiny_checkpoint)))
     assert of_folder.std() > 1
     assert np.array_equal(of_file, of_folder)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from triptych.client import AsyncClient, Generation
 from triptych_local.commands.load import (
@@ -23,6 +22,7 @@ from triptych_local.commands.load import (
     Work,
     measure,
 )
+from triptych_local.commands.settings import BenchSettings
 
 PROMPTS = (
     "a zebra to the left of a fire truck",
@@ -114,9 +114,12 @@ def table(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-async def print_measurements(target: str, loads: Loads, bench: Bench, output: Path | None) -> None:
+async def bench(asked: BenchSettings) -> None:
     """Measures, prints the table on standard output and writes JSON. Raises TriptychError or OSError."""
-    measurements = await bench.run(target, loads)
+    loads = Loads(asked.concurrency or ([] if asked.rate else [1]), asked.rate, asked.share)
+    mix = Mix(asked.prompt or PROMPTS, asked.size or [None], asked.num_inference_steps or [None])
+    load = Bench(mix, Period(asked.warm_up, asked.duration), asked.seed, asked.timeout)
+    measurements = await load.run(asked.target, loads)
     print(table(measurements))
-    if output is not None:
-        output.write_text(json.dumps([one.summary() for one in measurements], indent=1) + "\n")
+    if asked.json_file is not None:
+        asked.json_file.write_text(json.dumps([one.summary() for one in measurements], indent=1) + "\n")

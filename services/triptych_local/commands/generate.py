@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,44 +18,33 @@ from triptych.errors import StartError
 from triptych.serving.addresses import check_listen
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
+from triptych_local.commands.settings import GenerateSettings, Place
 from triptych_local.progress import Display, display
 from triptych_local.running.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
 from triptych_local.running.processes import connected, running, serves
-from triptych_local.running.programs import Addresses, ModelChoice, split_programs
+from triptych_local.running.programs import Addresses, split_programs
+from triptych_local.running.settings import ModelChoice
 
 CONNECT_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where to generate: at an address, in this process, or wherever the wanted model is served."""
-
-    target: str | None
-    fused: bool
-    choice: ModelChoice
+def numbered(output: Path, count: int) -> list[Path]:
+    """The file of each picture: out.png, or out-0.png, out-1.png, ..."""
+    return [output] if count == 1 else [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
 
 
-def generation_options(**options: Any) -> GenerationOptions:
-    """The options that were given: those that are None are the server's to choose."""
-    return cast(GenerationOptions, {name: value for name, value in options.items() if value is not None})
-
-
-def output_files(output: Path, count: int) -> list[Path]:
-    """The file of each picture: out.png, or out-0.png, out-1.png, ... Raises ValueError."""
-    if output.suffix.lower() != ".png":
-        raise ValueError(f"'{output}' does not end in .png, and PNG is what is written")
-    if not output.parent.is_dir():
-        raise ValueError(f"there is no folder '{output.parent}'")
-    if output.is_dir():
-        raise ValueError(f"'{output}' is a folder")
-    if count == 1:
-        return [output]
-    return [output.with_stem(f"{output.stem}-{index}") for index in range(count)]
+async def generate(asked: GenerateSettings) -> None:
+    """Makes the pictures that a command asks for. Raises StartError or TriptychError."""
+    parameters = asked.request.parameters() | asked.place.model()
+    if asked.save_latents:
+        parameters["return_latents"] = True
+    files = numbered(asked.output, len(asked.prompts) * parameters.get("num_images_per_prompt", 1))
+    await generate_files(asked.prompts, parameters, files, asked.place, asked.save_latents)
 
 
 async def generate_files(
     prompts: Sequence[str],
-    options: GenerationOptions,
+    parameters: Mapping[str, Any],
     files: Sequence[Path],
     place: Place,
     latents_file: Path | None = None,
@@ -74,7 +62,7 @@ async def generate_files(
     with display() as shown:
         async with (
             connected_client(place, shown) as client,
-            aclosing(client.stream(prompts, **options)) as events,
+            aclosing(client.stream(prompts, **cast(GenerationOptions, parameters))) as events,
         ):
             shown.phase("encoding the prompt")
             latents: list[NDArray[np.float32]] = []
@@ -115,7 +103,7 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
 async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
     """A client of whoever generates."""
     if place.fused:
-        from triptych_local.running.fused import fused_client
+        from triptych_local.running.fused import fused_client  # imports torch, which nothing else here needs
 
         shown.phase("loading the model into this process")
         async with fused_client(place.choice) as client:
@@ -133,7 +121,7 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
 async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
     """The coordinator of `triptych up`, if its model is wanted and it is there, else one for this command."""
     standing = well_known_folder() / COORDINATOR_SOCKET
-    if choice == ModelChoice() and standing.is_socket() and await serves(f"unix:{standing}"):
+    if not choice.model_fields_set and standing.is_socket() and await serves(f"unix:{standing}"):
         yield f"unix:{standing}"
         return
     choice = choice.pinned()

@@ -6,130 +6,44 @@ import asyncio
 import json
 import secrets
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from triptych.client import AsyncClient, Generation, GenerationOptions
-from triptych.loras import read_lora
-from triptych_local.commands.generate import Place, connected_client
-from triptych_local.inputs import read_file, read_margins, read_variation
-from triptych_local.options import (
-    read_composition,
-    read_layers,
-    read_method,
-    read_schedule,
-    read_sigma_schedule,
-    read_size,
-    read_solver,
-    read_step_reuse,
-)
+from triptych_local.commands.generate import connected_client
+from triptych_local.commands.settings import Axis, GridSettings
 from triptych_local.progress import Display, display
 
 CONCURRENT = 8  # as many as a coordinator runs, and as many that wait
 GAP, FONT_SIZE, LABEL_WIDTH, LINE = 8, 14, 150, 18
 
 
-def _size(text: str) -> dict[str, Any]:
-    width, height = read_size(text)
-    return {"width": width, "height": height}
-
-
-def _weights(text: str) -> dict[str, Any]:
-    if text not in ("yes", "no"):
-        raise ValueError(f"'{text}' is neither yes nor no")
-    return {"prompt_weighting": text == "yes"}
-
-
-PARAMETERS: Mapping[str, Callable[[str], dict[str, Any]]] = {
-    "prompt": lambda text: {"prompt": text},
-    "negative": lambda text: {"negative_prompt": text},
-    "seed": lambda text: {"seed": int(text)},
-    "steps": lambda text: {"num_inference_steps": int(text)},
-    "solver": lambda text: {"solver": read_solver(text)},
-    "sigma-schedule": lambda text: {"sigma_schedule": read_sigma_schedule(text)},
-    "step-reuse": lambda text: {"step_reuse": read_step_reuse(text)},
-    "guidance": lambda text: {"guidance_scale": float(text)},
-    "guidance-schedule": lambda text: {"guidance_schedule": read_schedule(text)},
-    "guidance-method": lambda text: {"guidance_method": read_method(text)},
-    "guidance-rescale": lambda text: {"guidance_rescale": float(text)},
-    "skip-layers": lambda text: {"skip_layer_guidance": read_layers(text)},
-    "perturb-layers": lambda text: {"perturbed_attention_guidance": read_layers(text)},
-    "compose": lambda text: {"compositions": [read_composition([text], None)]},
-    "weights": _weights,
-    "lora": lambda text: {"loras": dict([read_lora(text)])},
-    "size": _size,
-    "image": lambda text: {"image": read_file(Path(text))},
-    "mask": lambda text: {"mask": read_file(Path(text))},
-    "margins": lambda text: {"margins": read_margins(text)},
-    "strength": lambda text: {"strength": float(text)},
-    "variation": lambda text: {"variation": read_variation(text)},
-}
-"""What a grid can go over, by the name of `triptych generate`'s option."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A parameter and its values, as words and as options of a request."""
-
-    name: str
-    words: tuple[str, ...]
-    options: tuple[dict[str, Any], ...]
-
-
 NO_AXIS = Axis("", ("",), ({},))
 
 
-def read_axis(text: str) -> Axis:
-    """The axis of "guidance=1,3,5", or "prompt=a cat, asleep|a dog": with a |, commas are part of the values.
-
-    Raises:
-        ValueError: it says what is wrong.
-    """
-    values = text.partition("=")[2]
-    return _axis(text, values.split("|" if "|" in values else ","))
-
-
-def read_value(text: str) -> dict[str, Any]:
-    """The options of "steps=20", whose value may hold commas. Raises ValueError."""
-    return _axis(text, [text.partition("=")[2]]).options[0]
-
-
-def _axis(text: str, values: Sequence[str]) -> Axis:
-    name, equals, _ = text.partition("=")
-    reader = PARAMETERS.get(name.strip())
-    if not equals or reader is None:
-        raise ValueError(f"'{text}' is not NAME=VALUE,VALUE,... with one of {', '.join(PARAMETERS)}")
-    words = tuple(value.strip() for value in values)
-    try:
-        return Axis(name.strip(), words, tuple(reader(word) for word in words))
-    except ValueError as error:
-        raise ValueError(f"'{text}': {error}") from error
-
-
-async def write_grid(
-    prompt: str, x: Axis, y: Axis, fixed: Mapping[str, Any], output: Path, place: Place
-) -> None:
+async def grid(asked: GridSettings) -> None:
     """Makes a picture for each pair of values, several at the same time, and writes the sheet.
 
     Without a seed anywhere all pictures get the same one, drawn here. Raises StartError or TriptychError.
     """
-    base = {"prompt": prompt, "seed": secrets.randbelow(1 << 32), **fixed}
-    cells = [base | across | down for down in y.options for across in x.options]
+    x, y = asked.x, asked.y or NO_AXIS
+    base: dict[str, Any] = {"prompts": [asked.prompt], "seeds": [secrets.randbelow(1 << 32)]}
+    for fixed in (asked.place.model(), *asked.fixed):
+        base |= fixed
+    cells = [base | across | down for down in y.parameters for across in x.parameters]
     with display() as shown:
-        async with connected_client(place, shown) as client:
+        async with connected_client(asked.place, shown) as client:
             generations = await _generate(client, cells, shown)
     pngs = [generation.images[0].png for generation in generations]
     sheet = drawn(pngs, x, y)
     text = json.dumps(_record(pngs, x, y), ensure_ascii=False)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("triptych", text)
-    await asyncio.to_thread(sheet.save, output, "PNG", pnginfo=chunks)
-    print(f"{output}  {len(cells)} pictures", flush=True)
+    await asyncio.to_thread(sheet.save, asked.output, "PNG", pnginfo=chunks)
+    print(f"{asked.output}  {len(cells)} pictures", flush=True)
 
 
 async def _generate(
@@ -139,9 +53,9 @@ async def _generate(
 
     async def one(cell: Mapping[str, Any]) -> Generation:
         nonlocal done
-        options = {name: value for name, value in cell.items() if name != "prompt"}
+        parameters = {name: value for name, value in cell.items() if name != "prompts"}
         async with places:
-            generation = await client.generate(cell["prompt"], **cast(GenerationOptions, options))
+            generation = await client.generate(cell["prompts"], **cast(GenerationOptions, parameters))
         done += 1
         shown.step(done, len(cells))
         return generation

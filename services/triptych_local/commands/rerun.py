@@ -8,28 +8,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import click
 import numpy as np
 from google.protobuf.json_format import ParseDict, ParseError
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych.client import GenerationOptions
 from triptych.tensors import array_to_message
 from triptych.v1 import editing_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
-from triptych_local.commands.generate import Place, generate_files
-from triptych_local.inputs import read_file, read_latents
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files that a picture was made from, which it does not hold."""
-
-    image: Path | None = None
-    mask: Path | None = None
-    latents: Path | None = None
+from triptych_local.commands.generate import generate_files
+from triptych_local.commands.settings import RerunSettings
+from triptych_local.request import read_file, read_latents
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class Picture:
             raise ValueError(f"'{path}' does not say how it was made: it has no JSON text 'triptych'")
         return cls(path, record, pixels)
 
-    def request(self, inputs: Inputs) -> GenerationParameters:
+    def request(self, inputs: RerunSettings) -> GenerationParameters:
         """The request that gives the picture. Raises ValueError when it cannot be had from the file."""
         if "grid" in self.record:
             raise ValueError(f"'{self.path}' is a grid: only single pictures can be made again")
@@ -95,15 +87,21 @@ class Picture:
         raise ValueError(f"'{path}' does not hold the latents that '{self.path}' was made from")
 
 
-async def rerun(picture: Picture, request: GenerationParameters, output: Path, place: Place) -> None:
+async def rerun(asked: RerunSettings) -> None:
     """Makes the picture again, and says on standard error in what and why the two differ, if they do.
 
-    Raises StartError or TriptychError.
+    Raises click.BadParameter if the file does not say how it was made, StartError or TriptychError.
     """
-    options = {field.name: value for field, value in request.ListFields() if field.name != "prompts"}
+    try:
+        picture = Picture.read(asked.picture)
+        request = picture.request(asked)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="PICTURE") from error
+    parameters = {field.name: value for field, value in request.ListFields() if field.name != "prompts"}
     if request.loras:
-        options["loras"] = {lora.name: lora.weight for lora in request.loras}
-    await generate_files(list(request.prompts), cast(GenerationOptions, options), [output], place)
+        parameters["loras"] = {lora.name: lora.weight for lora in request.loras}
+    output = asked.output or asked.picture.with_stem(f"{asked.picture.stem}-again")
+    await generate_files(list(request.prompts), parameters, [output], asked.place)
     for line in compared(picture, Picture.read(output)):
         print(line, file=sys.stderr, flush=True)
 

@@ -8,30 +8,29 @@ import sys
 from contextlib import ExitStack
 
 from triptych.serving.addresses import unix_path
+from triptych_local.commands.settings import UpSettings
 from triptych_local.running.folders import claimed_folder, well_known_folder
 from triptych_local.running.processes import running
-from triptych_local.running.programs import Addresses, ModelChoice, Replicas, fused_program, split_programs
+from triptych_local.running.programs import Addresses, fused_program, split_programs
 
 
-async def serve_until_stopped(
-    choice: ModelChoice, fused: bool, base_port: int | None, replicas: Replicas
-) -> None:
-    """Runs the services on Unix sockets, or from base_port on, until SIGINT or SIGTERM. Raises StartError."""
+async def up(asked: UpSettings) -> None:
+    """Runs the services on Unix sockets or on ports until SIGINT or SIGTERM. Raises StartError."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    choice = choice.pinned()
+    services = asked.services.pinned()
     with ExitStack() as stack:
-        if base_port is None:
-            folder = stack.enter_context(claimed_folder(well_known_folder()))
-            addresses = Addresses.in_folder(folder, replicas)
+        if asked.tcp:
+            addresses = Addresses.on_ports(asked.base_port, asked.replicas)
         else:
-            addresses = Addresses.on_ports(base_port, replicas)
-        programs = [fused_program(addresses, choice)] if fused else split_programs(addresses, choice)
+            folder = stack.enter_context(claimed_folder(well_known_folder()))
+            addresses = Addresses.in_folder(folder, asked.replicas)
+        fused = [fused_program(addresses, services)] if asked.fused else None
         try:
-            async with running(programs, _log):
-                _tell(addresses, fused)
+            async with running(fused or split_programs(addresses, services), _log):
+                _tell(addresses, asked.fused)
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             _log("stopped")

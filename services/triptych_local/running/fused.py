@@ -12,40 +12,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import Field
-
 from triptych.client import AsyncClient, GenerationStub
 from triptych.compute.kernels import configure_math_libraries
-from triptych.compute.quantization import Quantization
-from triptych.compute.settings import StageSettings
 from triptych.compute.thread import compute_thread
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.server import Loaded, Service, run
-from triptych.serving.settings import read_settings
+from triptych.serving.settings import read_settings, with_environment
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
 from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_coordinator.fleet.connections import Stubs, in_this_process
 from triptych_coordinator.servicer import ImageGenerationServicer
-from triptych_coordinator.settings import CoordinatorLimits
-from triptych_denoiser.settings import DenoiserOptions
 from triptych_local.running.direct import DirectStub
-from triptych_local.running.programs import ModelChoice
-from triptych_vae_codec.settings import VaeCodecOptions
+from triptych_local.running.settings import FusedSettings, ModelChoice
 
 if TYPE_CHECKING:
     from triptych_denoiser.servicer import DenoiserServicer
     from triptych_text_encoder.servicer import TextEncoderServicer
     from triptych_vae_codec.servicer import VaeCodecServicer
-
-
-class FusedSettings(CoordinatorLimits, DenoiserOptions, VaeCodecOptions, StageSettings):
-    """What the stages and the coordinator can be told together."""
-
-    text_encoder_quantization: Quantization = Field("none", description="As the stage's own.")
-    denoiser_quantization: Quantization = Field("none", description="As the stage's own.")
-    vae_codec_quantization: Quantization = Field("none", description="As the stage's own.")
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
     """A client of services in this process. Raises StartError."""
     configure_math_libraries()
     keep_freed_memory()
-    fused = await load_fused(read_settings(FusedSettings, "fused", choice.pinned().fused_options()))
+    fused = await load_fused(with_environment(FusedSettings, choice.pinned()))
     try:
         yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
     finally:

@@ -5,137 +5,45 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from triptych.checkpoints.opening import open_checkpoint
+from pydantic import BaseModel
+
+from triptych.compute.settings import QuantizedStageSettings
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
+from triptych.serving.settings import ServerSettings
+from triptych_coordinator.settings import CoordinatorSettings
+from triptych_denoiser.settings import DenoiserSettings
+from triptych_local.options import command_line
 from triptych_local.running.folders import COORDINATOR_SOCKET
 from triptych_local.running.processes import Program
+from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas
+from triptych_vae_codec.settings import VaeCodecSettings
 
 LAST_PORT = 65535
 STAGES = ("text-encoder", "denoiser", "vae-codec")
 SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
 
-
-@dataclass(frozen=True)
-class StageQuantization:
-    """Each stage's quantization; None is the service's own default (or its environment's)."""
-
-    text_encoder: str | None = None
-    denoiser: str | None = None
-    vae_codec: str | None = None
-
-    def of(self, stage: str) -> str | None:
-        """The quantization of one of STAGES."""
-        return dict(zip(STAGES, (self.text_encoder, self.denoiser, self.vae_codec), strict=True))[stage]
+SETTINGS: Mapping[str, type[ServerSettings]] = {
+    "text-encoder": QuantizedStageSettings,
+    "denoiser": DenoiserSettings,
+    "vae-codec": VaeCodecSettings,
+    "coordinator": CoordinatorSettings,
+    "fused": FusedSettings,
+}
+"""What each service can be told."""
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """What computes; None is the services' own default."""
+def service_options(service: str, given: BaseModel) -> list[str]:
+    """What was given that one of SETTINGS can be told, as words of its command line.
 
-    compile: bool = False
-    attention: str | None = None
-    tile_size: str | None = None
-
-    def of_denoiser(self) -> list[str]:
-        """As its options."""
-        return [*self._compile(), *_given({"--attention": self.attention})]
-
-    def of_vae_codec(self) -> list[str]:
-        """As its options."""
-        return [*self._compile(), *_given({"--tile-size": self.tile_size})]
-
-    def of_all(self) -> list[str]:
-        """As the options of all services in one process."""
-        return [*self.of_denoiser(), *_given({"--tile-size": self.tile_size})]
-
-    def _compile(self) -> list[str]:
-        return ["--compile"] if self.compile else []
-
-
-@dataclass(frozen=True)
-class Loras:
-    """The folder that requests name LoRAs from, and NAME=WEIGHT of those that are fused at start."""
-
-    folder: Path | None = None
-    fused: Sequence[str] = ()
-
-    def options(self) -> list[str]:
-        """As options of the denoiser or of all services in one process."""
-        folder = ["--lora-folder", str(self.folder)] if self.folder else []
-        return [*folder, *(word for lora in self.fused for word in ("--lora", lora))]
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model to serve and how; None is the services' own default (or their environment's)."""
-
-    model: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    quantization: StageQuantization = StageQuantization()
-    revision: str | None = None
-    base: str | None = None
-    offline: bool = False
-    kernels: Kernels = Kernels()
-    loras: Loras = Loras()
-    shared_memory_mb: int | None = None
-
-    def stage_options(self, stage: str) -> list[str]:
-        """As the options of one of STAGES."""
-        quantization = _given({"--quantization": self.quantization.of(stage)})
-        megabytes = None if self.shared_memory_mb is None else str(self.shared_memory_mb)
-        shared_memory = _given({"--shared-memory-mb": megabytes})
-        own = {
-            "text-encoder": [],
-            "denoiser": [*self.kernels.of_denoiser(), *self.loras.options(), *shared_memory],
-            "vae-codec": [*self.kernels.of_vae_codec(), *shared_memory],
-        }
-        return [*self._options(), *quantization, *own[stage]]
-
-    def fused_options(self) -> list[str]:
-        """As the options of all services in one process."""
-        quantization = {f"--{stage}-quantization": self.quantization.of(stage) for stage in STAGES}
-        return [*self._options(), *_given(quantization), *self.kernels.of_all(), *self.loras.options()]
-
-    def _options(self) -> list[str]:
-        return [*self.model_options(), *_given({"--device": self.device, "--dtype": self.dtype})]
-
-    def model_options(self) -> list[str]:
-        """As the options of the coordinator, which computes nothing."""
-        given = _given({"--model": self.model, "--revision": self.revision, "--base": self.base})
-        return [*given, "--offline"] if self.offline else given
-
-    def pinned(self) -> ModelChoice:
-        """The same at the commit that a name on the hub stands for now, so that all services have one.
-
-        Raises CheckpointError if there is no such model, sooner than a service could.
-        """
-        if self.model is None:
-            return self
-        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
-        return replace(self, revision=checkpoint.revision or None)
-
-
-def _given(options: Mapping[str, str | None]) -> list[str]:
-    """The words of the options that have a value."""
-    return [word for option, value in options.items() if value is not None for word in (option, value)]
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """How many processes each stage has."""
-
-    text_encoders: int = 1
-    denoisers: int = 1
-    vae_codecs: int = 1
-
-    def counts(self) -> tuple[int, int, int]:
-        """In the order of STAGES."""
-        return self.text_encoders, self.denoisers, self.vae_codecs
+    A name that begins with the service's is its own: denoiser_quantization is the denoiser's quantization.
+    """
+    kind, values = SETTINGS[service], {name: getattr(given, name) for name in given.model_fields_set}
+    own = f"{service.replace('-', '_')}_"
+    return command_line(kind, values | {name.removeprefix(own): value for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -178,16 +86,14 @@ def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
     in_turns = not any("," in replicas for replicas in addresses.stages)
     for stage, listed in zip(STAGES, addresses.stages, strict=True):
         replicas, module = listed.split(","), f"triptych_{stage.replace('-', '_')}"
-        cores = _sharing_cores(choice, len(replicas), in_turns)
+        cores, options = _sharing_cores(choice, len(replicas), in_turns), service_options(stage, choice)
         stages += [
-            Program(_numbered(SPOKEN[stage], index, " "), module, address, choice.stage_options(stage), cores)
+            Program(_numbered(SPOKEN[stage], index, " "), module, address, options, cores)
             for index, address in enumerate(replicas)
         ]
         targets += [f"--{stage}", listed]
-    coordinator = Program(
-        "coordinator", "triptych_coordinator", addresses.coordinator, [*choice.model_options(), *targets]
-    )
-    return [*stages, coordinator]
+    options = [*service_options("coordinator", choice), *targets]
+    return [*stages, Program("coordinator", "triptych_coordinator", addresses.coordinator, options)]
 
 
 def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[str, str]:
@@ -196,7 +102,8 @@ def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[s
     Single ones compute in turns, with all cores each. Replicas compute at the same time, each with its part
     of the cores: equal parts, since the number of threads is in their fingerprint.
     """
-    if (choice.device or os.environ.get("TRIPTYCH_DEVICE", "cpu")) != "cpu":
+    given = "device" in choice.model_fields_set
+    if (choice.device if given else os.environ.get("TRIPTYCH_DEVICE", choice.device)) != "cpu":
         return {}
     if in_turns:
         return {CORES_LOCK: __file__}  # any file that all of them can open will do
@@ -218,6 +125,5 @@ def _numbered(name: str, index: int, separator: str) -> str:
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:
     """One process for all, on the coordinator's address."""
-    return Program(
-        "fused services", "triptych_local.running.fused", addresses.coordinator, choice.fused_options()
-    )
+    options = service_options("fused", choice)
+    return Program("fused services", "triptych_local.running.fused", addresses.coordinator, options)

@@ -6,22 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from triptych.compute.settings import Quantization as Quantization
 from triptych.errors import StartError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-Quantization = Literal["none", "int8-weight-only", "int8-dynamic", "int4-weight-only", "float8"]
-"""How a stage's weights are stored and multiplied:
-
-int8-weight-only: int8 weights with a scale per output feature, multiplied in the stage's dtype.
-int8-dynamic: the same weights; inputs are rounded to int8 with a scale per token, products are integers.
-int4-weight-only: 4-bit weights with a scale and a zero point per 64 inputs.
-float8: weights and inputs in float8 (e4m3), with a scale per output feature and per token.
-"""
 
 INT4_GROUP = 64
 _TRIED_FEATURES = 128

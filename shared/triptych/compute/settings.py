@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
-from pydantic_settings import CliImplicitFlag
+from pydantic import Field
 
-from triptych.compute.quantization import Quantization
-from triptych.serving.settings import ModelOptions, ServerSettings
+from triptych.serving.settings import ModelOptions, Options, ServerSettings
+
+Quantization = Literal["none", "int8-weight-only", "int8-dynamic", "int4-weight-only", "float8"]
+"""How a stage's weights are stored and multiplied:
+
+int8-weight-only: int8 weights with a scale per output feature, multiplied in the stage's dtype.
+int8-dynamic: the same weights; inputs are rounded to int8 with a scale per token, products are integers.
+int4-weight-only: 4-bit weights with a scale and a zero point per 64 inputs.
+float8: weights and inputs in float8 (e4m3), with a scale per output feature and per token.
+"""
 
 
-class StageSettings(ModelOptions, ServerSettings):
+class DeviceOptions(Options):
+    """Where a stage computes, and in which dtype."""
+
+    device: str = Field(default="cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Dtype of the weights."
+    )
+
+
+class StageSettings(DeviceOptions, ModelOptions, ServerSettings):
     """A service that computes with a model."""
-
-    device: str = Field("cpu", description="torch's name of the device, e.g. cpu or cuda:0.")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Dtype of the weights.")
 
 
 class QuantizedStageSettings(StageSettings):
@@ -27,10 +40,10 @@ class QuantizedStageSettings(StageSettings):
     )
 
 
-class CompileOptions(BaseModel):
+class CompileOptions(Options):
     """Of the stages that can compile their model."""
 
-    compile: CliImplicitFlag[bool] = Field(
+    compile: bool = Field(
         default=False,
         description="Compile the model with torch.compile: a slower start, then faster. Refused at start "
         "where there is no compiler.",

@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, CliImplicitFlag, CliSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.checkpoints.opening import open_checkpoint
-from triptych.serving.addresses import check_listen
+if TYPE_CHECKING:
+    from triptych.checkpoints.checkpoint import Checkpoint
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
 
-class ServerSettings(BaseSettings):
-    """How a service listens and stops."""
+def check_listen(address: str) -> str:
+    """Raises ValueError unless a server can listen there."""
+    from triptych.serving import addresses  # imports grpc, which --help does not need
 
-    model_config = SettingsConfigDict(env_prefix="TRIPTYCH_", cli_kebab_case=True, cli_hide_none_type=True)
+    return addresses.check_listen(address)
+
+
+class Options(BaseModel):
+    """What can be told. Validators are built when they are first needed, which --help never does."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class ServerOptions(Options):
+    """What is the same for all services of a machine."""
+
+    max_message_bytes: int = Field(
+        DEFAULT_MAX_MESSAGE_BYTES, gt=0, lt=2**31, description="Largest message, each way."
+    )
+    grace_seconds: float = Field(
+        30, ge=0, description="When it is told to stop, how long running calls may take to end."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
+
+
+class ServerSettings(ServerOptions):
+    """How a service listens and stops."""
 
     listen: Annotated[str, AfterValidator(check_listen)] = Field(
         "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
     )
-    max_message_bytes: int = Field(
-        DEFAULT_MAX_MESSAGE_BYTES, gt=0, lt=2**31, description="Largest message, each way."
-    )
     drain_seconds: float = Field(
         0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
     )
-    grace_seconds: float = Field(30, ge=0, description="After that, how long running calls may take to end.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
 
 
-class ModelOptions(BaseModel):
+class ModelOptions(Options):
     """Which model a service serves. All services of one model are told of the same."""
 
     model: str = Field(
@@ -45,7 +62,7 @@ class ModelOptions(BaseModel):
     revision: str | None = Field(
         default=None, description="For a model on the hub: its branch, tag or commit. Default: main."
     )
-    offline: CliImplicitFlag[bool] = Field(
+    offline: bool = Field(
         default=False, description="Take models of the hub from the cache alone, as HF_HUB_OFFLINE=1 does."
     )
     base: str | None = Field(
@@ -61,12 +78,14 @@ class ModelOptions(BaseModel):
 
     def open_checkpoint(self) -> Checkpoint:
         """The checkpoint that these options name. Raises CheckpointError."""
+        from triptych.checkpoints.opening import open_checkpoint
+
         checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
         checkpoint.name = self.name or checkpoint.name
         return checkpoint
 
 
-class SharedMemoryOptions(BaseModel):
+class SharedMemoryOptions(Options):
     """Of the stages that are called with large tensors."""
 
     shared_memory_mb: int = Field(
@@ -86,10 +105,37 @@ def read_settings(kind: type[S], program: str, arguments: Sequence[str] | None =
 
     `arguments` are sys.argv's by default. Wrong values are said in a line each, and the process exits with 2.
     """
+    from pydantic_settings import CliApp, CliSettingsSource
+
     given = sys.argv[1:] if arguments is None else list(arguments)
+    reader = _reader(kind)
+    source = CliSettingsSource[Any](cast(Any, reader), cli_prog_name=program)
+    with _wrong_values_said(program):
+        return CliApp.run(reader, cli_args=given, cli_settings_source=source)
+
+
+def with_environment(kind: type[S], given: BaseModel) -> S:
+    """The same from what another object was given, then the environment, then the defaults."""
+    values = {name: getattr(given, name) for name in given.model_fields_set & kind.model_fields.keys()}
+    with _wrong_values_said("triptych"):
+        return _reader(kind)(**values)
+
+
+def _reader(kind: type[S]) -> type[S]:
+    """The class that also reads TRIPTYCH_ variables of the environment and options."""
+    from pydantic_settings import BaseSettings, SettingsConfigDict
+
+    config = SettingsConfigDict(
+        env_prefix="TRIPTYCH_", cli_kebab_case=True, cli_hide_none_type=True, cli_implicit_flags=True
+    )
+    named = {"__doc__": kind.__doc__, "__module__": kind.__module__, "model_config": config}
+    return cast(type[S], type(kind.__name__, (kind, BaseSettings), named))
+
+
+@contextmanager
+def _wrong_values_said(program: str) -> Iterator[None]:
     try:
-        source = CliSettingsSource[Any](kind, cli_prog_name=program)
-        return CliApp.run(kind, cli_args=given, cli_settings_source=source)
+        yield
     except ValidationError as error:
         for wrong in error.errors():
             option = ".".join(str(part) for part in wrong["loc"]).replace("_", "-")

@@ -1,0 +1,211 @@
+"""What each command can be told: a settings class a command, whose fields are its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from triptych.serving.settings import Options
+from triptych_local.options import Written
+from triptych_local.request import PARAMETERS, TABLE, Request, read_parameter, read_size
+from triptych_local.running.settings import ModelChoice, Replicas, ServicesSettings
+
+
+def check_png(file: Path) -> Path:
+    """Raises ValueError unless a PNG file can be written there."""
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"'{file}' does not end in .png, and PNG is what is written")
+    if not file.parent.is_dir():
+        raise ValueError(f"there is no folder '{file.parent}'")
+    if file.is_dir():
+        raise ValueError(f"'{file}' is a folder")
+    return file
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(read_size)]
+PngFile = Annotated[Path, AfterValidator(check_png), Written(("-o",))]
+Argument = Written(argument=True)
+
+
+class Place(Options):
+    """Where pictures are made: at an address, in this process, or wherever the wanted model is served."""
+
+    target: str | None = Field(
+        None,
+        description="A coordinator's address: unix:/path or host:port. Default: that of `triptych up`, else "
+        "services for this command alone.",
+    )
+    fused: bool = Field(False, description="Run everything in this process.")
+    choice: ModelChoice
+
+    @model_validator(mode="after")
+    def _has_services_of_its_own(self) -> Self:
+        if self.target and (self.fused or self.choice.model_fields_set - {"model"}):
+            raise ValueError(
+                "the services at --target have their own device, dtype, quantization, files, LoRAs and "
+                "processes"
+            )
+        return self
+
+    def model(self) -> dict[str, str]:
+        """The model that a request names: the one that should be served elsewhere."""
+        return {"model": self.choice.model} if self.target and "model" in self.choice.model_fields_set else {}
+
+
+class GenerateSettings(Options):
+    """Of `triptych generate`."""
+
+    prompts: Annotated[list[str], Argument] = Field(
+        description="What to show; several prompts give several pictures."
+    )
+    output: PngFile = Field(Path("image.png"), description="PNG file; several are numbered.")
+    request: Request
+    save_latents: Path | None = Field(None, description="Write the latents to a .npy file. Default: not.")
+    place: Place
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A parameter and its values, as words and as parameters of a request."""
+
+    name: str
+    words: tuple[str, ...]
+    parameters: tuple[dict[str, Any], ...]
+
+
+NOT_OF_GRIDS = {"num_images_per_prompt", "preview_every"}
+GRID_NAMES = ["prompt", *(name for name, field in PARAMETERS.items() if field not in NOT_OF_GRIDS)]
+"""What a grid can go over."""
+
+
+def read_axis(text: str) -> Axis:
+    """The axis of "guidance=1,3,5", or "prompt=a cat, asleep|a dog": with a |, commas are part of the values.
+
+    Raises:
+        ValueError: it says what is wrong.
+    """
+    values = text.partition("=")[2]
+    return _axis(text, values.split("|" if "|" in values else ","))
+
+
+def read_value(text: str) -> dict[str, Any]:
+    """The parameters of "steps=20", whose value may hold commas. Raises ValueError."""
+    return _axis(text, [text.partition("=")[2]]).parameters[0]
+
+
+def _axis(text: str, values: Sequence[str]) -> Axis:
+    name, equals, _ = text.partition("=")
+    if not equals or name.strip() not in GRID_NAMES:
+        raise ValueError(f"'{text}' is not NAME=VALUE,VALUE,... with one of {', '.join(GRID_NAMES)}")
+    words = tuple(value.strip() for value in values)
+    try:
+        return Axis(name.strip(), words, tuple(_parameters(name.strip(), word) for word in words))
+    except ValueError as error:
+        raise ValueError(f"'{text}': {error}") from error
+
+
+def _parameters(name: str, word: str) -> dict[str, Any]:
+    return {"prompts": [word]} if name == "prompt" else read_parameter(name, word)
+
+
+Fixed = Annotated[dict[str, Any], BeforeValidator(read_value)]
+
+
+class GridSettings(Options):
+    """Of `triptych grid`."""
+
+    prompt: Annotated[str, Argument] = Field(description="What to show.")
+    x: Annotated[Axis, BeforeValidator(read_axis), Written(form="NAME=VALUE,...")] = Field(
+        description="The columns, e.g. guidance=1,3,5."
+    )
+    y: Annotated[Axis | None, BeforeValidator(read_axis), Written(form="NAME=VALUE,...")] = Field(
+        None, description="The rows, e.g. seed=1,2. Default: one row."
+    )
+    fixed: Annotated[list[Fixed], Written(name="--with", form="NAME=VALUE")] = Field(
+        [], description="For all pictures, e.g. steps=20; several times."
+    )
+    output: PngFile = Field(Path("grid.png"), description="PNG file.")
+    place: Place
+
+    @model_validator(mode="after")
+    def _goes_over_two_parameters(self) -> Self:
+        if self.y is not None and self.x.name == self.y.name:
+            raise ValueError(f"--x and --y both go over {self.x.name}")
+        return self
+
+
+class RerunSettings(Options):
+    """Of `triptych rerun`."""
+
+    picture: Annotated[Path, Argument] = Field(description="A PNG file that generate wrote.")
+    output: Annotated[PngFile | None, Written(("-o",))] = Field(
+        None, description="PNG file. Default: the picture's with -again."
+    )
+    image: Path | None = Field(None, description="The picture it was made from, if any.")
+    mask: Path | None = Field(None, description="The mask it was made with, if any.")
+    latents: Path | None = Field(None, description="The latents it was made from, if any.")
+    place: Place
+
+
+class UpSettings(Options):
+    """Of `triptych up`."""
+
+    tcp: bool = Field(False, description="Listen on 127.0.0.1 instead of Unix sockets.")
+    base_port: int = Field(
+        50050,
+        ge=1,
+        le=65532,
+        description="With --tcp: the coordinator's port; the stages have the next ones.",
+    )
+    fused: bool = Field(False, description="All four services in one process.")
+    replicas: Replicas
+    services: ServicesSettings
+
+    @model_validator(mode="after")
+    def _fits_one_process(self) -> Self:
+        if self.fused and any(count > 1 for count in self.replicas.counts()):
+            raise ValueError("--fused is one process, which has each stage once")
+        if self.fused and self.services.shared_memory_mb:
+            raise ValueError("--fused is one process, with no other to share memory with")
+        return self
+
+
+class BenchSettings(Options):
+    """Of `triptych bench`."""
+
+    target: str = Field(description="A coordinator's address: unix:/path or host:port.")
+    concurrency: Annotated[list[Annotated[int, Ge(1)]], Written(("-c",))] = Field(
+        [], description="Requests at once; several times for several loads. Default: 1."
+    )
+    rate: list[Annotated[float, Gt(0)]] = Field(
+        [], description="Requests a second, arriving at random (Poisson); several times."
+    )
+    share: list[Annotated[float, Gt(0), Le(2)]] = Field(
+        [],
+        description="As --rate, in shares of the last --concurrency's throughput, e.g. 0.8.",
+    )
+    prompt: list[str] = Field([], description="What to show; several times. Default: four prompts.")
+    size: Annotated[list[Size], Written(form=TABLE["size"].form)] = Field(
+        [], description="Pixels; several times. Default: the model's."
+    )
+    num_inference_steps: Annotated[list[int], Written((TABLE["num_inference_steps"].also,))] = Field(
+        [], description="Steps of the solver; several times. Default: the model's."
+    )
+    duration: float = Field(30, ge=0.1, description="Seconds that each load is measured.")
+    warm_up: float = Field(5, ge=0, description="Seconds of each load before that.")
+    timeout: float = Field(300, ge=0.1, description="Seconds that a request may take.")
+    seed: int = Field(0, ge=0, description="Decides the requests and when they arrive.")
+    json_file: Annotated[Path | None, Written(name="--json")] = Field(
+        None, description="Also write the measurements to this file. Default: not."
+    )
+
+    @model_validator(mode="after")
+    def _knows_its_shares(self) -> Self:
+        if self.share and not self.concurrency:
+            raise ValueError("--share is of the last --concurrency's throughput: name one")
+        return self
