@@ -112,11 +112,11 @@ def draw_samples(prompts_per_category: int, seed: int) -> list[Sample]:
 async def generate(model: str, samples: Sequence[Sample], options: dict[str, Any]) -> list[Pixels]:
     """The samples' pictures (uint8 [128, 128, 3]) from the services in this process."""
     from triptych_local.running.fused import fused_client
-    from triptych_local.running.programs import ModelChoice
+    from triptych_local.running.settings import ModelChoice
 
     pictures: list[Pixels] = []
     started = time.monotonic()
-    async with fused_client(ModelChoice(model)) as client:
+    async with fused_client(ModelChoice(model=model)) as client:
         for start in range(0, len(samples), BATCH):
             batch = samples[start : start + BATCH]
             prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]

@@ -35,7 +35,7 @@ from triptych.errors import StartError
 from triptych_denoiser.models import flux, load_transformer
 from triptych_denoiser.models.loading import build as build_transformer
 from triptych_local.running.fused import fused_client
-from triptych_local.running.programs import ModelChoice, StageQuantization
+from triptych_local.running.settings import ModelChoice
 from triptych_text_encoder.recipes import load_recipe
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build as build_codec
@@ -168,16 +168,17 @@ def measure(stage: str, load: Load, rounds: int) -> list[Row]:
 async def measure_pictures(model: str, rows: Sequence[Row], pictures: int) -> None:
     """Adds the PSNR to the rows of the default model, over `pictures` seeds together."""
 
-    async def pixels(dtype: str, quantization: StageQuantization) -> Pixels:
-        async with fused_client(ModelChoice(model, "cpu", dtype, quantization)) as client:
+    async def pixels(dtype: str, **quantization: str) -> Pixels:
+        choice = ModelChoice.model_validate({"model": model, "device": "cpu", "dtype": dtype, **quantization})
+        async with fused_client(choice) as client:
             made = [await client.generate(PROMPTS[0], seed=seed) for seed in range(pictures)]
         return np.stack([pixels_of(image.png) for generation in made for image in generation.images])
 
-    plain = {_name(dtype): await pixels(_name(dtype), StageQuantization()) for dtype in DTYPES}
+    plain = {_name(dtype): await pixels(_name(dtype)) for dtype in DTYPES}
     for row in rows:
         if row.refused is None and row.mode != "none" and row.stage != RANDOM_FLUX:
-            quantization = StageQuantization(**{row.stage.replace(" ", "_"): row.mode})
-            row.psnr_db = psnr(await pixels(row.dtype, quantization), plain[row.dtype])
+            quantization = {f"{row.stage.replace(' ', '_')}_quantization": row.mode}
+            row.psnr_db = psnr(await pixels(row.dtype, **quantization), plain[row.dtype])
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:

@@ -21,15 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks import command_line
 from triptych.client import AsyncClient, Generation
 from triptych.compute.kernels import configure_math_libraries
-from triptych.v1 import guidance_pb2
-from triptych_local.options import (
-    read_layers,
-    read_method,
-    read_schedule,
-    read_sigma_schedule,
-    read_solver,
-    read_step_reuse,
-)
+from triptych_local.request import read_parameter
 
 Options = Mapping[str, Any]
 
@@ -60,10 +52,6 @@ def steps(*numbers: int) -> dict[str, Options]:
     return {f"{number} steps": {"num_inference_steps": number} for number in numbers}
 
 
-def _layers(kind: Any, text: str) -> Any:
-    return kind(**read_layers(text))
-
-
 def left_half() -> bytes:
     """A mask: white on the left, where the picture is made anew."""
     mask = Image.new("L", (CELL, CELL))
@@ -90,29 +78,27 @@ OTHER_PROMPT = "a penguin to the left of a rocket on a gray background"
 STRENGTHS = {f"strength {number:g}": number for number in (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)}
 SHEETS: Mapping[str, Sheet] = {
     "solvers": crossed(
-        {solver: {"solver": read_solver(solver)} for solver in SOLVERS}, steps(4, 8, 16, 28, 50)
+        {solver: read_parameter("solver", solver) for solver in SOLVERS}, steps(4, 8, 16, 28, 50)
     ),
     "sigma-schedules": crossed(
-        {name: {"sigma_schedule": read_sigma_schedule(name)} for name in SIGMA_SCHEDULES},
+        {name: read_parameter("sigma-schedule", name) for name in SIGMA_SCHEDULES},
         steps(4, 8, 16, 28, 50),
     ),
     "guidance": crossed(
         {
             "cfg": {},
-            "cfg, linear:1": {"guidance_schedule": read_schedule("linear:1")},
-            "cfg, interval:0.2:0.8": {"guidance_schedule": read_schedule("interval:0.2:0.8")},
+            "cfg, linear:1": read_parameter("guidance-schedule", "linear:1"),
+            "cfg, interval:0.2:0.8": read_parameter("guidance-schedule", "interval:0.2:0.8"),
             "cfg, rescale 0.7": {"guidance_rescale": 0.7},
-            "apg": {"guidance_method": read_method("apg")},
-            "zero-star": {"guidance_method": read_method("zero-star")},
-            "skip layer 3": {"skip_layer_guidance": _layers(guidance_pb2.SkipLayerGuidance, "3:1:0:0.5")},
-            "perturb layer 3": {
-                "perturbed_attention_guidance": _layers(guidance_pb2.PerturbedAttentionGuidance, "3:1:0:0.5")
-            },
+            "apg": read_parameter("guidance-method", "apg"),
+            "zero-star": read_parameter("guidance-method", "zero-star"),
+            "skip layer 3": read_parameter("skip-layers", "3:1:0:0.5"),
+            "perturb layer 3": read_parameter("perturb-layers", "3:1:0:0.5"),
         },
         {f"guidance {scale}": {"guidance_scale": scale} for scale in (1, 2, 3, 4, 5, 7, 10)},
     ),
     "step-reuse": crossed(
-        {reuse: {"step_reuse": read_step_reuse(reuse)} for reuse in REUSES}, steps(8, 16, 28, 50)
+        {reuse: read_parameter("step-reuse", reuse) for reuse in REUSES}, steps(8, 16, 28, 50)
     ),
     "editing": Sheet(
         {
@@ -163,9 +149,9 @@ async def generated(client: AsyncClient, options: Options) -> Generation:
 async def write(folder: Path, names: list[str], model: str) -> None:
     """The sheets of these names as WebP files."""
     from triptych_local.running.fused import fused_client
-    from triptych_local.running.programs import ModelChoice
+    from triptych_local.running.settings import ModelChoice
 
-    async with fused_client(ModelChoice(model, dtype="float32")) as client:
+    async with fused_client(ModelChoice(model=model, dtype="float32")) as client:
         for name in names:
             image = await draw(client, SHEETS[name])
             image.save(folder / f"{name}.webp", quality=WEBP_QUALITY, method=6)

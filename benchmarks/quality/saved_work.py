@@ -23,7 +23,7 @@ from benchmarks.quality.pictures import Pixels, pixels_of, psnr
 from benchmarks.sample_sheet import draw_prompts
 from triptych.client import AsyncClient
 from triptych.compute.kernels import configure_math_libraries
-from triptych_local.options import read_schedule, read_step_reuse
+from triptych_local.request import read_parameter
 
 STEPS = 28
 REUSES = (
@@ -34,8 +34,8 @@ INTERVALS = ("interval:0.1:0.8", "interval:0.2:0.8", "interval:0:0.5")
 FEWER_STEPS = (20, 14, 10)
 CHOICES: Mapping[str, Mapping[str, Any]] = {
     "everything computed": {},
-    **{reuse: {"step_reuse": read_step_reuse(reuse)} for reuse in REUSES},
-    **{interval: {"guidance_schedule": read_schedule(interval)} for interval in INTERVALS},
+    **{reuse: read_parameter("step-reuse", reuse) for reuse in REUSES},
+    **{interval: read_parameter("guidance-schedule", interval) for interval in INTERVALS},
     **{f"{steps} steps": {"num_inference_steps": steps} for steps in FEWER_STEPS},
 }
 
@@ -53,10 +53,10 @@ class Measured:
 async def measure(model: str, repetitions: int) -> dict[str, Measured]:
     """What each of CHOICES took."""
     from triptych_local.running.fused import fused_client
-    from triptych_local.running.programs import ModelChoice
+    from triptych_local.running.settings import ModelChoice
 
     measured = {name: Measured() for name in CHOICES}
-    async with fused_client(ModelChoice(model, dtype="float32")) as client:
+    async with fused_client(ModelChoice(model=model, dtype="float32")) as client:
         for sample in draw_prompts() * repetitions:
             await _draw(client, sample.prompt, sample.seed, CHOICES["features:0.1"])  # warm-up
             whole: tuple[Pixels, float] | None = None

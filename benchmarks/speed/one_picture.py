@@ -34,7 +34,7 @@ from benchmarks.speed.picture_worker import Milliseconds, generate
 from benchmarks.speed.random_checkpoint import write_random_checkpoint
 from triptych.checkpoints.opening import MODELS, open_checkpoint
 from triptych.client import AsyncClient
-from triptych_local.running.programs import ModelChoice
+from triptych_local.running.settings import ModelChoice
 
 STAGES = ("encode", "denoise", "decode", "total")
 THINGS = (
@@ -91,7 +91,7 @@ async def worker(way: str, model: str, options: dict[str, Any]) -> AsyncIterator
 @asynccontextmanager
 async def sockets(model: str, options: dict[str, Any]) -> AsyncIterator[Way]:
     """Four processes over Unix sockets, started side by side as `triptych up` does."""
-    async with fleet(ModelChoice(model, dtype="float32")) as services:
+    async with fleet(ModelChoice(model=model, dtype="float32")) as services:
         commands = {" ".join(child.cmdline()): child for child in psutil.Process().children()}
         processes = {program.name: commands[" ".join(program.command())] for program in services.programs}
         async with AsyncClient(services.addresses.coordinator) as client:

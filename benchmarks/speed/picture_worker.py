@@ -23,9 +23,9 @@ Milliseconds = dict[str, float]
 async def serve_fused(model: str, options: dict[str, Any]) -> None:
     """Triptych's stages and coordinator in this process."""
     from triptych_local.running.fused import fused_client
-    from triptych_local.running.programs import ModelChoice
+    from triptych_local.running.settings import ModelChoice
 
-    async with fused_client(ModelChoice(model, dtype="float32")) as client:
+    async with fused_client(ModelChoice(model=model, dtype="float32")) as client:
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             print(json.dumps(await generate(client, json.loads(line), options)), flush=True)

@@ -24,7 +24,8 @@ from benchmarks.speed.fair_sharing import fair_sharing
 from benchmarks.speed.step_cost import step_cost
 from triptych_local.commands.bench import PROMPTS, Bench, Loads
 from triptych_local.commands.load import Measurement, Mix, Period
-from triptych_local.running.programs import Addresses, ModelChoice
+from triptych_local.running.programs import Addresses
+from triptych_local.running.settings import ModelChoice
 
 SHARES = (0.5, 0.8, 0.95)
 TIMEOUT = 600.0
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps and short loads: about two minutes")
     parser.add_argument("--seed", type=int, default=0, help="decides requests and arrivals")
     arguments = parser.parse_args()
-    choice = ModelChoice(arguments.model, dtype=arguments.dtype)
+    choice = ModelChoice(model=arguments.model, dtype=arguments.dtype)
     results = asyncio.run(measure(choice, QUICK if arguments.quick else FULL, arguments.seed))
     print_report(results)
     command_line.write_json(arguments.out, results)

@@ -51,11 +51,11 @@ async def generate(
 ) -> Tensor:
     """uint8 [cases, height, width, 3] from the services in this process; picture k has the seed seed + k."""
     from triptych_local.running.fused import fused_client
-    from triptych_local.running.programs import ModelChoice
+    from triptych_local.running.settings import ModelChoice
 
     pictures: list[Tensor] = []
     started = time.monotonic()
-    async with fused_client(ModelChoice(model)) as client:
+    async with fused_client(ModelChoice(model=model)) as client:
         for batch in requests(cases):
             first = seed + len(pictures)
             generation = await client.generate(

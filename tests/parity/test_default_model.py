@@ -11,7 +11,7 @@ from PIL import Image
 
 from triptych.checkpoints.opening import open_checkpoint
 from triptych_local.running.fused import fused_client
-from triptych_local.running.programs import ModelChoice
+from triptych_local.running.settings import ModelChoice
 
 PROMPT = "a zebra to the left of a fire truck on a light blue background"
 
@@ -43,7 +43,7 @@ async def test_diffusers_makes_the_same_picture(
         generator=torch.Generator("cpu").manual_seed(7),
         output_type="np",
     ).images[0]
-    async with fused_client(ModelChoice("triptych-small")) as client:
+    async with fused_client(ModelChoice(model="triptych-small")) as client:
         ours = await client.generate(
             PROMPT,
             negative_prompt="a cactus",

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.tiny_checkpoint import write_tiny_checkpoint
 from triptych.client import AsyncClient
 from triptych_local.running.fused import fused_client
-from triptych_local.running.programs import ModelChoice
+from triptych_local.running.settings import ModelChoice
 
 RNG = np.random.default_rng(0)
 SEEDS = (3, 11)
@@ -61,7 +61,7 @@ def pipeline(folder: Path) -> StableDiffusion3Pipeline:
 
 @pytest.fixture
 async def client(folder: Path) -> AsyncIterator[AsyncClient]:
-    async with fused_client(ModelChoice(str(folder))) as client:
+    async with fused_client(ModelChoice(model=str(folder))) as client:
         yield client
 
 

@@ -17,7 +17,7 @@ from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych_local.running.fused import fused_client
-from triptych_local.running.programs import ModelChoice
+from triptych_local.running.settings import ModelChoice
 
 PROMPTS = ["a red cat", "a dog and a bone, and a cat that is red"]
 SEEDS = [7, 2**40 + 3]
@@ -37,7 +37,7 @@ async def assert_same_pictures(
         **their_options,
         **both,
     ).images
-    async with fused_client(ModelChoice(str(folder / "checkpoint"))) as client:
+    async with fused_client(ModelChoice(model=str(folder / "checkpoint"))) as client:
         generation = await client.generate(PROMPTS, seeds=SEEDS, **our_options, **both)
     ours = np.stack([pixels(image.png) for image in generation.images])
     assert expected.std() > 0.02  # a picture of something
@@ -195,7 +195,7 @@ async def assert_same_edits(
     ).images
     if "ZImage" in type(edit).__name__:  # where diffusers' scale g is c + g (c - u)
         both["guidance_scale"] += 1
-    async with fused_client(ModelChoice(str(folder / "checkpoint"))) as client:
+    async with fused_client(ModelChoice(model=str(folder / "checkpoint"))) as client:
         generation = await client.generate(PROMPTS, seeds=SEEDS, **ours, **both)
     made = np.stack([pixels(image.png) for image in generation.images])
     assert np.abs(made - (expected * 255).round()).max() <= 1
