@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any, NoReturn
 
 import click
 
-if TYPE_CHECKING:
-    from triptych_local.commands.settings import (
-        BenchSettings,
-        GenerateSettings,
-        GridSettings,
-        RerunSettings,
-        UpSettings,
-    )
+COMMANDS = {
+    "generate": """Make pictures.
+
+    They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
+    --model, --device, --dtype, --lora-folder or a quantization ask for another), else by services that are
+    started for this command alone.
+    """,
+    "grid": """Make a labelled sheet of pictures over one or two parameters.
+
+    Names are prompt and those of generate's options: seed, steps, guidance, guidance-schedule, size,
+    negative, strength and others. Values with commas are separated by a | instead.
+    """,
+    "rerun": """Make a picture again from what its file says, and say whether it is the same.
+
+    Input pictures and latents are not inside the file: give them again.
+    """,
+    "up": """Run all four services until Ctrl-C. One that crashes is started again.
+
+    Each service is told of what concerns it. What is not given here is left to TRIPTYCH_ variables of the
+    environment, e.g. TRIPTYCH_DEVICE, and to its defaults.
+    """,
+    "bench": """Measure throughput and latency of the services at an address under load.
+
+    Closed loops keep so many requests running; open loops send requests at a rate, as strangers would.
+    Each request draws its prompt, size and steps from those given; the same seed draws the same ones.
+    """,
+}
+"""What each command is for. It is the function of its name in its module, told by a class of settings.py."""
 
 
 class Command(click.Command):
-    """A command with the fields of its settings class, which is imported when they are needed."""
+    """One of COMMANDS. Its options are the fields of its settings class, which is imported when needed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, help=COMMANDS[name])
+        self._name = name
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """As click has it."""
@@ -33,79 +58,25 @@ class Command(click.Command):
         """Runs it; what went wrong is one line on standard error and exit status 1."""
         from triptych_local.options import read
 
-        assert self.callback is not None
-        _run(self.callback(read(self._settings(), ctx)))
+        asked = read(self._settings(), ctx)
+        _run(getattr(import_module(f"triptych_local.commands.{self._name}"), self._name)(asked))
 
     def _settings(self) -> Any:
-        from triptych_local.commands import settings
-
-        assert self.name is not None
-        return getattr(settings, f"{self.name.capitalize()}Settings")
-
-
-@click.group()
-def app() -> None:
-    """Pictures from prompts, on this machine."""
+        return getattr(
+            import_module("triptych_local.commands.settings"), f"{self._name.capitalize()}Settings"
+        )
 
 
-@app.command(cls=Command)
-def generate(asked: GenerateSettings) -> Coroutine[Any, Any, None]:
-    """Make pictures.
+class Commands(click.Group):
+    """All of them, listed in the order of COMMANDS."""
 
-    They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
-    --model, --device, --dtype, --lora-folder or a quantization ask for another), else by services that are
-    started for this command alone.
-    """
-    from triptych_local.commands.generate import generate
-
-    return generate(asked)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As click has it."""
+        del ctx
+        return list(COMMANDS)
 
 
-@app.command(cls=Command)
-def grid(asked: GridSettings) -> Coroutine[Any, Any, None]:
-    """Make a labelled sheet of pictures over one or two parameters.
-
-    Names are prompt and those of generate's options: seed, steps, guidance, guidance-schedule, size,
-    negative, strength and others. Values with commas are separated by a | instead.
-    """
-    from triptych_local.commands.grid import grid
-
-    return grid(asked)
-
-
-@app.command(cls=Command)
-def rerun(asked: RerunSettings) -> Coroutine[Any, Any, None]:
-    """Make a picture again from what its file says, and say whether it is the same.
-
-    Input pictures and latents are not inside the file: give them again.
-    """
-    from triptych_local.commands.rerun import rerun
-
-    return rerun(asked)
-
-
-@app.command(cls=Command)
-def up(asked: UpSettings) -> Coroutine[Any, Any, None]:
-    """Run all four services until Ctrl-C. One that crashes is started again.
-
-    Each service is told of what concerns it. What is not given here is left to TRIPTYCH_ variables of the
-    environment, e.g. TRIPTYCH_DEVICE, and to its defaults.
-    """
-    from triptych_local.commands.up import up
-
-    return up(asked)
-
-
-@app.command(cls=Command)
-def bench(asked: BenchSettings) -> Coroutine[Any, Any, None]:
-    """Measure throughput and latency of the services at an address under load.
-
-    Closed loops keep so many requests running; open loops send requests at a rate, as strangers would.
-    Each request draws its prompt, size and steps from those given; the same seed draws the same ones.
-    """
-    from triptych_local.commands.bench import bench
-
-    return bench(asked)
+app = Commands(help="Pictures from prompts, on this machine.", commands=list(map(Command, COMMANDS)))
 
 
 def main() -> None:
@@ -128,6 +99,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         _fail("stopped", 130)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"triptych: {message}", file=sys.stderr)
     sys.exit(status)

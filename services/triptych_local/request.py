@@ -78,18 +78,14 @@ def read_latents(path: Path | str) -> NDArray[np.float32]:
     return latents
 
 
-def read_clean(path: str) -> editing_pb2.InitialLatents:
-    """Latents of a file to start from."""
+def _initial_latents(kind: str, path: str) -> editing_pb2.InitialLatents:
+    """Latents of a file as "clean" ones or as "noise"."""
     from triptych.tensors import array_to_message
 
-    return editing_pb2.InitialLatents(clean=array_to_message(read_latents(path)))
+    return editing_pb2.InitialLatents(**{kind: array_to_message(read_latents(path))})
 
 
-def read_noise(path: str) -> editing_pb2.InitialLatents:
-    """Latents of a file instead of the first noise."""
-    from triptych.tensors import array_to_message
-
-    return editing_pb2.InitialLatents(noise=array_to_message(read_latents(path)))
+_clean, _noise = partial(_initial_latents, "clean"), partial(_initial_latents, "noise")
 
 
 @dataclass(frozen=True)
@@ -128,8 +124,8 @@ TABLE = {
     "image": Said("", "Start from a PNG, JPEG or WebP file."),
     "strength": Said("", "How much of it to make anew, up to 1. Default: 0.6; with margins 1."),
     "mask": Said("", "Where: white of a picture as large. Default: everywhere."),
-    "latents": Said("", "Start from latents, a .npy file of --save-latents.", "<path>", read_clean),
-    "noise": Said("", "A .npy file instead of the seed's first noise.", "<path>", read_noise),
+    "latents": Said("", "Start from latents, a .npy file of --save-latents.", "<path>", _clean),
+    "noise": Said("", "A .npy file instead of the seed's first noise.", "<path>", _noise),
     "loras": Said("--lora", "A LoRA of the denoiser's --lora-folder.", "NAME=WEIGHT", read_loras),
     "preview_every": Said("", "Write previews beside the files every so many steps. Default: none."),
 }

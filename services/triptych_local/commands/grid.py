@@ -19,8 +19,6 @@ from triptych_local.progress import Display, display
 
 CONCURRENT = 8  # as many as a coordinator runs, and as many that wait
 GAP, FONT_SIZE, LABEL_WIDTH, LINE = 8, 14, 150, 18
-
-
 NO_AXIS = Axis("", ("",), ({},))
 
 
