@@ -7,14 +7,14 @@ from pydantic import AfterValidator, Field
 from triptych.serving.settings import ModelOptions, Options, ServerSettings
 
 
-def check_replicas(addresses: str) -> str:
+def _check_replicas(addresses: str) -> str:
     """Raises ValueError unless they are addresses with commas between."""
     from triptych_coordinator.fleet import discovery  # imports grpc, which --help does not need
 
     return discovery.check_replicas(addresses)
 
 
-Addresses = Annotated[str, AfterValidator(check_replicas)]
+Addresses = Annotated[str, AfterValidator(_check_replicas)]
 
 
 class CoordinatorLimits(Options):

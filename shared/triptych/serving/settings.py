@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
 
 
-def check_listen(address: str) -> str:
+def _check_listen(address: str) -> str:
     """Raises ValueError unless a server can listen there."""
     from triptych.serving import addresses  # imports grpc, which --help does not need
 
@@ -43,7 +43,7 @@ class ServerOptions(Options):
 class ServerSettings(ServerOptions):
     """How a service listens and stops."""
 
-    listen: Annotated[str, AfterValidator(check_listen)] = Field(
+    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
         "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
     )
     drain_seconds: float = Field(
