@@ -103,7 +103,7 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
 async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncClient]:
     """A client of whoever generates."""
     if place.fused:
-        from triptych_local.running.fused import fused_client  # imports torch, which nothing else here needs
+        from triptych_local.running.fused import fused_client
 
         shown.phase("loading the model into this process")
         async with fused_client(place.choice) as client:
