@@ -28,6 +28,17 @@ class Options(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
 
+class ListenOptions(Options):
+    """Where one service listens, and who it tells of a stop beforehand."""
+
+    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
+        "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
+    )
+    drain_seconds: float = Field(
+        0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
+    )
+
+
 class ServerOptions(Options):
     """What is the same for all services of a machine."""
 
@@ -40,15 +51,8 @@ class ServerOptions(Options):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
 
 
-class ServerSettings(ServerOptions):
+class ServerSettings(ServerOptions, ListenOptions):
     """How a service listens and stops."""
-
-    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
-        "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
-    )
-    drain_seconds: float = Field(
-        0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
-    )
 
 
 class ModelOptions(Options):
