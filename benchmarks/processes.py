@@ -15,7 +15,8 @@ from typing import Any
 
 from triptych_local.running.folders import temporary_folder
 from triptych_local.running.processes import Program, ServiceProcess
-from triptych_local.running.programs import Addresses, ModelChoice, Replicas, split_programs
+from triptych_local.running.programs import Addresses, split_programs
+from triptych_local.running.settings import ModelChoice, Replicas
 
 MAX_RUNNING = 16
 """Requests of a fleet that run at once."""
