@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from triptych.compute.kernels import configure_math_libraries
@@ -10,6 +11,9 @@ from triptych.compute.thread import compute_thread
 # As every service's main does, before torch multiplies its first matrices.
 configure_math_libraries()
 compute_thread()
+
+hypothesis.settings.register_profile("triptych", deadline=None)  # machines are busy with other things
+hypothesis.settings.load_profile("triptych")
 
 SLOW_FOLDERS = ("local", "faults")
 

@@ -98,11 +98,11 @@ def denoiser(checkpoint: Checkpoint) -> Load:
 def random_flux() -> Load:
     """A small FLUX with random weights: 256 image tokens and 64 text tokens."""
     torch.manual_seed(0)
-    full = flux.FAMILY.create(FLUX)
-    weights = {name: view.clone() for name, view in flux.FAMILY.checkpoint_keys(full).items()}
+    full = flux.ARCHITECTURE.create(FLUX)
+    weights = {name: view.clone() for name, view in flux.ARCHITECTURE.checkpoint_keys(full).items()}
 
     def load(dtype: torch.dtype, quantizer: Quantizer | None) -> tuple[Run, int]:
-        model = build_transformer(flux.FAMILY, FLUX, weights, "cpu", dtype, quantizer)
+        model = build_transformer(flux.ARCHITECTURE, FLUX, weights, "cpu", dtype, quantizer)
         latents, sequence = _normal(2, 16, 32, 32).to(dtype), _normal(2, 64, 512).to(dtype)
         pooled, sigma = _normal(2, 256).to(dtype), torch.tensor([0.9, 0.4])
         return lambda: model(latents, sigma, sequence, pooled), stored_bytes(model)

@@ -21,7 +21,7 @@ from triptych_denoiser.models import linears_of, load_transformer
 from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
 from triptych_denoiser.models.transformer import Transformer, blocks
 from triptych_denoiser.predictor import Predictor, create_predictor, warm_up
-from triptych_denoiser.requests import Limits
+from triptych_denoiser.requests import ModelLimits
 from triptych_denoiser.servicer import DenoiserServicer
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
 
@@ -80,7 +80,7 @@ def create_servicer(
         ),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
-        Limits.of(
+        ModelLimits.of(
             transformer.inputs,
             dtype,
             MAX_BRANCHES,

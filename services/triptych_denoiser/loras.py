@@ -16,7 +16,7 @@ from triptych.errors import CheckpointError, TriptychError, failed_precondition
 from triptych.loras import read_lora, unknown_lora, weight_of
 from triptych.v1 import lora_pb2
 from triptych_denoiser.models import lora
-from triptych_denoiser.models.lora import Linears, Lora, LoraFile, Loras
+from triptych_denoiser.models.lora import Linears, LoraFile, Loras, PlacedLora
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LoraFolder:
         self._linears = linears
         self._device = device
         self._dtype = dtype
-        self._cache: Cache[tuple[str, int, int], Lora] = Cache(max_bytes)
+        self._cache: Cache[tuple[str, int, int], PlacedLora] = Cache(max_bytes)
         self._loading = threading.Lock()
 
     def files(self) -> dict[str, Path]:
@@ -71,14 +71,14 @@ class LoraFolder:
         wanted = [(message.name, weight_of(message)) for message in messages]
         return tuple((self._load(name, files), weight) for name, weight in wanted if weight)
 
-    def _load(self, name: str, files: Mapping[str, Path]) -> Lora:
+    def _load(self, name: str, files: Mapping[str, Path]) -> PlacedLora:
         with self._loading:
             try:
                 status = files[name].stat()
                 key = (name, status.st_mtime_ns, status.st_size)
                 found = self._cache.get(key)
                 if found is None:
-                    file = lora.read_lora(files[name], self._linears)
+                    file = lora.read_lora_file(files[name], self._linears)
                     found = lora.place(file, self._linears, self._device, self._dtype)
                     self._cache.put(key, found)
                     log.info("loaded the LoRA %s, %.1f MB", name, found.nbytes / 2**20)
@@ -92,10 +92,10 @@ class LoraFolder:
 def read_fused(options: Sequence[str], folder: LoraFolder, linears: Linears) -> list[tuple[LoraFile, float]]:
     """The files and weights of --lora options. Raises CheckpointError."""
     wanted = [read_lora(option) for option in options]
-    return [(lora.read_lora(_file(name, folder), linears), weight) for name, weight in wanted]
+    return [(lora.read_lora_file(_file(name, folder), linears), weight) for name, weight in wanted]
 
 
-def fingerprint_with(base: str, loras: Sequence[tuple[LoraFile | Lora, float]]) -> str:
+def fingerprint_with(base: str, loras: Sequence[tuple[LoraFile | PlacedLora, float]]) -> str:
     """The fingerprint of a stage whose own is `base`, with LoRAs in the order in which they are added."""
     if not loras:
         return base

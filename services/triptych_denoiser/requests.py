@@ -26,7 +26,7 @@ Violation = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ModelLimits:
     """What a model and its server take."""
 
     inputs: Inputs
@@ -48,7 +48,7 @@ class Limits:
         max_branches: int,
         max_queued_rows: int,
         max_message_bytes: int,
-    ) -> Limits:
+    ) -> ModelLimits:
         """The limits of a model; max_samples is what fits in the queue and, at the size that the model was
         trained at, with every branch in one message."""
         sample_bytes = inputs.channels * inputs.default_size**2 * 4
@@ -62,7 +62,7 @@ class Limits:
         )
 
 
-def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor:
+def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> Tensor:
     """The latents of a checked request, float32 [samples, channels, height, width].
 
     Raises:
@@ -86,7 +86,9 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: Limits) -> Tensor
     return latents
 
 
-def read_reference(branch: denoiser_pb2.Branch, field: str, latents: Tensor, limits: Limits) -> Tensor | None:
+def read_reference(
+    branch: denoiser_pb2.Branch, field: str, latents: Tensor, limits: ModelLimits
+) -> Tensor | None:
     """The latents of the evaluation whose features a checked branch may reuse, [samples, ...] like `latents`.
 
     None if it names none. `field` is the branch's path.
@@ -115,7 +117,9 @@ def read_reference(branch: denoiser_pb2.Branch, field: str, latents: Tensor, lim
     return reference
 
 
-def read_conditioning(request: denoiser_pb2.PutConditioningRequest, limits: Limits) -> tuple[Tensor, Tensor]:
+def read_conditioning(
+    request: denoiser_pb2.PutConditioningRequest, limits: ModelLimits
+) -> tuple[Tensor, Tensor]:
     """The sequence [tokens, joint_attention_dim] and pooled [pooled_projection_dim] of a checked request.
 
     `pooled` has shape [0] for a model that takes none.
@@ -148,7 +152,7 @@ def _refuse(violations: Iterable[Violation]) -> None:
         raise invalid_argument(*first)
 
 
-def _latents_violations(latents: Tensor, branches: int, limits: Limits) -> Iterator[Violation]:
+def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> Iterator[Violation]:
     samples, _, height, width = latents.shape
     if not 1 <= samples <= limits.max_samples:
         yield "latents", f"{samples} samples; allowed are 1 to {limits.max_samples}"
@@ -165,7 +169,7 @@ def _latents_violations(latents: Tensor, branches: int, limits: Limits) -> Itera
     yield from _finite_violations("latents", latents, limits)
 
 
-def _finite_violations(name: str, tensor: Tensor, limits: Limits) -> Iterator[Violation]:
+def _finite_violations(name: str, tensor: Tensor, limits: ModelLimits) -> Iterator[Violation]:
     """Values that the model's dtype cannot hold are infinite there."""
     if not tensor.to(limits.dtype).isfinite().all():
         yield name, f"has values that are not finite in {str(limits.dtype).removeprefix('torch.')}"
@@ -181,7 +185,7 @@ def _sigma_violations(sigmas: Sequence[float], samples: int, field: str = "sigma
 
 
 def _guidance_violations(
-    scales: Sequence[float], samples: int, limits: Limits, field: str = "guidance_scales"
+    scales: Sequence[float], samples: int, limits: ModelLimits, field: str = "guidance_scales"
 ) -> Iterator[Violation]:
     if not limits.inputs.guidance:
         if scales:
@@ -196,7 +200,7 @@ def _guidance_violations(
 
 
 def _branch_violations(
-    branches: Sequence[denoiser_pb2.Branch], samples: int, limits: Limits
+    branches: Sequence[denoiser_pb2.Branch], samples: int, limits: ModelLimits
 ) -> Iterator[Violation]:
     if not 1 <= len(branches) <= limits.max_branches:
         yield "branches", f"{len(branches)} of them; allowed are 1 to {limits.max_branches}"

@@ -20,7 +20,7 @@ from triptych_denoiser.loras import LoraFolder, fingerprint_with
 from triptych_denoiser.models.attention import Backend
 from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.predictor import Predictor
-from triptych_denoiser.requests import Limits, read_conditioning, read_latents, read_reference
+from triptych_denoiser.requests import ModelLimits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.row import FeatureReuse, Row
 
 PredictRequest = denoiser_pb2.PredictRequest
@@ -42,7 +42,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         batcher: Batcher,
         cache: ConditioningCache,
         loras: LoraFolder,
-        limits: Limits,
+        limits: ModelLimits,
         model: model_pb2.ModelInfo,
         attention: Backend,
     ) -> None:

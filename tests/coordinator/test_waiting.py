@@ -10,6 +10,7 @@ import pytest
 from tests.coordinator.conftest import House
 from tests.coordinator.test_servicer import kind, refused, request
 from triptych import errors
+from triptych.errors import TriptychError
 from triptych_coordinator.settings import CoordinatorLimits
 
 NAMES = {"text": "text encoder", "denoiser": "denoiser", "vae": "VAE codec"}
@@ -130,3 +131,16 @@ async def test_many_requests_ask_a_stage_once_what_it_serves(
     for seed in range(10):
         await house.images("a cat", seeds=[seed])
     assert asked <= 2 + (time.monotonic() - began)
+
+
+class TestWithADeadlineBelowThatOfAnAttempt:
+    @pytest.fixture
+    def limits(self) -> CoordinatorLimits:
+        return CoordinatorLimits(health_check_seconds=1, attempt_seconds=600)
+
+    async def test_a_stage_that_is_too_slow_for_its_own_reasons_is_asked_again(self, house: House) -> None:
+        expected = list((await house.images("a cat", seeds=[1])).images)
+        house.denoiser.failures = [
+            TriptychError(grpc.StatusCode.DEADLINE_EXCEEDED, "a health check took long")
+        ]
+        assert list((await house.images("a cat", seeds=[1], seconds=60)).images) == expected

@@ -9,7 +9,7 @@ import diffusers
 import torch
 
 from tests.parity.transformers import with_random_weights
-from triptych_denoiser.models import FAMILIES
+from triptych_denoiser.models import ARCHITECTURES
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.transformer import Transformer
 
@@ -65,7 +65,7 @@ Z_IMAGE: Config = {
 def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Transformer:
     """Ours, the same every time."""
     theirs = _random(config)
-    family = FAMILIES[config["_class_name"]]
+    family = ARCHITECTURES[config["_class_name"]]
     transformer: Transformer = build(family, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
     return transformer
 

@@ -12,7 +12,7 @@ from tests.denoiser.loras import Q, random_lora, written
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.errors import CheckpointError
 from triptych_denoiser.models import linears_of
-from triptych_denoiser.models.lora import Linears, place, read_lora
+from triptych_denoiser.models.lora import Linears, place, read_lora_file
 
 KOHYA = "lora_unet_joint_blocks_0_x_block_attn_qkv"
 
@@ -31,9 +31,9 @@ def test_text_encoder_parts_are_left_out_with_a_warning(
         "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(()),
     }
     with caplog.at_level(logging.WARNING):
-        file = read_lora(written(tmp_path / "both.safetensors", lora | others), linears)
+        file = read_lora_file(written(tmp_path / "both.safetensors", lora | others), linears)
 
-    alone = read_lora(written(tmp_path / "alone.safetensors", lora), linears)
+    alone = read_lora_file(written(tmp_path / "alone.safetensors", lora), linears)
     assert file.low_ranks.keys() == alone.low_ranks.keys()
     assert "both.safetensors: its 2 tensors for text encoders are not used" in caplog.text
 
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named(
     lora = {name: tensor for name, tensor in (random_lora(1) | changes).items() if tensor is not None}
 
     with pytest.raises(CheckpointError) as refused:
-        read_lora(written(tmp_path / "odd.safetensors", lora), linears)
+        read_lora_file(written(tmp_path / "odd.safetensors", lora), linears)
 
     assert f"{tmp_path}/odd.safetensors is no LoRA for this transformer: " in str(refused.value)
     assert sentence in str(refused.value)
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named(
 
 def test_a_lora_of_text_encoders_alone_is_refused(linears: Linears, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it has no tensors for one"):
-        read_lora(written(tmp_path / "a.safetensors", {"lora_te1_x.alpha": torch.ones(())}), linears)
+        read_lora_file(written(tmp_path / "a.safetensors", {"lora_te1_x.alpha": torch.ones(())}), linears)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_record_of_the_training_that_makes_no_sense_is_refused(
     save_file(random_lora(1), tmp_path / "a.safetensors", {"lora_adapter_metadata": record})
 
     with pytest.raises(CheckpointError) as refused:
-        read_lora(tmp_path / "a.safetensors", linears)
+        read_lora_file(tmp_path / "a.safetensors", linears)
     assert sentence in str(refused.value)
 
 
@@ -109,7 +109,7 @@ def test_files_that_are_no_safetensors_are_refused(linears: Linears, tmp_path: P
     (tmp_path / "a.safetensors").write_bytes(b"\x80\x04pickle")
 
     with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
-        read_lora(tmp_path / "a.safetensors", linears)
+        read_lora_file(tmp_path / "a.safetensors", linears)
 
 
 def test_values_that_are_not_finite_are_refused(linears: Linears, tmp_path: Path) -> None:
@@ -117,21 +117,23 @@ def test_values_that_are_not_finite_are_refused(linears: Linears, tmp_path: Path
     lora[f"{Q}.lora_A.weight"][0, 0] = torch.nan
 
     with pytest.raises(CheckpointError, match="to_q has values that are not finite"):
-        read_lora(written(tmp_path / "a.safetensors", lora), linears)
+        read_lora_file(written(tmp_path / "a.safetensors", lora), linears)
 
 
 def test_values_that_the_models_dtype_cannot_hold_are_refused(linears: Linears, tmp_path: Path) -> None:
     lora = random_lora(1)
     lora[f"{Q}.lora_A.weight"][0, 0] = 1e5
-    file = read_lora(written(tmp_path / "a.safetensors", lora), linears)
+    file = read_lora_file(written(tmp_path / "a.safetensors", lora), linears)
 
     with pytest.raises(CheckpointError, match=r"qkv has values that are not finite in torch\.float16"):
         place(file, linears, torch.device("cpu"), torch.float16)
 
 
 def test_a_file_knows_what_is_in_it(linears: Linears, tmp_path: Path) -> None:
-    first = read_lora(written(tmp_path / "a.safetensors", random_lora(1)), linears)
-    again = read_lora(written(tmp_path / "b.safetensors", load_file(tmp_path / "a.safetensors")), linears)
-    other = read_lora(written(tmp_path / "c.safetensors", random_lora(2)), linears)
+    first = read_lora_file(written(tmp_path / "a.safetensors", random_lora(1)), linears)
+    again = read_lora_file(
+        written(tmp_path / "b.safetensors", load_file(tmp_path / "a.safetensors")), linears
+    )
+    other = read_lora_file(written(tmp_path / "c.safetensors", random_lora(2)), linears)
 
     assert first.identity == again.identity != other.identity

@@ -21,7 +21,7 @@ from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequ
 from triptych.v1.lora_pb2 import Lora
 from triptych_denoiser.models import linears_of
 from triptych_denoiser.models.layers import Linear
-from triptych_denoiser.models.lora import place, read_lora
+from triptych_denoiser.models.lora import place, read_lora_file
 from triptych_denoiser.settings import DenoiserSettings
 
 CAT = Prompt.random(1)
@@ -122,7 +122,7 @@ def test_a_row_with_a_lora_does_not_depend_on_how_many_there_are(
     rank: int, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     linears = linears_of(open_checkpoint(str(tiny_checkpoint)))
-    file = read_lora(written(tmp_path / "a.safetensors", random_lora(1, rank)), linears)
+    file = read_lora_file(written(tmp_path / "a.safetensors", random_lora(1, rank)), linears)
     lora = place(file, linears, torch.device("cpu"), torch.float32)
     for low_rank in lora.low_ranks.values():
         linear = Linear(32, len(low_rank.up)).requires_grad_(False)

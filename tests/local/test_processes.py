@@ -24,7 +24,7 @@ class Watched:
 
     def pid(self) -> int:
         """Of the process that serves now."""
-        (child,) = psutil.Process(os.getpid()).children()
+        (child,) = (one for one in psutil.Process(os.getpid()).children() if self.address in one.cmdline())
         return child.pid
 
     async def until(self, words: str, count: int = 1) -> None:

@@ -16,7 +16,7 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.flux import (
-    FAMILY,
+    ARCHITECTURE,
     FluxConfig,
     FluxTransformer,
     checkpoint_keys,
@@ -72,7 +72,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> FluxTransformer:
-    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:

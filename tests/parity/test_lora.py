@@ -18,8 +18,8 @@ from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
 from triptych.families import family_of_transformer
 from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Family, build, linear_places
-from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora
+from triptych_denoiser.models.loading import Architecture, build, linear_places
+from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora_file
 from triptych_denoiser.models.lora_names import LinearNames
 
 reference_library: Any = diffusers  # most of it has no types
@@ -29,7 +29,7 @@ reference_library: Any = diffusers  # most of it has no types
 class Case:
     """A small transformer of diffusers, the pipeline that loads its LoRAs, and its velocity."""
 
-    family: Family[Any]
+    family: Architecture[Any]
     theirs: Any
     pipeline: Any
     given: dict[str, Tensor]
@@ -56,7 +56,7 @@ class Case:
     def in_a_pass(self, path: Path, weight: float) -> Tensor:
         """Our velocity, the LoRA added to the products."""
         model = build(self.family, dict(self.theirs.config), self.theirs.state_dict(), "cpu", torch.float32)
-        lora = place(read_lora(path, self.linears()), self.linears(), torch.device("cpu"), torch.float32)
+        lora = place(read_lora_file(path, self.linears()), self.linears(), torch.device("cpu"), torch.float32)
         before = model(**self.given)
         with added(model, ((lora, weight),)):
             velocity: Tensor = model(**self.given)
@@ -65,7 +65,7 @@ class Case:
 
     def fused(self, path: Path, weight: float) -> Tensor:
         """Our velocity, the LoRA fused into the weights."""
-        tensors = FusedTensors(self.theirs.state_dict(), [(read_lora(path, self.linears()), weight)])
+        tensors = FusedTensors(self.theirs.state_dict(), [(read_lora_file(path, self.linears()), weight)])
         velocity: Tensor = build(self.family, dict(self.theirs.config), tensors, "cpu", torch.float32)(
             **self.given
         )
@@ -83,13 +83,13 @@ def sd3_case() -> Case:
     names = ("latents", "sigma", "sequence", "pooled")
     given = dict(zip(names, sd3_tests.inputs(config, 2, 8, 6), strict=True))
     pipeline = reference_library.StableDiffusion3Pipeline
-    return Case(sd3.FAMILY, sd3_tests.reference(config), pipeline, given, sd3_velocity)
+    return Case(sd3.ARCHITECTURE, sd3_tests.reference(config), pipeline, given, sd3_velocity)
 
 
 def flux_case() -> Case:
     config = flux_tests.SMALL | {"guidance_embeds": True}
     return Case(
-        flux.FAMILY,
+        flux.ARCHITECTURE,
         flux_tests.reference(config),
         reference_library.FluxPipeline,
         flux_tests.inputs(config, 2, 8, 6),
@@ -100,7 +100,7 @@ def flux_case() -> Case:
 def z_image_case() -> Case:
     config = z_image_tests.SMALL
     return Case(
-        z_image.FAMILY,
+        z_image.ARCHITECTURE,
         z_image_tests.reference(config),
         reference_library.ZImagePipeline,
         z_image_tests.inputs(config, 2, 8, 6),
@@ -291,7 +291,7 @@ def test_several_loras_add_up(case: Case, tmp_path: Path) -> None:
         written(tmp_path / f"{seed}.safetensors", peft_lora(case.theirs, seed, rank))
         for seed, rank in ((1, 2), (2, 5))
     ]
-    files = [read_lora(path, case.linears()) for path in paths]
+    files = [read_lora_file(path, case.linears()) for path in paths]
     weights, config, tensors = (0.5, -0.25), dict(case.theirs.config), case.theirs.state_dict()
     model = build(case.family, config, tensors, "cpu", torch.float32)
     placed = [place(file, case.linears(), torch.device("cpu"), torch.float32) for file in files]

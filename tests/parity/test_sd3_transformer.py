@@ -15,7 +15,7 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.loading import build, load_weights
-from triptych_denoiser.models.sd3 import FAMILY, SD3Config, SD3Transformer, checkpoint_keys
+from triptych_denoiser.models.sd3 import ARCHITECTURE, SD3Config, SD3Transformer, checkpoint_keys
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -82,7 +82,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any) -> SD3Transformer:
-    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> tuple[Tensor, ...]:

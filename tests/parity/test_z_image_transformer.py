@@ -16,7 +16,7 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.loading import build
-from triptych_denoiser.models.z_image import FAMILY, ZImageConfig, ZImageTransformer, checkpoint_keys
+from triptych_denoiser.models.z_image import ARCHITECTURE, ZImageConfig, ZImageTransformer, checkpoint_keys
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -66,7 +66,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> ZImageTransformer:
-    return build(FAMILY, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 from triptych.families import FAMILIES, family_of, family_of_transformer
 from triptych.families.family import Family, GuidanceInput
 from triptych_coordinator.sampling.sigmas import Grid
-from triptych_denoiser.models import FAMILIES as TRANSFORMERS
+from triptych_denoiser.models import ARCHITECTURES as TRANSFORMERS
 from triptych_text_encoder.recipes import RECIPES
 
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.pipeline)

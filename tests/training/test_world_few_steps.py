@@ -10,9 +10,9 @@ from training.run_folder import RunFolder
 from training.transformer import CONFIG, initialise
 from training.world.few_steps import STEPS, SUBSTEPS, Distillation
 from triptych.families import family_of_transformer
-from triptych_denoiser.models import FAMILIES
+from triptych_denoiser.models import ARCHITECTURES
 from triptych_denoiser.models.loading import linear_places
-from triptych_denoiser.models.lora import FusedTensors, Linears, read_lora
+from triptych_denoiser.models.lora import FusedTensors, Linears, read_lora_file
 from triptych_denoiser.models.lora_names import LinearNames
 from triptych_denoiser.models.sd3 import SD3Transformer, checkpoint_keys
 
@@ -65,9 +65,9 @@ def test_the_written_lora_is_what_the_student_became(teacher: SD3Transformer, tm
     assert again.step == 12
     assert all(torch.equal(tensor, student[name]) for name, tensor in checkpoint_keys(again.student).items())
 
-    places = linear_places(FAMILIES[SD3], CONFIG.__dict__)
+    places = linear_places(ARCHITECTURES[SD3], CONFIG.__dict__)
     linears = Linears(places, LinearNames(family_of_transformer(SD3).lora_names(places), places))
-    fused = FusedTensors(before, [(read_lora(tmp_path / "four-steps.safetensors", linears), 1.0)])
+    fused = FusedTensors(before, [(read_lora_file(tmp_path / "four-steps.safetensors", linears), 1.0)])
     changed = 0
     for name, tensor in before.items():
         assert torch.allclose(fused[name], student[name].float(), atol=4e-3, rtol=1e-2), name

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import grpc
-
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
@@ -167,7 +165,7 @@ class Fleet(Generic[S, D]):
                 with replica.working(job.work) as outstanding:
                     answer = await self._watched(replica, job, attempt(replica, limit))
             except TriptychError as error:
-                if error.code is grpc.StatusCode.DEADLINE_EXCEEDED and limit < retries.attempt_timeout:
+                if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
                 busy = errors.retry_after_seconds(error)
                 if is_transient(error):

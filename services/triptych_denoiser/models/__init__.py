@@ -1,4 +1,4 @@
-"""The families of transformers, by the class that a checkpoint's model_index.json names."""
+"""The architectures of transformers, by the class that a checkpoint's model_index.json names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer
 from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Family, build, linear_places
+from triptych_denoiser.models.loading import Architecture, build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
 from triptych_denoiser.models.lora_names import LinearNames
 from triptych_denoiser.models.transformer import Transformer
@@ -18,10 +18,10 @@ from triptych_denoiser.models.transformer import Transformer
 if TYPE_CHECKING:
     import torch
 
-FAMILIES: Mapping[str, Family[Any]] = {
-    "SD3Transformer2DModel": sd3.FAMILY,
-    "FluxTransformer2DModel": flux.FAMILY,
-    "ZImageTransformer2DModel": z_image.FAMILY,
+ARCHITECTURES: Mapping[str, Architecture[Any]] = {
+    "SD3Transformer2DModel": sd3.ARCHITECTURE,
+    "FluxTransformer2DModel": flux.ARCHITECTURE,
+    "ZImageTransformer2DModel": z_image.ARCHITECTURE,
 }
 
 
@@ -62,10 +62,10 @@ def linears_of(checkpoint: Checkpoint) -> Linears:
     return Linears(places, LinearNames(family.lora_names(places), places))
 
 
-def _family(checkpoint: Checkpoint) -> Family[Any]:
+def _family(checkpoint: Checkpoint) -> Architecture[Any]:
     family = checkpoint.class_name("transformer")
-    if family not in FAMILIES:
+    if family not in ARCHITECTURES:
         raise CheckpointError(
-            f"the transformer of {checkpoint.path} is a {family}; supported are {', '.join(FAMILIES)}"
+            f"the transformer of {checkpoint.path} is a {family}; supported are {', '.join(ARCHITECTURES)}"
         )
-    return FAMILIES[family]
+    return ARCHITECTURES[family]

@@ -57,7 +57,7 @@ OUTSIDE_BLOCKS = (
 
 
 @dataclass(frozen=True)
-class Family(Generic[Model]):
+class Architecture(Generic[Model]):
     """How the transformers of one class in diffusers are made and filled.
 
     create: the module of a config.json, on torch's default device. Raises ValueError for what it does not
@@ -73,7 +73,7 @@ class Family(Generic[Model]):
 
 
 def build(
-    family: Family[Model],
+    family: Architecture[Model],
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     device: str,
@@ -119,7 +119,7 @@ class Place:
     columns: int
 
 
-def linear_places(family: Family[Model], config: Mapping[str, Any]) -> dict[str, Place]:
+def linear_places(family: Architecture[Model], config: Mapping[str, Any]) -> dict[str, Place]:
     """The place of each linear, a convolution of patches included, by diffusers' name of the module."""
     with torch.device("meta"):
         model = family.create(config)

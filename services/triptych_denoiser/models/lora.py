@@ -59,7 +59,7 @@ class LoraFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Lora:
+class PlacedLora:
     """A LoRA on the model's device, in its dtype, by our linears' names. Equal to nothing but itself."""
 
     low_ranks: Mapping[str, LowRank]
@@ -71,11 +71,11 @@ class Lora:
         return sum(tensor.nbytes for low_rank in self.low_ranks.values() for tensor in low_rank)
 
 
-Loras = tuple[tuple[Lora, float], ...]
+Loras = tuple[tuple[PlacedLora, float], ...]
 """LoRAs and their weights, in the order in which they are added."""
 
 
-def read_lora(path: Path, linears: Linears) -> LoraFile:
+def read_lora_file(path: Path, linears: Linears) -> LoraFile:
     """Reads a safetensors file in the layout of diffusers, PEFT or kohya's sd-scripts.
 
     What it has for text encoders is left out, with a warning in the log: they are another service's.
@@ -95,7 +95,7 @@ def read_lora(path: Path, linears: Linears) -> LoraFile:
     return LoraFile(low_ranks, weights_identity([path]))
 
 
-def place(file: LoraFile, linears: Linears, device: torch.device, dtype: torch.dtype) -> Lora:
+def place(file: LoraFile, linears: Linears, device: torch.device, dtype: torch.dtype) -> PlacedLora:
     """Joins the parts of fused linears and copies them to the model.
 
     Raises:
@@ -112,7 +112,7 @@ def place(file: LoraFile, linears: Linears, device: torch.device, dtype: torch.d
     for module, low_rank in low_ranks.items():
         if not all(tensor.isfinite().all() for tensor in low_rank):
             raise CheckpointError(f"what it adds to {module} has values that are not finite in {dtype}")
-    return Lora(low_ranks, file.identity)
+    return PlacedLora(low_ranks, file.identity)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from triptych_denoiser.models.loading import (
     AROUND_JOINT_BLOCKS,
     JOINT_BLOCK,
     OUTSIDE_BLOCKS,
-    Family,
+    Architecture,
     Table,
     known_keys,
     views,
@@ -321,7 +321,7 @@ def checkpoint_keys(model: SD3Transformer) -> dict[str, Tensor]:
     return keys
 
 
-FAMILY = Family(
+ARCHITECTURE = Architecture(
     lambda config: SD3Transformer(SD3Config.from_dict(config)),
     checkpoint_keys,
     # A modulation has one row per sample: rounding its input costs accuracy and saves no time.

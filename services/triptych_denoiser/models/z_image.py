@@ -26,7 +26,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Family, Table, known_keys, views
+from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Architecture, Table, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Stream, streams
@@ -347,7 +347,7 @@ def checkpoint_keys(model: ZImageTransformer) -> dict[str, Tensor]:
     return keys
 
 
-FAMILY = Family(
+ARCHITECTURE = Architecture(
     lambda config: ZImageTransformer(ZImageConfig.from_dict(config)),
     checkpoint_keys,
     # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
