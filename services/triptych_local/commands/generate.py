@@ -92,6 +92,8 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
             for warning in event.accepted.warnings:
                 shown.note(f"warning: {warning}")
             shown.phase("denoising")
+        case "waiting":
+            shown.note(f"waiting for a {event.waiting.stage}: none answers; this goes on when one does")
         case "step_completed":
             step = event.step_completed
             shown.step(step.step, step.num_steps)
