@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+from triptych.compute.thread import end_if_unwanted
+from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, ResnetBlock
 from triptych_vae_codec.tiling import decode_by_tiles, encode_by_tiles
 
 
@@ -18,6 +19,13 @@ def warm_up(codec: VaeCodec) -> None:
     height = codec.model.config.sample_size // codec.downscale * codec.downscale
     mean, _ = codec.encode(torch.zeros(1, height, height + codec.downscale, 3, dtype=torch.uint8))
     codec.decode(mean)
+
+
+def interruptible(model: AutoencoderKL) -> None:
+    """Has a model end between its blocks when nobody waits for the picture any more."""
+    for module in model.modules():
+        if isinstance(module, ResnetBlock):
+            module.register_forward_pre_hook(end_if_unwanted)
 
 
 class VaeCodec:

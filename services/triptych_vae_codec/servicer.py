@@ -171,10 +171,12 @@ def create_servicer(
 
 def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
     """The codec that the options describe, compiled if they say so."""
-    from triptych_vae_codec.codec import VaeCodec, warm_up
+    from triptych_vae_codec.codec import VaeCodec, interruptible, warm_up
 
     codec = VaeCodec(model, _checked(options.tile_size, model.config.downscale))
-    if options.compile:
+    if not options.compile:  # a compiled model is one piece, and ends when it is done
+        interruptible(model)
+    else:
         device, size = model.decoder.conv_in.weight.device, model.config.sample_size
         compile_modules([model.encoder, model.decoder])
         with warming_up(device, f"pictures of about {size} x {size} pixels and other sizes"):

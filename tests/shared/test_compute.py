@@ -1,15 +1,17 @@
 """The compute thread and the allocator's memory, each in a fresh process."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import textwrap
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from triptych.compute.thread import CORES_LOCK
+from triptych.compute.thread import CORES_LOCK, InterruptedWorkError, compute, end_if_unwanted
 
 
 def answer(program: str) -> str:
@@ -90,3 +92,25 @@ def test_freed_memory_is_used_again():
     """)
     usual, kept = map(int, said.split())
     assert kept < usual / 20
+
+
+async def test_unwanted_work_ends_where_it_asks_whether_it_is_wanted() -> None:
+    ended: list[str] = []
+
+    def work() -> None:
+        try:
+            while True:
+                time.sleep(0.01)
+                end_if_unwanted()
+        except InterruptedWorkError:
+            ended.append("work")
+            raise
+
+    task = asyncio.create_task(compute(work))
+    await asyncio.sleep(0.1)
+    assert not ended
+    task.cancel()
+    await asyncio.wait([task])
+    assert await compute(lambda: "next") == "next"
+    assert ended == ["work"]
+    end_if_unwanted()  # outside of work, nobody is asked

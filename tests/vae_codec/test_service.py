@@ -1,6 +1,7 @@
 """The service over a real socket."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,20 @@ async def test_a_call_too_many_is_refused_before_it_costs_anything(settings: Vae
     assert [isinstance(answer, TriptychError) for answer in answers] == [False, False, True]
     assert isinstance(answers[2], TriptychError)
     assert answers[2].code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("ends_by", ["deadline", "cancellation"])
+async def test_work_that_nobody_waits_for_ends_between_blocks(stub: Any, ends_by: str) -> None:
+    large = decode_request(torch.randn(1, 4, 128, 128))
+    began = time.monotonic()
+    await stub.Decode(large)
+    whole = time.monotonic() - began
+    call = stub.Decode(large, timeout=whole / 10 if ends_by == "deadline" else None)
+    await asyncio.sleep(whole / 8)
+    if ends_by == "cancellation":
+        call.cancel()
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await call
+    began = time.monotonic()
+    await stub.Decode(decode_request(torch.zeros(1, 4, 2, 2)))
+    assert time.monotonic() - began < whole / 2

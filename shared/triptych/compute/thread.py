@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,14 +39,40 @@ def compute_thread() -> ThreadPoolExecutor:
     return worker
 
 
+class InterruptedWorkError(Exception):
+    """Ends work on the compute thread that nobody waits for any more."""
+
+
+_unwanted = threading.Event()
+"""Whether nobody waits for the work that the compute thread does now; each has an event of its own."""
+
+
 async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """What `work` returns, computed on the compute thread. Cancelled before it began, it is dropped."""
+    """What `work` returns, computed on the compute thread.
+
+    Cancelled before it began, it is dropped; later, it ends at its next call of end_if_unwanted.
+    """
+    unwanted = threading.Event()
 
     def turn() -> R:
+        global _unwanted
         with _turn():
-            return work(*args, **kwargs)
+            _unwanted = unwanted
+            try:
+                return work(*args, **kwargs)
+            finally:
+                _unwanted = threading.Event()
 
-    return await asyncio.get_running_loop().run_in_executor(compute_thread(), turn)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(compute_thread(), turn)
+    finally:
+        unwanted.set()
+
+
+def end_if_unwanted(*_: object) -> None:
+    """Raises InterruptedWorkError if nobody waits for this work any more; may be a module's forward hook."""
+    if _unwanted.is_set():
+        raise InterruptedWorkError
 
 
 @contextmanager
