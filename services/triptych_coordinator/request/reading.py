@@ -38,11 +38,7 @@ from triptych_coordinator.sampling.guidance.schedules import (
 )
 from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.reuse import NoReuse, StepReuse
-from triptych_coordinator.sampling.sigma_schedules import (
-    CheckpointSigmas,
-    LinearSigmas,
-    SigmaSchedule,
-)
+from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
 from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
 from triptych_coordinator.sampling.solvers.solution import Solver
 

@@ -32,7 +32,7 @@ from triptych_denoiser.models.loading import (
     JOINT_BLOCK,
     OUTSIDE_BLOCKS,
     Architecture,
-    Table,
+    KeyTable,
     known_keys,
     views,
 )
@@ -309,8 +309,8 @@ class FluxTransformer(Transformer):
         return turns_at(torch.cat([text, grid_positions(0, rows, columns)]), axes)
 
 
-_OUTSIDE_BLOCKS: Table = (("x_embedder", "patch_embed", None), *AROUND_JOINT_BLOCKS)
-_SINGLE_BLOCK: Table = (
+_OUTSIDE_BLOCKS: KeyTable = (("x_embedder", "patch_embed", None), *AROUND_JOINT_BLOCKS)
+_SINGLE_BLOCK: KeyTable = (
     ("norm.linear", "modulation.linear", None),
     *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
     *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),

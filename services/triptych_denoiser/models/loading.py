@@ -15,10 +15,10 @@ from triptych.compute.quantization import Exceptions, Quantizer
 
 Model = TypeVar("Model", bound=nn.Module)
 
-Table = Sequence[tuple[str, str, int | None]]
+KeyTable = Sequence[tuple[str, str, int | None]]
 """Where the parts of diffusers' module are in ours: its name, our name, which of three fused ones it is."""
 
-JOINT_BLOCK: Table = (
+JOINT_BLOCK: KeyTable = (
     ("norm1.linear", "image_modulation.linear", None),
     ("norm1_context.linear", "text_modulation.linear", None),
     *((f"attn.to_{p}", "image_attention.qkv", i) for i, p in enumerate("qkv")),
@@ -34,7 +34,7 @@ JOINT_BLOCK: Table = (
 )
 """A block of an image and a text stream that attend to both, as SD3 and FLUX have it."""
 
-AROUND_JOINT_BLOCKS: Table = (
+AROUND_JOINT_BLOCKS: KeyTable = (
     *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
     *((f"time_text_embed.guidance_embedder.linear_{i}", f"guidance_embed.linear_{i}", None) for i in (1, 2)),
     *((f"time_text_embed.text_embedder.linear_{i}", f"pooled_embed.linear_{i}", None) for i in (1, 2)),
@@ -143,7 +143,7 @@ def known_keys(config_class: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: config[f.name] for f in fields(config_class) if config.get(f.name) is not None}
 
 
-def views(module: nn.Module, table: Table, prefix: str = "") -> dict[str, Tensor]:
+def views(module: nn.Module, table: KeyTable, prefix: str = "") -> dict[str, Tensor]:
     """The weights of a module's parts by diffusers' names, which start with `prefix`.
 
     Parts that the module does not have (an optional norm, a bias) are left out.

@@ -33,7 +33,7 @@ from triptych_denoiser.models.loading import (
     JOINT_BLOCK,
     OUTSIDE_BLOCKS,
     Architecture,
-    Table,
+    KeyTable,
     known_keys,
     views,
 )
@@ -295,12 +295,12 @@ class SD3Transformer(Transformer):
         return bias
 
 
-_OUTSIDE_BLOCKS: Table = (
+_OUTSIDE_BLOCKS: KeyTable = (
     ("pos_embed.pos_embed", "positions", None),
     ("pos_embed.proj", "patch_embed", None),
     *AROUND_JOINT_BLOCKS,
 )
-_BLOCK: Table = (
+_BLOCK: KeyTable = (
     *JOINT_BLOCK,
     *((f"attn2.to_{p}", "image_attention_2.qkv", i) for i, p in enumerate("qkv")),
     *((f"attn2.norm_{p}", f"image_attention_2.norm_{p}", None) for p in "qk"),

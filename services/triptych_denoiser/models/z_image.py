@@ -26,7 +26,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Architecture, Table, known_keys, views
+from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Architecture, KeyTable, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Stream, streams
@@ -310,7 +310,7 @@ def padded(tokens: Tensor, pad: Tensor) -> Tensor:
     return torch.cat([tokens, pad.expand(rows, -count % PADDED_TO, -1)], dim=1)
 
 
-_OUTSIDE_BLOCKS: Table = (
+_OUTSIDE_BLOCKS: KeyTable = (
     (f"all_x_embedder.{PATCH}-1", "patch_embed", None),
     ("x_pad_token", "image_pad", None),
     ("t_embedder.mlp.0", "time_embed.linear_1", None),
@@ -321,7 +321,7 @@ _OUTSIDE_BLOCKS: Table = (
     (f"all_final_layer.{PATCH}-1.adaLN_modulation.1", "final_modulation.linear", None),
     (f"all_final_layer.{PATCH}-1.linear", "final", None),
 )
-_BLOCK: Table = (
+_BLOCK: KeyTable = (
     ("adaLN_modulation.0", "modulation.linear", None),
     ("attention_norm1", "attention_norm_in", None),
     *((f"attention.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),

@@ -12,14 +12,7 @@ from triptych.checkpoints.weights import Weights, read_shapes
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Family
-from triptych.families.layouts import (
-    Shapes,
-    Table,
-    clip_table,
-    diffusers_tensors,
-    vae_config,
-    vae_table,
-)
+from triptych.families.layouts import Shapes, Table, clip_table, diffusers_tensors, vae_config, vae_table
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,14 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.solvers.solution import (
-    Evaluate,
-    Latents,
-    Noise,
-    Reached,
-    Solution,
-    Solver,
-)
+from triptych_coordinator.sampling.solvers.solution import Evaluate, Latents, Noise, Reached, Solution, Solver
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych_coordinator.sampling.ranges import Range
-from triptych_coordinator.sampling.solvers.solution import (
-    Evaluate,
-    Latents,
-    Noise,
-    Reached,
-    Solution,
-    Solver,
-)
+from triptych_coordinator.sampling.solvers.solution import Evaluate, Latents, Noise, Reached, Solution, Solver
 
 
 @dataclass(frozen=True)
