@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.shared import original_names
+from tests.shared.checkpoints import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice

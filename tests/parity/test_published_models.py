@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5EncoderModel
 from tests.parity.test_flux_transformer import PUBLIC as FLUX
 from tests.parity.test_sd3_transformer import PUBLIC as SD3
 from tests.parity.test_z_image_transformer import REAL as Z_IMAGE
-from tests.shared import original_names
+from tests.shared.checkpoints import original_names
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute import loading
 from triptych.families import family_of_transformer

@@ -15,7 +15,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from tests.coordinator.flows import SHAPE, Flow, gaussian, solved, waves
+from tests.coordinator.sampling.flows import SHAPE, Flow, gaussian, solved, waves
 from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
 from triptych_coordinator.sampling.solvers.solution import Latents

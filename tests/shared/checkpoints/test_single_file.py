@@ -13,7 +13,7 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
-from tests.shared import original_names
+from tests.shared.checkpoints import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline, tiny_vae
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes

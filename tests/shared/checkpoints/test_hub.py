@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.shared.hub_server import COMMIT, OLD_COMMIT, Hub, running_hub
+from tests.shared.checkpoints.hub_server import COMMIT, OLD_COMMIT, Hub, running_hub
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.errors import CheckpointError

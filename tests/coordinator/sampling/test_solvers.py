@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.coordinator.flows import (
+from tests.coordinator.sampling.flows import (
     MEAN,
     SHAPE,
     STD,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.coordinator.test_requests import LIMITS, parsed, wrong
+from tests.coordinator.request.test_reading import LIMITS, parsed, wrong
 from triptych.tensors import array_to_message
 from triptych.v1 import editing_pb2
 from triptych_coordinator.request.edits import within

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="regions are Lin
 
 MEGABYTE = 1 << 20
 LATENTS = np.random.default_rng(5).standard_normal((1, 16, 128, 256), np.float32)  # 2 MB
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Halving(denoiser_pb2_grpc.DenoiserServiceServicer):

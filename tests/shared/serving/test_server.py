@@ -32,7 +32,7 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-PROGRAM = Path(__file__).parent / "scripted_coordinator.py"
+PROGRAM = Path(__file__).parents[1] / "scripted_coordinator.py"
 
 
 def request(*prompts: str) -> pb2.GenerateImagesRequest:
