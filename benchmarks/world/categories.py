@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.world.captions import bare_ground, nouns, plain_caption
-from training.world.grounds import GRADIENT, GRADIENTS, PLACES, SCENERY, SOLID, Ground
+from training.world.captions import bare_ground, nouns, plain_caption, plain_ground
+from training.world.grounds import PLACES, SCENERY, SOLID, Ground
 from training.world.layouts import Crowded
 from training.world.nouns import article, plural
-from training.world.phrases import COLOUR_GROUNDS, GRADIENT_GROUNDS, NUMBERS, PLACE_GROUNDS, RELATIONS, SIZES
+from training.world.phrases import COLOUR_GROUNDS, NUMBERS, PLACE_GROUNDS, RELATIONS, SIZES
 from training.world.scenes import (
     COUNTED,
     MOST,
@@ -31,9 +31,10 @@ from training.world.scenes import (
     sample_scene,
 )
 from training.world.scenes import PLACES as SPOTS
+from training.world.strangers import HELDOUT
 from training.world.vocabulary import COLOURS, RECOLOURABLE
 
-POSITIONS = ("left of", "right of", "above", "below", "beside", "between", *SPOTS)
+POSITIONS = ("left of", "right of", "above", "below", "beside")
 DRAWN_ANEW = 10_000  # a held-out combination comes up long before
 
 
@@ -117,14 +118,32 @@ def counting(canvas: Canvas, rng: np.random.Generator) -> Case:
 
 
 def position(canvas: Canvas, rng: np.random.Generator) -> Case:
-    """ "a zebra to the left of a tent", "a zebra in the top left corner"."""
+    """ "a zebra to the left of a tent"."""
+    scene = composed(
+        lambda rng: (names(2, rng), choose(POSITIONS, rng), sample_ground(rng)),
+        lambda items, at, _: unseen(items, at),
+        canvas,
+        rng,
+    )
+    return Case("pair, place", scene, plain_caption(scene, says_ground=False), ("position",))
 
-    def draw(rng: np.random.Generator) -> tuple[tuple[Item, ...], str, Ground]:
-        at = choose(POSITIONS, rng)
-        return names(3 if at == "between" else 1 if at in SPOTS else 2, rng), at, sample_ground(rng)
 
-    scene = composed(draw, lambda items, at, _: unseen(items, at), canvas, rng)
-    return Case("position", scene, plain_caption(scene, says_ground=False), ("position",))
+def spot(canvas: Canvas, rng: np.random.Generator) -> Case:
+    """ "a zebra in the top left corner"."""
+    scene = composed(
+        lambda rng: (names(1, rng), choose(SPOTS, rng), sample_ground(rng)),
+        lambda items, at, _: unseen(items, at),
+        canvas,
+        rng,
+    )
+    return Case("spot", scene, plain_caption(scene, says_ground=False), ("position",))
+
+
+def unknown(canvas: Canvas, rng: np.random.Generator) -> Case:
+    """ "a xylophone on a red background": nothing but the ground, of a word that training never saw."""
+    scene = composed(lambda rng: ((), "empty", sample_ground(rng)), lambda *_: True, canvas, rng)
+    word = choose(HELDOUT, rng)
+    return Case("unknown", scene, f"{article(word)}{word} {plain_ground(scene.ground)}", ("ground",))
 
 
 def size(canvas: Canvas, rng: np.random.Generator) -> Case:
@@ -143,8 +162,8 @@ def size(canvas: Canvas, rng: np.random.Generator) -> Case:
 
 
 def background(canvas: Canvas, rng: np.random.Generator) -> Case:
-    """ "a zebra in the snow", a third of each kind of ground."""
-    grounds = choose((SOLID, SCENERY, GRADIENTS), rng)
+    """ "a zebra in the snow", one half plain colours."""
+    grounds = choose((SOLID, SCENERY), rng)
     scene = composed(
         lambda rng: (names(1, rng), "alone", choose(grounds, rng)),
         lambda items, at, ground: not in_training(items, at, ground),
@@ -163,7 +182,7 @@ def recolour(canvas: Canvas, rng: np.random.Generator) -> Case:
         return (Item(name, colour=colour),), "alone", sample_ground(rng)
 
     scene = composed(draw, lambda items, *_: is_heldout(items[0].name, f"in {items[0].colour}"), canvas, rng)
-    return Case("recolour", scene, plain_caption(scene, says_ground=False))
+    return Case("colour", scene, plain_caption(scene, says_ground=False))
 
 
 def paraphrased(scene: Scene, rng: np.random.Generator) -> str:
@@ -183,8 +202,6 @@ def paraphrased(scene: Scene, rng: np.random.Generator) -> str:
     ground = scene.ground
     if ground.kind in PLACES:
         return f"{text} {choose(PLACE_GROUNDS[ground.kind].encoders_only, rng)}"
-    if ground.kind == GRADIENT:
-        return f"{text} " + choose(GRADIENT_GROUNDS.encoders_only, rng).format(ground.first, ground.second)
     return f"{text} {choose(COLOUR_GROUNDS.encoders_only[:3], rng)}".format(ground.kind)
 
 
@@ -206,14 +223,15 @@ def negative_prompt(canvas: Canvas, rng: np.random.Generator) -> Case:
 
 CATEGORIES: dict[str, DrawCase] = {
     "single": bare("single", "alone", 1, seen=True),
-    "two": bare("two", "two", 2, seen=True),
-    "three": bare("three", "three", 3, seen=True),
+    "pair, place": position,
+    "pair": bare("pair", "two", 2, seen=False),
+    "three": bare("three", "three", 3, seen=False),
     "counting": counting,
-    "position": position,
     "size": size,
     "background": background,
-    "recolour": recolour,
-    "unseen pairs": bare("unseen pairs", "two", 2, seen=False),
+    "colour": recolour,
+    "spot": spot,
+    "unknown": unknown,
     "paraphrase": paraphrase,
     "negative prompt": negative_prompt,
 }

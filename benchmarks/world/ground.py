@@ -6,11 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from training.world.grounds import GRADIENTS, SCENERY, SOLID, Ground
+from training.world.grounds import SCENERY, SOLID, Ground
 from training.world.plans import GRAIN, Plan
 from training.world.rendering import paint_grounds
 
-GROUNDS = (*SOLID, *GRADIENTS, *SCENERY)
+GROUNDS = (*SOLID, *SCENERY)
 CLIP = 30.0  # colour error per channel beyond which a pixel belongs to an object, whatever it is
 COARSE = 8  # grounds are compared by means of so many pixels squared
 
@@ -23,7 +23,7 @@ def bare(canvas: tuple[int, int]) -> Tensor:
         canvas,
         torch.zeros(0, 5, dtype=torch.int64),
         torch.tensor([(k.top, k.above, k.below, k.bottom) for k in looks], dtype=torch.float32),
-        torch.tensor([(k.horizon, 0.0, 0.0, 0.0, 0.0) for k in looks]),
+        torch.tensor([(k.horizon, *(0.0 for _ in k.texture)) for k in looks]),
         torch.zeros(len(looks), GRAIN),
         torch.zeros(len(looks), 1, 1, dtype=torch.int16),
     )

@@ -17,8 +17,8 @@ def judge(case: Case, seen: Seen) -> bool:
     checks = {
         "position": lambda: in_place(case.scene, seen),
         "size": lambda: in_size(case.scene, seen),
-        "ground": lambda: seen.ground.name == case.scene.ground.name,
-        "not the ground": lambda: seen.ground.name != case.scene.ground.name,
+        "ground": lambda: seen.ground.kind == case.scene.ground.kind,
+        "not the ground": lambda: seen.ground.kind != case.scene.ground.kind,
     }
     return objects_right(case.scene, seen) and all(checks[part]() for part in case.parts)
 

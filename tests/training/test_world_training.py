@@ -40,7 +40,7 @@ def scene_on(ground: Ground) -> Scene:
 
 def test_sprites_are_blended_where_their_boxes_are() -> None:
     rng = np.random.default_rng(0)
-    scenes = [scene_on(Ground("blue")), scene_on(Ground("gradient", "red", "white"))]
+    scenes = [scene_on(Ground("blue")), scene_on(Ground("red"))]
     plan = plan_of(scenes, rng)
     painted, bare = render(plan, Squares()), paint_grounds(plan).permute(0, 2, 3, 1)  # type: ignore[arg-type]
     for row, scene in enumerate(scenes):

@@ -1,15 +1,14 @@
-"""The sizes of the training pictures: every level has about the same area in five shapes."""
+"""The sizes of the training pictures: every level has about the same area in several shapes."""
 
 from training.world.scenes import Canvas
 
 # (height, width) by the side of the square; sides are multiples of 16 pixels, a token.
 CANVASES: dict[int, tuple[Canvas, ...]] = {
-    128: ((128, 128), (128, 160), (160, 128), (96, 192), (192, 96)),
-    192: ((192, 192), (160, 224), (224, 160), (144, 288), (288, 144)),
-    256: ((256, 256), (224, 288), (288, 224), (192, 352), (352, 192)),
-    384: ((384, 384), (320, 432), (432, 320), (272, 528), (528, 272)),
+    128: ((128, 128), (128, 192), (192, 128), (112, 160), (160, 112), (96, 192), (192, 96)),
+    192: ((192, 192), (160, 224), (224, 160), (128, 256), (256, 128)),
+    256: ((256, 256), (192, 256), (256, 192), (224, 288), (288, 224), (176, 352), (352, 176)),
 }
-SQUARE_SHARE = 0.5  # of the pictures of a level
+SQUARE_SHARE = 0.6  # of the pictures of a level
 
 
 def tokens(canvas: Canvas) -> int:

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.world.grounds import GRADIENT, PLACES, Ground
+from training.world.grounds import PLACES, Ground
 from training.world.nouns import article, is_counted, plural
 from training.world.phrases import (
     ADJECTIVES,
     CLOSINGS,
     COLOUR_GROUNDS,
     EMPTY,
-    GRADIENT_GROUNDS,
     NUMBERS,
     OPENINGS,
     PLACE_GROUNDS,
@@ -20,8 +19,19 @@ from training.world.phrases import (
     SPELLINGS,
 )
 from training.world.scenes import Item, Scene, choose
-from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
+from training.world.strangers import sample_stranger
+from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE, TELLING
 
+# By arrangement: the share of captions that also name something nobody knows, and how it is said.
+STRANGE: dict[str, tuple[float, tuple[str, ...]]] = {
+    "empty": (0.6, ("{0}",)),
+    "alone": (0.06, ("{0} and {1}", "{1} and {0}", "{0} with {1}", "{0} next to {1}", "{1}, {0}")),
+    "two": (0.04, ("{0}, {1} and {2}", "{0}, {2} and {1}", "{2}, {0} and {1}")),
+    "left": (0.2, ("{0} to the left of {1}", "{0} left of {1}", "{1} to the right of {0}")),
+    "right": (0.2, ("{0} to the right of {1}", "{0} right of {1}", "{1} to the left of {0}")),
+    "top": (0.2, ("{0} above {1}", "{0} over {1}", "{1} below {0}")),
+    "bottom": (0.2, ("{0} below {1}", "{0} under {1}", "{1} above {0}")),
+}
 # Ground phrases that begin otherwise ("blue background") need a comma before them.
 STARTS = frozenset(
     ("on", "with", "in", "at", "against", "under", "during", "among", "out", "outside", "high")
@@ -43,7 +53,7 @@ def nouns(item: Item) -> tuple[str, ...]:
     thing = OBJECTS[item.name]
     words = thing.synonyms
     if item.colour is not None:
-        words = tuple(w for w in words if not set(w.split()) & {*COLOURS, "golden"})
+        words = tuple(w for w in words if not set(w.split()) & {*COLOURS, "golden", "brown"})
     if item.count > 1:
         words = tuple(w for w in words if is_counted(w))
     return (thing.name, *words)
@@ -56,6 +66,9 @@ def mention(item: Item, rng: np.random.Generator, every: bool) -> str:
     colour = item.colour
     if colour is None and item.name in RECOLOURABLE and rng.random() < 0.15:
         colour = RECOLOURABLE[item.name]
+        noun = item.name
+    elif item.name in TELLING and rng.random() < 0.05:
+        colour = TELLING[item.name]
         noun = item.name
     described = [] if item.size == "normal" else [choose(SIZES[item.size].choices(every), rng)]
     if rng.random() < 0.06:
@@ -81,18 +94,12 @@ def ground_phrase(ground: Ground, rng: np.random.Generator, every: bool) -> str:
     """ "on a light blue background", "in the snow"."""
     if ground.kind in PLACES:
         return choose(PLACE_GROUNDS[ground.kind].choices(every), rng)
-    if ground.kind == GRADIENT:
-        template = choose(GRADIENT_GROUNDS.choices(every), rng)
-        text = template.format(spelled(ground.first or "", rng), spelled(ground.second or "", rng))
-    else:
-        text = choose(COLOUR_GROUNDS.choices(every), rng).format(spelled(ground.kind, rng))
+    text = choose(COLOUR_GROUNDS.choices(every), rng).format(spelled(ground.kind, rng))
     return text.replace(" a orange", " an orange")
 
 
 def bare_ground(ground: Ground, rng: np.random.Generator) -> str:
     """The ground in its fewest words, as in a negative prompt: "grass", "blue background", "red"."""
-    if ground.kind == GRADIENT:
-        return f"{ground.first} to {ground.second} gradient"
     if ground.kind in PLACES:
         return ground.kind
     return choose(("{}", "{} background", "a {} background"), rng).format(spelled(ground.kind, rng))
@@ -122,12 +129,18 @@ def caption(scene: Scene, rng: np.random.Generator, every: bool = False) -> Capt
     """One of many ways to ask for the scene; `every` also uses the paraphrases that pictures never have."""
     white = scene.ground.kind == "white"
     says_ground = rng.random() < (0.3 if white else 0.85)
+    share, templates = STRANGE.get(scene.arrangement, (0.0, ()))
+    if rng.random() < share and all(item.count == 1 for item in scene.items):
+        named = (*(mention(item, rng, every) for item in scene.items), sample_stranger(rng))
+        things = choose(templates, rng).format(*named)
+        text = joined(things, ground_phrase(scene.ground, rng, every), rng) if says_ground else things
+        return Caption(finished(text, rng, every), scene.arrangement, True, says_ground)
     if not scene.items:
         if rng.random() < 0.7:
             return Caption(bare_ground(scene.ground, rng), "empty", True, True)
         empty = choose(EMPTY.choices(every), rng)
         return Caption(f"{empty} {ground_phrase(scene.ground, rng, every)}", "empty", True, True)
-    if rng.random() < 0.03:
+    if rng.random() < 0.01:
         return Caption(bare_ground(scene.ground, rng), "unsaid", False, True)
     arrangement = scene.arrangement
     if len(scene.items) == 2 and rng.random() < 0.1:
@@ -149,13 +162,11 @@ def plain_caption(scene: Scene, says_ground: bool = True) -> str:
         else:
             mentions.append((article(item.name) and article(words + item.name)) + words + item.name)
     text = RELATIONS[scene.arrangement].pictures[0].format(*mentions)
-    if not says_ground:
-        return text
-    ground = scene.ground
+    return f"{text} {plain_ground(scene.ground)}" if says_ground else text
+
+
+def plain_ground(ground: Ground) -> str:
+    """ "on a red background", "in a forest"."""
     if ground.kind in PLACES:
-        return f"{text} {PLACE_GROUNDS[ground.kind].pictures[0]}"
-    if ground.kind == GRADIENT:
-        return f"{text} " + GRADIENT_GROUNDS.pictures[0].format(ground.first, ground.second).replace(
-            "a orange", "an orange"
-        )
-    return f"{text} " + COLOUR_GROUNDS.pictures[0].format(ground.kind).replace("a orange", "an orange")
+        return PLACE_GROUNDS[ground.kind].pictures[0]
+    return COLOUR_GROUNDS.pictures[0].format(ground.kind).replace("a orange", "an orange")

@@ -12,7 +12,8 @@ import numpy as np
 
 GRID = 16
 Chance = np.random.Generator | None
-SIDES = (32, 48, 64, 96, 128, 144, 192, 256, 288, 384)
+SIDES = (32, 48, 64, 96, 128, 144, 192, 256)
+NARROW = 144  # pixels: a canvas less wide has no room for three things of a good size in a row
 
 
 class Crowded(ValueError):
@@ -98,9 +99,9 @@ def alone(count: int, size: str, canvas: tuple[int, int], rng: Chance) -> tuple[
     short = min(canvas)
     if count > 1:
         side = grouped_side(width, height, count)
-        side = side_within(side / 2) if size == "small" else side
+        side = side_within(0.75 * side) if size == "small" else side
     else:
-        side = side_within({"small": 0.4, "normal": 0.86, "big": 1.0}[size] * short)
+        side = side_within({"small": 0.5, "normal": 0.86, "big": 1.0}[size] * short)
     return group_in(Cell(0, 0, width, height), count, side, rng)
 
 
@@ -131,8 +132,9 @@ def line(
     height, width = canvas
     length, thickness = (width, height) if across else (height, width)
     share = length / len(things)
-    biggest = {"small": 0.25, "normal": 0.67, "big": 1.0}
-    lengths = {"small": 0.5, "normal": 1.0, "big": 1.5}
+    biggest = {"small": 0.375, "normal": 0.67, "big": 1.0}
+    beside_big = any(size == "big" for _, size in things)
+    lengths = {"small": 0.5 if beside_big else 0.75, "normal": 1.0, "big": 1.5}
     sides, needed = [], []
     for count, size in things:
         if count == 1:
@@ -141,7 +143,7 @@ def line(
         else:
             cell = (share, thickness) if across else (thickness, share)
             side = grouped_side(*cell, count)
-            side = side_within(max(side / 2, GRID * 2)) if size == "small" else side
+            side = side_within(max(0.75 * side, GRID * 2)) if size == "small" else side
             need = share
         sides.append(side)
         needed.append(need)
@@ -161,14 +163,14 @@ def line(
 def triangle(
     things: list[tuple[int, str]], canvas: tuple[int, int], rng: Chance
 ) -> tuple[tuple[Box, ...], ...]:
-    """Three things: two in one row, one in the other."""
+    """Three things from left to right, the middle one in a row of its own."""
     height, width = canvas
     side = side_within(min(width / 2, height / 2))
     single_above = happens(rng, 0.5)
-    rows = [(0.0, width / 4), (0.0, 3 * width / 4), (1.0, width / 2)]
+    rows = [(0.0, width / 4), (1.0, width / 2), (0.0, 3 * width / 4)]
     found = []
     for (_, size), (row, middle) in zip(things, rows, strict=True):
-        own = side_within(max(side / 2, GRID * 2)) if size == "small" else side
+        own = side_within(max(0.75 * side, GRID * 2)) if size == "small" else side
         down = (1 - row if single_above else row) * height / 2
         cell = Cell(middle - width / 4, down, width / 2, height / 2)
         box = group_in(cell, 1, own, rng)[0]
@@ -197,9 +199,10 @@ def boxes_of(
     if arrangement == "between":
         order = [2, 0, 1] if happens(rng, 0.5) else [1, 0, 2]
     if arrangement == "two":
-        across = happens(rng, 0.7 if canvas[1] >= canvas[0] else 0.3)
+        across = happens(rng, 0.8 if canvas[1] >= canvas[0] else 0.2)
     arranged = [things[index] for index in order]
-    if arrangement == "three" and happens(rng, 0.7):
+    narrow = canvas[1] < NARROW and arrangement in ("between", "row")
+    if narrow or (arrangement == "three" and happens(rng, 0.8)):
         boxes = triangle(arranged, canvas, rng)
     else:
         boxes = line(arranged, canvas, across, rng)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.world.captions import Caption
-from training.world.grounds import GRADIENT_COLOURS, KINDS
+from training.world.grounds import KINDS
 from training.world.scenes import ARRANGEMENTS, MOST, PLACES, Scene
 from training.world.vocabulary import COLOURS, OBJECTS
 
@@ -16,8 +16,6 @@ SPOTS = (UNSAID, "somewhere", "middle", *PLACES)
 WHOLE = {
     "arrangement": (UNSAID, *ARRANGEMENTS),
     "ground": (UNSAID, *KINDS),
-    "from": (UNSAID, *GRADIENT_COLOURS),
-    "to": (UNSAID, *GRADIENT_COLOURS),
 }
 # Read at each of the SLOTS tokens behind it.
 EACH = {
@@ -41,15 +39,13 @@ _INDEX = {part: {name: i for i, name in enumerate(names)} for part, names in (WH
 
 
 def answers(scene: Scene | None, said: Caption | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The classes of WHOLE [4] and of EACH by slot [3, 5]. No scene stands for the empty prompt."""
+    """The classes of WHOLE [2] and of EACH by slot [3, 5]. No scene stands for the empty prompt."""
     whole, each = np.zeros(len(WHOLE), np.int64), np.zeros((SLOTS, len(EACH)), np.int64)
     if scene is None or said is None:
         return whole, each
     whole[0] = _INDEX["arrangement"][said.arrangement]
     if said.says_ground:
-        ground = scene.ground
-        whole[1] = _INDEX["ground"][ground.kind]
-        whole[2:] = _INDEX["from"][ground.first or UNSAID], _INDEX["to"][ground.second or UNSAID]
+        whole[1] = _INDEX["ground"][scene.ground.kind]
     if said.says_items:
         spots = SPOTS_OF.get(said.arrangement, ("somewhere",) * SLOTS)
         for slot, (item, spot) in enumerate(zip(scene.items, spots, strict=False)):

@@ -26,7 +26,6 @@ NUMBERS = {
     2: Phrases(("two", "two", "2"), ("a pair of", "a couple of")),
     3: Phrases(("three", "three", "3"), ("a trio of", "a group of three")),
     4: Phrases(("four", "four", "4"), ("a group of four",)),
-    5: Phrases(("five", "five", "5"), ("a group of five",)),
 }
 # {0} and {1} are the first and the second thing.
 RELATIONS = {
@@ -158,23 +157,22 @@ COLOUR_GROUNDS = Phrases(
     ),
     ("against a {} background", "against a {} backdrop", "on a solid {} background", "{} background"),
 )
-GRADIENT_GROUNDS = Phrases(
-    (
-        "on a {} to {} gradient",
-        "on a {} to {} gradient background",
-        "on a gradient from {} to {}",
-        "with a {} to {} gradient background",
-    ),
-    ("on a background that fades from {} to {}", "against a {} and {} gradient"),
-)
 PLACE_GROUNDS = {
     "grass": Phrases(
         ("on grass", "on the grass", "in a meadow", "on a lawn"),
         ("in a field", "on a green meadow", "in the grass", "outside on the grass"),
     ),
-    "sand": Phrases(
-        ("on sand", "on the sand", "on a sandy beach"),
-        ("in the sand", "on a sandy ground", "on yellow sand"),
+    "beach": Phrases(
+        ("on a beach", "on the beach", "on a beach", "at the beach", "on a sandy beach", "on sand"),
+        ("in the sand", "on a sandy ground", "by the sea", "at the seaside"),
+    ),
+    "desert": Phrases(
+        ("in the desert", "in a desert", "in the desert", "on a desert background"),
+        ("in a dry desert", "among the dunes", "in the sahara"),
+    ),
+    "forest": Phrases(
+        ("in a forest", "in the forest", "in the woods", "in a forest", "on a forest background"),
+        ("among the trees", "in a dark forest", "in the wood", "in the jungle"),
     ),
     "snow": Phrases(
         ("in the snow", "on snow", "in a snowy landscape"),
@@ -185,8 +183,8 @@ PLACE_GROUNDS = {
         ("out at sea", "in the blue ocean", "on the ocean"),
     ),
     "night sky": Phrases(
-        ("in the night sky", "at night", "under a starry sky", "on a night sky background"),
-        ("in a starry night", "among the stars", "against the night sky", "in space"),
+        ("at night", "in the night sky", "at night", "under a starry sky", "in space"),
+        ("in a starry night", "among the stars", "against the night sky", "in outer space"),
     ),
     "sky": Phrases(
         ("in the sky", "in a blue sky", "in the clouds"),
@@ -194,7 +192,15 @@ PLACE_GROUNDS = {
     ),
     "sunset": Phrases(
         ("at sunset", "in front of a sunset", "on a sunset background"),
-        ("during sunset", "at dusk", "against a sunset sky"),
+        ("during sunset", "at dusk", "against a sunset sky", "in the evening"),
+    ),
+    "street": Phrases(
+        ("on a street", "on the street", "on a road", "on the road"),
+        ("in the street", "on an asphalt road", "in a city", "in the city"),
+    ),
+    "room": Phrases(
+        ("in a room", "indoors", "on a wooden floor", "in a living room"),
+        ("on the floor", "in the house", "inside a room", "in a kitchen"),
     ),
 }
 OPENINGS = Phrases(

@@ -27,7 +27,7 @@ class Plan:
 
     boxes: int64 [boxes, 5]: row of the batch, sprite, left, top, side. palette: float32 [rows, 4, 3], colours
     0 to 255 of the ground at the top, above and below the horizon and at the bottom. texture: float32
-    [rows, 5]: horizon, tufts, waves, stars, clouds. grain: float32 [rows, GRAIN] in 0..1. labels: int16
+    [rows, 6]: horizon and Look.texture. grain: float32 [rows, GRAIN] in 0..1. labels: int16
     [rows, 4, tokens].
     """
 
@@ -72,7 +72,7 @@ def plan_of(scenes: list[Scene], rng: np.random.Generator) -> Plan:
     ]
     looks = [scene.ground.look for scene in scenes]
     palette = np.array([(k.top, k.above, k.below, k.bottom) for k in looks], np.float32)
-    texture = np.array([(k.horizon, k.tufts, k.waves, k.stars, k.clouds) for k in looks], np.float32)
+    texture = np.array([(k.horizon, *k.texture) for k in looks], np.float32)
     return Plan(
         canvas=scenes[0].canvas,
         boxes=torch.tensor(boxes, dtype=torch.int64).reshape(-1, 5),

@@ -41,7 +41,7 @@ class Readouts(nn.Module):
         return (self.looks(slots(sequence, ends)).float() - looks)[named].square().sum(-1).mean()
 
     def loss(self, sequence: Tensor, pooled: Tensor, ends: Tensor, whole: Tensor, each: Tensor) -> Tensor:
-        """Mean cross-entropy of every read-out against whole [rows, 4] and each [rows, SLOTS, 5]."""
+        """Mean cross-entropy of every read-out against whole [rows, 2] and each [rows, SLOTS, 5]."""
         of_whole, of_each = self.tokens(sequence, ends)
         losses = [F.cross_entropy(x.float(), whole[:, k]) for k, x in enumerate(of_whole)]
         losses += [

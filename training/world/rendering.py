@@ -34,17 +34,20 @@ def paint_grounds(plan: Plan) -> Tensor:
 
 
 def add_texture(painted: Tensor, plan: Plan, rows: Tensor, under: Tensor, y: Tensor, x: Tensor) -> None:
-    """Tufts and waves below the horizon, stars and clouds everywhere, onto `painted`.
+    """Tufts and waves below the horizon, trunks above it, stars and clouds everywhere, onto `painted`.
 
     y [height, 1] and x [1, width]: coordinates in shorter sides.
     """
     turn = 2 * math.pi
-    tufts, waves, stars, clouds = (plan.texture[rows, 1 + k, None, None] for k in range(4))
+    tufts, waves, stars, clouds, trunks = (plan.texture[rows, 1 + k, None, None] for k in range(5))
     grain, shade = plan.grain[rows][:, :, None, None], under[rows, :, None]
     pattern = torch.sin(turn * (5 * x + grain[:, 0]) + 2 * torch.sin(turn * (2 * y + grain[:, 1])))
     pattern = pattern * torch.sin(turn * (6 * y + grain[:, 2]) + 2 * torch.sin(turn * (2 * x + grain[:, 3])))
     swell = torch.sin(turn * (7 * y + grain[:, 4]) + 1.5 * torch.sin(turn * (2 * x + grain[:, 5])))
+    stripes = torch.sin(turn * (4 * x + grain[:, 6]) + 1.5 * torch.sin(turn * (1.5 * x + grain[:, 7])))
+    trunk = (3 * stripes - 1.5).clamp(0, 1)
     brightness = 1 + shade * (0.25 * tufts * pattern + 0.3 * waves * swell)
+    brightness = brightness - (1 - shade) * trunks * trunk
     lit = painted[rows] * brightness[:, None]
     white = torch.zeros_like(pattern)
     for kind, count, radii in ((stars, STARS, (STAR_RADIUS, STAR_RADIUS)), (clouds, CLOUDS, (0.09, 0.2))):

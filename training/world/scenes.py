@@ -9,13 +9,13 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from training.world.grounds import GRADIENTS, SCENERY, SOLID, Ground
+from training.world.grounds import SCENERY, SOLID, Ground
 from training.world.layouts import Box, Chance, Crowded, boxes_of
 from training.world.nouns import is_counted
 from training.world.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
 HELDOUT_PERCENT = 10
-MOST = 5  # of one thing
+MOST = 4  # of one thing
 PLACES = (
     "left",
     "right",
@@ -74,8 +74,6 @@ def is_heldout(*names: str) -> bool:
 
 def combinations_of(items: tuple[Item, ...], arrangement: str, ground: Ground) -> Iterator[tuple[str, ...]]:
     """Every combination of words that could be held out: of two objects, and of an object and a part."""
-    if ground.first is not None and ground.second is not None:
-        yield "gradient", f"{ground.first} to {ground.second}"
     for one, other in combinations(items, 2):
         yield one.name, other.name
     for item in items:
@@ -104,9 +102,9 @@ NAMES = tuple(OBJECTS)
 COUNTED = tuple(name for name in NAMES if is_counted(name))
 RECOLOURED = tuple(RECOLOURABLE)
 _WEIGHTS: dict[str, float] = (
-    {"empty": 0.02, "alone": 0.42, "two": 0.1, "beside": 0.04, "between": 0.05, "row": 0.04, "three": 0.05}
-    | dict.fromkeys(PLACES, 0.08 / len(PLACES))
-    | dict.fromkeys(RELATIONS[:4], 0.05)
+    {"empty": 0.04, "alone": 0.42, "two": 0.14, "beside": 0.03, "between": 0.02, "row": 0.02, "three": 0.1}
+    | dict.fromkeys(PLACES, 0.07 / len(PLACES))
+    | dict.fromkeys(RELATIONS[:4], 0.04)
 )
 _ARRANGED = tuple(_WEIGHTS)
 _CUMULATIVE = np.cumsum(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())
@@ -118,25 +116,32 @@ def sample_arrangement(rng: np.random.Generator) -> str:
 
 
 def sample_ground(rng: np.random.Generator) -> Ground:
-    """Half plain, a quarter of them white; the rest gradients and places."""
+    """Two thirds plain, a third of them white; the rest places."""
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.2:
         return SOLID[0]
-    if draw < 0.6:
-        return choose(SOLID, rng)
-    return choose(GRADIENTS, rng) if draw < 0.75 else choose(SCENERY, rng)
+    return choose(SOLID, rng) if draw < 0.65 else choose(SCENERY, rng)
 
 
-def sample_item(rng: np.random.Generator) -> Item:
-    """An object by lot; now and then recoloured, several, small or big."""
+# Shares of things that are recoloured, several, or small or big, by how many things the scene has.
+_RECOLOURED = {1: 0.08, 2: 0.07, 3: 0.04}
+_SEVERAL = {1: 0.3, 2: 0.1, 3: 0.0}
+_SIZED = {1: 0.14, 2: 0.12, 3: 0.05}
+_COUNTS = {1: tuple(range(2, MOST + 1)), 2: (2, 2, 3), 3: (1,)}
+
+
+def sample_item(rng: np.random.Generator, things: int = 1) -> Item:
+    """An object by lot for a scene of so many; now and then recoloured, several, small or big."""
+    recoloured = _RECOLOURED[things]
+    several = recoloured + _SEVERAL[things]
     draw = rng.random()
-    if draw < 0.1:
+    if draw < recoloured:
         name = choose(RECOLOURED, rng)
         others = tuple(c for c in COLOURS if c != RECOLOURABLE[name])
         return Item(name, colour=choose(others, rng))
-    if draw < 0.28:
-        return Item(choose(COUNTED, rng), count=int(rng.integers(2, MOST + 1)))
-    if draw < 0.46:
+    if draw < several:
+        return Item(choose(COUNTED, rng), count=choose(_COUNTS[things], rng))
+    if draw < several + _SIZED[things]:
         return Item(choose(NAMES, rng), size="small" if rng.random() < 0.5 else "big")
     return Item(choose(NAMES, rng))
 
@@ -147,7 +152,7 @@ def fitted(items: tuple[Item, ...], arrangement: str) -> tuple[Item, ...]:
         return items
     if len(items) == 2 and arrangement not in ("two", "beside") and items[0].size == "big":
         return items[0], replace(items[1], size="small", count=1)
-    most = 1 if len(items) == 3 else MOST
+    most = 1 if len(items) == 3 or arrangement in PLACES else 3
     return tuple(
         replace(i, size="normal" if i.size == "big" else i.size, count=min(i.count, most)) for i in items
     )
@@ -168,7 +173,8 @@ def sample_scene(
     """
     while True:
         arrangement = sample_arrangement(rng)
-        items = tuple(sample_item(rng) for _ in range(ARRANGEMENTS[arrangement]))
+        things = ARRANGEMENTS[arrangement]
+        items = tuple(sample_item(rng, things) for _ in range(things))
         if len({item.name for item in items}) < len(items):
             continue
         items, ground = fitted(items, arrangement), sample_ground(rng)

@@ -37,7 +37,7 @@ from training.world.sprites import SpriteBank
 from training.world.text_batches import ANY_CANVAS, TextBatch, TextBatches
 from training.world.vocabulary import OBJECTS
 
-MAX_TOKENS = 40
+MAX_TOKENS = 32
 MERGES = 3582  # with 512 bytes and two special tokens: a vocabulary of 4096
 CORPUS = 40_000  # captions that the tokenizer is made from
 CONTRAST = 0.1
@@ -62,7 +62,7 @@ def factor_at(step: int, steps: int) -> float:
 
 
 def quickest_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """The plain products: the quickest at 40 tokens on a CPU."""
+    """The plain products: the quickest at so few tokens on a CPU."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
