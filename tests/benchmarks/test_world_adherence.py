@@ -52,7 +52,7 @@ def test_what_is_rendered_is_seen(bank: Blots, detector: Detector) -> None:
     scenes = [
         scene_of("left of", Ground("purple"), Item("zebra"), Item("tent")),
         scene_of("alone", Ground("sunset"), Item("whale", colour="pink")),
-        scene_of("alone", Ground("gradient", "blue", "yellow"), Item("key", count=2)),
+        scene_of("alone", Ground("sunset"), Item("key", count=2)),
     ]
     pictures = render(plan_of(scenes, np.random.default_rng(0)), bank).to(torch.uint8)  # type: ignore[arg-type]
     for scene, picture in zip(scenes, pictures, strict=True):
@@ -90,7 +90,7 @@ def test_every_category_asks_for_what_training_has_not_seen() -> None:
     assert cases == draw_cases(list(CATEGORIES), 3, (128, 128), 0)
     for case in cases:
         assert case.prompt
-        if case.category in ("counting", "position", "size", "background", "recolour", "unseen pairs"):
+        if case.category in ("counting", "pair, place", "size", "background", "colour", "pair", "spot"):
             assert not in_training(case.scene.items, case.scene.arrangement, case.scene.ground), case.prompt
         assert bool(case.negative_prompt) == (case.category == "negative prompt")
     assert max(len({c.negative_prompt for c in batch}) for batch in requests(cases)) == 1
@@ -98,7 +98,7 @@ def test_every_category_asks_for_what_training_has_not_seen() -> None:
 
 
 def test_scores_have_an_overall_row() -> None:
-    cases = draw_cases(["single", "two"], 2, (128, 128), 0)
+    cases = draw_cases(["single", "three"], 2, (128, 128), 0)
     table = scores(cases, [True, True, False, True])
     assert [row["score"] for row in table.values()] == [1.0, 0.5, 0.75]
 
@@ -116,7 +116,7 @@ def test_sizes_are_width_by_height() -> None:
     assert parsed_size("256x192") == (192, 256)
     with pytest.raises(ValueError, match="multiples of 16"):
         parsed_size("100x100")
-    assert len({ground.name for ground in GROUNDS}) == len(GROUNDS)
+    assert len({ground.kind for ground in GROUNDS}) == len(GROUNDS)
 
 
 def measured_after(folder: Path, **settings: int) -> Path:
