@@ -1,7 +1,7 @@
 """Pairs of paraphrases of random scenes, as token ids with their meanings."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,12 @@ from transformers import CLIPTokenizer
 
 from training.world.captions import Caption, caption
 from training.world.meaning import SLOTS, answers
-from training.world.scenes import Scene, Split, sample_scene
+from training.world.scenes import Item, Scene, Split, choose, is_heldout, sample_scene
+from training.world.vocabulary import COLOURS, RECOLOURABLE
 
 ANY_CANVAS = (384, 384)  # the words do not depend on it
 EMPTY_SHARE = 0.02
+ANY_COLOUR = 0.1  # share of things in any colour: that words for colours go with every noun must be learned
 POOL = 8  # batches drawn together and sorted by length: short prompts need few tokens
 TRIES = 6
 
@@ -47,11 +49,21 @@ class Pair:
     said: Caption | None
 
 
+def painted_over(item: Item, rng: np.random.Generator) -> Item:
+    """Now and then in some colour, whether or not there are pictures of that."""
+    colour = choose(COLOURS, rng)
+    if rng.random() >= ANY_COLOUR or is_heldout(item.name, f"in {colour}"):
+        return item
+    return replace(item, colour=None if RECOLOURABLE.get(item.name) == colour else colour)
+
+
 def paraphrases(rng: np.random.Generator, split: Split) -> Pair:
     """A scene's caption and another one that says just as much."""
     if rng.random() < EMPTY_SHARE:
         return Pair(("", ""), None, None)
     scene = sample_scene(rng, ANY_CANVAS, split)
+    if split == "train":
+        scene = replace(scene, items=tuple(painted_over(item, rng) for item in scene.items))
     first = caption(scene, rng, every=True)
     for _ in range(TRIES):
         second = caption(scene, rng, every=True)
