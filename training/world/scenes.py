@@ -102,9 +102,9 @@ NAMES = tuple(OBJECTS)
 COUNTED = tuple(name for name in NAMES if is_counted(name))
 RECOLOURED = tuple(RECOLOURABLE)
 _WEIGHTS: dict[str, float] = (
-    {"empty": 0.04, "alone": 0.42, "two": 0.14, "beside": 0.03, "between": 0.02, "row": 0.02, "three": 0.1}
-    | dict.fromkeys(PLACES, 0.07 / len(PLACES))
-    | dict.fromkeys(RELATIONS[:4], 0.04)
+    {"empty": 0.04, "alone": 0.5, "two": 0.12, "beside": 0.03, "between": 0.02, "row": 0.02, "three": 0.08}
+    | dict.fromkeys(PLACES, 0.06 / len(PLACES))
+    | dict.fromkeys(RELATIONS[:4], 0.035)
 )
 _ARRANGED = tuple(_WEIGHTS)
 _CUMULATIVE = np.cumsum(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())
@@ -124,9 +124,9 @@ def sample_ground(rng: np.random.Generator) -> Ground:
 
 
 # Shares of things that are recoloured, several, or small or big, by how many things the scene has.
-_RECOLOURED = {1: 0.08, 2: 0.07, 3: 0.04}
-_SEVERAL = {1: 0.3, 2: 0.1, 3: 0.0}
-_SIZED = {1: 0.14, 2: 0.12, 3: 0.05}
+_RECOLOURED = {1: 0.14, 2: 0.07, 3: 0.04}
+_SEVERAL = {1: 0.18, 2: 0.1, 3: 0.0}
+_SIZED = {1: 0.2, 2: 0.12, 3: 0.05}
 _COUNTS = {1: tuple(range(2, MOST + 1)), 2: (2, 2, 3), 3: (1,)}
 
 
