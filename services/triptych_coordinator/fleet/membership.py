@@ -88,6 +88,7 @@ class Fleet(Generic[S, D]):
         """The last answer of a replica with each fingerprint."""
         self._described_at = -math.inf
         self._refreshing: asyncio.Task[None] | None = None
+        self._first_round: asyncio.Task[None] | None = None
         self._last_error: str | None = None
         self._choices = 0
         self._looked_up = asyncio.Event()
@@ -270,11 +271,13 @@ class Fleet(Generic[S, D]):
         await _within(seconds, self._news.wait())
 
     async def _first_health_checks(self, deadline: Deadline) -> None:
-        """When nothing is known of any replica, waits until all have said what they serve or had the time."""
+        """Waits until all replicas that were found first have said what they serve or had the time."""
         await self._first_look(deadline)
-        if self._leading is None:
-            tried = asyncio.gather(*(one.checked.wait() for one in self._replicas.values()))
-            await _within(deadline.timeout(self._health_check.timeout), tried)
+        if self._first_round is None:
+            checked = asyncio.gather(*(one.checked.wait() for one in self._replicas.values()))
+            self._first_round = self._in_background(_within(self._health_check.timeout, checked))
+        if not self._first_round.done():
+            await _within(deadline.timeout(self._health_check.timeout), asyncio.shield(self._first_round))
 
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
@@ -367,10 +370,11 @@ class Fleet(Generic[S, D]):
             self._in_background(self._replicas.pop(address).leave())
             self._lead()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(partial(set.discard, self._background))
+        return task
 
 
 async def _within(seconds: float, awaitable: Awaitable[object]) -> None:
