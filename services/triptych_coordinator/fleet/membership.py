@@ -117,7 +117,7 @@ class Fleet(Generic[S, D]):
     async def _refreshed(self) -> None:
         """Asks a replica again what it serves, once however many requests wait for that."""
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing = self._in_background(self._refresh())
         await asyncio.shield(self._refreshing)
 
     async def _refresh(self) -> None:
@@ -134,10 +134,6 @@ class Fleet(Generic[S, D]):
         paces = believed_paces([one.measured_pace() for one in suitable])
         fast = CLEARLY_BUSIER * min(paces, default=0.0)
         return sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
-
-    def ready(self, fingerprint: str) -> int:
-        """How many replicas with this model are believed to answer."""
-        return sum(one.ready and one.fingerprint == fingerprint for one in self._replicas.values())
 
     async def call(
         self,
