@@ -24,6 +24,7 @@ from triptych_coordinator.sampling.previews import LatentRgb
 from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.sampling_config import Sampling
 from triptych_coordinator.stages.conditioning import EncodedPrompt
+from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
 
@@ -49,9 +50,10 @@ async def generation_events(
     finished.encode_milliseconds = stopwatch.lap()
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial.first_step))
 
-    denoiser = stages.denoisers.of_request(
-        {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
+    denoiser = RequestDenoiser(
+        stages.denoisers,
         models.denoiser,
+        {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         deadline,
         loras_to_messages(parameters.loras),
     )

@@ -1,20 +1,25 @@
 """What the coordinator calls of its stages: methods of gRPC stubs, or of servicers in this process."""
 
-from collections.abc import Awaitable
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
 from triptych.serving.channels import channel_options
-from triptych.v1 import denoiser_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
 from triptych.wire.shared_calls import SharedMemoryChannel
 from triptych_coordinator.fleet.discovery import LookUp, has_names, look_up, resolve
 from triptych_coordinator.fleet.replica import Connection, S, Source
+
+if TYPE_CHECKING:
+    from triptych.v1.denoiser_pb2_grpc import DenoiserServiceAsyncStub
+    from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceAsyncStub
+    from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceAsyncStub
 
 _RECONNECTION = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -23,73 +28,13 @@ _RECONNECTION = [
 ]
 
 
-class TextEncoderStub(Protocol):
-    """What is called of a text encoder."""
-
-    def Encode(
-        self, request: text_encoder_pb2.TextEncoderServiceEncodeRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[text_encoder_pb2.TextEncoderServiceEncodeResponse]:
-        """See text_encoder.proto."""
-        ...
-
-    def GetModel(
-        self, request: text_encoder_pb2.TextEncoderServiceGetModelRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[text_encoder_pb2.TextEncoderServiceGetModelResponse]:
-        """See text_encoder.proto."""
-        ...
-
-
-class DenoiserStub(Protocol):
-    """What is called of a denoiser."""
-
-    def Predict(
-        self, request: denoiser_pb2.PredictRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[denoiser_pb2.PredictResponse]:
-        """See denoiser.proto."""
-        ...
-
-    def PutConditioning(
-        self, request: denoiser_pb2.PutConditioningRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[denoiser_pb2.PutConditioningResponse]:
-        """See denoiser.proto."""
-        ...
-
-    def GetModel(
-        self, request: denoiser_pb2.DenoiserServiceGetModelRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[denoiser_pb2.DenoiserServiceGetModelResponse]:
-        """See denoiser.proto."""
-        ...
-
-
-class VaeCodecStub(Protocol):
-    """What is called of a VAE codec."""
-
-    def Decode(
-        self, request: vae_codec_pb2.VaeCodecServiceDecodeRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceDecodeResponse]:
-        """See vae_codec.proto."""
-        ...
-
-    def Encode(
-        self, request: vae_codec_pb2.VaeCodecServiceEncodeRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceEncodeResponse]:
-        """See vae_codec.proto."""
-        ...
-
-    def GetModel(
-        self, request: vae_codec_pb2.VaeCodecServiceGetModelRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[vae_codec_pb2.VaeCodecServiceGetModelResponse]:
-        """See vae_codec.proto."""
-        ...
-
-
 @dataclass(frozen=True)
 class Stubs:
     """The three stages: where the replicas of each are, and how they are called."""
 
-    text_encoder: Source[TextEncoderStub]
-    denoiser: Source[DenoiserStub]
-    vae_codec: Source[VaeCodecStub]
+    text_encoder: Source[TextEncoderServiceAsyncStub]
+    denoiser: Source[DenoiserServiceAsyncStub]
+    vae_codec: Source[VaeCodecServiceAsyncStub]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The replicas of one stage: who is there, who takes a call, and what becomes of a call that fails."""
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -8,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
 
 from triptych import errors
 from triptych.errors import TriptychError
@@ -18,6 +21,7 @@ from triptych_coordinator.fleet.retries import (
     RETRY_AFTER_SECONDS,
     HealthCheck,
     RetryPolicy,
+    attempt,
     explained,
     is_transient,
 )
@@ -27,8 +31,7 @@ log = logging.getLogger(__name__)
 
 D = TypeVar("D", bound=Description)
 R = TypeVar("R")
-Ask: TypeAlias = Callable[[S, float], Awaitable[D]]
-Attempt: TypeAlias = Callable[[Replica[S], float], Coroutine[Any, Any, R]]
+Work: TypeAlias = Callable[[Replica[S], float], Coroutine[Any, Any, R]]
 Fits: TypeAlias = Callable[[model_pb2.ModelInfo], bool]
 
 FRESH_SECONDS = 1.0
@@ -61,27 +64,27 @@ class Fleet(Generic[S, D]):
         self,
         stage: str,
         source: Source[S],
-        ask: Ask[S, D],
+        question: Message,
         health_check: HealthCheck,
+        retries: RetryPolicy,
         fits: Fits,
-        max_wait: float,
     ) -> None:
         """Nobody is called yet.
 
         Args:
             stage: its name in errors, e.g. "denoiser".
             source: where the replicas are.
-            ask: what asks a replica for its description, in so many seconds.
-            health_check: how long and how often to wait for such an answer.
+            question: what GetModel is called with.
+            health_check: how long and how often to wait for a replica's answer to that.
+            retries: how calls of its work are repeated.
             fits: whether a model is the one that is wanted.
-            max_wait: how many seconds a request without a deadline waits for the first description.
         """
         self._stage = stage
         self._source = source
-        self._ask = ask
+        self._question = question
         self._health_check = health_check
+        self.retries = retries
         self._fits = fits
-        self._max_wait = max_wait
         self._replicas: dict[str, Replica[S]] = {}
         self._leading: str | None = None
         self._descriptions: dict[str, D] = {}
@@ -90,9 +93,10 @@ class Fleet(Generic[S, D]):
         self._refreshing: asyncio.Task[None] | None = None
         self._first_round: asyncio.Task[None] | None = None
         self._last_error: str | None = None
-        self._choices = 0
+        self._choices = itertools.count(1)
         self._looked_up = asyncio.Event()
         self._news = asyncio.Event()
+        """Set when a replica is ready that was not."""
         self._checking: set[Replica[S]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
@@ -108,7 +112,7 @@ class Fleet(Generic[S, D]):
         """
         await self._first_health_checks(deadline)
         if self._leading is None:
-            await self._next_available(Job(), {}, deadline, self._max_wait)
+            await self._next_available(Job(), {}, deadline)
         elif fresh or time.monotonic() - self._described_at > FRESH_SECONDS:
             await self._refreshed()
         assert self._leading is not None  # someone is or was ready
@@ -129,21 +133,21 @@ class Fleet(Generic[S, D]):
                 self._eject(replica, error)
 
     def idle(self, fingerprint: str) -> int:
-        """How many replicas with this model have nothing to do and are not clearly slower than the others."""
-        suitable = [one for one in self._replicas.values() if one.ready and one.fingerprint == fingerprint]
+        """How many replicas with this model are idle and not clearly slower than the others, at least 1."""
+        suitable = [one for one in self._suitable(Job(fingerprint=fingerprint)) if one.ready]
         paces = believed_paces([one.measured_pace() for one in suitable])
         fast = CLEARLY_BUSIER * min(paces, default=0.0)
-        return sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
+        idle = sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
+        return max(1, idle)
 
     async def call(
         self,
-        attempt: Attempt[S, R],
+        work: Work[S, R],
         job: Job[S],
-        retries: RetryPolicy,
         deadline: Deadline,
         seconds: Callable[[R], float] | None = None,
     ) -> R:
-        """Has a replica make the attempt; where it fails, another one, until one succeeds.
+        """Has a replica do the work, in so many seconds; where it fails, another one, until one succeeds.
 
         While no replica is there it waits: up to the deadline, or max_wait seconds without one. `seconds` is
         how long the replica took, by its own answer.
@@ -152,15 +156,15 @@ class Fleet(Generic[S, D]):
             TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody came for so long,
                 or so many replicas failed as the retry policy allows; else as retries.explained says.
         """
-        failures, busy_until = 0, dict[Replica[S], float]()
+        failures, busy_until, retries = 0, dict[Replica[S], float](), self.retries
         while True:
             replica = self._chosen(job, busy_until)
             if replica is None:
-                replica = await self._next_available(job, busy_until, deadline, retries.max_wait)
+                replica = await self._next_available(job, busy_until, deadline)
             limit = deadline.timeout(retries.attempt_timeout)
             try:
                 with replica.working(job.work) as outstanding:
-                    answer = await self._watched(replica, job, attempt(replica, limit))
+                    answer = await self._watched(replica, job, work(replica, limit))
             except TriptychError as error:
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
@@ -185,23 +189,24 @@ class Fleet(Generic[S, D]):
         await asyncio.gather(*(replica.close() for replica in self._replicas.values()))
 
     async def _next_available(
-        self, job: Job[S], busy_until: Mapping[Replica[S], float], deadline: Deadline, max_wait: float
+        self, job: Job[S], busy_until: Mapping[Replica[S], float], deadline: Deadline
     ) -> Replica[S]:
         """Waits until a replica can take the job, and says so if that takes a while."""
         await self._first_look(deadline)
         began, told = time.monotonic(), False
-        limit = deadline.left(max_wait)
+        limit = deadline.left(self.retries.max_wait)
         while (replica := self._chosen(job, busy_until)) is None:
             waited = time.monotonic() - began
             if waited >= limit:
-                deadline.timeout(max_wait)
+                deadline.timeout(self.retries.max_wait)
                 raise self._nobody(job)
             if waited >= SILENT_SECONDS and not told:
                 deadline.on_waiting(self._stage)
                 told = True
             soonest = min((until - time.monotonic() for until in busy_until.values()), default=limit)
             pause = min(limit - waited, limit if told else SILENT_SECONDS, max(soonest, _SHORTEST_PAUSE))
-            await self._someone_returns(pause)
+            self._news.clear()
+            await _within(pause, self._news.wait())
         return replica
 
     def _chosen(self, job: Job[S], busy_until: Mapping[Replica[S], float]) -> Replica[S] | None:
@@ -217,8 +222,7 @@ class Fleet(Generic[S, D]):
         ]
         chosen = ready[choose(candidates, job.work)]
         if job.work:
-            self._choices += 1
-            chosen.last_chosen = self._choices
+            chosen.last_chosen = next(self._choices)
         return chosen
 
     def _suitable(self, job: Job[S]) -> list[Replica[S]]:
@@ -242,7 +246,7 @@ class Fleet(Generic[S, D]):
 
     async def _check_answers(self, replica: Replica[S], answer: asyncio.Future[Any]) -> None:
         try:
-            await self._ask(replica.stub, self._health_check.timeout)
+            await self._ask(replica)
         except TriptychError:
             if not answer.done():
                 raise
@@ -260,11 +264,6 @@ class Fleet(Generic[S, D]):
         return errors.unavailable(
             f"the {self._stage} at {self._source.address} cannot be reached: {reason}", RETRY_AFTER_SECONDS
         )
-
-    async def _someone_returns(self, seconds: float) -> None:
-        """Returns when a replica is ready that was not, or after so many seconds."""
-        self._news.clear()
-        await _within(seconds, self._news.wait())
 
     async def _first_health_checks(self, deadline: Deadline) -> None:
         """Waits until all replicas that were found first have said what they serve or had the time."""
@@ -303,9 +302,13 @@ class Fleet(Generic[S, D]):
             replica.checked.set()
         self._checking.discard(replica)
 
+    async def _ask(self, replica: Replica[S]) -> D:
+        described: D = await attempt(replica.stub.GetModel, self._question, self._health_check.timeout)
+        return described
+
     async def _describe(self, replica: Replica[S]) -> None:
         """Asks a replica what it serves; it is ready when it has answered."""
-        described = await self._ask(replica.stub, self._health_check.timeout)
+        described = await self._ask(replica)
         before, was_ready = replica.fingerprint, replica.ready
         replica.description, replica.ready = described, True
         self._descriptions[described.model.fingerprint] = described

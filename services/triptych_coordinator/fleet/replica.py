@@ -5,13 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from triptych.v1 import model_pb2
+from triptych_coordinator.fleet.retries import Method
 from triptych_coordinator.fleet.routing import MeasuredPace
 from triptych_coordinator.fleet.uploads import Uploads
-
-S = TypeVar("S")
 
 _NEW_SHARE = 0.3
 
@@ -23,6 +22,18 @@ class Description(Protocol):
     def model(self) -> model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
         ...
+
+
+class Stub(Protocol):
+    """What every stage is asked."""
+
+    @property
+    def GetModel(self) -> Method[Any, Any]:
+        """For its Description."""
+        ...
+
+
+S = TypeVar("S", bound=Stub)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """The denoisers as the samples of one request see them: a step's rows go out, velocities come back."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,9 @@ from triptych.tensors import array_to_message, array_view
 from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.connections import DenoiserStub
-from triptych_coordinator.fleet.membership import Fits, Fleet, Job
-from triptych_coordinator.fleet.replica import Replica, Source
-from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy, attempt
+from triptych_coordinator.fleet.membership import Fleet, Job
+from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
 from triptych_coordinator.sampling.guidance.layers import Branch
@@ -26,40 +27,13 @@ from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
 
+if TYPE_CHECKING:
+    from triptych.v1.denoiser_pb2_grpc import DenoiserServiceAsyncStub
+
 Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
-DenoiserReplica: TypeAlias = Replica[DenoiserStub]
 DenoiserModel = denoiser_pb2.DenoiserServiceGetModelResponse
-
-
-class Denoisers:
-    """The replicas of the denoiser."""
-
-    def __init__(
-        self,
-        source: Source[DenoiserStub],
-        health_check: HealthCheck,
-        retries: RetryPolicy,
-        fits: Fits,
-    ) -> None:
-        """As stages.Stages."""
-        self._fleet = Fleet("denoiser", source, _ask, health_check, fits, retries.max_wait)
-        self._retries = retries
-        self.close = self._fleet.close
-        self.description = self._fleet.description
-
-    def of_request(
-        self,
-        conditionings: Conditionings,
-        model: DenoiserModel,
-        deadline: Deadline,
-        loras: Sequence[lora_pb2.Lora] = (),
-    ) -> "RequestDenoiser":
-        """The denoisers, as the samples of one request see them."""
-        return RequestDenoiser(self._fleet, model, conditionings, self._retries, deadline, loras)
-
-
-async def _ask(stub: DenoiserStub, seconds: float) -> DenoiserModel:
-    return await attempt(stub.GetModel, denoiser_pb2.DenoiserServiceGetModelRequest(), seconds)
+DenoiserReplica: TypeAlias = "Replica[DenoiserServiceAsyncStub]"
+DenoiserFleet: TypeAlias = "Fleet[DenoiserServiceAsyncStub, DenoiserModel]"
 
 
 @dataclass
@@ -70,10 +44,9 @@ class RequestDenoiser:
     have nothing else to do; a row's bits do not depend on where it runs.
     """
 
-    fleet: Fleet[DenoiserStub, DenoiserModel]
+    fleet: DenoiserFleet
     model: DenoiserModel
     conditionings: Conditionings
-    retries: RetryPolicy
     deadline: Deadline
     loras: Sequence[lora_pb2.Lora] = ()
     rows: int = 0
@@ -136,7 +109,7 @@ class RequestDenoiser:
 
         One if features are reused: it has them, any other would have to compute the earlier evaluation again.
         """
-        return 1 if any(reuses) else max(1, self.fleet.idle(self.model.model.fingerprint))
+        return 1 if any(reuses) else self.fleet.idle(self.model.model.fingerprint)
 
     def _max_samples(self, reuses: Sequence[FeatureReuse | None]) -> int:
         """Samples in a call: max_samples fill a message with as many latents as max_branches velocities."""
@@ -186,7 +159,7 @@ class RequestDenoiser:
             return response
 
         job = Job(work, self.model.model.fingerprint, is_prepared)
-        return await self.fleet.call(predict, job, self.retries, self.deadline, _predict_seconds)
+        return await self.fleet.call(predict, job, self.deadline, _predict_seconds)
 
     async def _predict_on(
         self,
@@ -196,8 +169,7 @@ class RequestDenoiser:
         seconds: float,
     ) -> denoiser_pb2.PredictResponse:
         """Sends what conditioning the denoiser was not sent yet, and again what it forgot."""
-        rounds = 1 + len(self.conditionings) + self.retries.attempts
-        for _ in range(rounds):
+        for _ in range(1 + len(self.conditionings) + self.fleet.retries.attempts):
             uploads = await self._upload(denoiser, digests)
             try:
                 return await attempt(denoiser.stub.Predict, request, seconds)
@@ -222,7 +194,7 @@ class RequestDenoiser:
         request = denoiser_pb2.PutConditioningRequest(
             digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
         )
-        await attempt(denoiser.stub.PutConditioning, request, self.retries.attempt_timeout)
+        await attempt(denoiser.stub.PutConditioning, request, self.fleet.retries.attempt_timeout)
 
 
 def _predict_seconds(response: denoiser_pb2.PredictResponse) -> float:

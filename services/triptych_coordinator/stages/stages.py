@@ -2,15 +2,18 @@
 
 import asyncio
 
+from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
+from triptych.v1.text_encoder_pb2 import TextEncoderServiceGetModelRequest
+from triptych.v1.vae_codec_pb2 import VaeCodecServiceGetModelRequest
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
-from triptych_coordinator.fleet.membership import Fits
+from triptych_coordinator.fleet.membership import Fits, Fleet
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.stages.conditioning import ConditioningCache
-from triptych_coordinator.stages.denoiser import Denoisers
+from triptych_coordinator.stages.denoiser import DenoiserFleet
 from triptych_coordinator.stages.fit import Models
-from triptych_coordinator.stages.text_encoder import TextEncoders
-from triptych_coordinator.stages.vae_codec import VaeCodecs
+from triptych_coordinator.stages.text_encoder import TextEncoderFleet, TextEncoders
+from triptych_coordinator.stages.vae_codec import VaeCodecFleet, VaeCodecs
 
 
 class Stages:
@@ -28,13 +31,23 @@ class Stages:
 
         `fits` says whether a replica's model is the checkpoint's.
         """
-        self.text_encoders = TextEncoders(stubs.text_encoder, health_check, retries, cache, fits)
-        self.denoisers = Denoisers(stubs.denoiser, health_check, retries, fits)
-        self.vae_codecs = VaeCodecs(stubs.vae_codec, health_check, retries, fits)
+        policies = health_check, retries, fits
+        text_encoders: TextEncoderFleet = Fleet(
+            "text encoder", stubs.text_encoder, TextEncoderServiceGetModelRequest(), *policies
+        )
+        vae_codecs: VaeCodecFleet = Fleet(
+            "VAE codec", stubs.vae_codec, VaeCodecServiceGetModelRequest(), *policies
+        )
+        self.text_encoders = TextEncoders(text_encoders, cache)
+        self.denoisers: DenoiserFleet = Fleet(
+            "denoiser", stubs.denoiser, DenoiserServiceGetModelRequest(), *policies
+        )
+        self.vae_codecs = VaeCodecs(vae_codecs)
 
     async def close(self) -> None:
         """Ends the connections; running calls are cancelled."""
-        await asyncio.gather(self.text_encoders.close(), self.denoisers.close(), self.vae_codecs.close())
+        fleets = self.text_encoders.fleet, self.denoisers, self.vae_codecs.fleet
+        await asyncio.gather(*(fleet.close() for fleet in fleets))
 
     async def models(self, deadline: Deadline, fresh: bool = False) -> Models:
         """What the stages serve, as Fleet.description. A request keeps to these fingerprints.
@@ -43,8 +56,8 @@ class Stages:
             TriptychError: UNAVAILABLE that names a stage which is not up.
         """
         text_encoder, denoiser, vae_codec = await asyncio.gather(
-            self.text_encoders.description(deadline, fresh),
+            self.text_encoders.fleet.description(deadline, fresh),
             self.denoisers.description(deadline, fresh),
-            self.vae_codecs.description(deadline, fresh),
+            self.vae_codecs.fleet.description(deadline, fresh),
         )
         return Models(text_encoder, denoiser, vae_codec)

@@ -1,43 +1,39 @@
 """The text encoders as the coordinator sees them: prompts in, conditioning out."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.v1 import text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.connections import TextEncoderStub
-from triptych_coordinator.fleet.membership import Fits, Fleet, Job
-from triptych_coordinator.fleet.replica import Replica, Source
-from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy, attempt
+from triptych_coordinator.fleet.membership import Fleet, Job
+from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.stages.answers import nonsense
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.stages.fit import Models
 
+if TYPE_CHECKING:
+    from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceAsyncStub
+
 EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
 EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
-TextEncoderModel = text_encoder_pb2.TextEncoderServiceGetModelResponse
+TextEncoderFleet: TypeAlias = (
+    "Fleet[TextEncoderServiceAsyncStub, text_encoder_pb2.TextEncoderServiceGetModelResponse]"
+)
 
 
 class TextEncoders:
     """The replicas of the text encoder, and what they encoded."""
 
-    def __init__(
-        self,
-        source: Source[TextEncoderStub],
-        health_check: HealthCheck,
-        retries: RetryPolicy,
-        cache: ConditioningCache,
-        fits: Fits,
-    ) -> None:
-        """As stages.Stages."""
-        self._fleet = Fleet("text encoder", source, _ask, health_check, fits, retries.max_wait)
-        self._retries = retries
+    def __init__(self, fleet: TextEncoderFleet, cache: ConditioningCache) -> None:
+        self.fleet = fleet
         self._cache = cache
-        self.close = self._fleet.close
-        self.description = self._fleet.description
 
     async def encode(
         self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
@@ -47,7 +43,7 @@ class TextEncoders:
         found = {prompt: self._cache.get((fingerprint, prompt)) for prompt in prompts}
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
-        idle = max(1, self._fleet.idle(fingerprint))
+        idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
             partial(self._encode_new, new[start : start + size], fingerprint, deadline)
@@ -64,11 +60,10 @@ class TextEncoders:
         if any(spans for _, spans in prompts):
             request.weights.extend(_weights(spans) for _, spans in prompts)
 
-        async def encode(replica: Replica[TextEncoderStub], seconds: float) -> EncodeResponse:
+        async def encode(replica: Replica[TextEncoderServiceAsyncStub], seconds: float) -> EncodeResponse:
             return await attempt(replica.stub.Encode, request, seconds)
 
-        job = Job[TextEncoderStub](len(prompts), fingerprint)
-        response = await self._fleet.call(encode, job, self._retries, deadline)
+        response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
         if not len(prompts) == len(response.conditionings) == len(response.truncated):
             raise nonsense(
                 f"the text encoder sent {len(response.conditionings)} conditionings for {len(prompts)}"
@@ -82,10 +77,6 @@ class TextEncoders:
         for prompt, entry in encoded.items():
             self._cache.put((fingerprint, prompt), entry)
         return encoded
-
-
-async def _ask(stub: TextEncoderStub, seconds: float) -> TextEncoderModel:
-    return await attempt(stub.GetModel, text_encoder_pb2.TextEncoderServiceGetModelRequest(), seconds)
 
 
 def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:
