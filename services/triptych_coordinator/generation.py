@@ -100,7 +100,7 @@ async def _encode(
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     additional = parameters.composed_prompts()
-    guided = len(additional) > 0 or any(scale != 1 for scale in parameters.guidance_scales())
+    guided = len(additional) > 0 or parameters.guided
     negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.text_encoders.encode(
@@ -136,7 +136,7 @@ def _accepted(
         if entry.truncated
     ]
     if any(parameters.negative_prompts) and not guided.negative:
-        warnings.append("the negative prompt changes nothing: guidance_scale 1 is no guidance")
+        warnings.append("the negative prompt changes nothing: a guidance_scale of 1 or less is no guidance")
     warnings += [
         f"{guidance.description} changes nothing: no step that is taken lies between start {guidance.start:g}"
         f" and stop {guidance.stop:g}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
@@ -28,12 +29,20 @@ def latent_rgb(checkpoint: Checkpoint) -> LatentRgb | None:
         settings = dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
         if KEY not in settings:
             return _well_known(checkpoint)
-        factors, bias = (np.array(settings[KEY][name], np.float32) for name in ("factors", "bias"))
-    except (ValueError, TypeError, KeyError) as error:
+        factors, bias = (_numbers(settings[KEY][name]) for name in ("factors", "bias"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise StartError(f"{file} cannot be read: {KEY}: {error}") from error
     if factors.shape[1:] != (3,) or bias.shape != (3,) or not np.isfinite([*factors.ravel(), *bias]).all():
         raise StartError(f"{file}: {KEY} must hold factors, 3 numbers per channel, and bias, 3 numbers")
     return LatentRgb(factors, bias)
+
+
+def _numbers(value: Any) -> NDArray[np.float32]:
+    """Lists of numbers. Raises ValueError for anything else."""
+    array = np.array(value)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"it holds {value!r}, where numbers belong")
+    return array.astype(np.float32)
 
 
 def _well_known(checkpoint: Checkpoint) -> LatentRgb | None:

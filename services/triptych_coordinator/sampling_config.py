@@ -1,7 +1,6 @@
 """How a checkpoint is sampled: what its configs say, and what is known of its family besides."""
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,18 +58,22 @@ def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:
         return defaults
     try:
         settings = dict(json.loads(file.read_text("utf-8")))
-        steps = int(settings.get("default_num_inference_steps", defaults.num_inference_steps))
-        scale = float(settings.get("default_guidance_scale", defaults.guidance_scale))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise StartError(f"{file} cannot be read: {error}") from error
-    if not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+    steps = settings.get("default_num_inference_steps", defaults.num_inference_steps)
+    scale = settings.get("default_guidance_scale", defaults.guidance_scale)
+    if type(steps) is not int or not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
         raise StartError(
-            f"{file}: default_num_inference_steps must be 1 to {MAX_NUM_INFERENCE_STEPS}, not {steps}"
+            f"{file}: default_num_inference_steps must be a whole number from 1 to "
+            f"{MAX_NUM_INFERENCE_STEPS}, not {json.dumps(steps)}"
         )
-    if not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE_SCALE):
-        raise StartError(f"{file}: default_guidance_scale must be 0 to {MAX_GUIDANCE_SCALE:g}, not {scale}")
-    if defaults.guidance is GuidanceInput.NONE and scale != 1:
+    if type(scale) not in (int, float) or not 0 <= scale <= MAX_GUIDANCE_SCALE:
+        raise StartError(
+            f"{file}: default_guidance_scale must be a number from 0 to {MAX_GUIDANCE_SCALE:g}, "
+            f"not {json.dumps(scale)}"
+        )
+    if defaults.guidance is GuidanceInput.NONE and scale > 1:
         raise StartError(
             f"{file}: default_guidance_scale must be 1 for a model without guidance, not {scale}"
         )
-    return replace(defaults, num_inference_steps=steps, guidance_scale=scale)
+    return replace(defaults, num_inference_steps=steps, guidance_scale=float(scale))

@@ -80,7 +80,9 @@ async def test_an_embedded_scale_and_a_weakened_model_work_together(embedded: Ho
 
 async def test_a_negative_prompt_that_no_step_uses_is_said(house: House) -> None:
     idle = await house.images("a cat", negative_prompts=["mud"], guidance_scale=1)
-    assert list(idle.warnings) == ["the negative prompt changes nothing: guidance_scale 1 is no guidance"]
+    assert list(idle.warnings) == [
+        "the negative prompt changes nothing: a guidance_scale of 1 or less is no guidance"
+    ]
     used = await house.images("a cat", negative_prompts=["mud"], guidance_scale=2)
     assert not used.warnings
 
@@ -93,3 +95,30 @@ async def test_a_weakened_model_that_no_step_needs_is_said(house: House) -> None
     ]
     used = await house.images("a cat", skip_layer_guidance={"layers": [1], "stop": 1})
     assert not used.warnings
+
+
+@pytest.mark.parametrize("scale", [0, 0.5, 1])
+async def test_a_scale_up_to_1_is_no_guidance(scale: float, house: House) -> None:
+    plain = await house.images("a cat", seeds=[1], negative_prompts=["mud"], guidance_scale=1)
+    answer = await house.images("a cat", seeds=[1], negative_prompts=["mud"], guidance_scale=scale)
+    assert [image.png for image in answer.images] == [image.png for image in plain.images]
+    assert answer.parameters.guidance_scale == 1
+    assert answer.finished.rows == 3
+
+
+async def test_a_schedule_guides_only_above_1(house: House) -> None:
+    scales = {"explicit": {"scales": [0, 1, 2]}}
+    answer = await house.images("a cat", guidance_schedule=scales)
+    assert answer.finished.rows == 1 + 1 + 2
+
+
+async def test_prompts_stay_apart_without_guidance(house: House) -> None:
+    cat, dog = (await house.images("a cat", "a dog", seeds=[1, 1], guidance_scale=0)).images
+    assert cat.png != dog.png
+
+
+async def test_a_model_without_guidance_takes_a_scale_of_0_for_none(without_guidance: House) -> None:
+    answer = await without_guidance.images("a cat", guidance_scale=0)
+    assert answer.parameters.guidance_scale == 1
+    with pytest.raises(grpc.RpcError, match="make the scale 1 or less, which means none, not 2"):
+        await without_guidance.images("a cat", guidance_scale=2)

@@ -40,6 +40,8 @@ def test_a_checkpoint_brings_its_own_map(checkpoint: Checkpoint) -> None:
     "value",
     [
         {"factors": [[1, 2]], "bias": [0, 0, 0]},
+        {"factors": [["1", "2", "3"]], "bias": [0, 0, 0]},
+        {"factors": [[10**400, 2, 3]], "bias": [0, 0, 0]},
         {"factors": [[1, 2, 3]], "bias": [0, 0]},
         {"factors": [[1, 2, float("nan")]], "bias": [0, 0, 0]},
         {"factors": [[1, 2, 3], [1]], "bias": [0, 0, 0]},

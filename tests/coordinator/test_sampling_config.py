@@ -75,6 +75,14 @@ def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
         '{"default_num_inference_steps": null}',
         '{"default_guidance_scale": NaN}',
         '{"default_guidance_scale": -1}',
+        '{"default_num_inference_steps": 4.5}',
+        '{"default_num_inference_steps": "4"}',
+        '{"default_num_inference_steps": true}',
+        '{"default_num_inference_steps": Infinity}',
+        '{"default_num_inference_steps": [4]}',
+        '{"default_guidance_scale": "5"}',
+        '{"default_guidance_scale": Infinity}',
+        f'{{"default_guidance_scale": 1{"0" * 400}}}',
     ],
 )
 def test_wrong_defaults_are_refused_with_the_file_named(tmp_path: Path, text: str) -> None:

@@ -138,6 +138,11 @@ class Parameters:
         return self.guidance_schedule.over(self.num_inference_steps, self.guidance_scale)
 
     @property
+    def guided(self) -> bool:
+        """Whether some step has a scale above 1: up to 1 there is no guidance where branches are joined."""
+        return any(scale > 1 for scale in self.guidance_scales())
+
+    @property
     def layer_guidances(self) -> tuple[LayerGuidance, ...]:
         """Those by weakened models."""
         chosen = (self.skip_layer_guidance, self.perturbed_attention_guidance)

@@ -170,9 +170,13 @@ class _Given:
         return len(sigmas) - (1 if sigmas and sigmas[-1] == 0 else 0)
 
     def guidance_scale(self) -> float:
-        if not self.message.HasField("guidance_scale"):
-            return self.limits.default_guidance_scale
-        return self.number("guidance_scale", self.message.guidance_scale, Range(0, MAX_GUIDANCE_SCALE))
+        scale = self.limits.default_guidance_scale
+        if self.message.HasField("guidance_scale"):
+            scale = self.number("guidance_scale", self.message.guidance_scale, Range(0, MAX_GUIDANCE_SCALE))
+        embedded = self.limits.guidance is GuidanceInput.EMBEDDED
+        if embedded or not isinstance(self.guidance_schedule(), ConstantGuidance):
+            return scale
+        return max(scale, 1.0)  # what is done with less, so the answer says so
 
     def guidance_schedule(self) -> GuidanceSchedule:
         default: GuidanceSchedule = ConstantGuidance()
@@ -343,11 +347,11 @@ def _check_sampling(parameters: Parameters, wrong: Wrong) -> None:
 
 def _check_guidance(parameters: Parameters, guidance: GuidanceInput, wrong: Wrong) -> None:
     """Refuses what the model cannot do, whatever the rest of the request is."""
-    if guidance is GuidanceInput.NONE and any(scale != 1 for scale in parameters.guidance_scales()):
-        field = "guidance_scale" if parameters.guidance_scale != 1 else "guidance_schedule"
+    if guidance is GuidanceInput.NONE and parameters.guided:
+        field = "guidance_scale" if parameters.guidance_scale > 1 else "guidance_schedule"
         wrong[field] = (
-            "this model was distilled to do without guidance: leave it out, or make the scale 1, which"
-            f" means none, not {max(parameters.guidance_scales()):g}"
+            "this model was distilled to do without guidance: leave it out, or make the scale 1 or"
+            f" less, which means none, not {max(parameters.guidance_scales()):g}"
         )
     if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
         wrong["negative_prompts"] = (

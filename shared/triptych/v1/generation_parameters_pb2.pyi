@@ -59,8 +59,8 @@ class GenerationParameters(google.protobuf.message.Message):
     many as an explicit sigma_schedule has.
     """
     guidance_scale: builtins.float
-    """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. Default: GetModel's
-    default_guidance_scale.
+    """How strongly to follow the prompt, 0 to 100; what it does depends on GetModel's guidance. 1 or less is none, and
+    the answer says 1, unless the scale is an input of the model. Default: GetModel's default_guidance_scale.
     """
     num_images_per_prompt: builtins.int
     """Pictures per prompt, at least 1; prompts x pictures at most GetModel's max_images. Default 1."""

@@ -15,6 +15,7 @@ from triptych_coordinator.sampling.guidance.methods import ClassifierFreeGuidanc
 class Guided:
     """The conditioning of every sample, one guidance scale per step, and the methods of guidance.
 
+    scales: of a model with two branches, one of 1 or less is no guidance, as in diffusers.
     positive, negative: the prompt's digest and the negative prompt's, of each sample. `negative` may be empty
         if no step needs it.
     additional: digests of prompts that are composed with the prompt.
@@ -62,7 +63,7 @@ class Guided:
         velocity = positive = prompts[0]
         if negative is not None and self.additional:
             velocity = positive = composed(negative, prompts, np.array(self.weights, np.float32))
-        if negative is not None and self.scales[step] != 1:
+        if negative is not None and self.scales[step] > 1:
             velocity, memory = self.method.join(negative, positive, self.scales[step], memory)
         for guidance, weak in zip(self._active(step), weakened, strict=True):
             velocity = steered_away(velocity, prompts[0], weak, guidance.scale)
@@ -77,7 +78,7 @@ class Guided:
         return [guidance for guidance in self.layer_guidances if guidance.scale and guidance not in active]
 
     def _needs_negative(self, step: int) -> bool:
-        return not self.embedded and (self.scales[step] != 1 or len(self.additional) > 0)
+        return not self.embedded and (self.scales[step] > 1 or len(self.additional) > 0)
 
     def _active(self, step: int) -> list[LayerGuidance]:
         return [guidance for guidance in self.layer_guidances if guidance.active(step, len(self.scales))]

@@ -19,7 +19,7 @@ Memory: TypeAlias = Velocity | None
 
 @dataclass(frozen=True)
 class GuidanceMethod(ABC):
-    """Joins velocities, [B, C, h, w]. Where the scale is 1 no method is asked: the prompt's is the answer."""
+    """Joins velocities, [B, C, h, w]. Up to a scale of 1 none is asked: the prompt's is the answer."""
 
     @property
     def first_guided_step(self) -> int:
