@@ -16,6 +16,10 @@ MODULES = sorted(
 )
 
 
+UNASKED = {"torchao", "sympy"}
+"""Seconds of a start that only quantization and compilation (torch._dynamo) need."""
+
+
 def packages_after(program: str, *arguments: str) -> set[str]:
     """The top-level packages that a new Python process has imported after running the program."""
     report = "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
@@ -70,7 +74,20 @@ create_servicer(StageSettings(model=sys.argv[1]))
 """
     packages = packages_after(program, str(tiny_checkpoint))
     assert "torch" in packages
-    assert not packages & {"transformers", "tokenizers", "diffusers", "PIL"}
+    assert not packages & {"transformers", "tokenizers", "diffusers", "PIL", *UNASKED}
+
+
+def test_a_text_encoder_of_clips_waits_for_tokenizers_alone(tiny_checkpoint: Path) -> None:
+    program = """
+import sys
+from triptych.compute.settings import StageSettings
+from triptych_text_encoder.servicer import create_servicer
+create_servicer(StageSettings(model=sys.argv[1]))
+assert "transformers.modeling_utils" not in sys.modules
+"""
+    packages = packages_after(program, str(tiny_checkpoint))
+    assert {"torch", "tokenizers"} <= packages
+    assert not packages & {"diffusers", "scipy", *UNASKED}
 
 
 @pytest.mark.parametrize("stage", ["text_encoder", "denoiser", "vae_codec"])

@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from triptych.compute.quantization import Quantizer
 
 
+_PROJECTED_CLIP = "CLIPTextModelWithProjection"
+_CLIP_CLASSES = ("CLIPTextModel", _PROJECTED_CLIP)
+
 #: The linears of a class that are not quantized like the others.
 _EXCEPTIONS = {
     # One product per prompt, and the pooled vector is its result.
-    "CLIPTextModelWithProjection": Exceptions(full_precision=("text_projection",)),
+    _PROJECTED_CLIP: Exceptions(full_precision=("text_projection",)),
     # A few of its inputs are thousands of times the others (in T5 more than float16 holds): rounded by one
     # scale, the others would be lost. So in Qwen3.
     "T5EncoderModel": Exceptions(weights_only=("wo",)),
@@ -51,13 +54,10 @@ def load_text_model(
 
     from triptych.compute.loading import fill
 
-    with torchao_quietly():  # transformers imports it where it is installed
-        model_class, config_class = _model_classes(checkpoint, component)
     class_name = checkpoint.class_name(component)
     with _quiet():
         try:
-            config = config_class.from_dict(checkpoint.config(component))
-            model = _without_memory(model_class, config, dtype, device)
+            model = _without_memory(checkpoint, component, dtype, device)
             if dtype == torch.float16 and class_name == "T5EncoderModel":
                 _keep_wo_in_float32(model)
             tensors = checkpoint.tensors(component)
@@ -78,12 +78,22 @@ def load_text_model(
     return model.requires_grad_(False).eval()
 
 
-def _without_memory(model_class: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+def _without_memory(checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device) -> Any:
     """The model with its weights on "meta"; buffers that no checkpoint has are real, on the device."""
     import torch
 
+    class_name, config = checkpoint.class_name(component), checkpoint.config(component)
+    if class_name in _CLIP_CLASSES:
+        from triptych_text_encoder.clip import ClipConfig, ClipTextModel
+
+        with torch.device("meta"):
+            return ClipTextModel(ClipConfig.from_dict(config), class_name == _PROJECTED_CLIP).to(dtype)
+    with torchao_quietly():  # transformers imports it where it is installed
+        model_class, config_class = _transformers_classes(checkpoint, component)
     with torch.device("meta"):
-        model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = model_class._from_config(
+            config_class.from_dict(config), dtype=dtype, attn_implementation="sdpa"
+        )
     model.tie_weights()
     for module in model.modules():
         computed = [
@@ -145,19 +155,9 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
             raise _broken(checkpoint, component, error) from error
 
 
-def _model_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
+def _transformers_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
     """The model class that model_index.json names for `component`, and its config class."""
     match checkpoint.class_name(component):
-        case "CLIPTextModel":
-            from transformers.models.clip.configuration_clip import CLIPTextConfig
-            from transformers.models.clip.modeling_clip import CLIPTextModel
-
-            return CLIPTextModel, CLIPTextConfig
-        case "CLIPTextModelWithProjection":
-            from transformers.models.clip.configuration_clip import CLIPTextConfig
-            from transformers.models.clip.modeling_clip import CLIPTextModelWithProjection
-
-            return CLIPTextModelWithProjection, CLIPTextConfig
         case "T5EncoderModel":
             from transformers.models.t5.configuration_t5 import T5Config
             from transformers.models.t5.modeling_t5 import T5EncoderModel

@@ -27,6 +27,11 @@ class Tower:
     model: Any
     max_length: int
 
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the encoder."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def token_ids(self, text: str, padded: bool = True) -> torch.Tensor:
         """The text's tokens, cut off: int64 [1, max_length], or [1, tokens] if not padded."""
         tokens = self.tokenizer(
@@ -36,7 +41,7 @@ class Tower:
             truncation=True,
             return_tensors="pt",
         )
-        token_ids: torch.Tensor = tokens.input_ids.to(self.model.device)
+        token_ids: torch.Tensor = tokens.input_ids.to(next(self.model.parameters()).device)
         return token_ids
 
     def token_weights(self, text: str, spans: Sequence[Span]) -> list[float]:

@@ -48,7 +48,7 @@ class FluxRecipe:
     @property
     def parameters(self) -> int:
         """Number of parameters of both encoders."""
-        return int(self._clip.model.num_parameters() + self._t5.model.num_parameters())
+        return self._clip.parameters + self._t5.parameters
 
     def encode(self, prompt: str) -> Encoding:
         """Encode one prompt. `truncated` begins where T5 stopped, although CLIP stops after 77 tokens."""

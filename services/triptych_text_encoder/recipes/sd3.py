@@ -44,7 +44,7 @@ class SD3Recipe:
     @property
     def parameters(self) -> int:
         """Number of parameters of all encoders."""
-        return sum(tower.model.num_parameters() for tower in self._towers)
+        return sum(tower.parameters for tower in self._towers)
 
     def encode(self, prompt: str) -> Encoding:
         """Encode one prompt.
@@ -81,7 +81,7 @@ class SD3Recipe:
 
 def _clip_features(clip: Tower, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The last hidden state but one, no final norm: [tokens, width]; the projection: [projection_dim]."""
-    output = clip.model(clip.token_ids(prompt), output_hidden_states=True)
+    output = clip.model(clip.token_ids(prompt))
     return output.hidden_states[-2][0], output.text_embeds[0]
 
 

@@ -47,7 +47,7 @@ class ZImageRecipe:
     @property
     def parameters(self) -> int:
         """Number of parameters of the encoder."""
-        return int(self._qwen.model.num_parameters())
+        return self._qwen.parameters
 
     def encode(self, prompt: str) -> Encoding:
         """Encode one prompt; the sequence has as many tokens as its chat."""
