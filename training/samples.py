@@ -25,7 +25,7 @@ from training.linear_codec import DEFAULT_PATH, LinearCodec
 from training.scenes import Scene, load_sprites, sample_scene
 from training.transformer import T5_TOKENS
 from triptych_denoiser.models.loading import build
-from triptych_denoiser.models.sd3 import ARCHITECTURE, SD3Transformer
+from triptych_denoiser.models.sd3 import SD3Transformer
 
 COLUMNS = 8
 
@@ -87,7 +87,7 @@ def main() -> None:
     folder = arguments.out / "transformer"
     config = json.loads((folder / "config.json").read_text())
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
-    model = build(ARCHITECTURE, config, weights, "cpu", torch.bfloat16)
+    model = build(SD3Transformer, config, weights, "cpu", torch.bfloat16)
     rng = np.random.default_rng(7)
     scenes: list[Scene] = [sample_scene(rng, "heldout") for _ in range(arguments.count)]
     text = TextConditioning(arguments.out, torch.device("cpu"))

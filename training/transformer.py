@@ -30,7 +30,7 @@ from training.latent_scenes import LatentScenes
 from training.run_folder import RunFolder
 from training.token_naming import AFTER_BLOCK, TokenNaming
 from triptych_denoiser.models.loading import load_weights
-from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, checkpoint_keys, position_table
+from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, position_table
 
 CONFIG = SD3Config(
     sample_size=16,
@@ -174,7 +174,7 @@ def export(masters: dict[str, Tensor], folder: Path) -> None:
             parameter.copy_(masters[name])
     model.positions.copy_(position_table(CONFIG.width, CONFIG.pos_embed_max_size))
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.bfloat16().contiguous() for key, value in checkpoint_keys(model).items()}
+    tensors = {key: value.bfloat16().contiguous() for key, value in model.checkpoint_keys().items()}
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     config = {"_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.36.0"} | CONFIG.__dict__
     (folder / "config.json").write_text(json.dumps(config | {"dual_attention_layers": []}, indent=2) + "\n")
@@ -206,7 +206,7 @@ class Training:
         initialise(self.model)
         if weights:
             tensors = load_file(weights / "diffusion_pytorch_model.safetensors")
-            load_weights(checkpoint_keys(self.model), tensors)
+            load_weights(self.model.checkpoint_keys(), tensors)
         self.model = self.model.to(device, torch.bfloat16)
         self.naming = TokenNaming(CONFIG.width).to(device)
         self.naming_optimizer = torch.optim.AdamW(self.naming.parameters(), lr=recipe.learning_rate / 3)

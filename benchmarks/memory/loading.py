@@ -98,9 +98,9 @@ def _tensor_bytes(tensor: Any) -> int:
 
 
 def _write_transformer(folder: Path) -> str:
-    from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, checkpoint_keys
+    from triptych_denoiser.models.sd3 import SD3Transformer
 
-    _write(folder, SD3, checkpoint_keys(SD3Transformer(SD3Config.from_dict(SD3))))
+    _write(folder, SD3, SD3Transformer.from_config(SD3).checkpoint_keys())
     return "SD3Transformer2DModel"
 
 

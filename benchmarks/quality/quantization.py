@@ -32,7 +32,8 @@ from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.kernels import configure_math_libraries
 from triptych.compute.quantization import Quantizer, create_quantizer
 from triptych.errors import StartError
-from triptych_denoiser.models import flux, load_transformer
+from triptych_denoiser.models import load_transformer
+from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.loading import build as build_transformer
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
@@ -98,11 +99,11 @@ def denoiser(checkpoint: Checkpoint) -> Load:
 def random_flux() -> Load:
     """A small FLUX with random weights: 256 image tokens and 64 text tokens."""
     torch.manual_seed(0)
-    full = flux.ARCHITECTURE.create(FLUX)
-    weights = {name: view.clone() for name, view in flux.ARCHITECTURE.checkpoint_keys(full).items()}
+    full = FluxTransformer.from_config(FLUX)
+    weights = {name: view.clone() for name, view in full.checkpoint_keys().items()}
 
     def load(dtype: torch.dtype, quantizer: Quantizer | None) -> tuple[Run, int]:
-        model = build_transformer(flux.ARCHITECTURE, FLUX, weights, "cpu", dtype, quantizer)
+        model = build_transformer(FluxTransformer, FLUX, weights, "cpu", dtype, quantizer)
         latents, sequence = _normal(2, 16, 32, 32).to(dtype), _normal(2, 64, 512).to(dtype)
         pooled, sigma = _normal(2, 256).to(dtype), torch.tensor([0.9, 0.4])
         return lambda: model(latents, sigma, sequence, pooled), stored_bytes(model)

@@ -66,8 +66,7 @@ def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Tr
     """Ours, the same every time."""
     theirs = _random(config)
     family = ARCHITECTURES[config["_class_name"]]
-    transformer: Transformer = build(family, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
-    return transformer
+    return build(family, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def write_flux(folder: Path, guidance: bool) -> Path:

@@ -15,8 +15,7 @@ from triptych.compute.settings import StageSettings
 from triptych_denoiser.assembly import create_servicer
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import Linear
-from triptych_denoiser.models.loading import OUTSIDE_BLOCKS
-from triptych_denoiser.models.transformer import Transformer
+from triptych_denoiser.models.transformer import OUTSIDE_BLOCKS, Transformer
 from triptych_denoiser.predictor import create_predictor
 from triptych_denoiser.servicer import DenoiserServicer
 

@@ -16,10 +16,8 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.flux import (
-    ARCHITECTURE,
     FluxConfig,
     FluxTransformer,
-    checkpoint_keys,
     rounded_guidance,
     rounded_timesteps,
 )
@@ -72,7 +70,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> FluxTransformer:
-    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    return build(FluxTransformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
@@ -210,16 +208,16 @@ def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
 
-    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
+    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
 
 
 @pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
 def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
     with torch.device("meta"):
-        model = FluxTransformer(FluxConfig.from_dict(config))
+        model = FluxTransformer.from_config(config)
         theirs = reference_library.FluxTransformer2DModel(**config)
 
-    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
+    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
     assert millions(model) == expected_millions
 
 

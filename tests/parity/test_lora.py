@@ -17,10 +17,13 @@ from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
 from triptych.families import family_of_transformer
-from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Architecture, build, linear_places
+from triptych_denoiser.models.flux import FluxTransformer
+from triptych_denoiser.models.loading import build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora_file
 from triptych_denoiser.models.lora_names import LinearNames
+from triptych_denoiser.models.sd3 import SD3Transformer
+from triptych_denoiser.models.transformer import Transformer
+from triptych_denoiser.models.z_image import ZImageTransformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -29,7 +32,7 @@ reference_library: Any = diffusers  # most of it has no types
 class Case:
     """A small transformer of diffusers, the pipeline that loads its LoRAs, and its velocity."""
 
-    family: Architecture[Any]
+    family: type[Transformer]
     theirs: Any
     pipeline: Any
     given: dict[str, Tensor]
@@ -83,13 +86,13 @@ def sd3_case() -> Case:
     names = ("latents", "sigma", "sequence", "pooled")
     given = dict(zip(names, sd3_tests.inputs(config, 2, 8, 6), strict=True))
     pipeline = reference_library.StableDiffusion3Pipeline
-    return Case(sd3.ARCHITECTURE, sd3_tests.reference(config), pipeline, given, sd3_velocity)
+    return Case(SD3Transformer, sd3_tests.reference(config), pipeline, given, sd3_velocity)
 
 
 def flux_case() -> Case:
     config = flux_tests.SMALL | {"guidance_embeds": True}
     return Case(
-        flux.ARCHITECTURE,
+        FluxTransformer,
         flux_tests.reference(config),
         reference_library.FluxPipeline,
         flux_tests.inputs(config, 2, 8, 6),
@@ -100,7 +103,7 @@ def flux_case() -> Case:
 def z_image_case() -> Case:
     config = z_image_tests.SMALL
     return Case(
-        z_image.ARCHITECTURE,
+        ZImageTransformer,
         z_image_tests.reference(config),
         reference_library.ZImagePipeline,
         z_image_tests.inputs(config, 2, 8, 6),

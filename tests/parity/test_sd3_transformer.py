@@ -15,7 +15,7 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.loading import build, load_weights
-from triptych_denoiser.models.sd3 import ARCHITECTURE, SD3Config, SD3Transformer, checkpoint_keys
+from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -82,7 +82,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any) -> SD3Transformer:
-    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
+    return build(SD3Transformer, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> tuple[Tensor, ...]:
@@ -148,22 +148,22 @@ def test_repeats_of_the_last_token_equal_the_tokens_written_out(variant: str) ->
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
 
-    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
+    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
 
 
 @pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
 def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
     with torch.device("meta"):
-        model = SD3Transformer(SD3Config.from_dict(config))
+        model = SD3Transformer.from_config(config)
         theirs = reference_library.SD3Transformer2DModel(**config)
 
-    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
+    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
     assert millions(model) == expected_millions
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     theirs = reference(SMALL)
-    targets, weights = checkpoint_keys(ours(theirs)), dict(theirs.state_dict())
+    targets, weights = ours(theirs).checkpoint_keys(), dict(theirs.state_dict())
     key = "transformer_blocks.0.attn.to_q.weight"
     missing = {name: tensor for name, tensor in weights.items() if name != key}
 

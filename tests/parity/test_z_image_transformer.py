@@ -16,7 +16,7 @@ from tests.parity.transformers import (
     with_random_weights,
 )
 from triptych_denoiser.models.loading import build
-from triptych_denoiser.models.z_image import ARCHITECTURE, ZImageConfig, ZImageTransformer, checkpoint_keys
+from triptych_denoiser.models.z_image import ZImageConfig, ZImageTransformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -66,7 +66,7 @@ def reference(config: dict[str, Any]) -> Any:
 
 
 def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> ZImageTransformer:
-    return build(ARCHITECTURE, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+    return build(ZImageTransformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
@@ -158,15 +158,15 @@ def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:
 def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
     theirs = reference(SMALL | variant)
 
-    assert_equal_weights(checkpoint_keys(ours(theirs)), theirs.state_dict())
+    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
 
 
 def test_the_public_checkpoint_has_our_names_and_shapes() -> None:
     with torch.device("meta"):
-        model = ZImageTransformer(ZImageConfig.from_dict(REAL))
+        model = ZImageTransformer.from_config(REAL)
         theirs = reference_library.ZImageTransformer2DModel(**REAL)
 
-    assert_equal_shapes(checkpoint_keys(model), theirs.state_dict())
+    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
     assert millions(model) == 6_155
     assert (model.inputs.max_size, model.inputs.max_tokens) == (512, 1504)
 

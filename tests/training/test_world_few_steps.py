@@ -14,7 +14,7 @@ from triptych_denoiser.models import ARCHITECTURES
 from triptych_denoiser.models.loading import linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, read_lora_file
 from triptych_denoiser.models.lora_names import LinearNames
-from triptych_denoiser.models.sd3 import SD3Transformer, checkpoint_keys
+from triptych_denoiser.models.sd3 import SD3Transformer
 
 SD3 = "SD3Transformer2DModel"
 
@@ -60,10 +60,10 @@ def test_the_written_lora_is_what_the_student_became(teacher: SD3Transformer, tm
     losses = [float(first.update(*given(2), factor=1.0)) for _ in range(12)]
     assert losses[-1] < losses[0]
     first.save(tmp_path / "four-steps.safetensors")
-    student, before = checkpoint_keys(first.student), checkpoint_keys(teacher)
+    student, before = first.student.checkpoint_keys(), teacher.checkpoint_keys()
     again = Distillation(teacher, RunFolder(tmp_path / "run"), rank=2, learning_rate=3e-3, guidance=2.0)
     assert again.step == 12
-    assert all(torch.equal(tensor, student[name]) for name, tensor in checkpoint_keys(again.student).items())
+    assert all(torch.equal(tensor, student[name]) for name, tensor in again.student.checkpoint_keys().items())
 
     places = linear_places(ARCHITECTURES[SD3], CONFIG.__dict__)
     linears = Linears(places, LinearNames(family_of_transformer(SD3).lora_names(places), places))

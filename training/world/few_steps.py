@@ -31,7 +31,7 @@ from training.world.pictures import Painter, PictureBatch, PictureBatches
 from training.world.sheet import model_of
 from training.world.transformer import LOG_EVERY, Clock, quickest_attention
 from triptych_denoiser.models.loading import load_weights
-from triptych_denoiser.models.sd3 import SD3Transformer, checkpoint_keys
+from triptych_denoiser.models.sd3 import SD3Transformer
 
 STEPS = 4
 SUBSTEPS = 6
@@ -42,7 +42,7 @@ WARMUP_STEPS = 50
 def load_transformer(folder: Path) -> SD3Transformer:
     """The written model, in float32."""
     model = SD3Transformer(CONFIG)
-    load_weights(checkpoint_keys(model), load_file(folder / "diffusion_pytorch_model.safetensors"))
+    load_weights(model.checkpoint_keys(), load_file(folder / "diffusion_pytorch_model.safetensors"))
     return model
 
 
@@ -80,10 +80,10 @@ class LowRank:
             parameter.grad = slope.data = torch.zeros_like(parameter)
         self.sums = {
             name: matrix
-            for name, matrix in checkpoint_keys(model).items()
+            for name, matrix in model.checkpoint_keys().items()
             if name.startswith("transformer_blocks.") and matrix.ndim == 2
         }
-        self.slopes = {name: checkpoint_keys(slopes)[name] for name in self.sums}
+        self.slopes = {name: slopes.checkpoint_keys()[name] for name in self.sums}
         self.fixed = {name: matrix.float().clone() for name, matrix in self.sums.items()}
         self.down = {
             n: torch.randn(rank, w.shape[1]).to(w) / w.shape[1] ** 0.5 for n, w in self.fixed.items()

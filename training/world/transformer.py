@@ -33,7 +33,7 @@ from training.world.plans import LABELS
 from training.world.sheet import draw_sheet
 from training.world.whitening import whitening
 from triptych_denoiser.models.loading import load_weights
-from triptych_denoiser.models.sd3 import SD3Transformer, checkpoint_keys
+from triptych_denoiser.models.sd3 import SD3Transformer
 
 LOG_EVERY = 50  # steps
 FEW_TOKENS = 160  # up to here plain products are the quickest attention on a CPU
@@ -87,7 +87,7 @@ class Training:
         initialise(self.model)
         if weights is not None:
             load_weights(
-                checkpoint_keys(self.model), load_file(weights / "diffusion_pytorch_model.safetensors")
+                self.model.checkpoint_keys(), load_file(weights / "diffusion_pytorch_model.safetensors")
             )
         self.model = self.model.to(device, torch.bfloat16)
         self.naming = TokenNaming(CONFIG.width, tuple(LABELS.values())).to(device)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer
-from triptych_denoiser.models import flux, sd3, z_image
-from triptych_denoiser.models.loading import Architecture, build, linear_places
+from triptych_denoiser.models.flux import FluxTransformer
+from triptych_denoiser.models.loading import build, linear_places
 from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
 from triptych_denoiser.models.lora_names import LinearNames
+from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
+from triptych_denoiser.models.z_image import ZImageTransformer
 
 if TYPE_CHECKING:
     import torch
 
-ARCHITECTURES: Mapping[str, Architecture[Any]] = {
-    "SD3Transformer2DModel": sd3.ARCHITECTURE,
-    "FluxTransformer2DModel": flux.ARCHITECTURE,
-    "ZImageTransformer2DModel": z_image.ARCHITECTURE,
+ARCHITECTURES: Mapping[str, type[Transformer]] = {
+    "SD3Transformer2DModel": SD3Transformer,
+    "FluxTransformer2DModel": FluxTransformer,
+    "ZImageTransformer2DModel": ZImageTransformer,
 }
 
 
@@ -41,11 +43,9 @@ def load_transformer(
     config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
     family = _family(checkpoint)
     try:
-        fused = FusedTensors(tensors, loras)
-        transformer: Transformer = build(family, config, fused, device, dtype, quantizer)
+        return build(family, config, FusedTensors(tensors, loras), device, dtype, quantizer)
     except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    return transformer
 
 
 def linears_of(checkpoint: Checkpoint) -> Linears:
@@ -62,7 +62,7 @@ def linears_of(checkpoint: Checkpoint) -> Linears:
     return Linears(places, LinearNames(family.lora_names(places), places))
 
 
-def _family(checkpoint: Checkpoint) -> Architecture[Any]:
+def _family(checkpoint: Checkpoint) -> type[Transformer]:
     family = checkpoint.class_name("transformer")
     if family not in ARCHITECTURES:
         raise CheckpointError(

@@ -4,16 +4,16 @@ Architecture: Black Forest Labs, https://github.com/black-forest-labs/flux (src/
 the layout of diffusers' FluxTransformer2DModel.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.compute.quantization import Exceptions
+from triptych.compute.config import ModelConfig
 from triptych_denoiser.models.attention import Attention
+from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -26,15 +26,6 @@ from triptych_denoiser.models.layers import (
     patchify,
     timestep_features,
     unpatchify,
-)
-from triptych_denoiser.models.loading import (
-    AROUND_JOINT_BLOCKS,
-    JOINT_BLOCK,
-    OUTSIDE_BLOCKS,
-    Architecture,
-    KeyTable,
-    known_keys,
-    views,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
@@ -60,16 +51,12 @@ FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class FluxConfig:
-    """The keys of `transformer/config.json` that decide the architecture. Channels are those of a token.
-
-    Raises:
-        ValueError: from `from_dict`, for a value that this implementation does not support.
-    """
+class FluxConfig(ModelConfig):
+    """The keys of `transformer/config.json` that decide the architecture. Channels are those of a token."""
 
     patch_size: int = 1
     in_channels: int = 64
-    out_channels: int = 64
+    out_channels: int | None = None
     num_layers: int = 19
     num_single_layers: int = 38
     attention_head_dim: int = 128
@@ -84,29 +71,22 @@ class FluxConfig:
         """Channels of a token inside the blocks."""
         return self.num_attention_heads * self.attention_head_dim
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "FluxConfig":
-        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
-        known = known_keys(cls, config)
-        known["axes_dims_rope"] = tuple(known.get("axes_dims_rope", cls.axes_dims_rope))
-        known.setdefault("out_channels", known.get("in_channels", cls.in_channels))
-        parsed = cls(**known)
-        if parsed.patch_size != 1:
-            raise ValueError(f"patch_size is {parsed.patch_size}; FLUX transformers have 1")
-        if parsed.out_channels != parsed.in_channels:
+    def __post_init__(self) -> None:
+        if self.patch_size != 1:
+            raise ValueError(f"patch_size is {self.patch_size}; FLUX transformers have 1")
+        if self.out_channels not in (None, self.in_channels):
             raise ValueError(
-                f"in_channels is {parsed.in_channels}, out_channels {parsed.out_channels}; supported are "
+                f"in_channels is {self.in_channels}, out_channels {self.out_channels}; supported are "
                 "transformers that take nothing but latents and text, whose channels are as many in as out"
             )
-        if parsed.in_channels % PACKING**2:
-            raise ValueError(f"in_channels is {parsed.in_channels}, but must be a multiple of {PACKING**2}")
-        axes = parsed.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != parsed.attention_head_dim or any(dim % 2 for dim in axes):
+        if self.in_channels % PACKING**2:
+            raise ValueError(f"in_channels is {self.in_channels}, but must be a multiple of {PACKING**2}")
+        axes = self.axes_dims_rope
+        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
             raise ValueError(
                 f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
-                f"attention_head_dim = {parsed.attention_head_dim}"
+                f"attention_head_dim = {self.attention_head_dim}"
             )
-        return parsed
 
 
 class DoubleBlock(nn.Module):
@@ -204,11 +184,27 @@ def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
     return guidance.to(dtype) * 1000
 
 
+SINGLE_BLOCK: KeyTable = (
+    ("norm.linear", "modulation.linear", None),
+    *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
+    ("proj_mlp", "mlp_in", None),
+    ("proj_out", "out", None),
+)
+
+
 class FluxTransformer(Transformer):
     """v = f(x, σ, conditioning, guidance) for the FLUX.1 family.
 
     Its layers are the blocks of two streams, then those of one.
     """
+
+    config_class = FluxConfig
+    outside_blocks = (("x_embedder", "patch_embed", None), *AROUND_JOINT_BLOCKS)
+    stacks = (
+        ("transformer_blocks", "double_blocks", JOINT_BLOCK),
+        ("single_transformer_blocks", "single_blocks", SINGLE_BLOCK),
+    )
 
     def __init__(self, config: FluxConfig) -> None:
         super().__init__()
@@ -307,35 +303,3 @@ class FluxTransformer(Transformer):
         axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
         text = torch.zeros(tokens, 3, dtype=torch.int64)
         return turns_at(torch.cat([text, grid_positions(0, rows, columns)]), axes)
-
-
-_OUTSIDE_BLOCKS: KeyTable = (("x_embedder", "patch_embed", None), *AROUND_JOINT_BLOCKS)
-_SINGLE_BLOCK: KeyTable = (
-    ("norm.linear", "modulation.linear", None),
-    *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
-    *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
-    ("proj_mlp", "mlp_in", None),
-    ("proj_out", "out", None),
-)
-
-
-def checkpoint_keys(model: FluxTransformer) -> dict[str, Tensor]:
-    """diffusers' name of every weight, with the view of this model's parameter that holds it.
-
-    Copying into the views loads a checkpoint; copying them out writes one.
-    """
-    keys = views(model, _OUTSIDE_BLOCKS)
-    for i, block in enumerate(model.double_blocks):
-        keys |= views(block, JOINT_BLOCK, f"transformer_blocks.{i}.")
-    for i, block in enumerate(model.single_blocks):
-        keys |= views(block, _SINGLE_BLOCK, f"single_transformer_blocks.{i}.")
-    return keys
-
-
-ARCHITECTURE = Architecture(
-    lambda config: FluxTransformer(FluxConfig.from_dict(config)),
-    checkpoint_keys,
-    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
-    Exceptions(OUTSIDE_BLOCKS, weights_only=("image_modulation", "text_modulation", "modulation")),
-)
-"""FluxTransformer2DModel."""

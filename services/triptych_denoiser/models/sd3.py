@@ -5,16 +5,16 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.compute.quantization import Exceptions
+from triptych.compute.config import ModelConfig
 from triptych_denoiser.models.attention import Attention, Biases
+from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
@@ -27,15 +27,6 @@ from triptych_denoiser.models.layers import (
     patchify,
     timestep_features,
     unpatchify,
-)
-from triptych_denoiser.models.loading import (
-    AROUND_JOINT_BLOCKS,
-    JOINT_BLOCK,
-    OUTSIDE_BLOCKS,
-    Architecture,
-    KeyTable,
-    known_keys,
-    views,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.streams import Streams, streams
@@ -54,17 +45,13 @@ MAX_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class SD3Config:
-    """The keys of `transformer/config.json` that decide the architecture.
-
-    Raises:
-        ValueError: from `from_dict`, for a value that this implementation does not support.
-    """
+class SD3Config(ModelConfig):
+    """The keys of `transformer/config.json` that decide the architecture."""
 
     sample_size: int = 128
     patch_size: int = 2
     in_channels: int = 16
-    out_channels: int = 16
+    out_channels: int | None = None
     num_layers: int = 18
     attention_head_dim: int = 64
     num_attention_heads: int = 18
@@ -80,26 +67,19 @@ class SD3Config:
         """Channels of a token."""
         return self.num_attention_heads * self.attention_head_dim
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "SD3Config":
-        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
-        known = known_keys(cls, config)
-        known["dual_attention_layers"] = tuple(known.get("dual_attention_layers", ()))
-        known.setdefault("out_channels", known.get("in_channels", cls.in_channels))
-        parsed = cls(**known)
-        if parsed.qk_norm not in (None, "rms_norm"):
-            raise ValueError(f"qk_norm is {parsed.qk_norm!r}; SD3 transformers have null or 'rms_norm'")
-        if parsed.out_channels != parsed.in_channels:
+    def __post_init__(self) -> None:
+        if self.qk_norm not in (None, "rms_norm"):
+            raise ValueError(f"qk_norm is {self.qk_norm!r}; SD3 transformers have null or 'rms_norm'")
+        if self.out_channels not in (None, self.in_channels):
             raise ValueError(
-                f"out_channels is {parsed.out_channels}, but must equal in_channels = {parsed.in_channels}: "
+                f"out_channels is {self.out_channels}, but must equal in_channels = {self.in_channels}: "
                 "a velocity has the shape of the latents"
             )
-        if parsed.caption_projection_dim != parsed.width:
+        if self.caption_projection_dim != self.width:
             raise ValueError(
-                f"caption_projection_dim is {parsed.caption_projection_dim}, but must equal "
-                f"num_attention_heads x attention_head_dim = {parsed.width}: the streams share an attention"
+                f"caption_projection_dim is {self.caption_projection_dim}, but must equal "
+                f"num_attention_heads x attention_head_dim = {self.width}: the streams share an attention"
             )
-        return parsed
 
 
 class JointBlock(nn.Module):
@@ -184,6 +164,14 @@ def position_table(width: int, size: int, spacing: float = 1.0) -> Tensor:
     return torch.cat([x, y], dim=-1).reshape(1, size * size, width).float()
 
 
+BLOCK: KeyTable = (
+    *JOINT_BLOCK,
+    *((f"attn2.to_{p}", "image_attention_2.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn2.norm_{p}", f"image_attention_2.norm_{p}", None) for p in "qk"),
+    ("attn2.to_out.0", "image_attention_2.out", None),
+)
+
+
 class SD3Transformer(Transformer):
     """v = f(x, σ, conditioning) for the SD3 family.
 
@@ -191,6 +179,13 @@ class SD3Transformer(Transformer):
     as one with log n added to its logit.
     """
 
+    config_class = SD3Config
+    outside_blocks = (
+        ("pos_embed.pos_embed", "positions", None),
+        ("pos_embed.proj", "patch_embed", None),
+        *AROUND_JOINT_BLOCKS,
+    )
+    stacks = (("transformer_blocks", "blocks", BLOCK),)
     positions: Tensor
 
     def __init__(self, config: SD3Config) -> None:
@@ -285,6 +280,13 @@ class SD3Transformer(Transformer):
         table = self.positions.reshape(1, size, size, -1)
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
+    def checkpoint_keys(self) -> dict[str, Tensor]:
+        """As Transformer.checkpoint_keys; the embedding of patches is a convolution there."""
+        keys, patch = super().checkpoint_keys(), self.config.patch_size
+        linear = keys["pos_embed.proj.weight"]
+        keys["pos_embed.proj.weight"] = linear.reshape(len(linear), -1, patch, patch)
+        return keys
+
     @staticmethod
     def key_bias(like: Tensor, tokens: int, trailing_repeats: int) -> Tensor | None:
         """log n on the last key, [1, 1, 1, tokens], dtype and device of `like`; None for n = 1."""
@@ -293,38 +295,3 @@ class SD3Transformer(Transformer):
         bias = like.new_zeros(1, 1, 1, tokens)
         bias[..., -1] = math.log(trailing_repeats)
         return bias
-
-
-_OUTSIDE_BLOCKS: KeyTable = (
-    ("pos_embed.pos_embed", "positions", None),
-    ("pos_embed.proj", "patch_embed", None),
-    *AROUND_JOINT_BLOCKS,
-)
-_BLOCK: KeyTable = (
-    *JOINT_BLOCK,
-    *((f"attn2.to_{p}", "image_attention_2.qkv", i) for i, p in enumerate("qkv")),
-    *((f"attn2.norm_{p}", f"image_attention_2.norm_{p}", None) for p in "qk"),
-    ("attn2.to_out.0", "image_attention_2.out", None),
-)
-
-
-def checkpoint_keys(model: SD3Transformer) -> dict[str, Tensor]:
-    """diffusers' name of every weight, with the view of this model's parameter or buffer that holds it.
-
-    Copying into the views loads a checkpoint; copying them out writes one.
-    """
-    keys = views(model, _OUTSIDE_BLOCKS)
-    for i, block in enumerate(model.blocks):
-        keys |= views(block, _BLOCK, f"transformer_blocks.{i}.")
-    convolution, patch = keys["pos_embed.proj.weight"], model.config.patch_size
-    keys["pos_embed.proj.weight"] = convolution.reshape(len(convolution), -1, patch, patch)
-    return keys
-
-
-ARCHITECTURE = Architecture(
-    lambda config: SD3Transformer(SD3Config.from_dict(config)),
-    checkpoint_keys,
-    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
-    Exceptions(OUTSIDE_BLOCKS, weights_only=("image_modulation", "text_modulation")),
-)
-"""SD3Transformer2DModel."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
+
+from triptych.compute.config import ModelConfig
+from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.keys import KeyTable, views
 
 MAX_SIZE = 512
 """The largest height or width that a family without a table of positions takes, in latent pixels.
@@ -82,8 +86,32 @@ class Inputs:
     num_layers: int
 
 
+OUTSIDE_BLOCKS = (
+    "patch_embed",
+    "time_embed",
+    "guidance_embed",
+    "pooled_embed",
+    "text_embed",
+    "final_modulation",
+    "final",
+)
+"""What no family quantizes: few of the weights, and all blocks or the velocity itself have their error."""
+
+
 class Transformer(nn.Module):
     """v = f(x, σ, conditioning): a module of one family, which says what it takes and how it mixes rows."""
+
+    config_class: ClassVar[type[ModelConfig]]
+    """What the module is made of; it must be its `__init__`'s only argument."""
+    outside_blocks: ClassVar[KeyTable]
+    """What diffusers calls all but the blocks."""
+    stacks: ClassVar[Sequence[tuple[str, str, KeyTable]]]
+    """diffusers' name of each stack of blocks, ours, and what diffusers calls the parts of its blocks."""
+    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
+    exceptions: ClassVar[Exceptions] = Exceptions(
+        OUTSIDE_BLOCKS, weights_only=("image_modulation", "text_modulation", "modulation")
+    )
+    """The linears that are quantized differently, or not."""
 
     mixed: Callable[..., list[Tensor]]
     """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
@@ -93,10 +121,26 @@ class Transformer(nn.Module):
     have no `reuse`.
     """
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The module of a config.json, on torch's default device. Raises ValueError if it is unsupported."""
+        return cls(cls.config_class.from_dict(config))
+
     @property
     def inputs(self) -> Inputs:
         """What it takes."""
         raise NotImplementedError
+
+    def checkpoint_keys(self) -> dict[str, Tensor]:
+        """diffusers' name of every weight, with the view of the parameter or buffer here that holds it.
+
+        Copying into the views loads a checkpoint; copying them out writes one.
+        """
+        keys = views(self, self.outside_blocks)
+        for theirs, ours, table in self.stacks:
+            for index, block in enumerate(self.get_submodule(ours).children()):
+                keys |= views(block, table, f"{theirs}.{index}.")
+        return keys
 
     def forward(
         self,

@@ -4,16 +4,16 @@ Architecture: Alibaba's Z-Image, https://github.com/Tongyi-MAI/Z-Image; checkpoi
 diffusers' ZImageTransformer2DModel (models/transformers/transformer_z_image.py).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.compute.quantization import Exceptions
+from triptych.compute.config import ModelConfig
 from triptych_denoiser.models.attention import Attention
+from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
@@ -26,7 +26,6 @@ from triptych_denoiser.models.layers import (
     timestep_features,
     unpatchify,
 )
-from triptych_denoiser.models.loading import OUTSIDE_BLOCKS, Architecture, KeyTable, known_keys, views
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Stream, streams
@@ -51,12 +50,8 @@ ATTENTION_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class ZImageConfig:
-    """The keys of `transformer/config.json` that decide the architecture.
-
-    Raises:
-        ValueError: from `from_dict`, for a value that this implementation does not support.
-    """
+class ZImageConfig(ModelConfig):
+    """The keys of `transformer/config.json` that decide the architecture."""
 
     all_patch_size: tuple[int, ...] = (PATCH,)
     all_f_patch_size: tuple[int, ...] = (1,)
@@ -85,28 +80,22 @@ class ZImageConfig:
         """The longest text whose positions, from 1 and padded, leave one more on the first axis."""
         return (self.axes_lens[0] - 2) // PADDED_TO * PADDED_TO
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "ZImageConfig":
-        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
-        known = known_keys(cls, config)
-        tuples = ("all_patch_size", "all_f_patch_size", "axes_dims", "axes_lens")
-        parsed = cls(**known | {name: tuple(known[name]) for name in tuples if name in known})
-        if (parsed.all_patch_size, parsed.all_f_patch_size) != ((PATCH,), (1,)):
+    def __post_init__(self) -> None:
+        if (self.all_patch_size, self.all_f_patch_size) != ((PATCH,), (1,)):
             raise ValueError(
-                f"all_patch_size is {list(parsed.all_patch_size)} and all_f_patch_size "
-                f"{list(parsed.all_f_patch_size)}; supported are [{PATCH}] and [1]"
+                f"all_patch_size is {list(self.all_patch_size)} and all_f_patch_size "
+                f"{list(self.all_f_patch_size)}; supported are [{PATCH}] and [1]"
             )
-        if parsed.siglip_feat_dim is not None:
+        if self.siglip_feat_dim is not None:
             raise ValueError(
-                f"siglip_feat_dim is {parsed.siglip_feat_dim}; supported are transformers that take nothing "
+                f"siglip_feat_dim is {self.siglip_feat_dim}; supported are transformers that take nothing "
                 "but latents and text, where it is null"
             )
-        if not parsed.qk_norm:
+        if not self.qk_norm:
             raise ValueError("qk_norm is false; Z-Image transformers have true")
-        if parsed.n_kv_heads != parsed.n_heads:
-            raise ValueError(f"n_kv_heads is {parsed.n_kv_heads}, but must equal n_heads = {parsed.n_heads}")
-        parsed._check_axes()
-        return parsed
+        if self.n_kv_heads != self.n_heads:
+            raise ValueError(f"n_kv_heads is {self.n_kv_heads}, but must equal n_heads = {self.n_heads}")
+        self._check_axes()
 
     def _check_axes(self) -> None:
         dims, lens = self.axes_dims, self.axes_lens
@@ -186,6 +175,30 @@ class Block(nn.Module):
         return 1 + scale, gate.tanh(), 1 + mlp_scale, mlp_gate.tanh()
 
 
+OUTSIDE_BLOCKS: KeyTable = (
+    (f"all_x_embedder.{PATCH}-1", "patch_embed", None),
+    ("x_pad_token", "image_pad", None),
+    ("t_embedder.mlp.0", "time_embed.linear_1", None),
+    ("t_embedder.mlp.2", "time_embed.linear_2", None),
+    ("cap_embedder.0", "text_norm", None),
+    ("cap_embedder.1", "text_embed", None),
+    ("cap_pad_token", "text_pad", None),
+    (f"all_final_layer.{PATCH}-1.adaLN_modulation.1", "final_modulation.linear", None),
+    (f"all_final_layer.{PATCH}-1.linear", "final", None),
+)
+BLOCK: KeyTable = (
+    ("adaLN_modulation.0", "modulation.linear", None),
+    ("attention_norm1", "attention_norm_in", None),
+    *((f"attention.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attention.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
+    ("attention.to_out.0", "attention.out", None),
+    ("attention_norm2", "attention_norm_out", None),
+    ("ffn_norm1", "mlp_norm_in", None),
+    *((f"feed_forward.w{i}", f"mlp.linear_{i}", None) for i in (1, 2, 3)),
+    ("ffn_norm2", "mlp_norm_out", None),
+)
+
+
 class ZImageTransformer(Transformer):
     """v = f(x, σ, conditioning) for the Z-Image family.
 
@@ -193,6 +206,14 @@ class ZImageTransformer(Transformer):
     padding. diffusers' ZImagePipeline has the model count from noise to picture, t = (1000 - 1000 σ) / 1000,
     and turns the sign of what comes out.
     """
+
+    config_class = ZImageConfig
+    outside_blocks = OUTSIDE_BLOCKS
+    stacks = (
+        ("noise_refiner", "image_refiner", BLOCK),
+        ("context_refiner", "text_refiner", BLOCK),
+        ("layers", "blocks", BLOCK),
+    )
 
     def __init__(self, config: ZImageConfig) -> None:
         super().__init__()
@@ -308,49 +329,3 @@ def padded(tokens: Tensor, pad: Tensor) -> Tensor:
     """[rows, tokens, width] to the next multiple of 32 tokens; `pad` [1, width] is each of the new ones."""
     rows, count, _ = tokens.shape
     return torch.cat([tokens, pad.expand(rows, -count % PADDED_TO, -1)], dim=1)
-
-
-_OUTSIDE_BLOCKS: KeyTable = (
-    (f"all_x_embedder.{PATCH}-1", "patch_embed", None),
-    ("x_pad_token", "image_pad", None),
-    ("t_embedder.mlp.0", "time_embed.linear_1", None),
-    ("t_embedder.mlp.2", "time_embed.linear_2", None),
-    ("cap_embedder.0", "text_norm", None),
-    ("cap_embedder.1", "text_embed", None),
-    ("cap_pad_token", "text_pad", None),
-    (f"all_final_layer.{PATCH}-1.adaLN_modulation.1", "final_modulation.linear", None),
-    (f"all_final_layer.{PATCH}-1.linear", "final", None),
-)
-_BLOCK: KeyTable = (
-    ("adaLN_modulation.0", "modulation.linear", None),
-    ("attention_norm1", "attention_norm_in", None),
-    *((f"attention.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
-    *((f"attention.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
-    ("attention.to_out.0", "attention.out", None),
-    ("attention_norm2", "attention_norm_out", None),
-    ("ffn_norm1", "mlp_norm_in", None),
-    *((f"feed_forward.w{i}", f"mlp.linear_{i}", None) for i in (1, 2, 3)),
-    ("ffn_norm2", "mlp_norm_out", None),
-)
-
-
-def checkpoint_keys(model: ZImageTransformer) -> dict[str, Tensor]:
-    """diffusers' name of every weight, with the view of this model's parameter that holds it.
-
-    Copying into the views loads a checkpoint; copying them out writes one.
-    """
-    keys = views(model, _OUTSIDE_BLOCKS)
-    stacks = {"noise_refiner": model.image_refiner, "context_refiner": model.text_refiner}
-    for name, blocks in (stacks | {"layers": model.blocks}).items():
-        for i, block in enumerate(blocks):
-            keys |= views(block, _BLOCK, f"{name}.{i}.")
-    return keys
-
-
-ARCHITECTURE = Architecture(
-    lambda config: ZImageTransformer(ZImageConfig.from_dict(config)),
-    checkpoint_keys,
-    # A modulation has one row per sample: rounding its input costs accuracy and saves no time.
-    Exceptions(OUTSIDE_BLOCKS, weights_only=("modulation",)),
-)
-"""ZImageTransformer2DModel."""

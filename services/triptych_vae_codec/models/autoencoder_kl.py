@@ -6,15 +6,16 @@ diffusers' AutoencoderKL, so that the state dict is the checkpoint.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.compute.config import ModelConfig
 from triptych.compute.loading import check_names, fill
 
 EPS = 1e-6
@@ -22,12 +23,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
-class AutoencoderKLConfig:
-    """The keys of `vae/config.json` that decide the architecture and the map to the denoiser's latent space.
-
-    Raises:
-        ValueError: from `from_dict`, for a value that this implementation does not support.
-    """
+class AutoencoderKLConfig(ModelConfig):
+    """The keys of `vae/config.json` that decide the architecture and the map to the denoiser's latents."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -49,20 +46,15 @@ class AutoencoderKLConfig:
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "AutoencoderKLConfig":
-        """Reads a diffusers config; keys it does not know are bookkeeping and ignored."""
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """As ModelConfig.from_dict; of some keys one value is supported, which no field needs to hold."""
         _check_block_types(config, "down_block_types", "DownEncoderBlock2D")
         _check_block_types(config, "up_block_types", "UpDecoderBlock2D")
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise ValueError("latents_mean and latents_std are not supported: they must be null")
-        known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        if "block_out_channels" in known:
-            known["block_out_channels"] = tuple(known["block_out_channels"])
-        parsed = cls(**known)
-        parsed._check()
-        return parsed
+        return super().from_dict(config)
 
-    def _check(self) -> None:
+    def __post_init__(self) -> None:
         sizes = (self.layers_per_block, self.latent_channels, self.norm_num_groups, *self.block_out_channels)
         if not self.block_out_channels or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(
