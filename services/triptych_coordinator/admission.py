@@ -102,11 +102,9 @@ class FairAdmission:
         """The request to start now, the most urgent of the client that had least; None without room."""
         if not self._waiting or sum(self._running.values()) >= MOST_RUNNING:
             return None
-        first = min(self._waiting, key=lambda one: (self._served[one.client], -one.priority))
         new = [one for one in self._waiting if not self._running.get(one.client)]
-        if new:
-            return min(new, key=lambda one: (self._served[one.client], -one.priority))
-        fits = self._load == 0 or self._load + first.load <= self._max_load
+        first = min(new or self._waiting, key=lambda one: (self._served[one.client], -one.priority))
+        fits = bool(new) or self._load == 0 or self._load + first.load <= self._max_load
         return first if fits else None
 
     def _left(self, entry: _Waiting) -> None:

@@ -118,7 +118,10 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         deadline = Deadline(context.time_remaining(), waiting.put_nowait)
         async with aclosing(self._generate(request, client_of(context.peer()), deadline)) as events:
             async for event in interleaved(events, waiting):
-                yield event if isinstance(event, pb.GenerateResponse) else _waiting(event)
+                if isinstance(event, str):
+                    yield pb.GenerateResponse(waiting=pb.Waiting(stage=event))
+                else:
+                    yield event
 
     async def _generate(
         self, request: pb.GenerateRequest | pb.GenerateImagesRequest, client: str, deadline: Deadline
@@ -160,10 +163,6 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             self._settings.max_request_pixels,
             previews=self._latent_rgb is not None,
         )
-
-
-def _waiting(stage: str) -> pb.GenerateResponse:
-    return pb.GenerateResponse(waiting=pb.Waiting(stage=stage))
 
 
 def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:

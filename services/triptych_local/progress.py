@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -13,36 +13,20 @@ if TYPE_CHECKING:
 PLAIN_LINES = 10
 
 
-class Display(Protocol):
-    """What a generation tells."""
-
-    def phase(self, text: str) -> None:
-        """What is being done now."""
-        ...
-
-    def step(self, step: int, num_steps: int) -> None:
-        """So many steps are done."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something to keep in view."""
-        ...
-
-
 class PlainDisplay:
     """A line for each phase and for every tenth of the steps."""
 
     def phase(self, text: str) -> None:
-        """Prints it."""
+        """Prints what is being done now."""
         print(f"{text} ...", file=sys.stderr, flush=True)
 
     def step(self, step: int, num_steps: int) -> None:
-        """Prints it if it begins another tenth."""
+        """Prints how many are done if that begins another tenth."""
         if step * PLAIN_LINES // num_steps > (step - 1) * PLAIN_LINES // num_steps:
             print(f"step {step} of {num_steps}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """Prints it."""
+        """Prints something to keep in view."""
         print(text, file=sys.stderr, flush=True)
 
 
@@ -54,18 +38,21 @@ class BarDisplay:
         self._task = progress.add_task("", total=None)
 
     def phase(self, text: str) -> None:
-        """Writes it beside the bar."""
+        """Writes what is being done now beside the bar."""
         self._progress.update(self._task, description=text)
 
     def step(self, step: int, num_steps: int) -> None:
-        """Moves the bar."""
+        """Moves the bar to how many are done."""
         self._progress.update(
             self._task, description=f"step {step} of {num_steps}", total=num_steps, completed=step
         )
 
     def note(self, text: str) -> None:
-        """Prints it above the bar."""
+        """Prints something to keep in view above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
+
+
+Display: TypeAlias = PlainDisplay | BarDisplay
 
 
 @contextmanager

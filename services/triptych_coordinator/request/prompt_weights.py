@@ -9,7 +9,6 @@ backslash. The source is parse_prompt_attention in AUTOMATIC1111/stable-diffusio
 [from:to:when] are not known here.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,15 +67,12 @@ def read_weighted(prompt: str) -> WeightedText:
         _multiply(pieces, start, STRONGER)
     for start in opened["["]:
         _multiply(pieces, start, WEAKER)
-    largest = max((weight for _, weight in pieces), key=_size, default=1.0)
-    if not abs(largest) <= MAX_WEIGHT:  # nor NaN
-        raise ValueError(f"has a part of weight {largest:g}; allowed are -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
+    excessive = [weight for _, weight in pieces if not abs(weight) <= MAX_WEIGHT]  # or NaN
+    if excessive:
+        raise ValueError(
+            f"has a part of weight {excessive[0]:g}; allowed are -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}"
+        )
     return WeightedText("".join(text for text, _ in pieces), _spans(pieces))
-
-
-def _size(weight: float) -> float:
-    """Its size; of what is no number, more than any."""
-    return math.inf if math.isnan(weight) else abs(weight)
 
 
 def _multiply(pieces: list[tuple[str, float]], start: int, factor: float) -> None:

@@ -84,24 +84,27 @@ class _Given:
     def parameters(self) -> Parameters:
         """All of them, checked one by one."""
         size = edits.own_size(self.message, self.limits, self.wrong)
-        seeds, solver = self.seeds(), self.solver()
+        seeds = self.seeds()
+        solver: Solver = read_choice(self.message, "solver", EulerSolver(), self.wrong)
         return Parameters(
             model=self.limits.model,
             prompts=self.prompts(),
             negative_prompts=self.negative_prompts(),
             height=self.size("height", size.height),
             width=self.size("width", size.width),
-            num_inference_steps=self.num_inference_steps(),
+            num_inference_steps=(steps := self.num_inference_steps()),
             guidance_scale=self.guidance_scale(),
-            guidance_schedule=self.guidance_schedule(),
-            num_images_per_prompt=self.num_images_per_prompt(),
+            guidance_schedule=self.guidance_schedule(steps),
+            num_images_per_prompt=self.given("num_images_per_prompt", 1),
             seeds=seeds,
             solver=solver,
             sigma_schedule=self.sigma_schedule(solver),
             step_reuse=self.step_reuse(solver),
             loras=self.loras(),
-            guidance_method=self.guidance_method(),
-            guidance_rescale=self.number("guidance_rescale", self.message.guidance_rescale, Range(0, 1)),
+            guidance_method=self.guidance_method(steps),
+            guidance_rescale=number(
+                self.message.guidance_rescale, "guidance_rescale", Range(0, 1), self.wrong
+            ),
             skip_layer_guidance=self.layer_guidance("skip_layer_guidance", SkipLayerGuidance),
             perturbed_attention_guidance=self.layer_guidance(
                 "perturbed_attention_guidance", PerturbedAttentionGuidance
@@ -113,6 +116,11 @@ class _Given:
             preview_every=self.preview_every(),
             edit=edits.read_edit(self.message, self.wrong),
         )
+
+    def given(self, field: str, default: int) -> int:
+        """A number that the request says, or its default."""
+        given = self.message.HasField(field)  # type: ignore[arg-type]
+        return int(getattr(self.message, field)) if given else default
 
     def prompts(self) -> tuple[str, ...]:
         prompts = tuple(self.message.prompts)
@@ -135,9 +143,7 @@ class _Given:
 
     def size(self, field: str, default: int) -> int:
         """The size that is given, or `default`, which an input picture or latents may have decided."""
-        given = self.message.HasField(field)  # type: ignore[arg-type]
-        size: int = getattr(self.message, field) if given else default
-        multiple, largest = self.limits.size_multiple, self.limits.max_size
+        size, multiple, largest = self.given(field, default), self.limits.size_multiple, self.limits.max_size
         below = min(max(size // multiple * multiple, multiple), largest)
         nearest = sorted({below, min(below + multiple, largest)} if multiple < size < largest else {below})
         if size != below:
@@ -147,13 +153,12 @@ class _Given:
 
     def num_inference_steps(self) -> int:
         listed = self.explicit_steps()
-        if not self.message.HasField("num_inference_steps"):
-            steps = self.limits.default_num_inference_steps if listed is None else listed
-        else:
-            steps = self.message.num_inference_steps
+        default = self.limits.default_num_inference_steps if listed is None else listed
+        steps = self.given("num_inference_steps", default)
         if listed is not None and not 1 <= listed <= MAX_NUM_INFERENCE_STEPS:
-            words = f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
-            self.wrong.setdefault("sigma_schedule.explicit.sigmas", words)
+            self.wrong["sigma_schedule.explicit.sigmas"] = (
+                f"must make 1 to {MAX_NUM_INFERENCE_STEPS} steps, not {listed}"
+            )
         elif listed not in (None, steps):
             self.wrong["num_inference_steps"] = (
                 f"must be left out or {listed}, the steps of sigma_schedule.explicit, not {steps}"
@@ -172,17 +177,19 @@ class _Given:
     def guidance_scale(self) -> float:
         scale = self.limits.default_guidance_scale
         if self.message.HasField("guidance_scale"):
-            scale = self.number("guidance_scale", self.message.guidance_scale, Range(0, MAX_GUIDANCE_SCALE))
-        embedded = self.limits.guidance is GuidanceInput.EMBEDDED
-        if embedded or not isinstance(self.guidance_schedule(), ConstantGuidance):
+            allowed = Range(0, MAX_GUIDANCE_SCALE)
+            scale = number(self.message.guidance_scale, "guidance_scale", allowed, self.wrong)
+        constant = self.message.guidance_schedule.WhichOneof("schedule") in (None, "constant")
+        if self.limits.guidance is GuidanceInput.EMBEDDED or not constant:
             return scale
         return max(scale, 1.0)  # what is done with less, so the answer says so
 
-    def guidance_schedule(self) -> GuidanceSchedule:
-        default: GuidanceSchedule = ConstantGuidance()
-        schedule = read_choice(self.message, "guidance_schedule", default, self.wrong)
+    def guidance_schedule(self, steps: int) -> GuidanceSchedule:
+        schedule: GuidanceSchedule = read_choice(
+            self.message, "guidance_schedule", ConstantGuidance(), self.wrong
+        )
         if isinstance(schedule, ExplicitGuidance):
-            steps, listed = self.num_inference_steps(), len(self.message.guidance_schedule.explicit.scales)
+            listed = len(self.message.guidance_schedule.explicit.scales)
             if self.message.HasField("guidance_scale"):
                 self.wrong["guidance_scale"] = (
                     "must not be set: guidance_schedule lists the scale of each step"
@@ -192,18 +199,13 @@ class _Given:
                 self.wrong[path] = f"must be one per step ({steps}), not {listed}"
         return schedule
 
-    def solver(self) -> Solver:
-        default: Solver = EulerSolver()
-        return read_choice(self.message, "solver", default, self.wrong)
-
     def sigma_schedule(self, solver: Solver) -> SigmaSchedule:
         default = LinearSigmas() if solver.needs_even_levels else CheckpointSigmas()
         return read_choice(self.message, "sigma_schedule", default, self.wrong)
 
     def step_reuse(self, solver: Solver) -> StepReuse:
-        nothing: StepReuse = NoReuse()
-        reuse = read_choice(self.message, "step_reuse", nothing, self.wrong)
-        if reuse != nothing and solver.chooses_steps:
+        reuse: StepReuse = read_choice(self.message, "step_reuse", NoReuse(), self.wrong)
+        if reuse != NoReuse() and solver.chooses_steps:
             self.wrong["step_reuse"] = (
                 "must be none: the adaptive solver measures its errors on fresh velocities"
             )
@@ -214,10 +216,8 @@ class _Given:
             )
         return reuse
 
-    def guidance_method(self) -> GuidanceMethod:
-        default: GuidanceMethod = CLASSIFIER_FREE
-        method = read_choice(self.message, "guidance_method", default, self.wrong)
-        steps = self.num_inference_steps()
+    def guidance_method(self, steps: int) -> GuidanceMethod:
+        method: GuidanceMethod = read_choice(self.message, "guidance_method", CLASSIFIER_FREE, self.wrong)
         if isinstance(method, ZeroStarGuidance) and not 0 <= method.zero_init_steps < max(steps, 1):
             self.wrong["guidance_method.zero_star.zero_init_steps"] = (
                 f"must leave at least one of the {steps} steps: 0 to {steps - 1},"
@@ -264,14 +264,12 @@ class _Given:
             self.wrong["prompt_weighting"] = "is not possible with the served model's text encoders"
         return self.message.prompt_weighting
 
-    def num_images_per_prompt(self) -> int:
-        return self.message.num_images_per_prompt if self.message.HasField("num_images_per_prompt") else 1
-
     def seeds(self) -> tuple[int, ...]:
         given, prompts, most = tuple(self.message.seeds), len(self.message.prompts), self.limits.max_images
-        images = prompts * self.num_images_per_prompt()
-        if self.num_images_per_prompt() < 1:
-            self.wrong["num_images_per_prompt"] = f"must be at least 1, not {self.num_images_per_prompt()}"
+        per_prompt = self.given("num_images_per_prompt", 1)
+        images = prompts * per_prompt
+        if per_prompt < 1:
+            self.wrong["num_images_per_prompt"] = f"must be at least 1, not {per_prompt}"
         elif images > most:
             field = "prompts" if prompts > most else "num_images_per_prompt"
             self.wrong[field] = f"prompts x num_images_per_prompt must be at most {most}, not {images}"
@@ -319,9 +317,6 @@ class _Given:
                 read_weighted(text)
             except ValueError as error:
                 self.wrong[path] = str(error)
-
-    def number(self, path: str, wire_value: float, allowed: Range) -> float:
-        return number(wire_value, path, allowed, self.wrong)
 
 
 def _check_pixels(parameters: Parameters, limits: Limits, wrong: Wrong) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -91,12 +91,8 @@ Report = Callable[[float, Sequence[Outcome]], object]
 """Hears of the seconds since the load began and all outcomes so far, after each outcome."""
 
 
-class Load(Protocol):
-    """When requests are sent."""
-
-    async def run(self, send: Callable[[float], Awaitable[None]], end: float, seed: int) -> None:
-        """Calls `send` with the second at which each request is due, until second `end`."""
-        ...
+Send = Callable[[float], Coroutine[Any, Any, None]]
+"""Sends a request that is due at a second."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,8 @@ class Closed:
     def __str__(self) -> str:
         return f"{self.concurrency} at once"
 
-    async def run(self, send: Callable[[float], Awaitable[None]], end: float, seed: int) -> None:
-        """As Load."""
+    async def run(self, send: Send, end: float, seed: int) -> None:
+        """Sends until second `end`."""
         del seed
         started = time.monotonic()
 
@@ -139,17 +135,17 @@ class Poisson:
             yield due
             due += draw.expovariate(self.rate)
 
-    async def run(self, send: Callable[[float], Awaitable[None]], end: float, seed: int) -> None:
-        """As Load."""
+    async def run(self, send: Send, end: float, seed: int) -> None:
+        """Sends until second `end`."""
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for due in self.arrivals(end, seed):
                 await asyncio.sleep(due - (time.monotonic() - started))
-                group.create_task(_awaited(send, due))
+                group.create_task(send(due))
 
 
-async def _awaited(send: Callable[[float], Awaitable[None]], due: float) -> None:
-    await send(due)
+Load: TypeAlias = Closed | Poisson
+"""When requests are sent."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -109,15 +110,8 @@ class ServiceProcess:
 
     async def _until_serving(self, process: asyncio.subprocess.Process) -> None:
         """Returns when it serves. Raises StartError when it ends instead."""
-        ended = asyncio.create_task(process.wait())
-        serving = asyncio.create_task(until_serving(self.program.address))
-        try:
-            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
-        finally:
-            ended.cancel()
-            serving.cancel()
+        if await _ends_before(process, until_serving(self.program.address)):
+            raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
         if self.program.address.startswith("unix:"):
             Path(unix_path(self.program.address)).chmod(0o600)
 
@@ -146,17 +140,21 @@ class ServiceProcess:
 
     async def _until_ended(self, process: asyncio.subprocess.Process) -> None:
         """Returns when it has ended; if it hangs, it is killed."""
-        ended = asyncio.create_task(process.wait())
-        hung = asyncio.create_task(_until_hung(self.program.address))
-        try:
-            await asyncio.wait({ended, hung}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                self._say(f"the {self.program.name} has not answered for {HUNG_SECONDS:g} s: it is killed")
-                process.kill()
-            await ended
-        finally:
-            ended.cancel()
-            hung.cancel()
+        if not await _ends_before(process, _until_hung(self.program.address)):
+            self._say(f"the {self.program.name} has not answered for {HUNG_SECONDS:g} s: it is killed")
+            process.kill()
+            await process.wait()
+
+
+async def _ends_before(process: asyncio.subprocess.Process, work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the process ends before the work does; returns as soon as either has."""
+    ended, done = asyncio.create_task(process.wait()), asyncio.create_task(work)
+    try:
+        await asyncio.wait({ended, done}, return_when=asyncio.FIRST_COMPLETED)
+        return ended.done()
+    finally:
+        ended.cancel()
+        done.cancel()
 
 
 async def _until_hung(address: str) -> None:
@@ -169,12 +167,15 @@ async def _until_hung(address: str) -> None:
                 answered = time.monotonic()
 
 
+async def _health(channel: grpc.aio.Channel) -> health_pb2.HealthCheckResponse:
+    request = health_pb2.HealthCheckRequest()
+    return await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIVENESS_SECONDS)
+
+
 async def _answers(channel: grpc.aio.Channel) -> bool:
     """Whether a server says anything about its health."""
     try:
-        await health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=LIVENESS_SECONDS
-        )
+        await _health(channel)
     except grpc.aio.AioRpcError as error:
         return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
     return True
@@ -216,9 +217,7 @@ async def serves(address: str) -> bool:
     """Whether a server answers at the address and says that it serves."""
     async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
         try:
-            response = await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=2
-            )
+            response = await _health(channel)
         except grpc.RpcError:
             return False
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)

@@ -23,8 +23,8 @@ from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas
 from triptych_vae_codec.settings import VaeCodecSettings
 
 LAST_PORT = 65535
-STAGES = ("text-encoder", "denoiser", "vae-codec")
-SPOKEN = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
+STAGES = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
+"""What each is called in sentences."""
 
 SETTINGS: Mapping[str, type[ServerSettings]] = {
     "text-encoder": QuantizedStageSettings,
@@ -84,11 +84,11 @@ def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
     stages: list[Program] = []
     targets: list[str] = []
     in_turns = not any("," in replicas for replicas in addresses.stages)
-    for stage, listed in zip(STAGES, addresses.stages, strict=True):
+    for (stage, spoken), listed in zip(STAGES.items(), addresses.stages, strict=True):
         replicas, module = listed.split(","), f"triptych_{stage.replace('-', '_')}"
         cores, options = _sharing_cores(choice, len(replicas), in_turns), service_options(stage, choice)
         stages += [
-            Program(_numbered(SPOKEN[stage], index, " "), module, address, options, cores)
+            Program(_numbered(spoken, index, " "), module, address, options, cores)
             for index, address in enumerate(replicas)
         ]
         targets += [f"--{stage}", listed]
