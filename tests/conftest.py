@@ -1,5 +1,6 @@
 """Fixtures for every folder of tests, and their order: what starts processes comes last."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +22,14 @@ SLOW_FOLDERS = ("local", "faults")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a mistake shows before anything slow has started."""
     items.sort(key=lambda item: item.path.parent.name in SLOW_FOLDERS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write what this user's services remember between starts."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,7 @@ from triptych_denoiser.predictor import Predictor, create_predictor, warm_up
 from triptych_denoiser.requests import ModelLimits
 from triptych_denoiser.servicer import DenoiserServicer
 from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
+from triptych_denoiser.verdicts import verdict_file
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,6 @@ def create_servicer(
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
     use_backend(transformer, attention)
     log.info("attention is computed by %s", _described(attention, transformer))
-    predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None)
     others = {
         "attention": backend_identity(attention),
         "compiler": compiler_identity(device, options.compile),
@@ -68,6 +69,8 @@ def create_servicer(
         others=others,
     )
     model.fingerprint = fingerprint_with(model.fingerprint, fused)
+    file = verdict_file(model.fingerprint, options.max_batch_rows, not options.compile)
+    predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None, file)
     return DenoiserServicer(
         predictor,
         Batcher(
@@ -104,6 +107,7 @@ def _create_predictor(
     dtype: torch.dtype,
     options: DenoiserOptions,
     quantized: bool,
+    verdict_file: Path | None,
 ) -> Predictor:
     """The predictor that the options describe, its transformer compiled if they say so."""
     create = partial(
@@ -116,6 +120,7 @@ def _create_predictor(
         quantized,
         FeatureCache(options.feature_cache_mb << 20),
         mixes=not options.compile,  # to a compiled block, other numbers of sizes are another program
+        verdict_file=verdict_file,
     )
     if not options.compile:
         return create()

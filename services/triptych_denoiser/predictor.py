@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from triptych.compute.kernels import kernels_are_fixed
+from triptych.compute.thread import turn
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.lora import added
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer
 from triptych_denoiser.row import Row
+from triptych_denoiser.verdicts import Verdict, remember, remembered
 
 log = logging.getLogger(__name__)
 
@@ -149,13 +152,14 @@ def create_predictor(
     quantized: bool = False,
     features: FeatureCache | None = None,
     mixes: bool = True,
+    verdict_file: Path | None = None,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
     Or with equal ones alone, if that is enough; unless `mixes`, they do so anyway. Float32 on a CPU whose
     kernels are fixed needs nothing for the promise. Other devices, dtypes and libraries choose kernels by the
     number of rows, as do products of quantized weights: there they are made of tiles. Either way it is tried
-    before it is promised.
+    before it is promised, unless the verdict of an earlier start is in `verdict_file`.
     """
     together = Predictor(model, device, dtype, max_batch_rows, features, mixes)
     if determinism == "fast":
@@ -164,17 +168,28 @@ def create_predictor(
     fixed = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
     if not fixed:
         tile_products(list(model.modules()), _GPU_TILES if device.type == "cuda" else _CPU_TILES)
-    if rows_are_independent(together):
-        together.mixes = mixes and mixed_rows_are_independent(together)
-        log.info(
-            "up to %d rows %sshare a pass%s: tried, they have the same bits as alone",
-            max_batch_rows,
-            "of any sizes " if together.mixes else "of one size and text length ",
-            "" if fixed else ", with products made of tiles",
-        )
-        return together
-    log.info("rows run one at a time: in company, their last bits would depend on it")
-    return Predictor(model, device, dtype, 1, features)
+    verdict = remembered(verdict_file)
+    when = "tried" if verdict is None else "tried at an earlier start"
+    if verdict is None:
+        verdict = _tried(together)
+        remember(verdict_file, verdict)
+    if verdict == "one at a time":
+        log.info("rows run one at a time: in company, their last bits would depend on it (%s)", when)
+        return Predictor(model, device, dtype, 1, features)
+    together.mixes = verdict == "of any sizes"
+    log.info(
+        "up to %d rows %s share a pass%s: %s, they have the same bits as alone",
+        *(max_batch_rows, verdict, "" if fixed else ", with products made of tiles", when),
+    )
+    return together
+
+
+def _tried(predictor: Predictor) -> Verdict:
+    """Which rows may share a pass; their sizes only if the predictor mixes them."""
+    if not rows_are_independent(predictor):
+        return "one at a time"
+    mixed = predictor.mixes and mixed_rows_are_independent(predictor)
+    return "of any sizes" if mixed else "of one size and text length"
 
 
 def warm_up(predictor: Predictor) -> None:
@@ -207,8 +222,12 @@ def mixed_rows_are_independent(predictor: Predictor) -> bool:
 
 
 def _have_the_bits_of_alone(predictor: Predictor, rows: Sequence[Row]) -> bool:
-    alone = [predictor.predict([row]).velocities[0] for row in rows]
-    return all(map(torch.equal, predictor.predict(rows).velocities, alone))
+    def predicted(rows: Sequence[Row]) -> Sequence[Tensor]:
+        with turn():
+            return predictor.predict(rows).velocities
+
+    alone = [predicted([row])[0] for row in rows]
+    return all(map(torch.equal, predicted(rows), alone))
 
 
 def _probe_rows(predictor: Predictor) -> list[list[Row]]:

@@ -54,9 +54,9 @@ async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """
     unwanted = threading.Event()
 
-    def turn() -> R:
+    def run() -> R:
         global _unwanted
-        with _turn():
+        with turn():
             _unwanted = unwanted
             try:
                 return work(*args, **kwargs)
@@ -64,7 +64,7 @@ async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
                 _unwanted = threading.Event()
 
     try:
-        return await asyncio.get_running_loop().run_in_executor(compute_thread(), turn)
+        return await asyncio.get_running_loop().run_in_executor(compute_thread(), run)
     finally:
         unwanted.set()
 
@@ -76,7 +76,7 @@ def end_if_unwanted(*_: object) -> None:
 
 
 @contextmanager
-def _turn() -> Iterator[None]:
+def turn() -> Iterator[None]:
     """This process's turn on cores that it shares with others, if it was told of a CORES_LOCK.
 
     Threads that spin at a barrier keep from the cores the very threads of other processes that those wait
