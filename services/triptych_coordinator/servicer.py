@@ -11,7 +11,9 @@ import grpc.aio
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
+from triptych.loras import MAX_LORAS
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.admission import FairAdmission
 from triptych_coordinator.deadlines import Deadline, Stopwatch
@@ -129,7 +131,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         """The events of a request without those that say that it waits."""
         stopwatch, message = Stopwatch(), request.parameters
         models = await self._models(deadline)
-        if any(lora.name not in models.denoiser.loras for lora in message.loras):
+        if not known_loras(message, models):
             models = await self._models(deadline, fresh=True)  # it may be new in the folder
         limits = self._limits(models)
         # Files and brackets of strangers would hold up the event loop.
@@ -173,6 +175,12 @@ def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
     others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
     usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
     return len(parameters.seeds) * tokens * (1 + guided + others) / usual_branches
+
+
+def known_loras(message: GenerationParameters, models: Models) -> bool:
+    """Whether the denoiser knows the LoRAs of a request, as far as it may have so many."""
+    known = set(models.denoiser.loras)
+    return all(lora.name in known for lora in message.loras[:MAX_LORAS])
 
 
 def client_of(peer: str) -> str:

@@ -11,6 +11,7 @@ reference again.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,9 +43,14 @@ FeatureCache = Cache[Key, Features]
 
 
 def key_of(row: Row) -> Key:
-    """All that decides a row's features; conditioning and LoRAs are equal to nothing but themselves."""
+    """All that decides a row's features; conditioning and LoRAs are equal to nothing but themselves.
+
+    They are named, not held: what their own caches forgot must not live on here.
+    """
     latents = hashlib.sha256(row.latents.numpy().tobytes()).digest()
-    return (latents, row.sigma, row.conditioning, row.guidance, row.shape, row.variant)
+    loras = tuple((weakref.ref(lora), weight) for lora, weight in row.loras)
+    conditioning, layers = weakref.ref(row.conditioning), (row.skipped_layers, row.perturbed_layers)
+    return (latents, row.sigma, conditioning, row.guidance, row.shape, layers, loras)
 
 
 class FirstBlockReuse:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from triptych.digests import conditioning_digest
-from triptych.errors import invalid_argument
+from triptych.errors import refuse
 from triptych.loras import lora_violations
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych_denoiser.models.transformer import Inputs
 
 DIGEST_BYTES = 32
-MOST_VIOLATIONS = 9
-"""Behind so many nobody looks for more: an error names eight, and says that there are others."""
 MAX_GUIDANCE_SCALE = 100.0
 
 Violation = tuple[str, str]
@@ -74,7 +72,7 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> T
         dtypes=["float32"],
         shape=["samples", limits.inputs.channels, "height", "width"],
     )
-    _refuse(
+    refuse(
         chain(
             _latents_violations(latents, len(request.branches), limits),
             _sigma_violations(request.sigmas, len(latents)),
@@ -97,23 +95,22 @@ def read_reference(
         TriptychError: INVALID_ARGUMENT that names every field that is wrong.
     """
     reuse, path = branch.feature_reuse, f"{field}.feature_reuse"
-    violations = []
-    if not 0 < reuse.threshold <= 1:
-        violations.append((f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1"))
     reference = None
+    violations: list[Iterable[Violation]] = []
+    if not 0 < reuse.threshold <= 1:
+        violations.append([(f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1")])
     if reuse.HasField("latents"):
         reference = message_to_torch(
             reuse.latents, f"{path}.latents", dtypes=["float32"], shape=list(latents.shape)
         )
         violations += [
-            *_finite_violations(f"{path}.latents", reference, limits),
-            *_sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
-            *_guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
+            _finite_violations(f"{path}.latents", reference, limits),
+            _sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
+            _guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
         ]
     elif reuse.sigmas or reuse.guidance_scales:
-        violations.append((path, "has sigmas or guidance scales of an evaluation without its latents"))
-    if violations:
-        raise invalid_argument(*violations)
+        violations.append([(path, "has sigmas or guidance scales of an evaluation without its latents")])
+    refuse(chain.from_iterable(violations))
     return reference
 
 
@@ -140,33 +137,30 @@ def read_conditioning(
         violations.append(("sequence", f"{len(sequence)} tokens; allowed are 1 to {inputs.max_tokens}"))
     if request.digest != conditioning_digest(request.sequence, request.pooled):
         violations.append(("digest", "is not that of sequence and pooled"))
-    if violations:
-        raise invalid_argument(*violations)
+    refuse(violations)
     return sequence, pooled
-
-
-def _refuse(violations: Iterable[Violation]) -> None:
-    """Raises INVALID_ARGUMENT with the first of them, if there are any."""
-    first = list(islice(violations, MOST_VIOLATIONS))
-    if first:
-        raise invalid_argument(*first)
 
 
 def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> Iterator[Violation]:
     samples, _, height, width = latents.shape
+    fits = True
     if not 1 <= samples <= limits.max_samples:
+        fits = False
         yield "latents", f"{samples} samples; allowed are 1 to {limits.max_samples}"
     for name, size in (("height", height), ("width", width)):
         multiple, largest = limits.inputs.size_multiple, limits.inputs.max_size
         if size % multiple or not 0 < size <= largest:
+            fits = False
             yield "latents", f"{name} is {size}; allowed are multiples of {multiple} up to {largest}"
     if branches * latents.nbytes > limits.max_message_bytes:
+        fits = False
         yield (
             "latents",
             f"the velocities of {branches} branches are {branches * latents.nbytes} bytes, "
             f"messages at most {limits.max_message_bytes}: send fewer samples in a call",
         )
-    yield from _finite_violations("latents", latents, limits)
+    if fits:
+        yield from _finite_violations("latents", latents, limits)
 
 
 def _finite_violations(name: str, tensor: Tensor, limits: ModelLimits) -> Iterator[Violation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,5 +23,5 @@ class Encoding:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that both tensors hold."""
-        return self.sequence.nbytes + self.pooled.nbytes
+        """The bytes that the tensors and the text hold."""
+        return self.sequence.nbytes + self.pooled.nbytes + sys.getsizeof(self.truncated)

@@ -12,14 +12,13 @@ from triptych.compute.devices import usable_device
 from triptych.compute.model_info import model_info
 from triptych.compute.quantization import create_quantizer
 from triptych.digests import conditioning_digest
-from triptych.errors import invalid_argument
 from triptych.serving.admission import Admission
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
 from triptych_text_encoder.recipes import load_recipe
-from triptych_text_encoder.weighting import Span
+from triptych_text_encoder.requests import MAX_PROMPT_BYTES, read_request
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +36,6 @@ GetModelResponse = text_encoder_pb2.TextEncoderServiceGetModelResponse
 DETERMINISM = "batch-invariant"  # every prompt is a batch of its own
 MAX_PROMPTS = 64
 MAX_CALLS = 64
-MAX_WEIGHT = 10.0
-# Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
-MAX_PROMPT_BYTES = 16 * 1024
 
 
 class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
@@ -57,9 +53,9 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         self, request: EncodeRequest, context: grpc.aio.ServicerContext[EncodeRequest, EncodeResponse]
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
-        _check_prompts(request.prompts, self._max_prompts)
-        spans = _spans(request, self._encoder.recipe.token_weights is not None)
-        entries = zip(request.prompts, spans, strict=True)
+        weighting = self._encoder.recipe.token_weights is not None
+        # Ten thousand spans would hold up the event loop.
+        entries = await asyncio.to_thread(read_request, request, self._max_prompts, weighting)
         async with self._admission.admit():
             encodings = [await self._encoder.encode(*entry) for entry in entries]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
@@ -107,50 +103,6 @@ def _max_prompts(recipe: Recipe, dtype: torch.dtype, max_message_bytes: int) -> 
     # With the truncated text and room for field headers.
     conditioning_bytes = numbers * dtype.itemsize + MAX_PROMPT_BYTES + 256
     return max(1, min(MAX_PROMPTS, max_message_bytes // conditioning_bytes))
-
-
-def _check_prompts(prompts: Sequence[str], max_prompts: int) -> None:
-    """Refuse no prompts, too many, and each that is too long."""
-    if not 1 <= len(prompts) <= max_prompts:
-        raise invalid_argument(("prompts", f"{len(prompts)} prompts; allowed are 1 to {max_prompts}"))
-    sizes = [len(prompt.encode()) for prompt in prompts]
-    too_long = [
-        (f"prompts[{index}]", f"{size} bytes of UTF-8; allowed are {MAX_PROMPT_BYTES}")
-        for index, size in enumerate(sizes)
-        if size > MAX_PROMPT_BYTES
-    ]
-    if too_long:
-        raise invalid_argument(*too_long)
-
-
-def _spans(request: EncodeRequest, weighting: bool) -> list[tuple[Span, ...]]:
-    """The checked spans of every prompt."""
-    if not request.weights:
-        return [()] * len(request.prompts)
-    if not weighting:
-        raise invalid_argument(("weights", "parts of prompts have no weights with these text encoders"))
-    if len(request.weights) != len(request.prompts):
-        raise invalid_argument(
-            ("weights", f"{len(request.weights)} of them for {len(request.prompts)} prompts")
-        )
-    violations = []
-    for i, (prompt, weights) in enumerate(zip(request.prompts, request.weights, strict=True)):
-        before = 0
-        for k, span in enumerate(weights.spans):
-            field = f"weights[{i}].spans[{k}]"
-            if not before <= span.start < span.stop <= len(prompt):
-                violations.append(
-                    (field, f"{span.start} to {span.stop} is no part of {before} to {len(prompt)}")
-                )
-            if not -MAX_WEIGHT <= span.weight <= MAX_WEIGHT:  # NaN is not either
-                violations.append((f"{field}.weight", f"is {span.weight:g}; allowed are -10 to 10"))
-            before = span.stop
-    if violations:
-        raise invalid_argument(*violations)
-    return [
-        tuple(Span(span.start, span.stop, span.weight) for span in weights.spans)
-        for weights in request.weights
-    ]
 
 
 def _encode_response(encodings: Sequence[Encoding]) -> EncodeResponse:

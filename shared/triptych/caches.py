@@ -1,7 +1,8 @@
-"""A cache that is bounded by the bytes of what it holds."""
+"""A cache that is bounded by the bytes of what it holds, keys included."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
@@ -46,8 +47,20 @@ class Cache(Generic[Key, Value]):
         """Remembers the value; it replaces what has the same key."""
         with self._lock:
             replaced = self._entries.pop(key, None)
-            self._bytes += value.nbytes - (0 if replaced is None else replaced.nbytes)
+            if replaced is not None:
+                self._bytes -= entry_bytes(key, replaced)
             self._entries[key] = value
+            self._bytes += entry_bytes(key, value)
             while self._bytes > self._max_bytes and len(self._entries) > self._fewest:
-                _, forgotten = self._entries.popitem(last=False)
-                self._bytes -= forgotten.nbytes
+                self._bytes -= entry_bytes(*self._entries.popitem(last=False))
+
+
+def entry_bytes(key: object, value: Sized) -> int:
+    """What a cache counts for an entry."""
+    return _key_bytes(key) + value.nbytes
+
+
+def _key_bytes(key: object) -> int:
+    """What a key takes: a text, bytes, a number, or a tuple of such. Other objects are their owners'."""
+    parts = sum(map(_key_bytes, key)) if isinstance(key, tuple) else 0
+    return sys.getsizeof(key) + parts

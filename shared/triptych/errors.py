@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import grpc
@@ -50,7 +51,7 @@ class TriptychError(Exception):
 def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
     """INVALID_ARGUMENT with a BadRequest; each violation is a field's path and what is wrong with it.
 
-    The message names them too, for clients that do not read details. Past eight, they are only counted.
+    The message names them too, for clients that do not read details. Past eight, it says that there are.
     """
     named = [
         (_clipped(field, _MAX_FIELD_BYTES), _clipped(description, _MAX_DESCRIPTION_BYTES))
@@ -58,7 +59,7 @@ def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
     ]
     sentences = [f"{field}: {description}" for field, description in named]
     if len(violations) > len(named):
-        sentences.append(f"and {len(violations) - len(named)} more")
+        sentences.append("and others")
     detail = error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
@@ -66,6 +67,13 @@ def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
         ]
     )
     return TriptychError(grpc.StatusCode.INVALID_ARGUMENT, "; ".join(sentences), [detail])
+
+
+def refuse(violations: Iterable[tuple[str, str]]) -> None:
+    """Raises INVALID_ARGUMENT with the first of them, if there are any; behind the ninth nobody looks."""
+    first = list(islice(violations, _MAX_VIOLATIONS + 1))
+    if first:
+        raise invalid_argument(*first)
 
 
 def not_found(message: str) -> TriptychError:

@@ -1,5 +1,7 @@
 """Reused features: what a row gives is decided by what is asked, never by what the replica has seen."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.small_families import FLUX, SD3, Z_IMAGE, Config, random_transformer
+from triptych.caches import entry_bytes
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
 from triptych_denoiser.predictor import Predictor
@@ -156,5 +159,14 @@ def test_the_cache_is_bounded_in_bytes(model: Any) -> None:
         predictor.predict([first(row(model, seed))])
     cache = predictor._features
     assert cache._bytes <= 100_000
-    assert cache._bytes == sum(features.nbytes for features in cache._entries.values())
+    assert cache._bytes == sum(entry_bytes(*entry) for entry in cache._entries.items())
     assert len(cache._entries) < 40
+
+
+def test_features_hold_no_conditioning_that_its_own_cache_forgot(model: Any) -> None:
+    predictor, first = CountingPredictor(model), row(model, 1)
+    predictor.predict([replace(first, reuse=FeatureReuse(0.2, None))])
+    forgotten = weakref.ref(first.conditioning)
+    del first
+    gc.collect()
+    assert forgotten() is None

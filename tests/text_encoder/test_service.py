@@ -158,6 +158,8 @@ BAD_WEIGHTS = {
     "overlapping": ([[(0, 2, 1.0), (1, 3, 2.0)], []], "weights[0].spans[1]: 1 to 3 is no part of 2 to 3"),
     "too large": ([[(0, 2, 11.0)], []], "weights[0].spans[0].weight: is 11; allowed are -10 to 10"),
     "not a number": ([[(0, 2, float("nan"))], []], "weights[0].spans[0].weight: is nan"),
+    "too many": ([[(0, 2, 11.0)] * 1001, []], "weights[0].spans: 1001 of them; allowed are 0 to 1000"),
+    "many wrong ones": ([[(0, 2, 11.0)] * 1000, []], "; and others"),
 }
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from triptych import errors
 from triptych.families.family import GuidanceInput
-from triptych.loras import lora_violations, unknown_lora, weight_of
+from triptych.loras import MAX_LORAS, lora_violations, unknown_lora, weight_of
 from triptych.v1 import guidance_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request import edits
@@ -287,7 +287,8 @@ class _Given:
     def loras(self) -> tuple[Lora, ...]:
         self.wrong.update(lora_violations(self.message.loras))
         return tuple(
-            Lora(message.name, shortest_decimal(weight_of(message))) for message in self.message.loras
+            Lora(message.name, shortest_decimal(weight_of(message)))
+            for message in self.message.loras[:MAX_LORAS]
         )
 
     def preview_every(self) -> int:

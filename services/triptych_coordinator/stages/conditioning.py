@@ -1,5 +1,6 @@
 """The conditioning of prompts that were encoded before."""
 
+import sys
 from dataclasses import dataclass
 
 from triptych.caches import Cache
@@ -17,8 +18,8 @@ class EncodedPrompt:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the conditioning."""
-        return self.conditioning.ByteSize()
+        """Bytes of the conditioning and the text."""
+        return self.conditioning.ByteSize() + sys.getsizeof(self.truncated)
 
 
 ConditioningCache = Cache[tuple[str, WeightedText], EncodedPrompt]

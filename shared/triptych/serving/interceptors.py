@@ -8,12 +8,14 @@ import logging
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
+from triptych.serving.arrivals import Arrivals
 from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
@@ -39,11 +41,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers a servicer's TriptychError with its rich status, and any other exception with INTERNAL.
 
     The log of an INTERNAL has the traceback, but the exception's own words, which may quote the request, only
-    at DEBUG. Servicers' methods are coroutines or async generators.
+    at DEBUG. Servicers' methods are coroutines or async generators. To gRPC all of them read streams: for the
+    message of a unary call it would wait for ever.
     """
 
     def __init__(self) -> None:
         self._handlers: dict[str, Any] = {}
+        self._arrivals = Arrivals()
 
     async def intercept_service(
         self,
@@ -56,21 +60,40 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return handler
-            self._handlers[method] = _handler(handler, method)
+            self._handlers[method] = _handler(handler, method, self._arrivals)
         return self._handlers[method]
 
 
-def _handler(handler: Any, method: str) -> Any:
+def _handler(handler: Any, method: str, arrivals: Arrivals) -> Any:
     """The handler with its behaviour and serializers wrapped."""
     codecs: dict[str, Any] = {
         "request_deserializer": _refusing_malformed(handler.request_deserializer),
         "response_serializer": handler.response_serializer and serializer(handler.response_serializer),
     }
-    if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(_wrapped(handler.stream_stream, method), **codecs)
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream
+    requests = _each_of if handler.request_streaming else _only_one_of
+    wrapped = _wrapped(behaviour, partial(requests, arrivals), method)
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(_wrapped(handler.unary_stream, method), **codecs)
-    return grpc.unary_unary_rpc_method_handler(_wrapped(handler.unary_unary, method), **codecs)
+        return grpc.stream_stream_rpc_method_handler(wrapped, **codecs)
+    return grpc.stream_unary_rpc_method_handler(wrapped, **codecs)
+
+
+async def _only_one_of(arrivals: Arrivals, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    """The message of a unary call. Raises TriptychError if there is none."""
+    request = await arrivals.next(context)
+    if request is grpc.aio.EOF:
+        raise invalid_argument(("request", "is missing: the call ended without a message"))
+    return _checked(request)
+
+
+async def _each_of(arrivals: Arrivals, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    """The messages of a stream. Iterating raises TriptychError for one that was not read."""
+
+    async def messages() -> AsyncIterator[Any]:
+        while (request := await arrivals.next(context)) is not grpc.aio.EOF:
+            yield _checked(request)
+
+    return messages()
 
 
 def _refusing_malformed(deserializer: Deserializer | None) -> Deserializer | None:
@@ -90,40 +113,38 @@ def _refusing_malformed(deserializer: Deserializer | None) -> Deserializer | Non
     return deserialize
 
 
-def _wrapped(behaviour: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], Any]:
-    """The behaviour with its exceptions as statuses.
+def _wrapped(
+    behaviour: Callable[[Any, Any], Any], received: Callable[[Any], Awaitable[Any]], method: str
+) -> Callable[[Any, Any], Any]:
+    """The behaviour of what is received, with its exceptions as statuses.
 
     A refused request is let go before its call is aborted: the exception that ends it lives on in the call,
     and its traceback would hold the request until the garbage collector comes.
     """
 
-    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def answer(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await behaviour(_checked(request), context)
+            return await behaviour(await received(context), context)
         except Exception as error:
             ending = _ending(error, method)
-        del request
         raise await _aborted(context, ending)
 
-    async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def stream(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             # When a client leaves, gRPC may just drop this generator; the servicer's must then close too.
-            async with contextlib.aclosing(behaviour(_checked(request), context)) as responses:
+            async with contextlib.aclosing(behaviour(await received(context), context)) as responses:
                 async for response in responses:
                     yield response
             return
         except Exception as error:
             ending = _ending(error, method)
-        del request
         raise await _aborted(context, ending)
 
     return stream if inspect.isasyncgenfunction(behaviour) else answer
 
 
 def _checked(request: Any) -> Any:
-    """A request, or each of a stream of them, that was read. Raises TriptychError for one that was not."""
-    if isinstance(request, AsyncIterator):
-        return (_checked(each) async for each in request)
+    """A request that was read. Raises TriptychError for one that was not."""
     if isinstance(request, _Refused):
         raise invalid_argument(("request", request.why))
     return request

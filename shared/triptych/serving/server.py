@@ -18,7 +18,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from triptych.errors import StartError
+from triptych.errors import StartError, invalid_argument, resource_exhausted
 from triptych.serving.addresses import ListenError, claim
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.interceptors import ErrorInterceptor
@@ -30,6 +30,18 @@ from triptych.wire.shared_memory import SharedMemory, SharedMemoryInterceptor
 log = logging.getLogger(__name__)
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+_MAX_NAME = 200
+_WATCHED_SECONDS = 10.0
+
+MAX_WATCHERS = 256
+"""Of health."""
+MAX_CONNECTIONS = 1024
+HANDSHAKE_SECONDS = 20.0
+"""How long a new connection may take to speak HTTP/2."""
+MAX_STREAMS = 1000
+"""Of one connection; a client holds more back by itself."""
+MAX_CALLS = 4096
+"""Of a server; more are refused with RESOURCE_EXHAUSTED."""
 
 
 async def _nothing() -> None:
@@ -61,7 +73,19 @@ class Loaded:
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """gRPC's health service with its newest method."""
+    """gRPC's health service with its newest method, and with a bound on who watches."""
+
+    async def Watch(
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],
+    ) -> None:
+        """The status of a service, and each later one."""
+        if len(request.service) > _MAX_NAME:
+            raise invalid_argument(("service", f"has over {_MAX_NAME} characters, as no service here has"))
+        if sum(self._watcher_count_by_service.values()) >= MAX_WATCHERS:
+            raise resource_exhausted(f"{MAX_WATCHERS} calls watch, which is the limit", _WATCHED_SECONDS)
+        await super().Watch(request, context)
 
     async def List(
         self,
@@ -95,7 +119,9 @@ class Server:
         self._names = [service.name for service in services]
         self._health = Health()
         self._server = grpc.aio.server(
-            interceptors=interceptors, options=server_options(settings.max_message_bytes)
+            interceptors=interceptors,
+            options=server_options(settings.max_message_bytes),
+            maximum_concurrent_rpcs=MAX_CALLS,
         )
         for service in services:
             service.add(self._server)
@@ -127,11 +153,18 @@ class Server:
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Channel arguments: message limits, one server per port, and room for clients that ping every 10 s."""
+    """Channel arguments: limits of messages, connections and streams, one server per port, clients may ping.
+
+    A connection ends when it has no call for an hour, or does not answer a ping.
+    """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_SECONDS)),
+        ("grpc.max_connection_idle_ms", 3_600_000),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a few kilobytes would inflate to the limit
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),

@@ -28,6 +28,8 @@ HoldRegionRequest = shared_memory_pb2.HoldRegionRequest
 HoldRegionResponse = shared_memory_pb2.HoldRegionResponse
 
 NAME = shared_memory_pb2.DESCRIPTOR.services_by_name["SharedMemoryService"].full_name
+MAX_REGIONS = 256
+"""Held at once: each takes a file descriptor, however small it is."""
 UNUSED_SECONDS = 60.0
 """After which a region is taken back."""
 
@@ -111,6 +113,8 @@ class SharedMemory(shared_memory_pb2_grpc.SharedMemoryServiceServicer):
     def _check_size(self, size: int) -> None:
         if not 0 < size <= self._max_bytes:
             raise invalid_argument(("size", f"is {size}; allowed are 1 to {self._max_bytes} bytes"))
+        if len(self._held) >= MAX_REGIONS:
+            raise resource_exhausted(f"{MAX_REGIONS} regions are held, which is the limit", UNUSED_SECONDS)
         if size > self._free_bytes:
             sentence = f"{self._free_bytes} of {self._max_bytes} bytes of shared memory are free, not {size}"
             raise resource_exhausted(sentence, UNUSED_SECONDS)

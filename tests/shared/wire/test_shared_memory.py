@@ -214,6 +214,15 @@ async def test_a_region_of_impossible_size_is_refused(tmp_path: Path, size: int)
             await hold(channel, size)
 
 
+async def test_regions_are_bounded_however_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 2)
+    async with serving(tmp_path, SharedMemory(MEGABYTE)) as (_, channel):
+        _held = [await hold(channel, 1) for _ in range(2)]
+        with pytest.raises(grpc.aio.AioRpcError, match="2 regions are held, which is the limit") as caught:
+            await hold(channel, 1)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_memory_in_use_is_not_given_twice_and_comes_back(tmp_path: Path) -> None:
     memory = SharedMemory(MEGABYTE)
     async with serving(tmp_path, memory) as (_, channel):

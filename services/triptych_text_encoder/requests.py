@@ -1,0 +1,66 @@
+"""What requests must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from triptych.errors import invalid_argument, refuse
+from triptych.v1 import text_encoder_pb2
+from triptych_text_encoder.weighting import Span
+
+# Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
+MAX_PROMPT_BYTES = 16 * 1024
+MAX_WEIGHT = 10.0
+MAX_SPANS = 1000
+"""Of a prompt."""
+
+Violation = tuple[str, str]
+"""A field's path and what is wrong with it."""
+
+
+def read_request(
+    request: text_encoder_pb2.TextEncoderServiceEncodeRequest, max_prompts: int, weighting: bool
+) -> list[tuple[str, tuple[Span, ...]]]:
+    """The prompts of a checked request, each with the parts that have a weight.
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT that names every field that is wrong, up to eight.
+    """
+    prompts, weights = request.prompts, request.weights
+    if not 1 <= len(prompts) <= max_prompts:
+        raise invalid_argument(("prompts", f"{len(prompts)} prompts; allowed are 1 to {max_prompts}"))
+    if weights and not weighting:
+        raise invalid_argument(("weights", "parts of prompts have no weights with these text encoders"))
+    if weights and len(weights) != len(prompts):
+        raise invalid_argument(("weights", f"{len(weights)} of them for {len(prompts)} prompts"))
+    refuse(_length_violations(prompts))
+    if not weights:
+        return [(prompt, ()) for prompt in prompts]
+    refuse(_span_violations(prompts, weights))
+    return [
+        (prompt, tuple(Span(span.start, span.stop, span.weight) for span in each.spans))
+        for prompt, each in zip(prompts, weights, strict=True)
+    ]
+
+
+def _length_violations(prompts: Sequence[str]) -> Iterator[Violation]:
+    for index, prompt in enumerate(prompts):
+        if (size := len(prompt.encode())) > MAX_PROMPT_BYTES:
+            yield f"prompts[{index}]", f"{size} bytes of UTF-8; allowed are {MAX_PROMPT_BYTES}"
+
+
+def _span_violations(
+    prompts: Sequence[str], weights: Sequence[text_encoder_pb2.PromptWeights]
+) -> Iterator[Violation]:
+    for i, (prompt, each) in enumerate(zip(prompts, weights, strict=True)):
+        if len(each.spans) > MAX_SPANS:
+            yield f"weights[{i}].spans", f"{len(each.spans)} of them; allowed are 0 to {MAX_SPANS}"
+            continue
+        before = 0
+        for k, span in enumerate(each.spans):
+            field = f"weights[{i}].spans[{k}]"
+            if not before <= span.start < span.stop <= len(prompt):
+                yield field, f"{span.start} to {span.stop} is no part of {before} to {len(prompt)}"
+            if not -MAX_WEIGHT <= span.weight <= MAX_WEIGHT:  # nor is NaN
+                yield f"{field}.weight", f"is {span.weight:g}; allowed are -10 to 10"
+            before = span.stop
