@@ -12,7 +12,7 @@ from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.deadlines import Deadline, Stopwatch
-from triptych_coordinator.initial_latents import initial_latents, noise_stream
+from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
 from triptych_coordinator.request.parameters import Parameters
 from triptych_coordinator.request.png import encode_png, png_text
 from triptych_coordinator.request.prompt_weights import WeightedText
@@ -48,7 +48,7 @@ async def generation_events(
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial.first_step))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial))
 
     denoiser = RequestDenoiser(
         stages.denoisers,
@@ -128,7 +128,7 @@ def _accepted(
     parameters: Parameters,
     guided: Guided,
     encoded: Mapping[WeightedText, EncodedPrompt],
-    first_step: int,
+    initial: InitialLatents,
 ) -> pb.Accepted:
     warnings = [
         f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
@@ -140,8 +140,9 @@ def _accepted(
     warnings += [
         f"{guidance.description} changes nothing: no step that is taken lies between start {guidance.start:g}"
         f" and stop {guidance.stop:g}"
-        for guidance in guided.idle_layer_guidances(first_step)
+        for guidance in guided.idle_layer_guidances(initial.first_step)
     ]
+    warnings += initial.warnings
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

@@ -13,7 +13,7 @@ from triptych.errors import invalid_argument
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.request.edits import within
 from triptych_coordinator.request.parameters import Edit, Parameters
-from triptych_coordinator.request.pictures import Size, read_mask, read_picture
+from triptych_coordinator.request.pictures import Picture, Size, read_mask, read_picture
 from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
 from triptych_coordinator.sampling.loop import unchanged
 from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise
@@ -33,6 +33,8 @@ class InitialLatents:
     """[B, C, h, w], at sigmas[first_step]."""
     first_step: int = 0
     edit: Callable[[Reached], Latents] = unchanged
+    warnings: tuple[str, ...] = ()
+    """Sentences on what the request starts from."""
 
 
 def noise_stream(parameters: Parameters, models: Models) -> Noise:
@@ -71,19 +73,22 @@ async def initial_latents(
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
         given = parameters.noise
         return InitialLatents(drawn if given is None else _per_image(given, parameters))
-    mask = None
+    mask, warnings = None, []
     if edit.clean is not None:
         clean = _per_image(edit.clean, parameters)
     else:
         decoding = partial(asyncio.get_running_loop().run_in_executor, DECODERS)
-        pixels = await decoding(_canvas, edit, parameters)
+        canvas = await decoding(_canvas, edit, parameters)
         mask = await decoding(_mask, edit, parameters, models.vae_codec.downscale)
-        mean, std = await stages.vae_codecs.encode(pixels, models, deadline)
+        warnings += [f"image: {warning}" for warning in canvas.warnings]
+        if mask is not None and not mask.any():
+            warnings.append("the mask is black everywhere: it keeps all of the picture, and nothing is made")
+        mean, std = await stages.vae_codecs.encode(canvas.pixels, models, deadline)
         clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)
     drawn = await asyncio.to_thread(noise)
     kept = unchanged if mask is None else Inpainting(mask, clean, drawn)
-    return InitialLatents(noised(clean, drawn, sigmas[first]), first, kept)
+    return InitialLatents(noised(clean, drawn, sigmas[first]), first, kept, tuple(warnings))
 
 
 def _per_image(latents: Latents, parameters: Parameters) -> Latents:
@@ -91,14 +96,15 @@ def _per_image(latents: Latents, parameters: Parameters) -> Latents:
     return np.broadcast_to(latents, (len(parameters.seeds), *latents.shape[1:]))
 
 
-def _canvas(edit: Edit, parameters: Parameters) -> NDArray[np.uint8]:
+def _canvas(edit: Edit, parameters: Parameters) -> Picture:
     """The input picture as large as the one to make; its border goes on into the margins."""
     left, top, right, bottom = edit.margins
     try:
-        picture = read_picture(edit.image, _place(edit, parameters))
+        picture = read_picture(edit.image, _place(edit, parameters), not edit.read_as_diffusers)
     except ValueError as error:
         raise invalid_argument(("image", str(error))) from error
-    return np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    pixels = np.pad(picture.pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    return Picture(pixels, picture.warnings)
 
 
 def _mask(edit: Edit, parameters: Parameters, downscale: int) -> NDArray[np.float32] | None:
@@ -107,14 +113,15 @@ def _mask(edit: Edit, parameters: Parameters, downscale: int) -> NDArray[np.floa
     place = _place(edit, parameters)
     if edit.mask:
         try:
-            inside = read_mask(edit.mask, place)
+            inside = read_mask(edit.mask, place, edit.read_as_diffusers)
         except ValueError as error:
             raise invalid_argument(("mask", str(error))) from error
     elif any(edit.margins):
         inside = np.zeros((place.height, place.width), np.float32)
     else:
         return None
-    return latent_mask(np.pad(inside, ((top, bottom), (left, right))), edit.margins, downscale)
+    mask = np.pad(inside, ((top, bottom), (left, right)))
+    return latent_mask(mask, edit.margins, downscale, edit.read_as_diffusers)
 
 
 def _place(edit: Edit, parameters: Parameters) -> Size:

@@ -60,6 +60,7 @@ class GenerationOptions(TypedDict, total=False):
     strength: float
     mask: bytes
     margins: editing_pb2.Margins
+    read_as_diffusers: bool
     latents: editing_pb2.InitialLatents
     variation: editing_pb2.Variation
     return_latents: bool

@@ -71,6 +71,31 @@ async def test_what_a_mask_keeps_stays_and_the_rest_is_made(house: House) -> Non
         assert difference[:, 4:].mean() > 10
 
 
+async def test_a_mask_that_keeps_everything_is_a_warning(house: House) -> None:
+    made = await house.images("a cat", image=PICTURE, mask=ZEROS, seeds=[3])
+    assert made.warnings == ["the mask is black everywhere: it keeps all of the picture, and nothing is made"]
+    assert not (await house.images("a cat", image=PICTURE, mask=ONES, seeds=[3])).warnings
+
+
+async def test_a_thin_stroke_is_made_anew(house: House) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 34:38] = 255
+    fields: dict[str, Any] = {"image": PICTURE, "mask": png(mask), "strength": 1.0, "seeds": [3]}
+    made = pixels((await house.images("a cat", **fields)).images[0])[::DOWNSCALE, ::DOWNSCALE].astype(int)
+    difference = np.abs(made - COLOURS).max((0, 2))
+    assert difference[4] > 10
+    assert np.delete(difference, 4).max() <= 3
+    as_before = await house.images("a cat", **fields, read_as_diffusers=True)
+    assert np.abs(pixels(as_before.images[0])[::DOWNSCALE, ::DOWNSCALE].astype(int) - COLOURS).max() <= 3
+
+
+async def test_colours_that_cannot_be_read_are_a_warning(house: House) -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(PICTURE)).save(file, "PNG", icc_profile=b"no profile")
+    made = await house.images("a cat", image=file.getvalue(), seeds=[3])
+    assert made.warnings == ["image: its colours are read as sRGB: its colour profile is broken"]
+
+
 async def test_outpainting_keeps_the_picture_where_it_is(house: House) -> None:
     margins = editing_pb2.Margins(left=16, bottom=32)
     (image,) = (await house.images("a cat", image=PICTURE, margins=margins, seeds=[3])).images

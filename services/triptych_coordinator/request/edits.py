@@ -26,12 +26,15 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
     kind = message.latents.WhichOneof("latents")
     if message.HasField("latents") and kind is None:
         wrong["latents"] = "must hold noise or clean"
-    if message.image and kind is not None:
+    given_image = message.HasField("image")
+    if given_image and kind is not None:
         wrong["latents"] = "must not come together with image: give one to start from"
-    for field, given in (("mask", bool(message.mask)), ("margins", message.HasField("margins"))):
-        if given and not message.image:
+    for field in ("mask", "margins"):
+        if message.HasField(field) and not given_image:
             wrong[field] = "needs image: there is nothing that it could keep"
-    starts = bool(message.image) or kind == "clean"
+    if message.read_as_diffusers and not given_image:
+        wrong["read_as_diffusers"] = "needs image: nothing else is read"
+    starts = given_image or kind == "clean"
     if message.HasField("strength") and not starts:
         wrong["strength"] = "needs image or latents.clean: there is nothing to start from"
     if not starts:
@@ -42,7 +45,7 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
         strength = number(message.strength, "strength", Range(0, 1), wrong)
         if strength == 0:
             wrong["strength"] = "must be more than 0: nothing would be made"
-    return Edit(strength, message.image, message.mask, margins)
+    return Edit(strength, message.image, message.mask, margins, message.read_as_diffusers)
 
 
 def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Size:
@@ -54,7 +57,7 @@ def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Siz
     shape = _latents_shape(message)
     if shape is not None:
         return Size(shape[1] * limits.downscale, shape[0] * limits.downscale)
-    if not message.image:
+    if not message.HasField("image"):
         return default
     margins = _margins(message, {})
     try:
@@ -71,7 +74,7 @@ def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Siz
         wrong["image"] = str(error)
         return default
     try:
-        if message.mask and picture_size(message.mask) != picture:
+        if message.HasField("mask") and picture_size(message.mask) != picture:
             wrong["mask"] = f"must be as large as image, {picture.width} x {picture.height} pixels"
     except ValueError as error:
         wrong["mask"] = str(error)

@@ -95,6 +95,7 @@ class Edit:
     image: bytes = b""
     mask: bytes = b""
     margins: Margins = NO_MARGINS
+    read_as_diffusers: bool = False
     clean: Latents | None = field(default=None, compare=False)
 
 

@@ -60,13 +60,20 @@ class Inpainting:
         return (1 - self.mask) * known + self.mask * reached.latents
 
 
-def latent_mask(mask: NDArray[np.float32], margins: Margins, downscale: int) -> NDArray[np.float32]:
+def latent_mask(
+    mask: NDArray[np.float32], margins: Margins, downscale: int, as_diffusers: bool = False
+) -> NDArray[np.float32]:
     """A mask of pixels on the latent grid, [height / downscale, width / downscale].
 
-    Every latent pixel takes its upper left corner, as torch.nn.functional.interpolate's "nearest" does, with
-    which diffusers resizes masks. One that a margin reaches into is 1: made anew.
+    Every latent pixel takes the largest number in it: what is white is made anew, however thin it is. As
+    diffusers does it, with torch.nn.functional.interpolate's "nearest", it takes its upper left corner. One
+    that a margin reaches into is 1: made anew.
     """
-    on_grid = mask[::downscale, ::downscale]
+    if as_diffusers:
+        on_grid = mask[::downscale, ::downscale]
+    else:
+        rows, columns = (side // downscale for side in mask.shape)
+        on_grid = mask.reshape(rows, downscale, columns, downscale).max((1, 3))
     height, width = on_grid.shape
     left, top, right, bottom = (-(-margin // downscale) for margin in margins)
     inside = np.s_[top : height - bottom, left : width - right]

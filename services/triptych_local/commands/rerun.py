@@ -60,6 +60,8 @@ class Picture:
         for name in ("image", "mask"):
             if f"{name}_sha256" in self.record:
                 setattr(message, name, self._input(name, getattr(inputs, name)))
+        if message.HasField("image") and not message.HasField("read_as_diffusers"):
+            message.read_as_diffusers = True  # as all pictures were read when this one was made
         if "latents" in self.record:
             message.latents.CopyFrom(self._latents(inputs.latents))
         return message

@@ -49,6 +49,7 @@ class GenerationParameters(google.protobuf.message.Message):
     VARIATION_FIELD_NUMBER: builtins.int
     RETURN_LATENTS_FIELD_NUMBER: builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: builtins.int
+    READ_AS_DIFFUSERS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
@@ -76,8 +77,8 @@ class GenerationParameters(google.protobuf.message.Message):
     """
     image: builtins.bytes
     """A picture to start from (image-to-image), as bytes of a PNG, JPEG or WebP file: at most 16 MiB and 2^24 pixels, not
-    animated, not CMYK. Its EXIF orientation is applied, its colours are read as sRGB, transparency is laid over white,
-    16 bits are cut to 8. It is scaled (Lanczos) to cover the place that `height`, `width` and `margins` leave for it,
+    animated. Its EXIF orientation is applied; its colours become sRGB by the profile that it carries, or stay as they
+    are where it has none; transparency is laid over white, 16 bits are cut to 8. It is scaled (Lanczos) to cover the place that `height`, `width` and `margins` leave for it,
     and what hangs over on two sides is cut off evenly; if that would cut more than a tenth of a side, the request is
     refused. Without `height` and `width` it keeps its own size, or the largest one of its shape that is served,
     rounded to size_multiple; with one of them the other follows from its shape.
@@ -90,14 +91,18 @@ class GenerationParameters(google.protobuf.message.Message):
     mask: builtins.bytes
     """What to make anew, as a picture of the same size as `image` and in the same formats (transparent is black): white
     is made anew, black stays as it is, grey is the one blended with the other after every step. A mask of black and
-    white alone stays so when it is scaled; other masks are smooth. A latent pixel takes the mask at its upper left
-    corner. Only with `image`. Default: white.
+    white alone stays so when it is scaled, white wherever any of it is white; other masks are smooth. A latent pixel
+    takes the largest number of the mask's pixels in it. Only with `image`. Default: white.
     """
     return_latents: builtins.bool
     """Whether every GeneratedImage brings its latents."""
     preview_every: builtins.int
     """Previews after every so many steps (see StepCompleted), except the last; 0 for none. Refused where no map from
     latents to colours is known: a checkpoint brings one as "latent_rgb" in its triptych.json.
+    """
+    read_as_diffusers: builtins.bool
+    """Reads `image` and `mask` as diffusers' pipelines do: colour profiles are not heeded, a mask is scaled as a picture
+    is, and a latent pixel takes it at its upper left corner. Only with `image`. Default: not.
     """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -188,18 +193,19 @@ class GenerationParameters(google.protobuf.message.Message):
         perturbed_attention_guidance: triptych.v1.guidance_pb2.PerturbedAttentionGuidance | None = ...,
         compositions: collections.abc.Iterable[triptych.v1.guidance_pb2.Composition] | None = ...,
         prompt_weighting: builtins.bool = ...,
-        image: builtins.bytes = ...,
+        image: builtins.bytes | None = ...,
         strength: builtins.float | None = ...,
-        mask: builtins.bytes = ...,
+        mask: builtins.bytes | None = ...,
         margins: triptych.v1.editing_pb2.Margins | None = ...,
         latents: triptych.v1.editing_pb2.InitialLatents | None = ...,
         variation: triptych.v1.editing_pb2.Variation | None = ...,
         return_latents: builtins.bool = ...,
         preview_every: builtins.int = ...,
+        read_as_diffusers: builtins.bool | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "latents", b"latents", "margins", b"margins", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
@@ -207,9 +213,15 @@ class GenerationParameters(google.protobuf.message.Message):
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_height", b"_height"]) -> typing.Literal["height"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_image", b"_image"]) -> typing.Literal["image"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_mask", b"_mask"]) -> typing.Literal["mask"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_images_per_prompt", b"_num_images_per_prompt"]) -> typing.Literal["num_images_per_prompt"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_num_inference_steps", b"_num_inference_steps"]) -> typing.Literal["num_inference_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_read_as_diffusers", b"_read_as_diffusers"]) -> typing.Literal["read_as_diffusers"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
     @typing.overload

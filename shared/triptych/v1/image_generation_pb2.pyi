@@ -159,8 +159,8 @@ class Accepted(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Prompts that were too long for the text encoders, each with the part that was cut off, and negative prompts that
-        no step used.
+        """Sentences for the person who asked: prompts that were too long for the text encoders, each with the part that was
+        cut off, negative prompts that no step used, a colour profile that could not be read, a mask that keeps everything.
         """
 
     def __init__(

@@ -45,10 +45,18 @@ def test_a_grey_mask_blends() -> None:
     assert np.allclose(edited, 0.75 * clean + 0.25 * reached.latents, atol=1e-6)
 
 
-def test_a_latent_pixel_takes_the_mask_at_its_upper_left_corner() -> None:
+def test_a_latent_pixel_takes_the_largest_number_of_a_mask() -> None:
+    mask = np.zeros((32, 24), np.float32)
+    mask[8, 16], mask[1, 1], mask[31, 23], mask[30, 22] = 1, 0.5, 0.25, 0.75
+    expected = np.zeros((4, 3))
+    expected[1, 2], expected[0, 0], expected[3, 2] = 1, 0.5, 0.75
+    assert np.array_equal(latent_mask(mask, Margins(), 8), expected)
+
+
+def test_as_diffusers_does_it_a_latent_pixel_takes_the_mask_at_its_upper_left_corner() -> None:
     mask = np.zeros((32, 24), np.float32)
     mask[8, 16], mask[1, 1] = 1, 1
-    assert np.argwhere(latent_mask(mask, Margins(), 8)).tolist() == [[1, 2]]
+    assert np.argwhere(latent_mask(mask, Margins(), 8, as_diffusers=True)).tolist() == [[1, 2]]
 
 
 def test_what_a_margin_reaches_into_is_made_anew() -> None:
