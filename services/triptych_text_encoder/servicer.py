@@ -59,7 +59,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         async with self._admission.admit():
             encodings = [await self._encoder.encode(*entry) for entry in entries]
         # Copying and hashing some megabytes per prompt would hold up the event loop.
-        return await asyncio.to_thread(_encode_response, encodings)
+        return await asyncio.to_thread(_encode_response, encodings, self._model.fingerprint)
 
     async def GetModel(
         self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
@@ -105,10 +105,11 @@ def _max_prompts(recipe: Recipe, dtype: torch.dtype, max_message_bytes: int) -> 
     return max(1, min(MAX_PROMPTS, max_message_bytes // conditioning_bytes))
 
 
-def _encode_response(encodings: Sequence[Encoding]) -> EncodeResponse:
+def _encode_response(encodings: Sequence[Encoding], fingerprint: str) -> EncodeResponse:
     return EncodeResponse(
         conditionings=[_conditioning(encoding) for encoding in encodings],
         truncated=[encoding.truncated for encoding in encodings],
+        fingerprint=fingerprint,
     )
 
 

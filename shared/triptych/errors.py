@@ -115,6 +115,11 @@ def unavailable(message: str, retry_after_seconds: float | None = None) -> Tript
     return TriptychError(grpc.StatusCode.UNAVAILABLE, message, details)
 
 
+def internal(message: str) -> TriptychError:
+    """INTERNAL: a service broke its contract."""
+    return TriptychError(grpc.StatusCode.INTERNAL, message)
+
+
 def deadline_exceeded(message: str) -> TriptychError:
     """DEADLINE_EXCEEDED."""
     return TriptychError(grpc.StatusCode.DEADLINE_EXCEEDED, message)

@@ -70,6 +70,7 @@ class TextEncoder(TextEncoderServiceServicer):
         return text_encoder_pb2.TextEncoderServiceEncodeResponse(
             conditionings=[self.conditioning(prompt, spans.spans) for prompt, spans in weighted],
             truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
+            fingerprint="text-encoder-fingerprint",
         )
 
     def conditioning(

@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -19,11 +19,12 @@ from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.replica import Description, Replica, S, Source
 from triptych_coordinator.fleet.retries import (
     RETRY_AFTER_SECONDS,
+    Failure,
     HealthCheck,
     RetryPolicy,
     attempt,
     explained,
-    is_transient,
+    failure_of,
 )
 from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
 
@@ -65,6 +66,7 @@ class Fleet(Generic[S, D]):
         stage: str,
         source: Source[S],
         question: Message,
+        positive: Collection[str],
         health_check: HealthCheck,
         retries: RetryPolicy,
         fits: Fits,
@@ -75,6 +77,7 @@ class Fleet(Generic[S, D]):
             stage: its name in errors, e.g. "denoiser".
             source: where the replicas are.
             question: what GetModel is called with.
+            positive: fields of its answer that are more than 0 in any that makes sense.
             health_check: how long and how often to wait for a replica's answer to that.
             retries: how calls of its work are repeated.
             fits: whether a model is the one that is wanted.
@@ -82,6 +85,7 @@ class Fleet(Generic[S, D]):
         self._stage = stage
         self._source = source
         self._question = question
+        self._positive = positive
         self._health_check = health_check
         self.retries = retries
         self._fits = fits
@@ -134,7 +138,7 @@ class Fleet(Generic[S, D]):
 
     def idle(self, fingerprint: str) -> int:
         """How many replicas with this model are idle and not clearly slower than the others, at least 1."""
-        suitable = [one for one in self._suitable(Job(fingerprint=fingerprint)) if one.ready]
+        suitable = _trusted([one for one in self._suitable(Job(fingerprint=fingerprint)) if one.ready])
         paces = believed_paces([one.measured_pace() for one in suitable])
         fast = CLEARLY_BUSIER * min(paces, default=0.0)
         idle = sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
@@ -149,34 +153,41 @@ class Fleet(Generic[S, D]):
     ) -> R:
         """Has a replica do the work, in so many seconds; where it fails, another one, until one succeeds.
 
-        While no replica is there it waits: up to the deadline, or max_wait seconds without one. `seconds` is
-        how long the replica took, by its own answer.
+        While no replica is there it waits: up to the deadline, or max_wait seconds without one. A replica
+        whose answer is wrong is not asked again. `seconds` is how long the replica took, by its own answer.
 
         Raises:
             TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody came for so long,
-                or so many replicas failed as the retry policy allows; else as retries.explained says.
+                or so many replicas failed as the retry policy allows; else, when the failure is the request's
+                or every replica answered wrongly, as retries.explained says.
         """
         failures, busy_until, retries = 0, dict[Replica[S], float](), self.retries
         while True:
             replica = self._chosen(job, busy_until)
             if replica is None:
                 replica = await self._next_available(job, busy_until, deadline)
-            limit = deadline.timeout(retries.attempt_timeout)
+            limit, began = deadline.timeout(retries.attempt_timeout), time.monotonic()
             try:
                 with replica.working(job.work) as outstanding:
                     answer = await self._watched(replica, job, work(replica, limit))
             except TriptychError as error:
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
-                busy = errors.retry_after_seconds(error)
-                if is_transient(error):
+                failure, ended = failure_of(error), time.monotonic()
+                busy_until[replica] = ended + (errors.retry_after_seconds(error) or 0)
+                if failure is Failure.TRANSIENT:
+                    if ended - began >= retries.attempt_timeout:  # it answers questions, but finishes nothing
+                        self._distrust(replica, f"it did not finish in {retries.attempt_timeout:g} s")
                     self._eject(replica, error)
                     failures += 1
-                if (busy is None and not is_transient(error)) or failures == retries.attempts:
+                elif failure is Failure.BROKEN:
+                    self._distrust(replica, error.message)
+                    busy_until[replica] = math.inf
+                hopeless = failure is Failure.OF_THE_REQUEST or failures == retries.attempts
+                if hopeless or all(busy_until.get(one) == math.inf for one in self._suitable(job)):
                     raise explained(error, self._stage, replica.address, retries) from error
-                busy_until[replica] = time.monotonic() + (busy or 0)
                 continue
-            replica.failures = 0
+            replica.succeed()
             if seconds is not None:
                 replica.measure(seconds(answer), outstanding)
             return answer
@@ -215,6 +226,7 @@ class Fleet(Generic[S, D]):
         ready = [one for one in self._suitable(job) if one.ready and busy_until.get(one, now) <= now]
         if not ready:
             return None
+        ready = _trusted(ready)
         paces = believed_paces([one.measured_pace() for one in ready])
         candidates = [
             Candidate(one.outstanding, pace, job.prepared(one), one.last_chosen)
@@ -274,6 +286,15 @@ class Fleet(Generic[S, D]):
         if not self._first_round.done():
             await _within(deadline.timeout(self._health_check.timeout), asyncio.shield(self._first_round))
 
+    def _distrust(self, replica: Replica[S], mistake: str) -> None:
+        """Others are preferred to it for a while."""
+        seconds = replica.distrust()
+        if seconds is not None:
+            log.warning(
+                "the %s at %s is ejected for %g s: %s", self._stage, replica.address, seconds, mistake
+            )
+            self._last_error = mistake
+
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
@@ -304,6 +325,10 @@ class Fleet(Generic[S, D]):
 
     async def _ask(self, replica: Replica[S]) -> D:
         described: D = await attempt(replica.stub.GetModel, self._question, self._health_check.timeout)
+        lacking = [field for field in self._positive if getattr(described, field) <= 0]
+        lacking += [field for field in ("name", "fingerprint") if not getattr(described.model, field)]
+        if lacking:
+            raise errors.internal(f"what it says of its model lacks {', '.join(lacking)}")
         return described
 
     async def _describe(self, replica: Replica[S]) -> None:
@@ -374,6 +399,11 @@ class Fleet(Generic[S, D]):
         self._background.add(task)
         task.add_done_callback(partial(set.discard, self._background))
         return task
+
+
+def _trusted(replicas: list[Replica[S]]) -> list[Replica[S]]:
+    """Those whose work was right, or all of them if there are none: then it may be what they were asked."""
+    return [one for one in replicas if one.trusted] or replicas
 
 
 async def _within(seconds: float, awaitable: Awaitable[object]) -> None:

@@ -1,6 +1,7 @@
 """A replica of a stage: how it is reached, what it serves, the work it has in hand, and how fast it is."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from triptych_coordinator.fleet.routing import MeasuredPace
 from triptych_coordinator.fleet.uploads import Uploads
 
 _NEW_SHARE = 0.3
+_FIRST_EJECTION = 1.0
+_LONGEST_EJECTION = 60.0
 
 
 class Description(Protocol):
@@ -82,6 +85,8 @@ class Replica(Generic[S]):
         """Set when it was asked for its description once, whatever came of it."""
         self._connection = connection
         self._calls = 0
+        self._mistakes = 0
+        self._ejected_until = 0.0
         self._unused = asyncio.Event()
         self._unused.set()
         self._pace: float | None = None
@@ -108,7 +113,7 @@ class Replica(Generic[S]):
 
     def measure(self, seconds: float, outstanding: float) -> None:
         """Learns that a call took `seconds` when so much work was outstanding, its own included."""
-        if seconds <= 0 or outstanding <= 0:
+        if not (0 < seconds < math.inf and outstanding > 0):
             return
         pace = seconds / outstanding
         self._pace = pace if self._pace is None else self._pace + _NEW_SHARE * (pace - self._pace)
@@ -117,6 +122,28 @@ class Replica(Generic[S]):
     def measured_pace(self) -> MeasuredPace | None:
         """Its pace as its answers say, and how old that is; None before the first."""
         return None if self._pace is None else MeasuredPace(self._pace, time.monotonic() - self._measured_at)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its latest work was right. After a mistake and its ejection it gets one call for proof."""
+        return not self._mistakes or (self._ejected_until <= time.monotonic() and not self._calls)
+
+    def distrust(self) -> float | None:
+        """It made a mistake: for so many seconds, twice as many each time, others are preferred to it.
+
+        None if it is ejected already: calls that ran at the same time are one mistake.
+        """
+        now = time.monotonic()
+        if now < self._ejected_until:
+            return None
+        seconds = min(_FIRST_EJECTION * 2.0 ** min(self._mistakes, 30), _LONGEST_EJECTION)
+        self._mistakes += 1
+        self._ejected_until = now + seconds
+        return seconds
+
+    def succeed(self) -> None:
+        """It did work as it should."""
+        self.failures = self._mistakes = 0
 
     def fail(self) -> None:
         """It is not ready until it has answered again, perhaps as a new process that was sent nothing."""

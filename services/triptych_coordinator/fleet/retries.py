@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeVar
 
 import grpc
@@ -17,6 +18,16 @@ _TRANSIENT = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,  # a server that shuts down cancels its calls
 )
+_OF_THE_REQUEST = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+
+
+class Failure(Enum):
+    """What a failed attempt says of the replica, and so what becomes of the call."""
+
+    TRANSIENT = "it did not answer: the call may succeed on another one, or on the same one later"
+    BUSY = "it has no room now, and says for how long"
+    BROKEN = "it answered as no replica should: another one is asked, and this one never again"
+    OF_THE_REQUEST = "every replica would say that"
 
 
 RETRY_AFTER_SECONDS = 5.0
@@ -68,9 +79,13 @@ async def attempt(method: Method[Request, Response], request: Request, seconds: 
         raise errors.from_rpc_error(error) from error
 
 
-def is_transient(error: TriptychError) -> bool:
-    """Whether a replica failed: the same call may succeed on another one, or on the same one later."""
-    return error.code in _TRANSIENT
+def failure_of(error: TriptychError) -> Failure:
+    """What an attempt's error says."""
+    if error.code in _TRANSIENT:
+        return Failure.TRANSIENT
+    if errors.retry_after_seconds(error) is not None:
+        return Failure.BUSY
+    return Failure.OF_THE_REQUEST if error.code in _OF_THE_REQUEST else Failure.BROKEN
 
 
 def explained(error: TriptychError, stage: str, address: str, retries: RetryPolicy) -> TriptychError:

@@ -1,9 +1,12 @@
-"""What stages answer, checked: a stage that answers nonsense, or as another one would, is found out."""
+"""What stages answer, checked: a stage that answers nonsense, or as another one would, is found out.
 
-from collections.abc import Sequence
+The checks belong into an attempt, so that another replica is asked.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import grpc
+import numpy as np
 from numpy.typing import NDArray
 
 from triptych import errors
@@ -11,13 +14,24 @@ from triptych.errors import TriptychError
 from triptych.tensors import message_to_array
 from triptych.wire.messages import TensorLike
 
+FLOATS = ("float32", "float16", "bfloat16")
 
-def read_array(message: TensorLike, field: str, dtype: str, shape: Sequence[int | str]) -> NDArray[Any]:
-    """The array in an answer. Raises TriptychError with INTERNAL if it is not of that dtype and shape."""
+
+def read_array(
+    message: TensorLike, field: str, dtypes: Collection[str], shape: Sequence[int | str]
+) -> NDArray[Any]:
+    """The array in an answer.
+
+    Raises:
+        TriptychError: INTERNAL if it is not of such a dtype and shape, or not finite.
+    """
     try:
-        return message_to_array(message, field, dtypes=[dtype], shape=shape)
+        array = message_to_array(message, field, dtypes=dtypes, shape=shape)
     except TriptychError as error:
-        raise nonsense(f"a stage's answer: {error.message}") from error
+        raise nonsense(error.message) from error
+    if array.dtype != np.uint8 and not np.isfinite(array).all():
+        raise nonsense(f"{field}: not all of it is finite")
+    return array
 
 
 def check_fingerprint(answered: str, expected: str) -> None:
@@ -28,4 +42,4 @@ def check_fingerprint(answered: str, expected: str) -> None:
 
 def nonsense(message: str) -> TriptychError:
     """INTERNAL: a stage broke its contract."""
-    return TriptychError(grpc.StatusCode.INTERNAL, message)
+    return errors.internal(f"its answer is nonsense: {message}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -34,6 +36,15 @@ Conditionings: TypeAlias = Mapping[bytes, text_encoder_pb2.Conditioning]
 DenoiserModel = denoiser_pb2.DenoiserServiceGetModelResponse
 DenoiserReplica: TypeAlias = "Replica[DenoiserServiceAsyncStub]"
 DenoiserFleet: TypeAlias = "Fleet[DenoiserServiceAsyncStub, DenoiserModel]"
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """An answer to Predict: velocities [branches, samples, C, h, w] and which of those rows were reused."""
+
+    velocities: NDArray[np.float32]
+    reused: NDArray[np.bool_]
+    seconds: float
 
 
 @dataclass
@@ -131,35 +142,30 @@ class RequestDenoiser:
             loras=self.loras,
         )
         request = with_tensor(others, array_view(latents))
-        response = await self._predict(request, work=len(branches) * latents.size)
-        velocities = read_array(response.velocities, "velocities", "float32", (len(branches), *latents.shape))
-        if not np.isfinite(velocities).all():
-            raise nonsense("the denoiser sent velocities that are not finite")
-        rows = len(branches) * len(latents)
-        reused = list(response.reused) or [False] * rows
-        if len(reused) != rows:
-            raise nonsense(f"the denoiser says of {len(reused)} rows, not of {rows}, what it reused")
-        return velocities, np.array(reused, np.bool_).reshape(velocities.shape[:2])
+        predicted = await self._predict(request, (len(branches), *latents.shape))
+        return predicted.velocities, predicted.reused
 
-    async def _predict(
-        self, request: denoiser_pb2.PredictRequest, work: float
-    ) -> denoiser_pb2.PredictResponse:
-        """Calls Predict. Work is in latent values, to which a transformer's tokens are proportional."""
+    async def _predict(self, request: denoiser_pb2.PredictRequest, shape: tuple[int, ...]) -> _Predicted:
+        """Calls Predict for velocities of that shape.
+
+        Work is in latent values, to which a transformer's tokens are proportional.
+        """
         digests = {digest for branch in request.branches for digest in branch.conditioning_digests}
         reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
 
         def is_prepared(denoiser: DenoiserReplica) -> bool:
             return denoiser is self._latest if reuses else denoiser.uploads.has(digests)
 
-        async def predict(denoiser: DenoiserReplica, seconds: float) -> denoiser_pb2.PredictResponse:
+        async def predict(denoiser: DenoiserReplica, seconds: float) -> _Predicted:
             response = await self._predict_on(denoiser, request, digests, seconds)
+            check_fingerprint(response.fingerprint, self.fingerprint or response.fingerprint)
+            predicted = _predicted(response, shape)
             self.fingerprint = self.fingerprint or response.fingerprint
-            check_fingerprint(response.fingerprint, self.fingerprint)
             self._latest = denoiser
-            return response
+            return predicted
 
-        job = Job(work, self.model.model.fingerprint, is_prepared)
-        return await self.fleet.call(predict, job, self.deadline, _predict_seconds)
+        job = Job(math.prod(shape), self.model.model.fingerprint, is_prepared)
+        return await self.fleet.call(predict, job, self.deadline, attrgetter("seconds"))
 
     async def _predict_on(
         self,
@@ -177,10 +183,9 @@ class RequestDenoiser:
                 missing = errors.missing_digests(error)
                 if missing is None:
                     raise
-                lacking = error
             for digest in uploads.keys() & set(missing):
                 denoiser.uploads.forget(digest, uploads[digest])
-        raise lacking
+        raise nonsense("it lacks conditioning that it was just sent")
 
     async def _upload(self, denoiser: DenoiserReplica, digests: Set[bytes]) -> dict[bytes, Upload]:
         """Returns when the denoiser has all of them, with the upload that brought each."""
@@ -197,8 +202,15 @@ class RequestDenoiser:
         await attempt(denoiser.stub.PutConditioning, request, self.fleet.retries.attempt_timeout)
 
 
-def _predict_seconds(response: denoiser_pb2.PredictResponse) -> float:
-    return (response.queue_milliseconds + response.compute_milliseconds) / 1000
+def _predicted(response: denoiser_pb2.PredictResponse, shape: tuple[int, ...]) -> _Predicted:
+    """The answer, checked. Raises TriptychError with INTERNAL if it is nonsense."""
+    velocities = read_array(response.velocities, "velocities", ["float32"], shape)
+    branches, samples = shape[:2]
+    reused = list(response.reused) or [False] * (branches * samples)
+    if len(reused) != branches * samples:
+        raise nonsense(f"reused: is of {len(reused)} rows, not of {branches * samples}")
+    seconds = (response.queue_milliseconds + response.compute_milliseconds) / 1000
+    return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), seconds)
 
 
 def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> denoiser_pb2.Branch:

@@ -15,6 +15,11 @@ from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.text_encoder import TextEncoderFleet, TextEncoders
 from triptych_coordinator.stages.vae_codec import VaeCodecFleet, VaeCodecs
 
+_DENOISER_SIZES = (
+    *("latent_channels", "latent_multiple", "max_latent_size", "default_latent_size"),
+    *("joint_attention_dim", "max_samples", "max_branches"),
+)
+
 
 class Stages:
     """The replicas of each."""
@@ -33,14 +38,20 @@ class Stages:
         """
         policies = health_check, retries, fits
         text_encoders: TextEncoderFleet = Fleet(
-            "text encoder", stubs.text_encoder, TextEncoderServiceGetModelRequest(), *policies
+            *("text encoder", stubs.text_encoder, TextEncoderServiceGetModelRequest()),
+            ("joint_attention_dim", "max_prompts", "max_prompt_bytes", "tokens"),
+            *policies,
         )
         vae_codecs: VaeCodecFleet = Fleet(
-            "VAE codec", stubs.vae_codec, VaeCodecServiceGetModelRequest(), *policies
+            *("VAE codec", stubs.vae_codec, VaeCodecServiceGetModelRequest()),
+            ("latent_channels", "downscale", "max_pixels"),
+            *policies,
         )
         self.text_encoders = TextEncoders(text_encoders, cache)
         self.denoisers: DenoiserFleet = Fleet(
-            "denoiser", stubs.denoiser, DenoiserServiceGetModelRequest(), *policies
+            *("denoiser", stubs.denoiser, DenoiserServiceGetModelRequest()),
+            _DENOISER_SIZES,
+            *policies,
         )
         self.vae_codecs = VaeCodecs(vae_codecs)
 

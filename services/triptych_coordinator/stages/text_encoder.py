@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from triptych.digests import conditioning_digest
 from triptych.v1 import text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet, Job
 from triptych_coordinator.fleet.replica import Replica
 from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
-from triptych_coordinator.stages.answers import nonsense
+from triptych_coordinator.stages.answers import FLOATS, check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.stages.fit import Models
@@ -23,9 +25,8 @@ if TYPE_CHECKING:
 
 EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
 EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
-TextEncoderFleet: TypeAlias = (
-    "Fleet[TextEncoderServiceAsyncStub, text_encoder_pb2.TextEncoderServiceGetModelResponse]"
-)
+TextEncoderModel = text_encoder_pb2.TextEncoderServiceGetModelResponse
+TextEncoderFleet: TypeAlias = "Fleet[TextEncoderServiceAsyncStub, TextEncoderModel]"
 
 
 class TextEncoders:
@@ -46,7 +47,7 @@ class TextEncoders:
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
-            partial(self._encode_new, new[start : start + size], fingerprint, deadline)
+            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline)
             for start in range(0, len(new), size)
         ]
         async for part in in_order(parts, idle):
@@ -54,20 +55,21 @@ class TextEncoders:
         return encoded
 
     async def _encode_new(
-        self, prompts: Sequence[WeightedText], fingerprint: str, deadline: Deadline
+        self, prompts: Sequence[WeightedText], model: TextEncoderModel, deadline: Deadline
     ) -> dict[WeightedText, EncodedPrompt]:
+        fingerprint = model.model.fingerprint
         request = EncodeRequest(prompts=[text for text, _ in prompts])
         if any(spans for _, spans in prompts):
             request.weights.extend(_weights(spans) for _, spans in prompts)
 
         async def encode(replica: Replica[TextEncoderServiceAsyncStub], seconds: float) -> EncodeResponse:
-            return await attempt(replica.stub.Encode, request, seconds)
+            response = await attempt(replica.stub.Encode, request, seconds)
+            check_fingerprint(response.fingerprint, fingerprint)
+            # Hashing some megabytes a prompt would hold up the event loop.
+            await asyncio.to_thread(_check_conditionings, response, len(prompts), model)
+            return response
 
         response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
-        if not len(prompts) == len(response.conditionings) == len(response.truncated):
-            raise nonsense(
-                f"the text encoder sent {len(response.conditionings)} conditionings for {len(prompts)}"
-            )
         encoded = {
             prompt: EncodedPrompt(conditioning, truncated)
             for prompt, conditioning, truncated in zip(
@@ -77,6 +79,21 @@ class TextEncoders:
         for prompt, entry in encoded.items():
             self._cache.put((fingerprint, prompt), entry)
         return encoded
+
+
+def _check_conditionings(response: EncodeResponse, prompts: int, model: TextEncoderModel) -> None:
+    """Raises TriptychError with INTERNAL unless there is a whole and finite one for each prompt."""
+    if not prompts == len(response.conditionings) == len(response.truncated):
+        raise nonsense(f"conditionings: {len(response.conditionings)} of them for {prompts} prompts")
+    for index, one in enumerate(response.conditionings):
+        field = f"conditionings[{index}]"
+        shape = ("tokens", model.joint_attention_dim)
+        sequence = read_array(one.sequence, f"{field}.sequence", FLOATS, shape)
+        if not 1 <= len(sequence) <= model.tokens:
+            raise nonsense(f"{field}.sequence: has {len(sequence)} tokens; right are 1 to {model.tokens}")
+        read_array(one.pooled, f"{field}.pooled", FLOATS, (model.pooled_projection_dim,))
+        if one.digest != conditioning_digest(one.sequence, one.pooled):
+            raise nonsense(f"{field}.digest: is another's")
 
 
 def _weights(spans: Sequence[Span]) -> text_encoder_pb2.PromptWeights:

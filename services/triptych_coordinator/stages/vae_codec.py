@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ EncodeResponse = vae_codec_pb2.VaeCodecServiceEncodeResponse
 Picture: TypeAlias = NDArray[np.uint8]
 VaeCodecFleet: TypeAlias = "Fleet[VaeCodecServiceAsyncStub, vae_codec_pb2.VaeCodecServiceGetModelResponse]"
 Response = TypeVar("Response", DecodeResponse, EncodeResponse)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,13 @@ class VaeCodecs:
 
     async def _decode_part(self, latents: Latents, models: Models, deadline: Deadline) -> NDArray[np.uint8]:
         request = with_tensor(DecodeRequest(), array_view(latents))
-        pixels = models.pixels((len(latents), *latents.shape[2:]))
-        response = await self._call(lambda stub: stub.Decode, request, pixels, models, deadline)
-        return read_array(response.pixels, "pixels", "uint8", (len(latents), "height", "width", 3))
+        height, width = (size * models.vae_codec.downscale for size in latents.shape[2:])
+
+        def read(response: DecodeResponse) -> NDArray[np.uint8]:
+            return read_array(response.pixels, "pixels", ["uint8"], (len(latents), height, width, 3))
+
+        pixels = len(latents) * height * width
+        return await self._call(lambda stub: stub.Decode, request, read, pixels, models, deadline)
 
     async def encode(self, pixels: Picture, models: Models, deadline: Deadline) -> tuple[Latents, Latents]:
         """Mean and standard deviation, [1, C, h, w] each, of a picture's latents.
@@ -75,28 +81,30 @@ class VaeCodecs:
         `pixels` are sRGB, uint8 [height, width, 3].
         """
         request = with_tensor(EncodeRequest(), array_view(pixels[None]))
-        response = await self._call(lambda stub: stub.Encode, request, pixels.size // 3, models, deadline)
-        shape = (1, "channels", "height", "width")
-        mean = read_array(response.mean, "mean", "float32", shape)
-        return mean, read_array(response.std, "std", "float32", mean.shape)
+        codec = models.vae_codec
+        shape = (1, codec.latent_channels, *(size // codec.downscale for size in pixels.shape[:2]))
+
+        def read(response: EncodeResponse) -> tuple[Latents, Latents]:
+            mean = read_array(response.mean, "mean", ["float32"], shape)
+            return mean, read_array(response.std, "std", ["float32"], shape)
+
+        return await self._call(lambda stub: stub.Encode, request, read, pixels.size // 3, models, deadline)
 
     async def _call(
         self,
         method: Callable[[VaeCodecServiceAsyncStub], Method[Any, Response]],
         request: Any,
+        read: Callable[[Response], R],
         pixels: int,
         models: Models,
         deadline: Deadline,
-    ) -> Response:
+    ) -> R:
+        """What `read` makes of the answer; it raises TriptychError for nonsense."""
         fingerprint = models.vae_codec.model.fingerprint
 
-        async def call(replica: Replica[VaeCodecServiceAsyncStub], seconds: float) -> Response:
+        async def call(replica: Replica[VaeCodecServiceAsyncStub], seconds: float) -> tuple[R, float]:
             response = await attempt(method(replica.stub), request, seconds)
             check_fingerprint(response.fingerprint, fingerprint)
-            return response
+            return read(response), response.compute_milliseconds / 1000
 
-        return await self.fleet.call(call, Job(pixels, fingerprint), deadline, _seconds)
-
-
-def _seconds(response: DecodeResponse | EncodeResponse) -> float:
-    return response.compute_milliseconds / 1000
+        return (await self.fleet.call(call, Job(pixels, fingerprint), deadline, itemgetter(1)))[0]

@@ -129,6 +129,9 @@ class TextEncoderServiceEncodeResponse(google.protobuf.message.Message):
 
     CONDITIONINGS_FIELD_NUMBER: builtins.int
     TRUNCATED_FIELD_NUMBER: builtins.int
+    FINGERPRINT_FIELD_NUMBER: builtins.int
+    fingerprint: builtins.str
+    """ModelInfo.fingerprint of who encoded them."""
     @property
     def conditionings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Conditioning]:
         """One per prompt."""
@@ -142,8 +145,9 @@ class TextEncoderServiceEncodeResponse(google.protobuf.message.Message):
         *,
         conditionings: collections.abc.Iterable[global___Conditioning] | None = ...,
         truncated: collections.abc.Iterable[builtins.str] | None = ...,
+        fingerprint: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditionings", b"conditionings", "truncated", b"truncated"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditionings", b"conditionings", "fingerprint", b"fingerprint", "truncated", b"truncated"]) -> None: ...
 
 global___TextEncoderServiceEncodeResponse = TextEncoderServiceEncodeResponse
 

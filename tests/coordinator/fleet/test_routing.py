@@ -59,7 +59,7 @@ def test_calls_that_do_not_end_are_spread_evenly(replicas: int, works: list[floa
         )
         outstanding[chosen] += work
         last_chosen[chosen] = number
-    assert max(outstanding) - min(outstanding) <= max(works)
+    assert max(outstanding) - min(outstanding) <= max(works) * (1 + 1e-9)  # floats were added up
 
 
 @given(st.integers(1, 8), st.integers(1, 100))
