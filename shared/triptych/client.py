@@ -2,11 +2,19 @@
 
 with Client("127.0.0.1:50051") as client:
     client.generate("a zebra to the left of a red fire truck", seed=1).images[0].save("zebra.png")
+
+A generation that ends with UNAVAILABLE, or that a server cancels as it stops, is sent again, with the seeds
+that the server had chosen: the pictures are those that it would have made. It goes on where it was: events
+that the caller had do not come again. See RETRY_SECONDS.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
+import random
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +25,7 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.errors import TriptychError, from_rpc_error, invalid_argument
+from triptych.errors import TriptychError, from_rpc_error, invalid_argument, retry_after_seconds
 from triptych.serving.channels import channel_options
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
@@ -27,6 +35,13 @@ from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 _MODEL_SECONDS = 10.0
+RETRY_SECONDS = 30.0
+"""For so long after a generation failed it is sent again, unless it gets further or its timeout passes.
+
+Before each try it waits as long as the server's RetryInfo says, or 0.1 s at first and then twice as long each
+time, to 2 s, both with a jitter. Refusals (RESOURCE_EXHAUSTED) are the caller's to repeat.
+"""
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -121,18 +136,27 @@ class GenerationStub(Protocol):
 class AsyncClient:
     """A coordinator at an address ("host:port", "unix:/path"). Make it where an event loop runs.
 
-    Every method raises TriptychError with the server's code, message and details.
+    Every method raises TriptychError with the server's code, message and details. retry_seconds: see
+    RETRY_SECONDS; 0 for no retry.
     """
 
-    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._retry_seconds = retry_seconds
         channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
         self._channel: grpc.aio.Channel | None = channel
         self._stub = cast(GenerationStub, ImageGenerationServiceStub(channel))
 
     @classmethod
-    def from_stub(cls, stub: GenerationStub) -> Self:
+    def from_stub(cls, stub: GenerationStub, retry_seconds: float = RETRY_SECONDS) -> Self:
         """A client of a stub that someone else closes."""
         client = cls.__new__(cls)
+        client._retry_seconds = retry_seconds
         client._channel = None
         client._stub = stub
         return client
@@ -159,17 +183,26 @@ class AsyncClient:
         prompt: str | Sequence[str],
         **options: Unpack[GenerationOptions],
     ) -> AsyncGenerator[pb2.GenerateResponse]:
-        """Yields the events of a generation as they come.
+        """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
         Leaving it early cancels the work; with `contextlib.aclosing`, at once.
         """
-        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout"))
-        try:
-            with _errors():
-                async for event in call:
-                    yield event
-        finally:
-            await _end(call)
+        sent = _Sent(_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        while True:
+            call = self._stub.Generate(sent.request, timeout=sent.timeout())
+            try:
+                with _errors():
+                    async for event in call:
+                        if sent.is_new(event):
+                            yield event
+                return
+            except TriptychError as error:
+                pause = sent.pause(error)
+            finally:
+                await _end(call)
+            if sent.waits_anew():
+                yield _WAITING
+            await asyncio.sleep(pause)
 
     async def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
         """Describes the served model, its defaults and limits."""
@@ -192,10 +225,19 @@ class AsyncClient:
 class Client:
     """A coordinator at an address ("host:port", "unix:/path"); may be shared by threads.
 
-    Every method raises TriptychError with the server's code, message and details.
+    Every method raises TriptychError with the server's code, message and details. retry_seconds: see
+    RETRY_SECONDS; 0 for no retry.
     """
 
-    def __init__(self, address: str, *, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._retry_seconds = retry_seconds
+        self._closed = False
         self._channel = grpc.insecure_channel(address, options=channel_options(max_message_bytes))
         self._stub = ImageGenerationServiceStub(self._channel)
 
@@ -221,13 +263,28 @@ class Client:
         prompt: str | Sequence[str],
         **options: Unpack[GenerationOptions],
     ) -> Generator[pb2.GenerateResponse]:
-        """Yields the events of a generation as they come. Leaving it early cancels the work."""
-        call = self._stub.Generate(_request(prompt, options), timeout=options.get("timeout"))
-        try:
-            with _errors():
-                yield from call
-        finally:
-            call.cancel()
+        """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
+
+        Leaving it early cancels the work.
+        """
+        sent = _Sent(_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        while True:
+            call = self._stub.Generate(sent.request, timeout=sent.timeout())
+            try:
+                with _errors():
+                    for event in call:
+                        if sent.is_new(event):
+                            yield event
+                return
+            except TriptychError as error:
+                if self._closed:
+                    raise
+                pause = sent.pause(error)
+            finally:
+                call.cancel()
+            if sent.waits_anew():
+                yield _WAITING
+            time.sleep(pause)
 
     def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
         """Describes the served model, its defaults and limits."""
@@ -237,6 +294,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -244,6 +302,69 @@ class Client:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+_WAITING = pb2.GenerateResponse(waiting=pb2.Waiting(stage="coordinator"))
+
+
+class _Sent:
+    """A generation that may be sent again, and which of its events the caller has."""
+
+    def __init__(self, request: pb2.GenerateRequest, timeout: float | None, retry_seconds: float) -> None:
+        self.request = request
+        self._expires_at = None if timeout is None else time.monotonic() + timeout
+        self._retry_seconds = retry_seconds
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._accepted = False
+        self._step = 0
+        self._images: set[int] = set()
+
+    def timeout(self) -> float | None:
+        """Seconds that are left."""
+        return None if self._expires_at is None else max(0.0, self._expires_at - time.monotonic())
+
+    def is_new(self, event: pb2.GenerateResponse) -> bool:
+        """Whether the caller has not had it. Learns from it how the request is sent again."""
+        match event.WhichOneof("event"):
+            case "accepted" if not self._accepted:
+                self._accepted = True
+                self._keep_seeds(event.accepted.parameters.seeds)
+            case "step_completed" if event.step_completed.step > self._step:
+                self._step = event.step_completed.step
+            case "image" if event.image.index not in self._images:
+                self._images.add(event.image.index)
+            case "accepted" | "step_completed" | "image":
+                return False
+            case "waiting":
+                return True  # which is no progress
+        self._failing_since, self._failures = None, 0
+        return True
+
+    def _keep_seeds(self, seeds: Sequence[int]) -> None:
+        """Those that the server chose; the request as it was may still be read in this process."""
+        if not self.request.parameters.seeds:
+            request = pb2.GenerateRequest()
+            request.CopyFrom(self.request)
+            request.parameters.seeds.extend(seeds)
+            self.request = request
+
+    def waits_anew(self) -> bool:
+        """Whether it failed for the first time since it got further."""
+        return self._failures == 1
+
+    def pause(self, error: TriptychError) -> float:
+        """Seconds to wait before it is sent again. Raises the error when it is not."""
+        now = time.monotonic()
+        self._failing_since = self._failing_since or now
+        told = retry_after_seconds(error)
+        seconds = min(0.1 * 2.0 ** min(self._failures, 30), 2.0) if told is None else told
+        seconds *= random.uniform(1.0, 1.2)
+        self._failures += 1
+        ends = min(self._expires_at or math.inf, self._failing_since + self._retry_seconds)
+        if error.code not in _RETRIED or now + seconds >= ends:
+            raise error
+        return seconds
 
 
 class _Folded:

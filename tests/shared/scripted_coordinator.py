@@ -4,7 +4,9 @@ Run as a program, it is a service like any other: `python tests/shared/scripted_
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -20,22 +22,42 @@ SILENT_SECONDS = 33
 
 
 class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
-    """Answers by the first prompt; `cancelled` is set once a call was cancelled."""
+    """Answers by the first prompt; `cancelled` is set once a call was cancelled.
+
+    `cuts`: after how many events a call fails with which error, of the next calls, one each.
+    """
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
+        self.requests: list[pb2.GenerateRequest] = []
+        self.cuts: list[tuple[int, errors.TriptychError]] = []
 
     async def Generate(
         self, request: pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[pb2.GenerateResponse]:
-        """Streams three steps and a picture per prompt, or what the prompt says."""
+        """The events, up to a cut."""
+        self.requests.append(request)
+        cut, error = self.cuts.pop(0) if self.cuts else (-1, None)
+        async with aclosing(self._events(request)) as events:
+            for number in itertools.count():
+                if number == cut and error is not None:
+                    raise error
+                event = await anext(events, None)
+                if event is None:
+                    return
+                yield event
+
+    async def _events(self, request: pb2.GenerateRequest) -> AsyncGenerator[pb2.GenerateResponse, None]:
+        """Three steps and a picture per prompt, or what the prompt says. Its own seeds are 7, 8, ..."""
         parameters = request.parameters
         if not parameters.prompts:
             raise errors.invalid_argument(("parameters.prompts", "is empty"), ("parameters.height", "is 0"))
         if parameters.prompts[0] == "fail":
             raise errors.invalid_argument(("parameters.prompts[0]", "is to fail"))
         try:
-            yield pb2.GenerateResponse(accepted=pb2.Accepted(parameters=parameters, warnings=["cut"]))
+            accepted = pb2.Accepted(parameters=parameters, warnings=["cut"])
+            accepted.parameters.seeds[:] = parameters.seeds or range(7, 7 + len(parameters.prompts))
+            yield pb2.GenerateResponse(accepted=accepted)
             for step in range(1, STEPS + 1):
                 yield pb2.GenerateResponse(step_completed=pb2.StepCompleted(step=step, num_steps=STEPS))
             if parameters.prompts[0] == "hang":

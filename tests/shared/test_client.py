@@ -14,6 +14,7 @@ import pytest
 
 from tests.shared.conftest import Running
 from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
+from triptych import errors
 from triptych.client import AsyncClient, Client, Generation
 from triptych.errors import TriptychError
 from triptych.v1 import guidance_pb2
@@ -37,12 +38,14 @@ class DirectStub:
 
 async def generated(kind: str, coordinator: Running, prompt: str | list[str], **options: Any) -> Generation:
     """The same call by the async client, the sync client in a thread, or directly."""
+    retry = options.pop("retry_seconds", 0)
     if kind == "sync":
-        with Client(coordinator.address) as client:
+        with Client(coordinator.address, retry_seconds=retry) as client:
             return await asyncio.to_thread(client.generate, prompt, **options)
     if kind == "direct":
-        return await AsyncClient.from_stub(DirectStub(coordinator.servicer)).generate(prompt, **options)
-    async with AsyncClient(coordinator.address) as client:
+        client = AsyncClient.from_stub(DirectStub(coordinator.servicer), retry)
+        return await client.generate(prompt, **options)
+    async with AsyncClient(coordinator.address, retry_seconds=retry) as client:
         return await client.generate(prompt, **options)
 
 
@@ -95,6 +98,71 @@ async def test_errors_are_the_servers_words(kind: str, coordinator: Running) -> 
     assert (caught.value.code, caught.value.message) == (grpc.StatusCode.UNAVAILABLE, "the VAE codec is away")
     with pytest.raises(TriptychError, match=r"prompts: is empty; parameters\.height: is 0"):
         await generated(kind, coordinator, [])
+
+
+EVENTS = 1 + STEPS + 2 + 1
+AWAY = errors.unavailable("the coordinator is away")
+
+
+@kinds
+@pytest.mark.parametrize("cut", range(EVENTS))
+async def test_a_generation_that_is_lost_is_sent_again_with_its_seeds(
+    kind: str, coordinator: Running, cut: int
+) -> None:
+    steps: list[int] = []
+    coordinator.servicer.cuts = [(cut, AWAY), (max(0, cut - 1), AWAY)]
+    generation = await generated(
+        kind,
+        coordinator,
+        ["a zebra", "a truck"],
+        retry_seconds=10,
+        on_progress=lambda event: steps.append(event.step),
+    )
+    assert steps == list(range(1, STEPS + 1))
+    assert [image.index for image in generation.images] == [0, 1]
+    sent = [list(request.parameters.seeds) for request in coordinator.servicer.requests]
+    assert sent == ([[], [7, 8], [7, 8]] if cut else [[], [], []])
+    assert list(generation.parameters.seeds) == [7, 8]
+
+
+async def test_who_streams_is_told_once_that_it_waits(coordinator: Running) -> None:
+    coordinator.servicer.cuts = [(2, AWAY), (0, AWAY), (1, AWAY)]
+    async with AsyncClient(coordinator.address) as client:
+        kinds = [event.WhichOneof("event") async for event in client.stream("a zebra")]
+    assert kinds == ["accepted", "step_completed", "waiting", *["step_completed"] * 2, "image", "finished"]
+
+
+@kinds
+@pytest.mark.parametrize(
+    "error",
+    [errors.resource_exhausted("too many", 0.01), errors.deadline_exceeded("late"), errors.not_found("LoRA")],
+)
+async def test_what_is_no_outage_is_not_sent_again(kind: str, coordinator: Running, error: Any) -> None:
+    coordinator.servicer.cuts = [(1, error)]
+    with pytest.raises(TriptychError) as caught:
+        await generated(kind, coordinator, "a zebra", retry_seconds=10)
+    assert caught.value.code is error.code
+    assert len(coordinator.servicer.requests) == 1
+
+
+@kinds
+async def test_the_servers_time_to_come_back_is_kept(kind: str, coordinator: Running) -> None:
+    coordinator.servicer.cuts = [(1, errors.unavailable("away", 0.5))]
+    began = time.monotonic()
+    await generated(kind, coordinator, "a zebra", retry_seconds=10)
+    assert time.monotonic() - began >= 0.5
+
+
+@kinds
+@pytest.mark.parametrize("bound", [{"retry_seconds": 0.5}, {"retry_seconds": 10, "timeout": 0.5}])
+async def test_there_is_an_end_to_retries(kind: str, coordinator: Running, bound: dict[str, Any]) -> None:
+    coordinator.servicer.cuts = [(1, AWAY)] * 100
+    began = time.monotonic()
+    with pytest.raises(TriptychError) as caught:
+        await generated(kind, coordinator, "a zebra", **bound)
+    assert caught.value.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - began < 3
+    assert 2 <= len(coordinator.servicer.requests) <= 8
 
 
 @kinds

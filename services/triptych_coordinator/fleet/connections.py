@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceAsyncStub
     from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceAsyncStub
 
-_RECONNECTION = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
-
 
 @dataclass(frozen=True)
 class Stubs:
@@ -61,7 +55,7 @@ class Wiring:
         """Each replica has a connection of its own, made when it is first called and whenever it was lost."""
 
         def connect(address: str) -> Connection[Any]:
-            options = channel_options(self.max_message_bytes) + _RECONNECTION
+            options = channel_options(self.max_message_bytes)
             channel = grpc.aio.insecure_channel(address, options=options)
             return Connection(stub(SharedMemoryChannel(channel)), partial(channel.close, None))
 

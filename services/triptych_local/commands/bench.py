@@ -53,7 +53,7 @@ class Bench:
 
     async def run(self, target: str, loads: Loads) -> list[Measurement]:
         """Tries the loads on the coordinator at an address. Raises TriptychError if nobody answers there."""
-        async with AsyncClient(target) as client:
+        async with AsyncClient(target, retry_seconds=0) as client:
             model = await client.model()
             print(f"{model.name} at {target}", file=sys.stderr, flush=True)
             closed = [await self._measure(client, Closed(many)) for many in loads.concurrencies]
