@@ -60,6 +60,7 @@ def measure(arguments: argparse.Namespace, dtype: str) -> None:
 
     from triptych_denoiser.models import load_transformer
     from triptych_denoiser.predictor import create_predictor, random_row
+    from triptych_denoiser.settings import DenoiserOptions
 
     device, torch_dtype = torch.device("cpu"), getattr(torch, dtype)
     fast, invariant = (
@@ -67,8 +68,7 @@ def measure(arguments: argparse.Namespace, dtype: str) -> None:
             load_transformer(open_checkpoint(arguments.model), "cpu", torch_dtype),
             device,
             torch_dtype,
-            determinism,
-            max(ROWS),
+            DenoiserOptions(determinism=determinism, max_batch_rows=max(ROWS)),
         )
         for determinism in ("fast", "batch-invariant")
     )

@@ -61,12 +61,15 @@ def _denoiser(options: argparse.Namespace, compiled: bool) -> Callable[[], Any]:
     from triptych_denoiser.models import load_transformer
     from triptych_denoiser.models.transformer import blocks
     from triptych_denoiser.predictor import create_predictor, random_row, warm_up
+    from triptych_denoiser.settings import DenoiserOptions
 
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     model = load_transformer(open_checkpoint(options.model), str(device), dtype)
     if compiled:
         compile_modules(blocks(model))
-    predictor = create_predictor(model, device, dtype, "fast", options.rows)
+    predictor = create_predictor(
+        model, device, dtype, DenoiserOptions(determinism="fast", max_batch_rows=options.rows)
+    )
     if compiled:
         warm_up(predictor)
     size, generator = model.inputs.default_size, torch.Generator().manual_seed(0)

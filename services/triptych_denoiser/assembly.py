@@ -14,9 +14,8 @@ from triptych.compute.model_info import model_info
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
-from triptych_denoiser.batcher import Batcher, QueueLimits
+from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache
-from triptych_denoiser.features import FeatureCache
 from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
 from triptych_denoiser.models import linears_of, load_transformer
 from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
@@ -73,14 +72,7 @@ def create_servicer(
     predictor = _create_predictor(transformer, device, dtype, options, quantizer is not None, file)
     return DenoiserServicer(
         predictor,
-        Batcher(
-            predictor,
-            QueueLimits(
-                options.max_queued_rows,
-                options.max_batch_tokens,
-                options.max_batching_window_milliseconds / 1000,
-            ),
-        ),
+        Batcher(predictor, options),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
         ModelLimits.of(
@@ -110,18 +102,7 @@ def _create_predictor(
     verdict_file: Path | None,
 ) -> Predictor:
     """The predictor that the options describe, its transformer compiled if they say so."""
-    create = partial(
-        create_predictor,
-        transformer,
-        device,
-        dtype,
-        options.determinism,
-        options.max_batch_rows,
-        quantized,
-        FeatureCache(options.feature_cache_mb << 20),
-        mixes=not options.compile,  # to a compiled block, other numbers of sizes are another program
-        verdict_file=verdict_file,
-    )
+    create = partial(create_predictor, transformer, device, dtype, options, quantized, verdict_file)
     if not options.compile:
         return create()
     compile_modules(blocks(transformer))

@@ -17,26 +17,12 @@ from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted
 from triptych_denoiser.costs import Costs, Sizes
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.row import Row
+from triptych_denoiser.settings import DenoiserOptions
 
 log = logging.getLogger(__name__)
 
 _WINDOW_SHARE = 0.1
 _MAX_RETRY_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """What may wait, what a pass may hold, and the batching window.
-
-    max_queued_rows: rows that wait; calls with more are refused.
-    max_batch_tokens: tokens of all rows of a pass together; a row that has more runs alone.
-    max_batching_window_seconds: how long a pass may wait for the calls that were answered by the one before.
-        It waits a tenth of what that pass took, if that is less, and not at all when nobody else is there.
-    """
-
-    max_queued_rows: int
-    max_batch_tokens: int
-    max_batching_window_seconds: float
 
 
 @dataclass(frozen=True)
@@ -120,16 +106,16 @@ class Batcher:
     them than it costs itself, and nobody comes first by a short deadline: that only ends the waiting.
     """
 
-    def __init__(self, predictor: Predictor, limits: QueueLimits) -> None:
+    def __init__(self, predictor: Predictor, options: DenoiserOptions) -> None:
         self._predictor = predictor
-        self._limits = limits
+        self._options = options
         self._costs = Costs()
         self._queue: list[_Waiting] = []
         self._passes: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._expected: tuple[Key, int] = (), 0  # of this kind, so many rows
         self._window_until = 0.0
-        self._max_batch_tokens = limits.max_batch_tokens
+        self._max_batch_tokens = options.max_batch_tokens
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
         """The velocities of a call's rows, in order. Cancelled or late, its waiting rows leave the queue.
@@ -179,7 +165,7 @@ class Batcher:
         self._queue = sorted([*self._queue, *entries], key=lambda entry: entry.due)
 
     def _check_room(self, rows: int) -> None:
-        waiting, most = len(self._queue), self._limits.max_queued_rows
+        waiting, most = len(self._queue), self._options.max_queued_rows
         if waiting + rows > most:
             seconds = sum(self._costs.seconds(entry.tokens, 1) for entry in self._queue)
             raise resource_exhausted(
@@ -194,7 +180,10 @@ class Batcher:
                 await self._run_pass(batch)
 
     async def _wait_in_window(self) -> None:
-        """Until those are back that the pass before answered, or the window is over."""
+        """Until those are back that the pass before answered, or the window is over.
+
+        Not at all when nobody else was there.
+        """
         kind, rows = self._expected
         while self._queue and _is_of(self._queue[0], kind) and self._count(kind) < rows:
             self._arrived.clear()
@@ -263,8 +252,8 @@ class Batcher:
             waiting.call.take(waiting.index, velocity, reused)
         expected = min(len(rows) + self._count(batch.kind), self._predictor.max_rows)
         self._expected = batch.kind, expected
-        window = min(_WINDOW_SHARE * seconds, self._limits.max_batching_window_seconds)
-        self._window_until = time.monotonic() + window
+        most = self._options.max_batching_window_milliseconds / 1000
+        self._window_until = time.monotonic() + min(_WINDOW_SHARE * seconds, most)
 
     def _note(self, batch: Sequence[_Waiting], seconds: float) -> None:
         sizes = _sizes(batch)

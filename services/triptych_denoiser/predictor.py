@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +19,10 @@ from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.lora import added
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer
 from triptych_denoiser.row import Row
+from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import Verdict, remember, remembered
 
 log = logging.getLogger(__name__)
-
-Determinism = Literal["batch-invariant", "fast"]
 
 _PROBE_ROWS = 8
 # The first is small enough that filling it up wastes little, the last so large that more would not be faster.
@@ -38,25 +38,19 @@ class Velocities(NamedTuple):
     reused: Sequence[bool]
 
 
+@dataclass(eq=False)
 class Predictor:
-    """A transformer that computes up to `max_rows` rows in one forward pass, of several shapes if `mixes`."""
+    """A transformer that computes up to `max_rows` rows in one forward pass, of several shapes if `mixes`.
 
-    def __init__(
-        self,
-        model: Transformer,
-        device: torch.device,
-        dtype: torch.dtype,
-        max_rows: int,
-        features: FeatureCache | None = None,
-        mixes: bool = True,
-    ) -> None:
-        """`device` and `dtype` are those that the model computes on and in; `features` are remembered."""
-        self._features = features or FeatureCache(1)
-        self.model = model
-        self.device = device
-        self.dtype = dtype
-        self.max_rows = max_rows
-        self.mixes = mixes
+    `device` and `dtype` are those that the model computes on and in; `features` are remembered.
+    """
+
+    model: Transformer
+    device: torch.device
+    dtype: torch.dtype
+    max_rows: int
+    features: FeatureCache = field(default_factory=lambda: FeatureCache(1))
+    mixes: bool = True
 
     def group(self, row: Row) -> tuple[object, ...]:
         """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
@@ -85,13 +79,13 @@ class Predictor:
         velocities = self._forward(rows, reuse=reuse)
         for row, features in zip(rows, reuse.features, strict=True):
             if row.reuse and features:
-                self._features.put(key_of(row), features)
+                self.features.put(key_of(row), features)
         return Velocities(velocities, reuse.reused)
 
     def _found_features(self, rows: Sequence[Row]) -> Mapping[Key, Features]:
         """The features of these rows, computed if they are not in the cache."""
         wanted = {key_of(row): row for row in rows}
-        found = {key: features for key in wanted if (features := self._features.get(key))}
+        found = {key: features for key in wanted if (features := self.features.get(key))}
         missing = [key for key in wanted if key not in found]
         for start in range(0, len(missing), self.max_rows):
             keys = missing[start : start + self.max_rows]
@@ -100,7 +94,7 @@ class Predictor:
             for key, features in zip(keys, reuse.features, strict=True):
                 if features:
                     found[key] = features
-                    self._features.put(key, features)
+                    self.features.put(key, features)
         return found
 
     def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> list[Tensor]:
@@ -147,23 +141,22 @@ def create_predictor(
     model: Transformer,
     device: torch.device,
     dtype: torch.dtype,
-    determinism: Determinism,
-    max_batch_rows: int,
+    options: DenoiserOptions,
     quantized: bool = False,
-    features: FeatureCache | None = None,
-    mixes: bool = True,
     verdict_file: Path | None = None,
 ) -> Predictor:
     """The predictor that keeps what `determinism` promises: "batch-invariant" runs rows alone if it must.
 
-    Or with equal ones alone, if that is enough; unless `mixes`, they do so anyway. Float32 on a CPU whose
-    kernels are fixed needs nothing for the promise. Other devices, dtypes and libraries choose kernels by the
-    number of rows, as do products of quantized weights: there they are made of tiles. Either way it is tried
-    before it is promised, unless the verdict of an earlier start is in `verdict_file`.
+    Or with equal ones alone, if that is enough; those of a compiled model do so anyway, for to its blocks
+    other numbers of sizes are another program. Float32 on a CPU whose kernels are fixed needs nothing for the
+    promise. Other devices, dtypes and libraries choose kernels by the number of rows, as do products of
+    quantized weights: there they are made of tiles. Either way it is tried before it is promised, unless the
+    verdict of an earlier start is in `verdict_file`.
     """
-    together = Predictor(model, device, dtype, max_batch_rows, features, mixes)
-    if determinism == "fast":
-        log.info("up to %d rows share a pass, and their last bits may depend on it", max_batch_rows)
+    features, rows = FeatureCache(options.feature_cache_mb << 20), options.max_batch_rows
+    together = Predictor(model, device, dtype, rows, features, mixes=not options.compile)
+    if options.determinism == "fast":
+        log.info("up to %d rows share a pass, and their last bits may depend on it", rows)
         return together
     fixed = device.type == "cpu" and dtype == torch.float32 and not quantized and kernels_are_fixed()
     if not fixed:
@@ -179,7 +172,7 @@ def create_predictor(
     together.mixes = verdict == "of any sizes"
     log.info(
         "up to %d rows %s share a pass%s: %s, they have the same bits as alone",
-        *(max_batch_rows, verdict, "" if fixed else ", with products made of tiles", when),
+        *(rows, verdict, "" if fixed else ", with products made of tiles", when),
     )
     return together
 

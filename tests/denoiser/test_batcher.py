@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from triptych.errors import TriptychError, retry_after_seconds
-from triptych_denoiser.batcher import Batcher, QueueLimits
+from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.predictor import Velocities
 from triptych_denoiser.row import Row
+from triptych_denoiser.settings import DenoiserOptions
 
 CONDITIONING = Conditioning(torch.zeros(1, 1), torch.zeros(1), 1)
 
@@ -24,7 +25,14 @@ def row(name: float, size: int = 2, conditioning: Conditioning = CONDITIONING) -
     return Row(torch.full((1, size, size), float(name)), 0.5, conditioning)
 
 
-LIMITS = QueueLimits(max_queued_rows=8, max_batch_tokens=1000, max_batching_window_seconds=0.005)
+def limits(rows: int, tokens: int, milliseconds: float) -> DenoiserOptions:
+    """Of the queue, of a pass, and of the batching window."""
+    return DenoiserOptions(
+        max_queued_rows=rows, max_batch_tokens=tokens, max_batching_window_milliseconds=milliseconds
+    )
+
+
+LIMITS = limits(8, 1000, 5)
 
 
 class HeldPredictor:
@@ -247,7 +255,7 @@ async def test_a_small_call_passes_between_the_rows_of_a_large_one(
 
 
 async def test_a_pass_holds_as_many_tokens_as_it_may(predictor: HeldPredictor) -> None:
-    batcher = Batcher(predictor, QueueLimits(8, 8, 0.0))  # type: ignore[arg-type]
+    batcher = Batcher(predictor, limits(8, 8, 0))  # type: ignore[arg-type]
     predictor.release()
     await batcher.predict([row(name) for name in range(4)])
     await batcher.predict([row(4, 16)])
@@ -258,7 +266,7 @@ async def test_a_pass_holds_as_many_tokens_as_it_may(predictor: HeldPredictor) -
 
 async def test_a_pass_waits_a_little_for_those_that_the_one_before_answered(predictor: HeldPredictor) -> None:
     """Two clients that ask step by step stay together, though one of them comes back later."""
-    batcher = Batcher(predictor, QueueLimits(8, 1000, 5.0))  # type: ignore[arg-type]
+    batcher = Batcher(predictor, limits(8, 1000, 5000))  # type: ignore[arg-type]
     calls = [await waiting(batcher, row(name)) for name in range(3)]
     predictor.release(1)
     await calls[0]
@@ -276,7 +284,7 @@ async def test_a_pass_waits_a_little_for_those_that_the_one_before_answered(pred
 
 
 async def test_nobody_waits_for_company_that_does_not_come(predictor: HeldPredictor) -> None:
-    batcher = Batcher(predictor, QueueLimits(8, 1000, 5.0))  # type: ignore[arg-type]
+    batcher = Batcher(predictor, limits(8, 1000, 5000))  # type: ignore[arg-type]
     predictor.release()
     began = asyncio.get_running_loop().time()
     await batcher.predict([row(0), row(1)])
@@ -316,7 +324,7 @@ async def test_a_row_that_does_not_fit_in_memory_is_refused(
 async def mixing() -> AsyncIterator[tuple[Batcher, HeldPredictor]]:
     """A batcher that mixes sizes, up to 4 rows and 100 tokens; it knows what sizes 2, 4 and 6 cost."""
     predictor = HeldPredictor(max_rows=4, mixes=True)
-    batcher = Batcher(predictor, QueueLimits(20, 100, 0.005))  # type: ignore[arg-type]
+    batcher = Batcher(predictor, limits(20, 100, 5))  # type: ignore[arg-type]
     for size in (2, 4, 6) * 3:
         predictor.release(1)
         await batcher.predict([row(0, size)])
@@ -449,7 +457,7 @@ async def test_a_mixed_pass_that_does_not_fit_in_memory_becomes_smaller(
 async def test_a_pass_waits_for_company_of_other_sizes(mixing: tuple[Batcher, HeldPredictor]) -> None:
     """Two clients of different sizes that ask step by step stay together."""
     batcher, predictor = mixing
-    batcher._limits = QueueLimits(20, 100, 5.0)
+    batcher._options = limits(20, 100, 5000)
     calls = [
         await waiting(batcher, row(0)),
         await waiting(batcher, row(1)),

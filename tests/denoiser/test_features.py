@@ -157,7 +157,7 @@ def test_the_cache_is_bounded_in_bytes(model: Any) -> None:
     predictor = CountingPredictor(model, cache_bytes=100_000)
     for seed in range(40):
         predictor.predict([first(row(model, seed))])
-    cache = predictor._features
+    cache = predictor.features
     assert cache._bytes <= 100_000
     assert cache._bytes == sum(entry_bytes(*entry) for entry in cache._entries.items())
     assert len(cache._entries) < 40

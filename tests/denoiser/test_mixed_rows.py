@@ -17,6 +17,7 @@ from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
 from triptych_denoiser.predictor import Predictor, create_predictor
 from triptych_denoiser.row import Row
+from triptych_denoiser.settings import DenoiserOptions
 
 CPU = torch.device("cpu")
 FAMILIES: dict[str, Config] = {
@@ -39,7 +40,7 @@ SHAPES: list[Shape] = [
 
 def predictor_of(family: str, dtype: torch.dtype) -> Predictor:
     model = random_transformer(FAMILIES[family], dtype)
-    return create_predictor(model, CPU, dtype, "batch-invariant", 16)
+    return create_predictor(model, CPU, dtype, DenoiserOptions())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -20,8 +20,10 @@ from triptych_denoiser.models.products import like_the_first
 from triptych_denoiser.models.transformer import Inputs, Transformer
 from triptych_denoiser.predictor import Predictor, Velocities, create_predictor, rows_are_independent
 from triptych_denoiser.row import Row
+from triptych_denoiser.settings import DenoiserOptions
 
 CPU = torch.device("cpu")
+FAST = DenoiserOptions(determinism="fast")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,9 @@ def test_rows_run_alone_where_company_matters(
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(predictor_module, "rows_are_independent", lambda predictor: False)
 
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 1
+    assert create_predictor(model, CPU, torch.float32, DenoiserOptions()).max_rows == 1
     assert "rows run one at a time" in caplog.text
-    assert create_predictor(model, CPU, torch.float32, "fast", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, FAST).max_rows == 16
 
 
 class OtherSizesMatter(Predictor):
@@ -69,17 +71,17 @@ def test_sizes_are_not_mixed_where_they_would_round_differently(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(predictor_module, "Predictor", OtherSizesMatter)
-    predictor = create_predictor(model, CPU, torch.float32, "batch-invariant", 16)
+    predictor = create_predictor(model, CPU, torch.float32, DenoiserOptions())
 
     assert (predictor.max_rows, predictor.mixes) == (16, False)
     assert "up to 16 rows of one size and text length share a pass" in caplog.text
-    assert create_predictor(model, CPU, torch.float32, "fast", 16).mixes
+    assert create_predictor(model, CPU, torch.float32, FAST).mixes
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_sizes_are_mixed_where_they_round_the_same_unless_that_is_not_wanted(model: Transformer) -> None:
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).mixes
-    assert not create_predictor(model, CPU, torch.float32, "batch-invariant", 16, mixes=False).mixes
+    assert create_predictor(model, CPU, torch.float32, DenoiserOptions()).mixes
+    assert not create_predictor(model, CPU, torch.float32, DenoiserOptions(compile=True)).mixes
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
@@ -87,10 +89,10 @@ def test_products_are_made_of_tiles_where_the_kernels_are_not_fixed(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.float32)
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
+    assert create_predictor(model, CPU, torch.float32, DenoiserOptions()).max_rows == 16
     assert tiles_of(model) == {0}
     monkeypatch.setenv("MKL_CBWR", "AUTO")
-    create_predictor(model, CPU, torch.float32, "batch-invariant", 16)
+    create_predictor(model, CPU, torch.float32, DenoiserOptions())
     assert tiles_of(model) == {16, 64}
 
 
@@ -104,9 +106,9 @@ def tiles_of(model: Transformer) -> set[int]:
 def test_bfloat16_products_are_made_of_tiles_unless_fast_is_chosen(tiny_checkpoint: Path) -> None:
     half = load_transformer(open_checkpoint(str(tiny_checkpoint)), "cpu", torch.bfloat16)
 
-    assert create_predictor(half, CPU, torch.bfloat16, "fast", 16).max_rows == 16
+    assert create_predictor(half, CPU, torch.bfloat16, FAST).max_rows == 16
     assert tiles_of(half) == {0}
-    invariant = create_predictor(half, CPU, torch.bfloat16, "batch-invariant", 16)
+    invariant = create_predictor(half, CPU, torch.bfloat16, DenoiserOptions())
     assert tiles_of(half) == {16, 64}
     assert invariant.max_rows in (1, 16)  # as the probe found on this machine
     assert invariant.max_rows == 16 or not rows_are_independent(Predictor(half, CPU, torch.bfloat16, 16))
@@ -201,7 +203,7 @@ def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
 def test_rows_of_every_family_share_passes(family: Transformer) -> None:
-    assert create_predictor(family, CPU, torch.float32, "batch-invariant", 16).max_rows == 16
+    assert create_predictor(family, CPU, torch.float32, DenoiserOptions()).max_rows == 16
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from triptych_denoiser.models.layers import Linear
 from triptych_denoiser.models.transformer import OUTSIDE_BLOCKS, Transformer
 from triptych_denoiser.predictor import create_predictor
 from triptych_denoiser.servicer import DenoiserServicer
+from triptych_denoiser.settings import DenoiserOptions
 
 CPU = torch.device("cpu")
 
@@ -81,9 +82,11 @@ def test_every_family_quantizes_its_blocks_alone(family: str, tmp_path: Path) ->
 def test_quantized_products_are_made_of_tiles_unless_told_otherwise(mode: Quantization) -> None:
     model = load(mode)
 
-    assert create_predictor(model, CPU, torch.float32, "fast", 4, quantized=True).max_rows == 4
+    fast = DenoiserOptions(determinism="fast", max_batch_rows=4)
+    assert create_predictor(model, CPU, torch.float32, fast, quantized=True).max_rows == 4
     assert rows_of_products(model) == {0}
-    assert create_predictor(model, CPU, torch.float32, "batch-invariant", 4, quantized=True).max_rows == 4
+    invariant = DenoiserOptions(max_batch_rows=4)
+    assert create_predictor(model, CPU, torch.float32, invariant, quantized=True).max_rows == 4
     assert rows_of_products(model) == {16, 64}
 
 

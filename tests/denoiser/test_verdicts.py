@@ -14,6 +14,7 @@ from triptych_denoiser import predictor, verdicts
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.predictor import Predictor, create_predictor
+from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import remember, remembered, verdict_file
 
 
@@ -32,9 +33,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Predictor]:
 
 
 def created(model: Transformer, file: Path | None) -> Predictor:
-    return create_predictor(
-        model, torch.device("cpu"), torch.float32, "batch-invariant", 16, verdict_file=file
-    )
+    return create_predictor(model, torch.device("cpu"), torch.float32, DenoiserOptions(), verdict_file=file)
 
 
 def test_a_second_start_does_not_try_again(
@@ -85,6 +84,7 @@ def test_a_cache_that_cannot_be_used_is_no_error(
 def test_a_full_disk_leaves_no_half_verdict(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
+from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import remember
 remember(Path({str(tmp_path / "verdict")!r}), "of any sizes")
 """

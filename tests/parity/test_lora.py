@@ -16,11 +16,10 @@ from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
-from triptych.families import family_of_transformer
+from triptych_denoiser.models import linears_in
 from triptych_denoiser.models.flux import FluxTransformer
-from triptych_denoiser.models.loading import build, linear_places
+from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora_file
-from triptych_denoiser.models.lora_names import LinearNames
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.models.z_image import ZImageTransformer
@@ -39,9 +38,7 @@ class Case:
     velocity: Callable[[Any, dict[str, Tensor]], Tensor]
 
     def linears(self) -> Linears:
-        places = linear_places(self.family, dict(self.theirs.config))
-        family = family_of_transformer(type(self.theirs).__name__)
-        return Linears(places, LinearNames(family.lora_names(places), places))
+        return linears_in(type(self.theirs).__name__, dict(self.theirs.config))
 
     def with_lora(self, lora: dict[str, Tensor] | Path, weight: float) -> Tensor:
         """diffusers' velocity."""

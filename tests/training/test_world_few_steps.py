@@ -9,14 +9,9 @@ import torch
 from training.run_folder import RunFolder
 from training.transformer import CONFIG, initialise
 from training.world.few_steps import STEPS, SUBSTEPS, Distillation
-from triptych.families import family_of_transformer
-from triptych_denoiser.models import ARCHITECTURES
-from triptych_denoiser.models.loading import linear_places
-from triptych_denoiser.models.lora import FusedTensors, Linears, read_lora_file
-from triptych_denoiser.models.lora_names import LinearNames
+from triptych_denoiser.models import linears_in
+from triptych_denoiser.models.lora import FusedTensors, read_lora_file
 from triptych_denoiser.models.sd3 import SD3Transformer
-
-SD3 = "SD3Transformer2DModel"
 
 
 @pytest.fixture
@@ -65,8 +60,7 @@ def test_the_written_lora_is_what_the_student_became(teacher: SD3Transformer, tm
     assert again.step == 12
     assert all(torch.equal(tensor, student[name]) for name, tensor in again.student.checkpoint_keys().items())
 
-    places = linear_places(ARCHITECTURES[SD3], CONFIG.__dict__)
-    linears = Linears(places, LinearNames(family_of_transformer(SD3).lora_names(places), places))
+    linears = linears_in("SD3Transformer2DModel", CONFIG.__dict__)
     fused = FusedTensors(before, [(read_lora_file(tmp_path / "four-steps.safetensors", linears), 1.0)])
     changed = 0
     for name, tensor in before.items():

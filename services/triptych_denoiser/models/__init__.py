@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantizer
@@ -54,12 +54,18 @@ def linears_of(checkpoint: Checkpoint) -> Linears:
     Raises:
         CheckpointError: the family or the config is not supported.
     """
+    _family(checkpoint)
     try:
-        places = linear_places(_family(checkpoint), checkpoint.config("transformer"))
+        return linears_in(checkpoint.class_name("transformer"), checkpoint.config("transformer"))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
-    family = family_of_transformer(checkpoint.class_name("transformer"))
-    return Linears(places, LinearNames(family.lora_names(places), places))
+
+
+def linears_in(name: str, config: Mapping[str, Any]) -> Linears:
+    """The linears of a transformer of this class and config. Raises ValueError if it is unsupported."""
+    places = linear_places(ARCHITECTURES[name], config)
+    shapes = {module: (place.rows, place.columns) for module, place in places.items()}
+    return Linears(places, LinearNames(family_of_transformer(name).lora_names(shapes), places))
 
 
 def _family(checkpoint: Checkpoint) -> type[Transformer]:

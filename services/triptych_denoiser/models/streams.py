@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,70 +18,59 @@ Groups = Sequence[Tensor]
 """A tensor for each group of equal rows: [rows, tokens, channels], or [rows, heads, tokens, head_dim]."""
 
 
-class Stream(Protocol):
-    """Tokens of one kind (the image's, the text's or both) of all rows."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """How many tokens a row has, by group."""
-        ...
-
-    def pack(self, groups: Groups) -> Tensor:
-        """All tokens in one tensor, of [rows, tokens, channels] for each group."""
-        ...
-
-    def groups(self, packed: Tensor) -> Groups:
-        """The groups of what was packed, with or without a dimension for heads; they share its memory."""
-        ...
-
-    def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-        """An elementwise operation on packed tokens, and on [rows, 1, channels] for each row's tokens."""
-        ...
-
-
 @dataclass(frozen=True)
 class EqualRows:
-    """One group: packed is [rows, tokens, channels]."""
+    """One group: packed is [rows, tokens, channels].
+
+    tokens: how many a row has.
+    """
 
     tokens: tuple[int]
 
     def pack(self, groups: Groups) -> Tensor:
-        """The only group."""
+        """The only group, [rows, tokens, channels]."""
         (group,) = groups
         return group
 
     def groups(self, packed: Tensor) -> Groups:
-        """The only group."""
+        """What was packed, with or without a dimension for heads, as the only group."""
         return [packed]
 
     def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-        """What a row has for all its tokens is broadcast."""
+        """An elementwise operation on packed tokens, and on [rows, 1, channels] for each row's tokens."""
         return operation(*operands)
 
 
 @dataclass(frozen=True)
 class MixedRows:
-    """Several groups, of `rows` rows each: packed is [1, all tokens, channels]. Without gradients."""
+    """Several groups, of `rows` rows each: packed is [1, all tokens, channels]. Without gradients.
+
+    tokens: how many a row has, by group.
+    """
 
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
 
     def pack(self, groups: Groups) -> Tensor:
-        """One row after the other."""
+        """All tokens in one tensor, row after row, of [rows, tokens, channels] for each group."""
         return torch.cat([group.flatten(0, 1) for group in groups])[None]
 
     def groups(self, packed: Tensor) -> Groups:
-        """Views."""
+        """The groups of what was packed, with or without a dimension for heads; they share its memory."""
         return rows_apart(packed[0], self.rows, self.tokens)
 
     def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-        """Group by group, into one tensor: what a row has for all its tokens is never copied for each."""
+        """As EqualRows.apply, group by group: what a row has for all its tokens is never copied for each."""
         packed = next(operand for operand in operands if operand.shape[1] > 1)
         applied = torch.empty_like(packed)
         groups = [self.groups(x) if x.shape[1] > 1 else torch.split(x, list(self.rows)) for x in operands]
         for out, *group in zip(self.groups(applied), *groups, strict=True):
             operation(*group, out=out)
         return applied
+
+
+Stream: TypeAlias = EqualRows | MixedRows
+"""Tokens of one kind (the image's, the text's or both) of all rows."""
 
 
 @dataclass(frozen=True)

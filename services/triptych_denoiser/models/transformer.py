@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -26,15 +26,11 @@ Others = Callable[[Rows], Tensor]
 """Computes the blocks behind the first one: the tokens that leave the last one, [n, tokens, width]."""
 
 
-class BlockReuse(Protocol):
-    """Decides which rows need the blocks behind the first one."""
+BlockReuse = Callable[[Tensor, Tensor, Others], Tensor]
+"""Decides which rows need the blocks behind the first one.
 
-    def __call__(self, before: Tensor, first: Tensor, others: Others) -> Tensor:
-        """The tokens that leave the last block, of those that enter and leave the first.
-
-        [rows, tokens, width] each.
-        """
-        ...
+The tokens that leave the last block, of those that enter and leave the first: [rows, tokens, width] each.
+"""
 
 
 def no_reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:

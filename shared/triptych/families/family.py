@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from triptych.families.layouts import Shapes, Table
 
@@ -47,20 +47,6 @@ class LatentSpace:
     rgb_bias: tuple[float, float, float]
 
 
-class LinearShape(Protocol):
-    """The shape of a linear's weight."""
-
-    @property
-    def rows(self) -> int:
-        """What it gives."""
-        ...
-
-    @property
-    def columns(self) -> int:
-        """What it takes."""
-        ...
-
-
 @dataclass(frozen=True)
 class OriginalFile:
     """A file with the names that the family's authors gave its tensors.
@@ -90,7 +76,7 @@ class Family:
     grid: the levels that its pipeline gives the scheduler.
     defaults: by whether the transformer's config has guidance_embeds.
     latents: those of its published VAE.
-    lora_names: what LoRA files call linears besides diffusers' names, of linears by those names.
+    lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     original: how its authors publish it, where such files are read.
     distilled_steps: steps of models without guidance whose configs are those of the models that they were
         distilled from, by the name of their repository or file in lower case: nothing else tells them apart.
@@ -101,11 +87,6 @@ class Family:
     grid: GridName
     defaults: Mapping[bool, Defaults]
     latents: LatentSpace
-    lora_names: Callable[[Mapping[str, LinearShape]], Table]
+    lora_names: Callable[[Shapes], Table]
     original: OriginalFile | None = None
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
-
-
-def count_blocks(linears: Mapping[str, LinearShape], stack: str) -> int:
-    """How many blocks a stack has, of linears by diffusers' names."""
-    return len({module.split(".")[1] for module in linears if module.startswith(f"{stack}.")})

@@ -7,18 +7,10 @@ ComfyUI's (comfy/latent_formats.py, Flux), fitted by its authors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from triptych.families.family import (
-    Defaults,
-    Family,
-    GuidanceInput,
-    LatentSpace,
-    LinearShape,
-    OriginalFile,
-    count_blocks,
-)
+from triptych.families.family import Defaults, Family, GuidanceInput, LatentSpace, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
 
 ROPE_AXES = (16, 56, 56)
@@ -113,10 +105,10 @@ def scheduler(shapes: Shapes) -> dict[str, Any]:
     return dict(DEV_SHIFTS) if takes_guidance(shapes) else {"shift": 1.0}
 
 
-def lora_names(linears: Mapping[str, LinearShape]) -> Table:
+def lora_names(linears: Shapes) -> Table:
     """The names in flux's model.py."""
-    layers, single_layers = (count_blocks(linears, f"{kind}transformer_blocks") for kind in ("", "single_"))
-    return table(layers, single_layers, linears["proj_out"].columns)
+    layers, single_layers = (count(linears, f"{kind}transformer_blocks") for kind in ("", "single_"))
+    return table(layers, single_layers, linears["proj_out"][1])
 
 
 LATENTS = LatentSpace(

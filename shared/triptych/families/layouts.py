@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""The tensors of one component by their original names."""
+"""The shapes of one component's tensors by their original names, or of linears' weights by module."""
 
 Target = tuple[str, "Callable[[Tensor], Tensor] | None"]
 """A name in diffusers, and how its tensor is made of the original one; None: it is the same."""

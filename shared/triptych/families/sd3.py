@@ -8,18 +8,10 @@ ComfyUI's (comfy/latent_formats.py, SD3), fitted by its authors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from triptych.families.family import (
-    Defaults,
-    Family,
-    GuidanceInput,
-    LatentSpace,
-    LinearShape,
-    OriginalFile,
-    count_blocks,
-)
+from triptych.families.family import Defaults, Family, GuidanceInput, LatentSpace, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
 
 HEAD_DIM = 64
@@ -87,9 +79,9 @@ def config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def lora_names(linears: Mapping[str, LinearShape]) -> Table:
+def lora_names(linears: Shapes) -> Table:
     """The names in sd3.5's mmditx.py."""
-    return table(count_blocks(linears, "transformer_blocks"), linears["proj_out"].columns)
+    return table(count(linears, "transformer_blocks"), linears["proj_out"][1])
 
 
 FAMILY = Family(

@@ -5,20 +5,18 @@ Source: ZImagePipeline in diffusers. Its VAE is FLUX.1's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from triptych.families import flux
-from triptych.families.family import Defaults, Family, GuidanceInput, LinearShape
-from triptych.families.layouts import Table, Target, fused
+from triptych.families.family import Defaults, Family, GuidanceInput
+from triptych.families.layouts import Shapes, Table, Target, fused
 
 
-def lora_names(linears: Mapping[str, LinearShape]) -> Table:
+def lora_names(linears: Shapes) -> Table:
     """The repository's fused projections; its other names are diffusers' own."""
     table: dict[str, tuple[Target, ...]] = {}
-    for module, linear in linears.items():
+    for module, (width, _) in linears.items():
         attention, _, name = module.rpartition(".to_")
         if name == "q":
-            table[f"{attention}.qkv"] = fused(linear.rows, *(f"{attention}.to_{part}" for part in "qkv"))
+            table[f"{attention}.qkv"] = fused(width, *(f"{attention}.to_{part}" for part in "qkv"))
         elif name == "out.0":
             table[f"{attention}.out"] = ((module, None),)
     return table
