@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from triptych.errors import CheckpointError
 from triptych_text_encoder.components import load_text_model, load_tokenizer
@@ -65,12 +65,18 @@ class Tower:
         return int(start)
 
 
+class LoadTower(Protocol):
+    """Loads the towers of a checkpoint: load_tower, given its number and maybe max_length."""
+
+    def __call__(self, number: int, max_length: int | None = None) -> Tower: ...  # noqa: D102
+
+
 def load_tower(
     checkpoint: Checkpoint,
-    number: int,
     dtype: torch.dtype,
     device: torch.device,
-    quantizer: Quantizer | None = None,
+    quantizer: Quantizer | None,
+    number: int,
     max_length: int | None = None,
 ) -> Tower:
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.

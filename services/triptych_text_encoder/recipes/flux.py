@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triptych_text_encoder.encoding import Encoding
-from triptych_text_encoder.towers import Tower, load_tower
+from triptych_text_encoder.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from triptych.checkpoints.checkpoint import Checkpoint
-    from triptych.compute.quantization import Quantizer
+    from triptych_text_encoder.towers import LoadTower
     from triptych_text_encoder.weighting import Span
 
 #: T5 tokens of a model with embedded guidance, and of one without.
@@ -32,49 +31,22 @@ DEV_TOKENS = 512
 SCHNELL_TOKENS = 256
 
 
-class FluxRecipe:
-    """The text encoders of one FLUX.1 checkpoint."""
+class FluxRecipe(Recipe):
+    """The text encoders of one FLUX.1 checkpoint. CLIP stops after 77 tokens, and T5 reads on."""
 
-    encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
-    tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2")
-
-    def __init__(self, clip: Tower, t5: Tower) -> None:
+    def __init__(self, checkpoint: Checkpoint, load: LoadTower) -> None:
+        guided = checkpoint.config("transformer").get("guidance_embeds", False)
+        clip, t5 = self.towers = load(1), load(2, DEV_TOKENS if guided else SCHNELL_TOKENS)
         self.joint_attention_dim = int(t5.model.config.d_model)
         self.pooled_projection_dim = int(clip.model.config.hidden_size)
         self.tokens = t5.max_length
-        self._clip = clip
-        self._t5 = t5
 
-    @property
-    def parameters(self) -> int:
-        """Number of parameters of both encoders."""
-        return self._clip.parameters + self._t5.parameters
-
-    def encode(self, prompt: str) -> Encoding:
-        """Encode one prompt. `truncated` begins where T5 stopped, although CLIP stops after 77 tokens."""
-        import torch
-
-        with torch.inference_mode():
-            sequence = self._t5.model(self._t5.token_ids(prompt))[0][0]
-            pooled = self._clip.model(self._clip.token_ids(prompt)).pooler_output[0]
-        read = max(tower.characters_read(prompt) for tower in (self._clip, self._t5))
-        return Encoding(sequence.cpu(), pooled.cpu(), prompt[read:].strip())
+    def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """T5's states, and CLIP's at the end mark."""
+        clip, t5 = self.towers
+        sequence, pooled = t5.model(t5.token_ids(prompt))[0], clip.model(clip.token_ids(prompt)).pooler_output
+        return sequence[0], pooled[0]
 
     def token_weights(self, prompt: str, spans: Sequence[Span]) -> list[float]:
         """The weight of each vector of the prompt's sequence, which is T5's alone."""
-        return self._t5.token_weights(prompt, spans)
-
-
-def load_flux_recipe(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
-) -> FluxRecipe:
-    """Load the text encoders of a FLUX.1 checkpoint.
-
-    Raises CheckpointError if a component is missing, broken or of an unsupported class.
-    """
-    guided = checkpoint.config("transformer").get("guidance_embeds", False)
-    t5_tokens = DEV_TOKENS if guided else SCHNELL_TOKENS
-    return FluxRecipe(
-        load_tower(checkpoint, 1, dtype, device, quantizer),
-        load_tower(checkpoint, 2, dtype, device, quantizer, t5_tokens),
-    )
+        return self.towers[1].token_weights(prompt, spans)
