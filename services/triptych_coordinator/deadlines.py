@@ -6,14 +6,12 @@ from collections.abc import Callable
 from triptych import errors
 
 
-def _nobody(stage: str) -> None:
-    """Nobody is told that a request waits."""
-
-
 class Deadline:
     """A moment that nothing done for a request may pass, and who is told that it waits."""
 
-    def __init__(self, seconds: float | None, on_waiting: Callable[[str], None] = _nobody) -> None:
+    def __init__(
+        self, seconds: float | None, on_waiting: Callable[[str], None] = lambda _stage: None
+    ) -> None:
         """`seconds` from now; None for no limit. `on_waiting` hears of a stage that is waited for."""
         self.on_waiting = on_waiting
         self._expires_at = None if seconds is None else time.monotonic() + seconds

@@ -1,13 +1,12 @@
 """The colours of latents: a checkpoint's own, or well-known ones."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint, read_object
 from triptych.errors import StartError
 from triptych.families import FAMILIES
 from triptych_coordinator.sampling.previews import LatentRgb
@@ -25,12 +24,12 @@ def latent_rgb(checkpoint: Checkpoint) -> LatentRgb | None:
         StartError: triptych.json has a map of another form.
     """
     file = checkpoint.own_defaults
+    settings = read_object(file) if file.exists() else {}
+    if KEY not in settings:
+        return _well_known(checkpoint)
     try:
-        settings = dict(json.loads(file.read_text("utf-8"))) if file.exists() else {}
-        if KEY not in settings:
-            return _well_known(checkpoint)
         factors, bias = (_numbers(settings[KEY][name]) for name in ("factors", "bias"))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise StartError(f"{file} cannot be read: {KEY}: {error}") from error
     if factors.shape[1:] != (3,) or bias.shape != (3,) or not np.isfinite([*factors.ravel(), *bias]).all():
         raise StartError(f"{file}: {KEY} must hold factors, 3 numbers per channel, and bias, 3 numbers")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint, read_object
 from triptych.errors import StartError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Defaults, GuidanceInput
@@ -14,13 +14,10 @@ from triptych_coordinator.scheduler_config import flow_schedule
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Defaults):
     """A checkpoint's noise levels, how it takes guidance, and what a request gets that says nothing."""
 
     schedule: FlowSchedule
-    guidance: GuidanceInput
-    num_inference_steps: int
-    guidance_scale: float
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -40,12 +37,8 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if steps is not None:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint.own_defaults)
-    return Sampling(
-        flow_schedule(checkpoint.config("scheduler"), Grid(family.grid)),
-        defaults.guidance,
-        defaults.num_inference_steps,
-        defaults.guidance_scale,
-    )
+    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid))
+    return Sampling(**vars(defaults), schedule=schedule)
 
 
 def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:
@@ -54,12 +47,7 @@ def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:
     A model that was distilled to few steps is used with other defaults than its pipeline's, and no file of
     diffusers' layout says so.
     """
-    if not file.exists():
-        return defaults
-    try:
-        settings = dict(json.loads(file.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise StartError(f"{file} cannot be read: {error}") from error
+    settings = read_object(file) if file.exists() else {}
     steps = settings.get("default_num_inference_steps", defaults.num_inference_steps)
     scale = settings.get("default_guidance_scale", defaults.guidance_scale)
     if type(steps) is not int or not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:

@@ -158,13 +158,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         return models
 
     def _limits(self, models: Models) -> Limits:
-        return models.limits(
-            self._name,
-            self._sampling,
-            self._settings.max_images,
-            self._settings.max_request_pixels,
-            previews=self._latent_rgb is not None,
-        )
+        previews = self._latent_rgb is not None
+        return models.limits(self._name, self._sampling, self._settings, previews)
 
 
 def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:

@@ -15,10 +15,10 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import grpc
 import grpc.aio
@@ -33,6 +33,9 @@ from triptych.v1 import editing_pb2, guidance_pb2, sampling_pb2
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+
+if TYPE_CHECKING:
+    from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
 _MODEL_SECONDS = 10.0
 RETRY_SECONDS = 30.0
@@ -117,22 +120,6 @@ class Generation:
 Progress = Callable[[pb2.StepCompleted], object]
 
 
-class GenerationStub(Protocol):
-    """What is called of a coordinator: methods of an aio stub, or of a servicer in this process."""
-
-    def Generate(
-        self, request: pb2.GenerateRequest, /, *, timeout: float | None = None
-    ) -> AsyncGenerator[pb2.GenerateResponse] | grpc.aio.UnaryStreamCall[Any, pb2.GenerateResponse]:
-        """See image_generation.proto."""
-        ...
-
-    def GetModel(
-        self, request: pb2.ImageGenerationServiceGetModelRequest, /, *, timeout: float | None = None
-    ) -> Awaitable[pb2.ImageGenerationServiceGetModelResponse]:
-        """See image_generation.proto."""
-        ...
-
-
 class AsyncClient:
     """A coordinator at an address ("host:port", "unix:/path"). Make it where an event loop runs.
 
@@ -150,11 +137,11 @@ class AsyncClient:
         self._retry_seconds = retry_seconds
         channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
         self._channel: grpc.aio.Channel | None = channel
-        self._stub = cast(GenerationStub, ImageGenerationServiceStub(channel))
+        self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(channel)  # type: ignore[assignment]
 
     @classmethod
-    def from_stub(cls, stub: GenerationStub, retry_seconds: float = RETRY_SECONDS) -> Self:
-        """A client of a stub that someone else closes."""
+    def from_stub(cls, stub: ImageGenerationServiceAsyncStub, retry_seconds: float = RETRY_SECONDS) -> Self:
+        """A client of a stub that someone else closes; a servicer's in this process streams by generators."""
         client = cls.__new__(cls)
         client._retry_seconds = retry_seconds
         client._channel = None

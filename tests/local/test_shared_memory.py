@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from triptych.client import AsyncClient, GenerationStub
+from triptych.client import AsyncClient
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings, read_settings
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server as add_denoiser
@@ -43,7 +43,7 @@ class CountingMemory(SharedMemory):
 
 async def pictures(coordinator: ImageGenerationServicer) -> list[bytes]:
     """Two pictures, then one like the first of them."""
-    client = AsyncClient.from_stub(cast(GenerationStub, DirectStub(coordinator)))
+    client = AsyncClient.from_stub(cast(Any, DirectStub(coordinator)))
     made = (await client.generate(["a cat", "a red dog"], seed=7, num_inference_steps=STEPS)).images
     edited = await client.generate("a dog", seed=7, num_inference_steps=STEPS, image=made[0].png)
     return [picture.png for picture in [*made, *edited.images]]

@@ -9,6 +9,7 @@ from triptych.families.family import GuidanceInput
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.request.parameters import Limits
 from triptych_coordinator.sampling_config import Sampling
+from triptych_coordinator.settings import CoordinatorLimits
 
 BATCH_INVARIANT = "batch-invariant"
 
@@ -91,23 +92,19 @@ class Models:
         token = self.denoiser.latent_multiple * self.vae_codec.downscale
         return (height // token) * (width // token)
 
-    def limits(
-        self, name: str, sampling: Sampling, max_images: int, max_request_pixels: int, previews: bool
-    ) -> Limits:
+    def limits(self, name: str, sampling: Sampling, server: CoordinatorLimits, previews: bool) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
+        size_multiple = denoiser.latent_multiple * downscale
         return Limits(
             model=name,
             default_height=denoiser.default_latent_size * downscale,
             default_width=denoiser.default_latent_size * downscale,
-            size_multiple=denoiser.latent_multiple * downscale,
-            max_size=denoiser.max_latent_size
-            // denoiser.latent_multiple
-            * denoiser.latent_multiple
-            * downscale,
+            size_multiple=size_multiple,
+            max_size=denoiser.max_latent_size * downscale // size_multiple * size_multiple,
             max_image_pixels=self.vae_codec.max_pixels,
-            max_request_pixels=max_request_pixels,
-            max_images=max_images,
+            max_request_pixels=server.max_request_pixels,
+            max_images=server.max_images,
             max_prompt_bytes=self.text_encoder.max_prompt_bytes,
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from triptych.client import AsyncClient, Generation
@@ -19,6 +20,7 @@ from triptych_local.commands.load import (
     Outcome,
     Period,
     Poisson,
+    Report,
     Work,
     measure,
 )
@@ -66,35 +68,30 @@ class Bench:
         async def generate(work: Work) -> Generation:
             return await client.generate(timeout=self.timeout, **work.options())
 
-        with ProgressLine(str(load), self.period) as progress:
-            return await measure(generate, self.mix, load, self.period, self.seed, progress.show)
+        with progress_line(load, self.period) as show:
+            return await measure(generate, self.mix, load, self.period, self.seed, show)
 
 
-class ProgressLine:
-    """How far a load is: one line that changes on a terminal, a line now and then elsewhere."""
+@contextmanager
+def progress_line(load: Load, period: Period) -> Iterator[Report]:
+    """How many requests have ended: one line that changes on a terminal, a line now and then elsewhere."""
+    print(f"{load}: {period.end:g} s", file=sys.stderr, flush=True)
+    terminal, said = sys.stderr.isatty(), float("-inf")
 
-    def __init__(self, load: str, period: Period) -> None:
-        self._load = load
-        self._period = period
-        self._said = float("-inf")
-
-    def __enter__(self) -> ProgressLine:
-        print(f"{self._load}: {self._period.end:g} s", file=sys.stderr, flush=True)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-    def show(self, seconds: float, outcomes: Sequence[Outcome]) -> None:
-        """Says how many requests have ended."""
-        terminal = sys.stderr.isatty()
-        if not terminal and time.monotonic() - self._said < PLAIN_SECONDS:
+    def show(seconds: float, outcomes: Sequence[Outcome]) -> None:
+        nonlocal said
+        if not terminal and time.monotonic() - said < PLAIN_SECONDS:
             return
-        self._said = time.monotonic()
+        said = time.monotonic()
         failed = sum(outcome.code is not None for outcome in outcomes)
         text = f"{seconds:6.1f} s  {len(outcomes) - failed} done, {failed} failed"
         print(f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+    try:
+        yield show
+    finally:
+        if terminal:
+            print(file=sys.stderr)
 
 
 def table(measurements: Sequence[Measurement]) -> str:

@@ -7,12 +7,15 @@ import json
 import secrets
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from io import BytesIO
 from typing import Any, cast
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from triptych.client import AsyncClient, Generation, GenerationOptions
+from triptych_coordinator.stages.concurrent import in_order
 from triptych_local.commands.generate import connected_client
 from triptych_local.commands.settings import Axis, GridSettings
 from triptych_local.progress import Display, display
@@ -47,24 +50,19 @@ async def grid(asked: GridSettings) -> None:
 async def _generate(
     client: AsyncClient, cells: Sequence[Mapping[str, Any]], shown: Display
 ) -> list[Generation]:
-    places, done = asyncio.Semaphore(CONCURRENT), 0
+    done = 0
 
     async def one(cell: Mapping[str, Any]) -> Generation:
         nonlocal done
         parameters = {name: value for name, value in cell.items() if name != "prompts"}
-        async with places:
-            generation = await client.generate(cell["prompts"], **cast(GenerationOptions, parameters))
+        generation = await client.generate(cell["prompts"], **cast(GenerationOptions, parameters))
         done += 1
         shown.step(done, len(cells))
         return generation
 
     shown.phase(f"{len(cells)} pictures")
-    tasks = [asyncio.create_task(one(cell)) for cell in cells]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    async with aclosing(in_order([partial(one, cell) for cell in cells], CONCURRENT)) as generations:
+        return [generation async for generation in generations]
 
 
 def drawn(pngs: Sequence[bytes], x: Axis, y: Axis) -> Image.Image:

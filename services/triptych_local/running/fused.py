@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from triptych.client import AsyncClient, GenerationStub
+from triptych.client import AsyncClient
 from triptych.compute.kernels import configure_math_libraries
 from triptych.compute.thread import compute_thread
 from triptych.serving.allocator import keep_freed_memory
@@ -74,7 +74,7 @@ async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
     keep_freed_memory()
     fused = await load_fused(with_environment(FusedSettings, choice.pinned()))
     try:
-        yield AsyncClient.from_stub(cast(GenerationStub, DirectStub(fused.coordinator)))
+        yield AsyncClient.from_stub(cast(Any, DirectStub(fused.coordinator)))
     finally:
         await fused.close()
 
@@ -82,22 +82,13 @@ async def fused_client(choice: ModelChoice) -> AsyncIterator[AsyncClient]:
 async def load(settings: FusedSettings) -> Loaded:
     """All four services for one server."""
     fused = await load_fused(settings)
-    services = [
-        Service(
-            "triptych.v1.TextEncoderService",
-            partial(add_TextEncoderServiceServicer_to_server, fused.text_encoder),
-        ),
-        Service(
-            "triptych.v1.DenoiserService", partial(add_DenoiserServiceServicer_to_server, fused.denoiser)
-        ),
-        Service(
-            "triptych.v1.VaeCodecService", partial(add_VaeCodecServiceServicer_to_server, fused.vae_codec)
-        ),
-        Service(
-            "triptych.v1.ImageGenerationService",
-            partial(add_ImageGenerationServiceServicer_to_server, fused.coordinator),
-        ),
+    servicers: list[tuple[str, Any, object]] = [
+        ("TextEncoderService", add_TextEncoderServiceServicer_to_server, fused.text_encoder),
+        ("DenoiserService", add_DenoiserServiceServicer_to_server, fused.denoiser),
+        ("VaeCodecService", add_VaeCodecServiceServicer_to_server, fused.vae_codec),
+        ("ImageGenerationService", add_ImageGenerationServiceServicer_to_server, fused.coordinator),
     ]
+    services = [Service(f"triptych.v1.{name}", partial(add, servicer)) for name, add, servicer in servicers]
     return Loaded(services, f"{settings.model}, {settings.dtype} on {settings.device}", fused.close)
 
 

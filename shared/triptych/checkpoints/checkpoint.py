@@ -40,7 +40,7 @@ class Checkpoint:
         self._repository = repository
         if repository:
             repository.fetch(["triptych.json"])
-        self.index = _read_object(path / "model_index.json")
+        self.index = read_object(path / "model_index.json")
 
     @property
     def own_defaults(self) -> Path:
@@ -73,7 +73,7 @@ class Checkpoint:
         folder = self.folder(component)
         for name in _CONFIG_NAMES:
             if (folder / name).is_file():
-                return _read_object(folder / name)
+                return read_object(folder / name)
         raise self._lacks(folder, " or ".join(_CONFIG_NAMES))
 
     def files(self, component: str) -> list[Path]:
@@ -116,7 +116,8 @@ class Checkpoint:
         return CheckpointError(f"{folder}{as_far} has no {what}")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises CheckpointError if it cannot be read or is no object."""
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -149,7 +150,7 @@ def _checked_shards(index: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, Any]:
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map")
     return weight_map

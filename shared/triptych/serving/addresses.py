@@ -13,10 +13,6 @@ from triptych.errors import StartError
 _MAX_UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
 
 
-class ListenError(StartError):
-    """Why an address cannot be listened on."""
-
-
 def check_listen(address: str) -> str:
     """Returns the address if it is "unix:/path", "host:port" or "[::1]:port", where port 0 is any free one.
 
@@ -45,7 +41,7 @@ def claim(address: str) -> None:
     """Makes sure that nobody listens on the address; a Unix socket that a dead server left is removed.
 
     gRPC itself would take a live Unix socket over, and says of a port only that it failed.
-    Raises ListenError.
+    Raises StartError.
     """
     if address.startswith("unix:"):
         _claim_unix(address)
@@ -56,13 +52,13 @@ def claim(address: str) -> None:
 def _claim_unix(address: str) -> None:
     path = Path(unix_path(address))
     if not path.parent.is_dir():
-        raise ListenError(f"cannot listen on {address}: there is no folder {path.parent}")
+        raise StartError(f"cannot listen on {address}: there is no folder {path.parent}")
     if not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ListenError(f"cannot listen on {address}: that file exists and is no socket")
+        raise StartError(f"cannot listen on {address}: that file exists and is no socket")
     if _answers(path):
-        raise ListenError(f"cannot listen on {address}: another server listens there")
+        raise StartError(f"cannot listen on {address}: another server listens there")
     path.unlink(missing_ok=True)
 
 
@@ -85,13 +81,13 @@ def _claim_tcp(address: str) -> None:
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from error
+        raise StartError(f"cannot listen on {address}: {error.strerror}") from error
     refusals = [refusal for entry in found if (refusal := _refusal(entry[0], entry[4])) is not None]
     taken = [refusal for refusal in refusals if refusal.errno == errno.EADDRINUSE]
     if taken:
-        raise ListenError(f"cannot listen on {address}: another server listens there")
+        raise StartError(f"cannot listen on {address}: another server listens there")
     if len(refusals) == len(found):
-        raise ListenError(f"cannot listen on {address}: {refusals[0].strerror}")
+        raise StartError(f"cannot listen on {address}: {refusals[0].strerror}")
 
 
 def _refusal(family: int, target: tuple[str | int | bytes, ...]) -> OSError | None:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from triptych.errors import StartError, invalid_argument, resource_exhausted
-from triptych.serving.addresses import ListenError, claim
+from triptych.serving.addresses import claim
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.settings import ServerSettings
@@ -131,12 +131,12 @@ class Server:
         )
 
     async def start(self) -> None:
-        """Listens, and puts the port that was found into `address`. Raises ListenError."""
+        """Listens, and puts the port that was found into `address`. Raises StartError."""
         claim(self.address)
         try:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise ListenError(f"cannot listen on {self.address}") from error
+            raise StartError(f"cannot listen on {self.address}") from error
         if not self.address.startswith("unix:"):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self._server.start()

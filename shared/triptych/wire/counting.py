@@ -6,8 +6,10 @@ Eight megabytes of empty submessages are four million objects: what a message co
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 _MAX_DEPTH = 20
-_FOUR_BYTES = {FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32}
-_EIGHT_BYTES = {FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64}
+_FOUR_BYTES = (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_SFIXED32)
+_EIGHT_BYTES = (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FIXED64, FieldDescriptor.TYPE_SFIXED64)
+_BYTES_EACH = dict.fromkeys(_FOUR_BYTES, 4) | dict.fromkeys(_EIGHT_BYTES, 8)
+"""Of an element of a packed list; others have at least 1."""
 _OPAQUE = {FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING}
 
 
@@ -46,18 +48,11 @@ def _left(data: memoryview, message: Descriptor | None, left: int, depth: int) -
                 if field is not None and field.message_type is not None:
                     left = _left(data[at : at + length], field.message_type, left, depth - 1)
                 elif field is not None and field.type not in _OPAQUE:
-                    left -= length // _bytes_each(field)
+                    left -= length // _BYTES_EACH.get(field.type, 1)
                 at += length
             case _:
                 raise ValueError("no kind of value")
     return left
-
-
-def _bytes_each(field: FieldDescriptor) -> int:
-    """How many bytes an element of a packed list has at least."""
-    if field.type in _FOUR_BYTES:
-        return 4
-    return 8 if field.type in _EIGHT_BYTES else 1
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

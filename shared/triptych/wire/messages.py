@@ -69,15 +69,11 @@ class WithTensor:
 
     def in_region(self, region: str) -> Message:
         """The message that says that the elements are at the start of a region of shared memory."""
-        message = type(self.others)()
+        tensor, message = self.tensor, type(self.others)()
         message.CopyFrom(self.others)
-        getattr(message, self._field).CopyFrom(
-            tensor_pb2.Tensor(
-                dtype=self.tensor.dtype,
-                shape=self.tensor.shape,
-                shared=tensor_pb2.SharedData(region=region, length=self.tensor.data.nbytes),
-            )
-        )
+        shared = tensor_pb2.SharedData(region=region, length=tensor.data.nbytes)
+        inside = tensor_pb2.Tensor(dtype=tensor.dtype, shape=tensor.shape, shared=shared)
+        getattr(message, self._field).CopyFrom(inside)
         return message
 
 
@@ -109,17 +105,9 @@ class TensorChannel:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Any,
-        **options: Any,
-    ) -> Any:
+    def unary_unary(self, method: str, *, request_serializer: Callable[[Any], bytes], **others: Any) -> Any:
         """As grpc.aio.Channel's."""
-        return self._channel.unary_unary(
-            method, serializer(request_serializer), response_deserializer, **options
-        )
+        return self._channel.unary_unary(method, serializer(request_serializer), **others)
 
 
 def _tag_and_size(tag: int, size: int) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +34,6 @@ class _HeldRegion:
 
     region: Region
     call: Any
-
-    def let_go(self) -> None:
-        self.call.cancel()
 
 
 class _Regions:
@@ -95,15 +91,9 @@ class SharedMemoryChannel(TensorChannel):
         super().__init__(channel)
         self._regions = _Regions(channel)
 
-    def unary_unary(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Any,
-        **options: Any,
-    ) -> Any:
+    def unary_unary(self, method: str, **options: Any) -> Any:
         """As grpc.aio.Channel's; a call with a large tensor is a coroutine."""
-        usual = super().unary_unary(method, request_serializer, response_deserializer, **options)
+        usual = super().unary_unary(method, **options)
 
         def call(request: Any, /, *, timeout: float | None = None) -> Any:
             if isinstance(request, WithTensor):
@@ -131,7 +121,7 @@ class SharedMemoryChannel(TensorChannel):
             response = await usual(request.in_region(held.region.name), timeout=timeout)
             taken_out = _taken_out(response, held.region)
         except BaseException:
-            held.let_go()
+            held.call.cancel()
             raise
         self._regions.give_back(held)
         return taken_out

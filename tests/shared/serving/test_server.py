@@ -21,8 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
 from tests.shared.scripted_coordinator import NAME
-from triptych.errors import from_rpc_error
-from triptych.serving.addresses import ListenError
+from triptych.errors import StartError, from_rpc_error
 from triptych.serving.channels import channel_options
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
@@ -102,7 +101,7 @@ async def test_a_crash_is_logged_without_the_request(
 
 async def test_a_taken_address_is_refused(coordinator: Running) -> None:
     second = Server([], ServerSettings(listen=coordinator.address))
-    with pytest.raises(ListenError, match="another server listens there"):
+    with pytest.raises(StartError, match="another server listens there"):
         await second.start()
     assert (await coordinator.stub.GetModel(pb2.ImageGenerationServiceGetModelRequest())).name == "scripted"
 
@@ -119,7 +118,7 @@ async def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("keep me")
-    with pytest.raises(ListenError, match="is no socket"):
+    with pytest.raises(StartError, match="is no socket"):
         await Server([], ServerSettings(listen=f"unix:{path}")).start()
     assert path.read_text() == "keep me"
 
@@ -129,7 +128,7 @@ async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     [("unix:/no/such/folder/s", "there is no folder"), ("no-such-host.invalid:1", "cannot")],
 )
 async def test_an_impossible_address_is_refused(listen: str, words: str) -> None:
-    with pytest.raises(ListenError, match=words):
+    with pytest.raises(StartError, match=words):
         await Server([], ServerSettings(listen=listen)).start()
 
 

@@ -1,14 +1,14 @@
 """What a batch attends to at each step, and how the velocities of its branches become one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych_coordinator.sampling.guidance.formulas import Velocity, composed, rescaled, steered_away
+from triptych_coordinator.sampling.guidance.formulas import composed, rescaled, steered_away
 from triptych_coordinator.sampling.guidance.layers import Branch, Digests, LayerGuidance
-from triptych_coordinator.sampling.guidance.methods import ClassifierFreeGuidance, GuidanceMethod, Memory
+from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE, GuidanceMethod, Joined, Memory
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Guided:
     positive: Digests
     negative: Digests
     scales: Sequence[float]
-    method: GuidanceMethod = field(default_factory=ClassifierFreeGuidance)
+    method: GuidanceMethod = CLASSIFIER_FREE
     rescale: float = 0.0
     additional: Sequence[Digests] = ()
     weights: Sequence[Sequence[float]] = ()
@@ -47,9 +47,7 @@ class Guided:
         """The scale that the model takes as an input, if it does."""
         return self.scales[step] if self.embedded else None
 
-    def velocity(
-        self, step: int, velocities: NDArray[np.float32], memory: Memory = None
-    ) -> tuple[Velocity, Memory]:
+    def velocity(self, step: int, velocities: NDArray[np.float32], memory: Memory = None) -> Joined:
         """One velocity per sample, [B, C, h, w], from those of branches(step), [branches, B, C, h, w].
 
         `memory` is what the evaluation before returned with its velocity.

@@ -15,6 +15,8 @@ from triptych_coordinator.sampling.ranges import Range
 
 Memory: TypeAlias = Velocity | None
 """What a method keeps from one evaluation to the next, of each image its own; None before the first."""
+Joined: TypeAlias = tuple[Velocity, Memory]
+"""A velocity, and what the next evaluation is given as `memory`."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +29,15 @@ class GuidanceMethod(ABC):
         return 0
 
     @abstractmethod
-    def join(
-        self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
-    ) -> tuple[Velocity, Memory]:
-        """The velocity, and what the next evaluation is given as `memory`."""
+    def join(self, negative: Velocity, positive: Velocity, scale: float, memory: Memory) -> Joined:
+        """One velocity of the two branches'."""
 
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(GuidanceMethod):
     """Classifier-free guidance."""
 
-    def join(
-        self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
-    ) -> tuple[Velocity, Memory]:
+    def join(self, negative: Velocity, positive: Velocity, scale: float, memory: Memory) -> Joined:
         """See formulas.classifier_free_guidance."""
         return classifier_free_guidance(negative, positive, scale), memory
 
@@ -55,9 +53,7 @@ class AdaptiveProjectedGuidance(GuidanceMethod):
     norm_threshold: Annotated[float, Range(0, 10_000)] = 15.0
     momentum: Annotated[float, Range(-1, 1)] = -0.5
 
-    def join(
-        self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
-    ) -> tuple[Velocity, Memory]:
+    def join(self, negative: Velocity, positive: Velocity, scale: float, memory: Memory) -> Joined:
         """See formulas.adaptive_projected_guidance; the memory is its `running`."""
         return adaptive_projected_guidance(
             negative, positive, scale, memory, self.eta, self.norm_threshold, self.momentum
@@ -75,9 +71,7 @@ class ZeroStarGuidance(GuidanceMethod):
         """Behind the first steps."""
         return self.zero_init_steps
 
-    def join(
-        self, negative: Velocity, positive: Velocity, scale: float, memory: Memory
-    ) -> tuple[Velocity, Memory]:
+    def join(self, negative: Velocity, positive: Velocity, scale: float, memory: Memory) -> Joined:
         """See formulas.zero_star_guidance."""
         return zero_star_guidance(negative, positive, scale), memory
 
