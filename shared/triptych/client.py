@@ -25,7 +25,7 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.errors import TriptychError, from_rpc_error, invalid_argument, retry_after_seconds
+from triptych.errors import TriptychError, from_rpc_error, internal, invalid_argument, retry_after_seconds
 from triptych.serving.channels import channel_options
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
@@ -166,9 +166,7 @@ class AsyncClient:
         return folded.generation()
 
     async def stream(
-        self,
-        prompt: str | Sequence[str],
-        **options: Unpack[GenerationOptions],
+        self, prompt: str | Sequence[str], **options: Unpack[GenerationOptions]
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
@@ -246,9 +244,7 @@ class Client:
         return folded.generation()
 
     def stream(
-        self,
-        prompt: str | Sequence[str],
-        **options: Unpack[GenerationOptions],
+        self, prompt: str | Sequence[str], **options: Unpack[GenerationOptions]
     ) -> Generator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
@@ -378,9 +374,7 @@ class _Folded:
     def generation(self) -> Generation:
         """The whole; a stream that ended without saying so is an error."""
         if self._finished is None:
-            raise TriptychError(
-                grpc.StatusCode.INTERNAL, "the server ended the stream before it was finished"
-            )
+            raise internal("the server ended the stream before it was finished")
         accepted = self._accepted
         return Generation(self._images, accepted.parameters, list(accepted.warnings), self._finished)
 

@@ -145,11 +145,7 @@ class Fleet(Generic[S, D]):
         return max(1, idle)
 
     async def call(
-        self,
-        work: Work[S, R],
-        job: Job[S],
-        deadline: Deadline,
-        seconds: Callable[[R], float] | None = None,
+        self, work: Work[S, R], job: Job[S], deadline: Deadline, seconds: Callable[[R], float] | None = None
     ) -> R:
         """Has a replica do the work, in so many seconds; where it fails, another one, until one succeeds.
 

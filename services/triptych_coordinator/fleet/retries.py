@@ -52,9 +52,8 @@ class HealthCheck:
 
     def backoff(self, failures: int) -> float:
         """Seconds to wait after so many failures in a row."""
-        return (
-            min(self.first_backoff * 2.0 ** min(failures - 1, 30), self.longest_backoff) if failures else 0.0
-        )
+        doubled = self.first_backoff * 2.0 ** min(failures - 1, 30)
+        return min(doubled, self.longest_backoff) if failures else 0.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,12 @@ def explained(error: TriptychError, stage: str, address: str, retries: RetryPoli
     UNAVAILABLE when the stage did not answer; INTERNAL when it refused what the coordinator made; else as the
     stage said.
     """
+    replica = f"the {stage} at {address}"
     if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         late = f"did not answer within {retries.attempt_timeout:g} s, tried {retries.attempts} times"
-        return errors.unavailable(f"the {stage} at {address} {late}", RETRY_AFTER_SECONDS)
+        return errors.unavailable(f"{replica} {late}", RETRY_AFTER_SECONDS)
     if error.code in _TRANSIENT:
-        message = f"the {stage} at {address} cannot be reached: {error.message}"
-        return errors.unavailable(message, RETRY_AFTER_SECONDS)
+        return errors.unavailable(f"{replica} cannot be reached: {error.message}", RETRY_AFTER_SECONDS)
     if error.code is grpc.StatusCode.INVALID_ARGUMENT:
-        refusal = f"the {stage} at {address} refused the coordinator's call: {error.message}"
-        return TriptychError(grpc.StatusCode.INTERNAL, refusal)
-    return TriptychError(error.code, f"the {stage} at {address}: {error.message}", error.details)
+        return errors.internal(f"{replica} refused the coordinator's call: {error.message}")
+    return TriptychError(error.code, f"{replica}: {error.message}", error.details)

@@ -6,7 +6,7 @@ said, and a method `violations`, where there is one, what several fields may not
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -58,19 +58,14 @@ def read(kind: type[T], message: Message, path: str, wrong: Wrong) -> T:
             given, at = getattr(message, field.name), f"{path}.{field.name}"
             values[field.name] = _value(hints[field.name], given, at, wrong)
     choice = kind(**values)
-    if len(wrong) == before:
-        wrong.update({f"{path}.{field}": words for field, words in violations(choice)})
+    if len(wrong) == before and hasattr(choice, "violations"):
+        wrong.update({f"{path}.{field}": words for field, words in choice.violations()})
     return choice
 
 
 def _is_given(message: Message, field: str) -> bool:
     """Whether a field holds what a client said: one without presence always does."""
     return not message.DESCRIPTOR.fields_by_name[field].has_presence or message.HasField(field)
-
-
-def violations(choice: Any) -> Iterator[tuple[str, str]]:
-    """What several fields may not be together: a field's name and what it must be."""
-    yield from choice.violations() if hasattr(choice, "violations") else ()
 
 
 def number(wire_value: float, path: str, allowed: Range, wrong: Wrong) -> float:

@@ -105,10 +105,7 @@ def _canvas(picture: Size, margins: Margins, width: int | None, height: int | No
 
 
 def with_latents(
-    parameters: Parameters,
-    message: GenerationParameters,
-    limits: Limits,
-    wrong: Wrong,
+    parameters: Parameters, message: GenerationParameters, limits: Limits, wrong: Wrong
 ) -> Parameters:
     """The request with the latents that it brings, once its size and number of pictures are known."""
     kind = message.latents.WhichOneof("latents")
@@ -122,11 +119,7 @@ def with_latents(
 
 
 def _latents(
-    message: GenerationParameters,
-    kind: str,
-    shape: tuple[int, int, int],
-    images: int,
-    wrong: Wrong,
+    message: GenerationParameters, kind: str, shape: tuple[int, int, int], images: int, wrong: Wrong
 ) -> NDArray[np.float32] | None:
     """Checked latents, float32 [1 or images, C, h, w]; None if `wrong` heard of them."""
     path = f"latents.{kind}"

@@ -349,16 +349,16 @@ def _check_guidance(parameters: Parameters, guidance: GuidanceInput, wrong: Wron
             "this model was distilled to do without guidance: leave it out, or make the scale 1 or"
             f" less, which means none, not {max(parameters.guidance_scales()):g}"
         )
-    if guidance is not GuidanceInput.BRANCHES and any(parameters.negative_prompts):
-        wrong["negative_prompts"] = (
-            "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
-            " classifier-free guidance on top of distilled guidance is not supported): leave it out"
-        )
     if guidance is not GuidanceInput.BRANCHES:
         _check_no_branches(parameters, wrong)
 
 
 def _check_no_branches(parameters: Parameters, wrong: Wrong) -> None:
+    if any(parameters.negative_prompts):
+        wrong["negative_prompts"] = (
+            "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
+            " classifier-free guidance on top of distilled guidance is not supported): leave it out"
+        )
     reason = "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
     if parameters.guidance_method != CLASSIFIER_FREE:
         wrong["guidance_method"] = reason

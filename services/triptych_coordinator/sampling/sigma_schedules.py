@@ -111,11 +111,6 @@ class ExplicitSigmas(SigmaSchedule):
         if self.sigmas and self.sigmas[-1] != 0:
             object.__setattr__(self, "sigmas", (*self.sigmas, 0.0))
 
-    @property
-    def num_steps(self) -> int:
-        """How many steps the list makes."""
-        return len(self.sigmas) - 1
-
     def violations(self) -> Iterator[tuple[str, str]]:
         """What is wrong with the list: a field's path and what it must be."""
         if not self.sigmas or self.sigmas[0] == 0:

@@ -2,9 +2,9 @@
 
 import asyncio
 
-from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
-from triptych.v1.text_encoder_pb2 import TextEncoderServiceGetModelRequest
-from triptych.v1.vae_codec_pb2 import VaeCodecServiceGetModelRequest
+from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest as AskDenoiser
+from triptych.v1.text_encoder_pb2 import TextEncoderServiceGetModelRequest as AskTextEncoder
+from triptych.v1.vae_codec_pb2 import VaeCodecServiceGetModelRequest as AskVaeCodec
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.membership import Fits, Fleet
@@ -15,6 +15,8 @@ from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.text_encoder import TextEncoderFleet, TextEncoders
 from triptych_coordinator.stages.vae_codec import VaeCodecFleet, VaeCodecs
 
+_TEXT_ENCODER_SIZES = "joint_attention_dim", "max_prompts", "max_prompt_bytes", "tokens"
+_VAE_CODEC_SIZES = "latent_channels", "downscale", "max_pixels"
 _DENOISER_SIZES = (
     *("latent_channels", "latent_multiple", "max_latent_size", "default_latent_size"),
     *("joint_attention_dim", "max_samples", "max_branches"),
@@ -38,20 +40,14 @@ class Stages:
         """
         policies = health_check, retries, fits
         text_encoders: TextEncoderFleet = Fleet(
-            *("text encoder", stubs.text_encoder, TextEncoderServiceGetModelRequest()),
-            ("joint_attention_dim", "max_prompts", "max_prompt_bytes", "tokens"),
-            *policies,
+            "text encoder", stubs.text_encoder, AskTextEncoder(), _TEXT_ENCODER_SIZES, *policies
         )
         vae_codecs: VaeCodecFleet = Fleet(
-            *("VAE codec", stubs.vae_codec, VaeCodecServiceGetModelRequest()),
-            ("latent_channels", "downscale", "max_pixels"),
-            *policies,
+            "VAE codec", stubs.vae_codec, AskVaeCodec(), _VAE_CODEC_SIZES, *policies
         )
         self.text_encoders = TextEncoders(text_encoders, cache)
         self.denoisers: DenoiserFleet = Fleet(
-            *("denoiser", stubs.denoiser, DenoiserServiceGetModelRequest()),
-            _DENOISER_SIZES,
-            *policies,
+            "denoiser", stubs.denoiser, AskDenoiser(), _DENOISER_SIZES, *policies
         )
         self.vae_codecs = VaeCodecs(vae_codecs)
 

@@ -70,12 +70,8 @@ class TextEncoders:
             return response
 
         response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
-        encoded = {
-            prompt: EncodedPrompt(conditioning, truncated)
-            for prompt, conditioning, truncated in zip(
-                prompts, response.conditionings, response.truncated, strict=True
-            )
-        }
+        answers = map(EncodedPrompt, response.conditionings, response.truncated)
+        encoded = dict(zip(prompts, answers, strict=True))
         for prompt, entry in encoded.items():
             self._cache.put((fingerprint, prompt), entry)
         return encoded

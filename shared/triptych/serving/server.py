@@ -103,10 +103,7 @@ class Server:
     """A gRPC server with some services, health (of each and of "") and reflection."""
 
     def __init__(
-        self,
-        services: Sequence[Service],
-        settings: ServerSettings,
-        shared_memory: SharedMemory | None = None,
+        self, services: Sequence[Service], settings: ServerSettings, shared_memory: SharedMemory | None = None
     ) -> None:
         self.address = settings.listen
         self._settings = settings

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from triptych.errors import TriptychError
+from triptych.errors import internal
 from triptych.v1 import shared_memory_pb2, shared_memory_pb2_grpc
 from triptych.wire.messages import TensorChannel, TensorView, WithTensor, tensor_field
 from triptych.wire.regions import Region, open_region
@@ -141,7 +141,7 @@ def _taken_out(response: Message, region: Region) -> Message | WithTensor:
     if reference.region != region.name or not 0 <= reference.length <= region.size:
         where = f"{reference.length} bytes of region {reference.region!r}"
         asked = f"the call has {region.size} bytes of {region.name!r}"
-        raise TriptychError(grpc.StatusCode.INTERNAL, f"the server answered with {where}; {asked}")
+        raise internal(f"the server answered with {where}; {asked}")
     view = TensorView(tensor.dtype, tuple(tensor.shape), memoryview(region.read(reference.length)))
     response.ClearField(field)
     return WithTensor(response, view)
