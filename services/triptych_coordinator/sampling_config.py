@@ -33,7 +33,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         supported = ", ".join(family.pipeline for family in FAMILIES)
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
     defaults = family.defaults[embedded]
-    steps = family.distilled_steps.get(checkpoint.published_name.lower())
+    steps = family.steps_if_distilled(checkpoint.published_names)
     if steps is not None:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint.own_defaults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,11 @@ _EXCEPTIONS = {
 }
 #: What a checkpoint's names may begin with although transformers' do not, and the other way round.
 _PREFIXES = ("text_model.", "model.")
+#: What files have besides: tables that are computed here, CLIP's other half, heads for words, T5's decoder.
+_UNUSED = re.compile(
+    r"(?:^|\.)(?:position_ids|inv_freq|logit_scale|text_projection\.weight|visual_projection\.weight"
+    r"|lm_head\.weight|spiece_model)$|^(?:vision_model|decoder)\."
+)
 
 
 def load_text_model(
@@ -62,7 +68,8 @@ def load_text_model(
                 _keep_wo_in_float32(model)
             tensors = checkpoint.tensors(component)
             targets, missing = _targets(model, set(tensors))
-            if not missing:
+            unknown = _unknown(model, set(tensors))
+            if not missing and not unknown:
                 exceptions = _EXCEPTIONS.get(class_name, Exceptions())
                 finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
                 fill(model, targets, tensors, device, finish)
@@ -74,6 +81,11 @@ def load_text_model(
         raise CheckpointError(
             f"{checkpoint.folder(component)} lacks {len(missing)} weights that its config.json asks for; "
             f"the first is {missing[0]}"
+        )
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder(component)} has {len(unknown)} weights that its config.json does not "
+            f"ask for: {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
         )
     return model.requires_grad_(False).eval()
 
@@ -128,6 +140,12 @@ def _targets(model: Any, names: set[str]) -> tuple[dict[str, torch.Tensor], list
         else:
             missing.append(shared[0])
     return targets, missing
+
+
+def _unknown(model: Any, names: set[str]) -> list[str]:
+    """What of a checkpoint's names is neither a weight of the model nor known to be of no use to it."""
+    known = {spelling for name in model.state_dict() for spelling in _spellings(name)}
+    return sorted(name for name in names - known if not _UNUSED.search(name))
 
 
 def _spellings(name: str) -> list[str]:

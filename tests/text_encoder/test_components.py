@@ -104,6 +104,69 @@ def test_loading_opens_no_connection(with_t5: Path, load: Load, monkeypatch: pyt
     load(with_t5)
 
 
+@pytest.mark.parametrize("encoder", ["text_encoder", "text_encoder_2", "text_encoder_3"])
+def test_scales_of_float8_weights_are_applied(encoder: str, folder: Path, load: Load) -> None:
+    """As node editors save text encoders: float8 with a scale beside each matrix."""
+    file = folder / encoder / "model.safetensors"
+    exact = load_file(file)
+    stored: dict[str, torch.Tensor] = {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn)}
+    for name, tensor in exact.items():
+        stored[name] = tensor
+        if tensor.ndim == 2:
+            scale = tensor.abs().max() / 448
+            stored[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            stored[f"{name.removesuffix('.weight')}.scale_weight"] = scale
+            exact[name] = stored[name].float() * scale
+    save_file(exact, file)
+    expected = load(folder)
+    save_file(stored, file)
+    assert_same_encoding(load(folder), expected)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "logit_scale",
+        "text_model.embeddings.position_ids",
+        "embeddings.position_ids",
+        "vision_model.encoder.layers.0.mlp.fc1.weight",
+        "visual_projection.weight",
+        "decoder.block.0.layer.0.layer_norm.weight",
+        "lm_head.weight",
+    ],
+)
+def test_harmless_extras_are_left_alone(extra: str, folder: Path, load: Load, recipe_with_t5: Recipe) -> None:
+    file = folder / "text_encoder/model.safetensors"
+    save_file(load_file(file) | {extra: torch.arange(3)}, file)
+    assert_same_encoding(load(folder), recipe_with_t5)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "key", "value", "named"),
+    [
+        ("text_encoder", "num_hidden_layers", 1, r"has 32 weights .*text_model\.encoder\.layers\.1\."),
+        ("text_encoder_3", "num_layers", 1, r"encoder\.block\.1\."),
+    ],
+)
+def test_a_config_that_names_fewer_layers_than_the_file_has_is_refused(
+    encoder: str, key: str, value: int, named: str, folder: Path, load: Load
+) -> None:
+    config = json.loads((folder / encoder / "config.json").read_text())
+    assert config[key] > value
+    change_json(folder / encoder / "config.json", **{key: value})
+    with pytest.raises(CheckpointError, match=named):
+        load(folder)
+
+
+def test_integer_weights_without_scales_are_refused(folder: Path, load: Load) -> None:
+    file = folder / "text_encoder_3/model.safetensors"
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    weights = load_file(file)
+    save_file(weights | {name: weights[name].to(torch.int8)}, file)
+    with pytest.raises(CheckpointError, match=rf"{name} holds integers \(I8\)"):
+        load(folder)
+
+
 def unsupported_family(folder: Path) -> None:
     change_json(folder / "model_index.json", _class_name="PixArtSigmaPipeline")
 

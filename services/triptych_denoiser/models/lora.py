@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.checkpoints.fingerprints import weights_identity
-from triptych.checkpoints.weights import open_safetensors
+from triptych.checkpoints.formats.safetensors_files import open_safetensors
 from triptych.errors import CheckpointError
 from triptych_denoiser.models.layers import Linear, LowRank
 from triptych_denoiser.models.loading import Place

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.checkpoints.formats import read_file
 from triptych.checkpoints.hub import Repository
-from triptych.checkpoints.weights import Weights, open_safetensors
+from triptych.checkpoints.names import names_of
+from triptych.checkpoints.weights import open_weights
 from triptych.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
 
 _CONFIG_NAMES = ("config.json", "scheduler_config.json")
 _WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?\.safetensors"
+    r"(?P<index>\.index(?:\.(?P<shards_variant>\w+))?\.json)?"
+)
+_READ_QUANTIZATIONS = ("bitsandbytes", "torchao")
 _SMALL_SUFFIXES = {".jinja", ".json", ".model", ".txt"}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
@@ -28,14 +36,15 @@ class Checkpoint:
 
     path: the folder.
     name: what all stages and the coordinator call the model.
-    published_name: what its folder, file or repository is called, whatever `name` is set to.
+    published_names: what its folder, file or repository is called, whatever `name` is set to; best first.
     revision: the commit of a repository on the hub, else "".
     """
 
-    def __init__(self, path: Path, repository: Repository | None = None) -> None:
+    def __init__(self, path: Path, repository: Repository | None = None, variant: str | None = None) -> None:
         self.path = path
-        self.published_name = repository.name.rpartition("/")[2] if repository else path.name
-        self.name = self.published_name
+        self.variant = variant
+        self.published_names = (repository.name.rpartition("/")[2],) if repository else names_of(path)
+        self.name = self.published_names[0]
         self.revision = repository.commit if repository else ""
         self._repository = repository
         if repository:
@@ -73,21 +82,23 @@ class Checkpoint:
         folder = self.folder(component)
         for name in _CONFIG_NAMES:
             if (folder / name).is_file():
-                return read_object(folder / name)
+                config = read_object(folder / name)
+                _check_quantization(folder / name, config.pop("quantization_config", None))
+                return config
         raise self._lacks(folder, " or ".join(_CONFIG_NAMES))
 
     def files(self, component: str) -> list[Path]:
-        """The component's safetensors files: one, or the shards its index names."""
+        """The component's safetensors files: one, or the shards its index names, of one variant."""
         folder, names = self.folder(component), self._names(component)
-        for name in _WEIGHT_NAMES:
-            if name in names:
-                self._fetch(component, [name])
+        found = _variants(names)
+        if found:
+            name = found[self._choice(component, found)]
+            self._fetch(component, [name])
+            if not name.endswith(".json"):
                 return [folder / name]
-            if f"{name}.index.json" in names:
-                index = folder / f"{name}.index.json"
-                shards = _read_shards(index)
-                self._fetch(component, shards)
-                return _checked_shards(index, shards)
+            shards = _read_shards(folder / name)
+            self._fetch(component, shards)
+            return _checked_shards(folder / name, shards)
         pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
         if pickles:
             raise CheckpointError(
@@ -97,7 +108,26 @@ class Checkpoint:
 
     def tensors(self, component: str) -> Mapping[str, torch.Tensor]:
         """The component's weights by name, each memory-mapped when it is looked up."""
-        return Weights(self.files(component))
+        return open_weights(self.files(component))
+
+    def _choice(self, component: str, found: Mapping[str, str]) -> str:
+        """The variant of a component's weights: the one that was asked for, the plain one, or the only one.
+
+        A component without the one that was asked for has its plain one, if any other component has it.
+        """
+        wanted = self.variant or ""
+        if wanted in found:
+            return wanted
+        others = (name for name in self.index if self.has(name))
+        if wanted and "" in found and any(wanted in _variants(self._names(name)) for name in others):
+            return ""
+        if not wanted and len(found) == 1:
+            return next(iter(found))
+        its = ", ".join(sorted(variant or "the plain one" for variant in found))
+        asked = f"no variant {wanted}" if wanted else "several variants and no plain one"
+        raise CheckpointError(
+            f"{self.path / component} has {asked}: choose one of its own with --variant ({its})"
+        )
 
     def _names(self, component: str) -> list[str]:
         """The names of the files in a component's folder, sorted."""
@@ -129,6 +159,26 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def _variants(names: Iterable[str]) -> dict[str, str]:
+    """Of each variant of a component's weights ("": the plain one) the file, or the index of its shards."""
+    found: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: (not name.startswith("diffusion"), len(name))):
+        match = _WEIGHTS.fullmatch(name)
+        if match is not None:
+            found.setdefault(match["variant"] or match["shards_variant"] or "", name)
+    return found
+
+
+def _check_quantization(path: Path, said: Any) -> None:
+    """Raises CheckpointError for a quantization of diffusers or transformers that is not read."""
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    if method is not None and method not in _READ_QUANTIZATIONS:
+        raise CheckpointError(
+            f"{path} says that the weights are quantized by {method}; read are "
+            f"{' and '.join(_READ_QUANTIZATIONS)} in safetensors files, and weights that are not quantized"
+        )
+
+
 def _read_shards(index: Path) -> list[str]:
     """The names of the shards that an index names."""
     names = _weight_map(index).values()
@@ -143,7 +193,7 @@ def _checked_shards(index: Path, names: Iterable[str]) -> list[Path]:
     weight_map = _weight_map(index)
     for name in names:
         tensors = {tensor for tensor, shard in weight_map.items() if shard == name}
-        missing = sorted(tensors.difference(open_safetensors(index.parent / name).keys()))
+        missing = sorted(tensors.difference(read_file(index.parent / name).tensors))
         if missing:
             raise CheckpointError(f"{index.parent / name} has no tensor '{missing[0]}'")
     return [index.parent / name for name in names]

@@ -13,7 +13,12 @@ MODELS = Path(triptych.__file__).parent / "models"
 
 
 def open_checkpoint(
-    model: str, *, revision: str | None = None, offline: bool = False, base: str | None = None
+    model: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    base: str | None = None,
+    variant: str | None = None,
 ) -> Checkpoint:
     """Opens a model: by name one that the package brings or one on the hub, by path a folder or a file.
 
@@ -23,18 +28,23 @@ def open_checkpoint(
     revision: a branch, tag or commit of the name on the hub; None: its main branch.
     offline: the hub is not asked, only its cache.
     base: for a single file: the checkpoint, by name or path, that has the components which the file lacks.
+        None: the one in whose folders the file is, if it is in one.
+    variant: of a checkpoint's variants of weights, e.g. "fp16" for model.fp16.safetensors; None: the plain
+        one, or the only one.
 
     Raises:
         CheckpointError: there is no such model, or its index or header cannot be read.
     """
-    path = MODELS / model if model in bundled_models() else Path(model).expanduser().resolve()
+    path = MODELS / model if model in bundled_models() else _given(model)
     if path.is_file():
-        return SingleFile(path, open_checkpoint(base, revision=revision, offline=offline) if base else None)
+        base = base or _checkpoint_around(path)
+        whole = open_checkpoint(base, revision=revision, offline=offline, variant=variant) if base else None
+        return SingleFile(path, whole)
     if base is not None:
         raise CheckpointError(f"a base is for a single file, and '{model}' is none")
     if not path.exists() and is_hub_name(model):
         repository = open_repository(model, revision, offline)
-        return Checkpoint(repository.folder, repository)
+        return Checkpoint(repository.folder, repository, variant)
     if revision is not None:
         raise CheckpointError(f"a revision is for a name on the hub, and '{model}' is none")
     if not path.is_dir():
@@ -44,7 +54,19 @@ def open_checkpoint(
         )
     if not (path / "model_index.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint: it has no model_index.json")
-    return Checkpoint(path)
+    return Checkpoint(path, variant=variant)
+
+
+def _given(model: str) -> Path:
+    """The path as it was given, links and all: its name may say more than that of what it links to."""
+    path = Path(model).expanduser().absolute()
+    return path.resolve() if path.name == ".." else path
+
+
+def _checkpoint_around(file: Path) -> str | None:
+    """The checkpoint in whose folders a component's own file is, as its base."""
+    folder = file.parent.parent
+    return str(folder) if (folder / "model_index.json").is_file() else None
 
 
 def bundled_models() -> list[str]:

@@ -1,14 +1,19 @@
-"""Checkpoints in one file with Stability's or Black Forest Labs' key names, read as diffusers saves them."""
+"""Weights in single files: of their authors, of node editors, of GGUF converters, and of diffusers itself."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.checkpoints.weights import Weights, read_shapes
+from triptych.checkpoints.formats import read_contents
+from triptych.checkpoints.formats.stored import Stored
+from triptych.checkpoints.names import beside, names_of
+from triptych.checkpoints.text_encoder_names import kind_of, llama_table, width_of
+from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Family
@@ -17,29 +22,37 @@ from triptych.families.layouts import Shapes, Table, clip_table, diffusers_tenso
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TRANSFORMER_PREFIX = "model.diffusion_model."
-_VAE_PREFIXES = ("first_stage_model.", "vae.")
+_TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
+_VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 _VAE_MARK = "decoder.mid.block_1.conv1.weight"
+_DIFFUSERS_VAE_MARK = "decoder.mid_block.resnets.0.conv1.weight"
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A component that is in a file under original names, which begin with `prefix`.
+    """A component that is in a file.
 
-    class_name, config: None of a text encoder, for which no file tells them: they are the base's.
+    class_name, config: None where nothing in the file tells them: they are the base's.
+    stored: its tensors by the names in the file, without what they all begin with.
+    table: what those names give in diffusers or transformers.
     """
 
     class_name: str | None
     config: Mapping[str, Any] | None
-    file: Path
-    prefix: str
+    files: list[Path]
+    stored: Mapping[str, Stored]
     table: Table
-    shapes: Shapes
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of its tensors, by the names in the file."""
+        return _shapes(self.stored)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by diffusers' names."""
-        return _Renamed(Weights([self.file]), self.prefix, diffusers_tensors(self.table, self.shapes))
+        return _Renamed(Weights(self.stored), diffusers_tensors(self.table, self.shapes))
 
 
 class _Renamed(Mapping[str, "Tensor"]):
@@ -48,16 +61,14 @@ class _Renamed(Mapping[str, "Tensor"]):
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        prefix: str,
         sources: Mapping[str, tuple[str, Callable[[Tensor], Tensor] | None]],
     ) -> None:
         self._weights = weights
-        self._prefix = prefix
         self._sources = sources
 
     def __getitem__(self, name: str) -> Tensor:
         original, change = self._sources[name]
-        tensor = self._weights[self._prefix + original]
+        tensor = self._weights[original]
         return tensor if change is None else change(tensor)
 
     def __iter__(self) -> Iterator[str]:
@@ -68,11 +79,11 @@ class _Renamed(Mapping[str, "Tensor"]):
 
 
 class SingleFile(Checkpoint):
-    """A transformer, a VAE and text encoders from original files; what they lack from a checkpoint, the base.
+    """A transformer, a VAE and text encoders from a file; what it lacks from a checkpoint, the base.
 
     A FLUX.1 transformer takes its VAE from ae.safetensors beside it, if that is there. Text encoders inside a
     file are used as far as the base has their configs and tokenizers: on one without T5, a T5 is left alone.
-    Without a base, the scheduler is the published one of the family.
+    Without a base, the scheduler is the published one of the family, if all its models have the same.
     """
 
     def __init__(self, path: Path, base: Checkpoint | None) -> None:
@@ -82,7 +93,8 @@ class SingleFile(Checkpoint):
             CheckpointError: the file is broken, of another layout, or not of the base's family.
         """
         self.path = path
-        self.name = self.published_name = path.stem
+        self.published_names = names_of(path)
+        self.name = self.published_names[0]
         self.revision = base.revision if base else ""
         self._base = base
         self._parts, family = _read_parts(path, base)
@@ -91,14 +103,16 @@ class SingleFile(Checkpoint):
         if its != pipeline:
             raise CheckpointError(f"{path} is for a {pipeline}, but the base {base and base.path} a {its}")
         own = {name: ["diffusers", part.class_name] for name, part in self._parts.items() if part.class_name}
-        published = {"_class_name": pipeline, "scheduler": ["diffusers", _SCHEDULER]}
+        published: dict[str, Any] = {"_class_name": pipeline}
+        if self._scheduler:
+            published["scheduler"] = ["diffusers", _SCHEDULER]
         self.index = published | (base.index if base else {}) | own
 
     @property
     def own_defaults(self) -> Path:
         """The triptych.json beside the file, or else the base's."""
-        beside = self.path.with_name("triptych.json")
-        return self._base.own_defaults if self._base and not beside.exists() else beside
+        own = beside(self.path, "triptych.json")
+        return self._base.own_defaults if self._base and not own.exists() else own
 
     def class_name(self, component: str) -> str:
         """The component's class in diffusers or transformers."""
@@ -111,7 +125,7 @@ class SingleFile(Checkpoint):
     def folder(self, component: str) -> Path:
         """The component's folder in the base; of a component that is in a file, the file."""
         if component in self._parts:
-            return self._parts[component].file
+            return self._parts[component].files[0]
         return self._in_base(component).folder(component)
 
     def config(self, component: str) -> dict[str, Any]:
@@ -119,80 +133,129 @@ class SingleFile(Checkpoint):
         part = self._parts.get(component)
         if part is not None and part.config is not None:
             return dict(part.config)
-        if component == "scheduler" and self._base is None:
+        if component == "scheduler" and self._base is None and self._scheduler:
             return dict(self._scheduler)
         return self._in_base(component).config(component)
 
     def files(self, component: str) -> list[Path]:
-        """The component's safetensors files."""
+        """The component's files."""
         if component in self._parts:
-            return [self._parts[component].file]
+            return self._parts[component].files
         return self._in_base(component).files(component)
 
     def tensors(self, component: str) -> Mapping[str, Tensor]:
-        """The component's weights by diffusers' names, each memory-mapped when it is looked up."""
+        """The component's weights by diffusers' names, each read when it is looked up."""
         if component in self._parts:
             return self._parts[component].tensors()
         return self._in_base(component).tensors(component)
 
     def _in_base(self, component: str) -> Checkpoint:
         self.class_name(component)
-        assert self._base is not None  # only a base has components that are in no file
+        if self._base is None:
+            raise CheckpointError(
+                f"{self.path} has no config of its {component}: name a checkpoint with --base"
+            )
         return self._base
+
+
+class WithFile(SingleFile):
+    """A checkpoint, and a file with a text encoder or a VAE that takes the place of its own."""
+
+    def __init__(self, path: Path, base: Checkpoint) -> None:
+        """Reads the file's header.
+
+        Raises:
+            CheckpointError: the file is broken, has nothing that the checkpoint has, or has a transformer.
+        """
+        super().__init__(path, base)
+        if "transformer" in self._parts:
+            raise CheckpointError(f"{path} has a transformer: name it with --model, and the rest with --base")
+        self.path, self.name, self.published_names = base.path, base.name, base.published_names
+
+    @property
+    def own_defaults(self) -> Path:
+        """The checkpoint's."""
+        assert self._base is not None
+        return self._base.own_defaults
 
 
 def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], Family]:
     """The components that a file has, and the family that they belong to."""
-    shapes = read_shapes(path)
-    prefix = _TRANSFORMER_PREFIX if any(name.startswith(_TRANSFORMER_PREFIX) for name in shapes) else ""
-    inner = _under(prefix, shapes)
+    files = _shards(path)
+    tensors = read_contents(files).tensors
     try:
-        for family in FAMILIES:
-            if family.original is not None and family.original.mark in inner:
-                config = family.original.config(inner)
-                table = family.original.table(inner, config)
-                transformer = Part(family.transformer, config, path, prefix, table, inner)
-                vae = _vae_inside(path, shapes, family) or _vae_beside(path, family)
-                encoders = _encoders_inside(path, shapes, family.original.text_encoders, base)
+        for prefix in _TRANSFORMER_PREFIXES:
+            inner = _under(prefix, tensors)
+            for family in FAMILIES:
+                transformer = _transformer(files, inner, family)
+                if transformer is None:
+                    continue
+                vae = _vae_inside(files, tensors, family) or _vae_beside(path, family)
+                encoders = _encoders_inside(files, tensors, family, base)
                 return {"transformer": transformer} | vae | encoders, family
-        if _VAE_MARK in shapes:
-            return _vae_alone(path, shapes, base)
+        if _VAE_MARK in tensors or _DIFFUSERS_VAE_MARK in tensors:
+            return _vae_alone(path, tensors, base)
+        if (kind := kind_of(_shapes(tensors))) is not None:
+            return _encoder_alone(files, tensors, kind.classes, base)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
-        f"{path} has the key names of no known model; known are those of SD3, SD3.5 and FLUX.1 as Stability "
-        "and Black Forest Labs publish them (a file of diffusers' own is served as part of its folder)"
+        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1 and Z-Image as "
+        "their authors, node editors, GGUF converters and diffusers have them"
     )
 
 
-def _vae_inside(path: Path, shapes: Shapes, family: Family) -> dict[str, Part]:
+def _shards(path: Path) -> list[Path]:
+    """The file, or all that it is one of."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    start, count, suffix = match.groups()
+    return [path.with_name(f"{start}-{number:05}-of-{count}{suffix}") for number in range(1, int(count) + 1)]
+
+
+def _transformer(files: list[Path], stored: Mapping[str, Stored], family: Family) -> Part | None:
+    shapes = _shapes(stored)
+    if family.original.mark in stored:
+        config = family.original.config(shapes)
+        table = family.original.table(shapes, config)
+        return Part(family.transformer, config, files, stored, table)
+    if family.mark in stored:  # diffusers' own names
+        return Part(family.transformer, None, files, stored, {})
+    return None
+
+
+def _vae_inside(files: list[Path], tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
-        if prefix + _VAE_MARK in shapes:
-            return {"vae": _vae(path, prefix, _under(prefix, shapes), _scales(family))}
+        if prefix + _VAE_MARK in tensors:
+            return {"vae": _vae(files, _under(prefix, tensors), _scales(family))}
     return {}
 
 
 def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
     """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
-    if family.original is None or family.original.vae_file is None:
+    if family.original.vae_file is None:
         return {}
-    file = path.with_name(family.original.vae_file)
-    return {"vae": _vae(file, "", read_shapes(file), _scales(family))} if file.is_file() else {}
+    file = beside(path, family.original.vae_file)
+    return {"vae": _vae([file], read_contents([file]).tensors, _scales(family))} if file.is_file() else {}
 
 
-def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dict[str, Part], Family]:
+def _vae_alone(
+    path: Path, tensors: Mapping[str, Stored], base: Checkpoint | None
+) -> tuple[dict[str, Part], Family]:
     """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
     if base:
-        config, family = base.config("vae"), family_of(str(base.index.get("_class_name")))
-        if family is None:
-            raise CheckpointError(f"the base {base.path} is a {base.index.get('_class_name')}: not supported")
+        family = _family_of_base(base)
+        if _DIFFUSERS_VAE_MARK in tensors:
+            return {"vae": Part(None, None, [path], tensors, {})}, family
+        config = base.config("vae")
         scales: dict[str, float] = {
             name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
         }
-        return {"vae": _vae(path, "", shapes, scales)}, family
+        return {"vae": _vae([path], tensors, scales)}, family
     for family in FAMILIES:
-        if family.original is not None and family.original.vae_file == path.name:
-            return {"vae": _vae(path, "", shapes, _scales(family))}, family
+        if family.original.vae_file == path.name and _VAE_MARK in tensors:
+            return {"vae": _vae([path], tensors, _scales(family))}, family
     raise CheckpointError(
         f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
         "its family, or call FLUX.1's ae.safetensors"
@@ -200,17 +263,46 @@ def _vae_alone(path: Path, shapes: Shapes, base: Checkpoint | None) -> tuple[dic
 
 
 def _encoders_inside(
-    path: Path, shapes: Shapes, encoders: Mapping[str, str], base: Checkpoint | None
+    files: list[Path], tensors: Mapping[str, Stored], family: Family, base: Checkpoint | None
 ) -> dict[str, Part]:
     """The text encoders that are in the file and of which the base has config and tokenizer."""
     found = {}
-    for component, name in encoders.items():
-        prefix = f"text_encoders.{name}.transformer."
-        inner = _under(prefix, shapes)
+    for component, name in family.original.text_encoders.items():
+        inner = _under(f"text_encoders.{name}.transformer.", tensors)
         if inner and base is not None and base.has(component):
-            table = clip_table(inner) if name == "clip_l" else {}
-            found[component] = Part(None, None, path, prefix, table, inner)
+            table = clip_table(_shapes(inner)) if name == "clip_l" else {}
+            found[component] = Part(None, None, files, inner, table)
     return found
+
+
+def _encoder_alone(
+    files: list[Path], tensors: Mapping[str, Stored], classes: tuple[str, ...], base: Checkpoint | None
+) -> tuple[dict[str, Part], Family]:
+    """A text encoder in a file of its own is the one of the base that has its class and width."""
+    if base is None:
+        raise CheckpointError(f"{files[0]} is a text encoder: name with --base the checkpoint that it is for")
+    shapes = _shapes(tensors)
+    kind = kind_of(shapes)
+    assert kind is not None
+    fitting = [
+        component
+        for component in base.index
+        if base.has(component)
+        and base.class_name(component) in classes
+        and base.config(component).get(kind.width) == width_of(kind, shapes)
+    ]
+    if len(fitting) != 1:
+        which = f"as well {' as '.join(fitting)}" if fitting else "none of its own by class and width"
+        raise CheckpointError(f"{files[0]} is a text encoder, and of the base {base.path} it is {which}")
+    table = llama_table(kind, shapes) or (clip_table(shapes) if fitting[0] == "text_encoder" else {})
+    return {fitting[0]: Part(None, None, files, tensors, table)}, _family_of_base(base)
+
+
+def _family_of_base(base: Checkpoint) -> Family:
+    family = family_of(str(base.index.get("_class_name")))
+    if family is None:
+        raise CheckpointError(f"the base {base.path} is a {base.index.get('_class_name')}: not supported")
+    return family
 
 
 def _scales(family: Family) -> dict[str, float]:
@@ -220,16 +312,21 @@ def _scales(family: Family) -> dict[str, float]:
     }
 
 
-def _vae(path: Path, prefix: str, shapes: Shapes, scales: dict[str, float]) -> Part:
-    return Part("AutoencoderKL", vae_config(shapes) | scales, path, prefix, vae_table(shapes), shapes)
+def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, float]) -> Part:
+    shapes = _shapes(stored)
+    return Part("AutoencoderKL", vae_config(shapes) | scales, files, stored, vae_table(shapes))
 
 
-def _under(prefix: str, shapes: Shapes) -> Shapes:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+def _under(prefix: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)}
+
+
+def _shapes(tensors: Mapping[str, Stored]) -> Shapes:
+    return {name: stored.shape for name, stored in tensors.items()}
 
 
 def _scheduler(family: Family, parts: Mapping[str, Part]) -> dict[str, Any]:
-    """The scheduler_config.json that the family was published with."""
+    """The scheduler_config.json that the family was published with; {} if its models differ in it."""
     shapes = parts["transformer"].shapes if "transformer" in parts else {}
-    published = family.original.scheduler(shapes) if family.original else {}
-    return {"_class_name": _SCHEDULER} | published
+    published = family.original.scheduler(shapes)
+    return {"_class_name": _SCHEDULER} | published if published else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -54,7 +55,8 @@ class OriginalFile:
     mark: a tensor that no other family's transformer has.
     config: the config of diffusers' transformer, from shapes. Raises KeyError for a tensor that is missing.
     table: what the names of a transformer of such shapes and config give in diffusers.
-    scheduler: the scheduler_config.json that a transformer of such shapes was published with; of none, {}.
+    scheduler: the scheduler_config.json that a transformer of such shapes was published with; {} if shapes do
+        not tell.
     text_encoders: what the names of text encoders begin with behind `text_encoders.`, where they are inside.
     vae_file: the name of the VAE's own file beside the transformer's; None where it is inside.
     """
@@ -77,9 +79,10 @@ class Family:
     defaults: by whether the transformer's config has guidance_embeds.
     latents: those of its published VAE.
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
-    original: how its authors publish it, where such files are read.
+    mark: a tensor that no other family has in diffusers.
+    original: how its authors publish it.
     distilled_steps: steps of models without guidance whose configs are those of the models that they were
-        distilled from, by the name of their repository or file in lower case: nothing else tells them apart.
+        distilled from, by what the name of their repository or file has in it: nothing else tells them apart.
     """
 
     pipeline: str
@@ -88,5 +91,19 @@ class Family:
     defaults: Mapping[bool, Defaults]
     latents: LatentSpace
     lora_names: Callable[[Shapes], Table]
-    original: OriginalFile | None = None
+    mark: str
+    original: OriginalFile
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
+
+    def steps_if_distilled(self, names: Iterable[str]) -> int | None:
+        """The steps of a model that goes by these names, of which one has a distilled model's in it."""
+        for name in map(_words, names):
+            for known, steps in self.distilled_steps.items():
+                if f"-{_words(known)}-" in f"-{name}-":
+                    return steps
+        return None
+
+
+def _words(name: str) -> str:
+    """A name in lower case with its words apart: "sd3.5_large_turbo-Q4_0" is "sd3-5-large-turbo-q4-0"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())

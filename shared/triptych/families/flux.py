@@ -145,6 +145,7 @@ FAMILY = Family(
     },
     latents=LATENTS,
     lora_names=lora_names,
+    mark="single_transformer_blocks.0.attn.to_q.weight",
     original=OriginalFile(
         mark="double_blocks.0.img_attn.qkv.weight",
         config=config,

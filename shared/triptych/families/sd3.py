@@ -113,6 +113,7 @@ FAMILY = Family(
         rgb_bias=(0.2394, 0.2135, 0.1925),
     ),
     lora_names=lora_names,
+    mark="pos_embed.proj.weight",
     original=OriginalFile(
         mark="joint_blocks.0.x_block.attn.qkv.weight",
         config=config,
@@ -121,5 +122,5 @@ FAMILY = Family(
         text_encoders={"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     ),
     # The model card's example.
-    distilled_steps={"stable-diffusion-3.5-large-turbo": 4, "sd3.5_large_turbo": 4},
+    distilled_steps={"stable-diffusion-3.5-large-turbo": 4, "sd3.5-large-turbo": 4},
 )

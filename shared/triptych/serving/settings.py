@@ -74,6 +74,12 @@ class ModelOptions(Options):
         description="For a model in a single file: the name or folder of a checkpoint that has what the "
         "file lacks, e.g. text encoders and tokenizers.",
     )
+    variant: str | None = Field(
+        default=None,
+        pattern=r"^\w+$",
+        description="Of a checkpoint's variants of weights, e.g. fp16 for model.fp16.safetensors. "
+        "Default: the plain one, or the only one.",
+    )
     name: str | None = Field(
         default=None,
         min_length=1,
@@ -84,7 +90,13 @@ class ModelOptions(Options):
         """The checkpoint that these options name. Raises CheckpointError."""
         from triptych.checkpoints.opening import open_checkpoint
 
-        checkpoint = open_checkpoint(self.model, revision=self.revision, offline=self.offline, base=self.base)
+        checkpoint = open_checkpoint(
+            self.model,
+            revision=self.revision,
+            offline=self.offline,
+            base=self.base,
+            variant=self.variant,
+        )
         checkpoint.name = self.name or checkpoint.name
         return checkpoint
 

@@ -140,6 +140,71 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         open_checkpoint(str(tmp_path))
 
 
+def rename_weights(folder: Path, *names: str) -> None:
+    """Each name has weights of its own: "a" counts which."""
+    (folder / "transformer" / WEIGHTS).unlink()
+    for number, name in enumerate(names):
+        save_file({"a": torch.tensor([float(number)])}, folder / "transformer" / name)
+
+
+def first_of(folder: Path, variant: str | None = None) -> float:
+    return float(open_checkpoint(str(folder), variant=variant).tensors("transformer")["a"][0])
+
+
+def test_a_folder_with_one_variant_has_it(folder: Path) -> None:
+    rename_weights(folder, "diffusion_pytorch_model.fp16.safetensors")
+    assert first_of(folder) == first_of(folder, "fp16") == 0
+
+
+def test_of_several_variants_the_plain_one_is_taken_or_the_chosen_one(folder: Path) -> None:
+    rename_weights(folder, "diffusion_pytorch_model.fp16.safetensors", WEIGHTS)
+    assert (first_of(folder), first_of(folder, "fp16")) == (1, 0)
+
+
+def test_several_variants_without_a_plain_one_must_be_chosen_from(folder: Path) -> None:
+    rename_weights(folder, "model.fp16.safetensors", "model.bf16.safetensors")
+    assert_refused(folder, "several variants and no plain one", "--variant (bf16, fp16)")
+    assert first_of(folder, "bf16") == 1
+
+
+def test_a_variant_that_no_component_has_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"transformer has no variant fp61.*\(the plain one\)"):
+        first_of(folder, "fp61")
+
+
+def test_a_component_without_the_chosen_variant_has_its_plain_one(folder: Path) -> None:
+    (folder / "vae").mkdir()
+    save_file({"v": torch.ones(1)}, folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    assert first_of(folder, "fp16") == 0
+    checkpoint = open_checkpoint(str(folder), variant="fp16")
+    assert set(checkpoint.tensors("vae")) == {"v"}
+
+
+@pytest.mark.parametrize(
+    "index", [f"{WEIGHTS}.index.fp16.json", f"{WEIGHTS[:-12]}.fp16.safetensors.index.json"]
+)
+def test_shards_of_a_variant_are_one_mapping(index: str, folder: Path) -> None:
+    shards = [f"diffusion_pytorch_model.fp16-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    rename_weights(folder, *shards)
+    save_file({"b": torch.ones(1)}, folder / "transformer" / shards[1])
+    weight_map = {"a": shards[0], "b": shards[1]}
+    (folder / "transformer" / index).write_text(json.dumps({"weight_map": weight_map}))
+    assert set(open_checkpoint(str(folder)).tensors("transformer")) == {"a", "b"}
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "svdquant"])
+def test_a_quantization_that_is_not_read_is_refused_by_name(method: str, folder: Path) -> None:
+    config = {"patch_size": 2, "quantization_config": {"quant_method": method}}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=rf"config\.json says .* quantized by {method}; read are bitsand"
+    ):
+        open_checkpoint(str(folder)).config("transformer")
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(str(folder)).config("transformer") == {"patch_size": 2}
+
+
 def test_the_models_of_the_package_open_by_name() -> None:
     for name in bundled_models():
         assert open_checkpoint(name).name == name

@@ -1,4 +1,4 @@
-"""Original files of SD3, SD3.5 and FLUX.1 are read as if diffusers had saved them, to the bit."""
+"""Original files of SD3, SD3.5, FLUX.1 and Z-Image are read as if diffusers had saved them, to the bit."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
-from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline, tiny_vae
+from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
@@ -309,14 +309,14 @@ def test_a_file_without_what_tells_its_config_is_refused(left_out: str, tmp_path
 
 def test_files_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="key names of no known model"):
-        open_checkpoint(str(save(tiny_vae().state_dict(), tmp_path / "unet.safetensors")))
+        open_checkpoint(str(save({"input_blocks.0.0.weight": torch.ones(1)}, tmp_path / "unet.safetensors")))
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="is a pickle"):
         open_checkpoint(str(tmp_path / "model.ckpt"))
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 8, b"\x02" + 7 * b"\0" + b"[]", b"\x10" + 7 * b"\0" + b'{"a": 1}']
+    "content", [b"\0", b"\xff" * 8, b"\x02" + 7 * b"\0" + b"[]", b"\x10" + 7 * b"\0" + b'{"a": 1}']
 )
 def test_a_broken_header_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "broken.safetensors"
