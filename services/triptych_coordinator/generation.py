@@ -76,6 +76,7 @@ async def generation_events(
     async with aclosing(stages.vae_codecs.decode(latents, models, deadline)) as pictures:
         async for index, picture in pictures:
             finished.decode_milliseconds += stopwatch.lap()
+            picture = await asyncio.to_thread(initial.preserve, picture)
             image = await _image(parameters, index, picture, fingerprints)
             if parameters.return_latents:
                 image.latents.CopyFrom(array_to_message(latents[index]))

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,15 @@ from triptych.errors import invalid_argument
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.request.edits import within
 from triptych_coordinator.request.parameters import Edit, Parameters
-from triptych_coordinator.request.pictures import Picture, Size, read_mask, read_picture
-from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
+from triptych_coordinator.request.pictures import Size, read_mask, read_picture
+from triptych_coordinator.sampling.inpainting import (
+    Inpainting,
+    Preserved,
+    feathered,
+    first_step,
+    latent_mask,
+    noised,
+)
 from triptych_coordinator.sampling.loop import unchanged
 from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise
 from triptych_coordinator.sampling.solvers.solution import Latents, Noise, Reached
@@ -25,6 +31,11 @@ DECODERS = ThreadPoolExecutor(2, "decode")
 """Threads for files of strangers, which may take long: noise and PNG files have others."""
 
 
+def made_anew(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Keeps nothing of an input picture."""
+    return picture
+
+
 @dataclass(frozen=True)
 class InitialLatents:
     """What the sampler loop is given to begin with."""
@@ -33,6 +44,8 @@ class InitialLatents:
     """[B, C, h, w], at sigmas[first_step]."""
     first_step: int = 0
     edit: Callable[[Reached], Latents] = unchanged
+    preserve: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = made_anew
+    """What becomes of a decoded picture."""
     warnings: tuple[str, ...] = ()
     """Sentences on what the request starts from."""
 
@@ -71,24 +84,22 @@ async def initial_latents(
     edit = parameters.edit
     if edit is None:
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
-        given = parameters.noise
-        return InitialLatents(drawn if given is None else _per_image(given, parameters))
-    mask, warnings = None, []
+        noise_given = parameters.noise
+        return InitialLatents(drawn if noise_given is None else _per_image(noise_given, parameters))
     if edit.clean is not None:
-        clean = _per_image(edit.clean, parameters)
+        given, clean = None, _per_image(edit.clean, parameters)
     else:
-        decoding = partial(asyncio.get_running_loop().run_in_executor, DECODERS)
-        canvas = await decoding(_canvas, edit, parameters)
-        mask = await decoding(_mask, edit, parameters, models.vae_codec.downscale)
-        warnings += [f"image: {warning}" for warning in canvas.warnings]
-        if mask is not None and not mask.any():
-            warnings.append("the mask is black everywhere: it keeps all of the picture, and nothing is made")
-        mean, std = await stages.vae_codecs.encode(canvas.pixels, models, deadline)
+        loop = asyncio.get_running_loop()
+        given = await loop.run_in_executor(DECODERS, _given, edit, parameters, models.vae_codec.downscale)
+        mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline)
         clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)
     drawn = await asyncio.to_thread(noise)
-    kept = unchanged if mask is None else Inpainting(mask, clean, drawn)
-    return InitialLatents(noised(clean, drawn, sigmas[first]), first, kept, tuple(warnings))
+    latents = noised(clean, drawn, sigmas[first])
+    if given is None:
+        return InitialLatents(latents, first)
+    kept = unchanged if given.mask is None else Inpainting(given.mask, clean, drawn)
+    return InitialLatents(latents, first, kept, given.preserve, given.warnings)
 
 
 def _per_image(latents: Latents, parameters: Parameters) -> Latents:
@@ -96,32 +107,47 @@ def _per_image(latents: Latents, parameters: Parameters) -> Latents:
     return np.broadcast_to(latents, (len(parameters.seeds), *latents.shape[1:]))
 
 
-def _canvas(edit: Edit, parameters: Parameters) -> Picture:
+@dataclass(frozen=True)
+class _Given:
+    """What a request's files come to."""
+
+    pixels: NDArray[np.uint8]
     """The input picture as large as the one to make; its border goes on into the margins."""
+    mask: NDArray[np.float32] | None
+    """What to make anew, on the latent grid; None for everything."""
+    preserve: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    warnings: tuple[str, ...]
+
+
+def _given(edit: Edit, parameters: Parameters, downscale: int) -> _Given:
     left, top, right, bottom = edit.margins
+    frame = (top, bottom), (left, right)
     try:
         picture = read_picture(edit.image, _place(edit, parameters), not edit.read_as_diffusers)
     except ValueError as error:
         raise invalid_argument(("image", str(error))) from error
-    pixels = np.pad(picture.pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
-    return Picture(pixels, picture.warnings)
+    pixels = np.pad(picture.pixels, (*frame, (0, 0)), mode="edge")
+    warnings = tuple(f"image: {warning}" for warning in picture.warnings)
+    inside = _mask(edit, parameters)
+    if inside is None:
+        return _Given(pixels, None, made_anew, warnings)
+    mask = np.pad(inside, frame, constant_values=1)
+    if not mask.any():
+        warnings += ("the mask is black everywhere: it keeps all of the picture, and nothing is made",)
+    on_grid = latent_mask(mask, edit.margins, downscale, edit.read_as_diffusers)
+    preserve = Preserved(pixels, feathered(mask > 0, downscale)) if edit.preserve else made_anew
+    return _Given(pixels, on_grid, preserve, warnings)
 
 
-def _mask(edit: Edit, parameters: Parameters, downscale: int) -> NDArray[np.float32] | None:
-    """What to make anew, on the latent grid; None for everything."""
-    left, top, right, bottom = edit.margins
+def _mask(edit: Edit, parameters: Parameters) -> NDArray[np.float32] | None:
+    """What to make anew of the input picture's place; None for everything."""
     place = _place(edit, parameters)
     if edit.mask:
         try:
-            inside = read_mask(edit.mask, place, edit.read_as_diffusers)
+            return read_mask(edit.mask, place, edit.read_as_diffusers)
         except ValueError as error:
             raise invalid_argument(("mask", str(error))) from error
-    elif any(edit.margins):
-        inside = np.zeros((place.height, place.width), np.float32)
-    else:
-        return None
-    mask = np.pad(inside, ((top, bottom), (left, right)))
-    return latent_mask(mask, edit.margins, downscale, edit.read_as_diffusers)
+    return np.zeros((place.height, place.width), np.float32) if any(edit.margins) else None
 
 
 def _place(edit: Edit, parameters: Parameters) -> Size:

@@ -112,7 +112,9 @@ TABLE = {
         "--guidance", "How strongly to follow the prompt; 1 is off. Default: the model's."
     ),
     "num_images_per_prompt": Said("--num-images"),
-    "seeds": Said("--seed", "Decides the pictures; one for all or one for each. Default: drawn."),
+    "seeds": Said(
+        "--seed", "Decides the pictures; one for all or one for each; -1 is drawn. Default: drawn."
+    ),
     "guidance_rescale": Said("", "How much of guidance's contrast is taken back, 0 to 1. Default: 0."),
     "skip_layer_guidance": Said("--skip-layers"),
     "perturbed_attention_guidance": Said("--perturb-layers"),
@@ -124,6 +126,7 @@ TABLE = {
     "image": Said("", "Start from a PNG, JPEG or WebP file."),
     "strength": Said("", "How much of it to make anew, up to 1. Default: 0.6; with margins 1."),
     "mask": Said("", "Where: white of a picture as large. Default: everywhere."),
+    "preserve": Said("--paste-back", "Keep the rest of --image to the bit, with --mask or --margins."),
     "latents": Said("", "Start from latents, a .npy file of --save-latents.", "<path>", _clean),
     "noise": Said("", "A .npy file instead of the seed's first noise.", "<path>", _noise),
     "loras": Said("--lora", "A LoRA of the denoiser's --lora-folder.", "NAME=WEIGHT", read_loras),
@@ -144,7 +147,7 @@ TYPES: Mapping[int, Any] = {
     FieldDescriptor.TYPE_DOUBLE: float,
     FieldDescriptor.TYPE_INT32: int,
     FieldDescriptor.TYPE_INT64: int,
-    FieldDescriptor.TYPE_UINT64: Annotated[int, Ge(0), Le(2**64 - 1)],
+    FieldDescriptor.TYPE_UINT64: Annotated[int, Ge(-1), Le(2**64 - 1)],  # seeds, of which -1 is drawn
     FieldDescriptor.TYPE_BYTES: Annotated[bytes, BeforeValidator(read_file)],
     FieldDescriptor.TYPE_MESSAGE: str,
 }

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import math
 import random
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.errors import TriptychError, from_rpc_error, internal, invalid_argument, retry_after_seconds
-from triptych.serving.channels import channel_options
+from triptych.serving.channels import channel_options, target
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
 from triptych.v1 import editing_pb2, guidance_pb2, sampling_pb2
@@ -37,6 +38,8 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 if TYPE_CHECKING:
     from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
+DRAWN = -1
+"""A seed that stands for any."""
 _MODEL_SECONDS = 10.0
 RETRY_SECONDS = 30.0
 """For so long after a generation failed it is sent again, unless it gets further or its timeout passes.
@@ -50,41 +53,42 @@ _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 class GenerationOptions(TypedDict, total=False):
     """What a generation can be told, as GenerationParameters describes it, and the seconds it may take.
 
-    What is left out is the server's default; no timeout means any time. `loras` has weights by name, in the
-    order in which they are added.
+    What is left out, or None, is the server's default; no timeout means any time. A seed of -1 is drawn, and
+    the picture says which it became. `loras` has weights by name, in the order in which they are added.
     """
 
-    negative_prompt: str | Sequence[str]
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_schedule: guidance_pb2.GuidanceSchedule
-    num_images_per_prompt: int
-    seed: int
-    seeds: Sequence[int]
-    loras: Mapping[str, float]
-    model: str
-    solver: sampling_pb2.Solver
-    sigma_schedule: sampling_pb2.SigmaSchedule
-    step_reuse: sampling_pb2.StepReuse
-    guidance_method: guidance_pb2.GuidanceMethod
-    guidance_rescale: float
-    skip_layer_guidance: guidance_pb2.SkipLayerGuidance
-    perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance
-    compositions: Sequence[guidance_pb2.Composition]
-    prompt_weighting: bool
-    image: bytes
-    strength: float
-    mask: bytes
-    margins: editing_pb2.Margins
-    read_as_diffusers: bool
-    latents: editing_pb2.InitialLatents
-    variation: editing_pb2.Variation
-    return_latents: bool
-    preview_every: int
-    priority: int
-    timeout: float
+    negative_prompt: str | Sequence[str] | None
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    guidance_schedule: guidance_pb2.GuidanceSchedule | None
+    num_images_per_prompt: int | None
+    seed: int | None
+    seeds: Sequence[int] | None
+    loras: Mapping[str, float] | None
+    model: str | None
+    solver: sampling_pb2.Solver | None
+    sigma_schedule: sampling_pb2.SigmaSchedule | None
+    step_reuse: sampling_pb2.StepReuse | None
+    guidance_method: guidance_pb2.GuidanceMethod | None
+    guidance_rescale: float | None
+    skip_layer_guidance: guidance_pb2.SkipLayerGuidance | None
+    perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance | None
+    compositions: Sequence[guidance_pb2.Composition] | None
+    prompt_weighting: bool | None
+    image: bytes | None
+    strength: float | None
+    mask: bytes | None
+    margins: editing_pb2.Margins | None
+    preserve: bool | None
+    read_as_diffusers: bool | None
+    latents: editing_pb2.InitialLatents | None
+    variation: editing_pb2.Variation | None
+    return_latents: bool | None
+    preview_every: int | None
+    priority: int | None
+    timeout: float | None
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,11 @@ Progress = Callable[[pb2.StepCompleted], object]
 
 
 class AsyncClient:
-    """A coordinator at an address ("host:port", "unix:/path"). Make it where an event loop runs.
+    """A coordinator at an address ("host:port", "http://host:port", "unix:/path").
 
-    Every method raises TriptychError with the server's code, message and details. retry_seconds: see
-    RETRY_SECONDS; 0 for no retry.
+    Make it where an event loop runs. Every method raises TriptychError with the server's code, message and
+    details. An address that cannot be one is a ValueError; an answer of more than `max_message_bytes` is
+    refused. retry_seconds: see RETRY_SECONDS; 0 for no retry.
     """
 
     def __init__(
@@ -135,7 +140,7 @@ class AsyncClient:
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._retry_seconds = retry_seconds
-        channel = grpc.aio.insecure_channel(address, options=channel_options(max_message_bytes))
+        channel = grpc.aio.insecure_channel(target(address), options=channel_options(max_message_bytes))
         self._channel: grpc.aio.Channel | None = channel
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(channel)  # type: ignore[assignment]
 
@@ -208,7 +213,7 @@ class AsyncClient:
 
 
 class Client:
-    """A coordinator at an address ("host:port", "unix:/path"); may be shared by threads.
+    """A coordinator at an address, as of AsyncClient; may be shared by threads.
 
     Every method raises TriptychError with the server's code, message and details. retry_seconds: see
     RETRY_SECONDS; 0 for no retry.
@@ -223,7 +228,7 @@ class Client:
     ) -> None:
         self._retry_seconds = retry_seconds
         self._closed = False
-        self._channel = grpc.insecure_channel(address, options=channel_options(max_message_bytes))
+        self._channel = grpc.insecure_channel(target(address), options=channel_options(max_message_bytes))
         self._stub = ImageGenerationServiceStub(self._channel)
 
     def generate(
@@ -388,7 +393,8 @@ def _image(message: pb2.GeneratedImage) -> Image:
 
 def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.GenerateRequest:
     """The request; a value that its field cannot hold is refused here, by the field's name."""
-    given: dict[str, Any] = {"prompts": _listed(prompt), **options}
+    given: dict[str, Any] = {"prompts": _listed(prompt)}
+    given |= {name: value for name, value in options.items() if value is not None}
     given.pop("timeout", None)
     priority = given.pop("priority", 0)
     if "seed" in given and "seeds" in given:
@@ -412,6 +418,8 @@ def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.Gen
 def _with_field(field: str, value: Any) -> GenerationParameters:
     if field == "loras":
         value = [{"name": name, "weight": weight} for name, weight in dict(value).items()]
+    if field == "seeds":
+        value = [secrets.randbelow(1 << 32) if seed == DRAWN else seed for seed in value]
     return GenerationParameters(**{field: value})
 
 
@@ -432,4 +440,15 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+        raise _explained(from_rpc_error(error)) from error
+
+
+def _explained(error: TriptychError) -> TriptychError:
+    """The same, with what to set where gRPC says only that a message was too large."""
+    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or "larger than max" not in error.message:
+        return error
+    message = (
+        f"{error.message}: give the client a larger max_message_bytes, the coordinator a larger"
+        " --max-message-bytes, or ask for fewer or smaller pictures at once"
+    )
+    return TriptychError(error.code, message, error.details)

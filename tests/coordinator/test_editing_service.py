@@ -96,6 +96,34 @@ async def test_colours_that_cannot_be_read_are_a_warning(house: House) -> None:
     assert made.warnings == ["image: its colours are read as sRGB: its colour profile is broken"]
 
 
+NOISE = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+"""No picture that the codec could give back."""
+
+
+async def test_what_is_preserved_is_the_picture_to_the_bit(house: House) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:40, 20:50] = 255
+    fields: dict[str, Any] = {"image": png(NOISE), "mask": png(mask), "strength": 1.0, "seeds": [3]}
+    plain = pixels((await house.images("a cat", **fields)).images[0])
+    kept = pixels((await house.images("a cat", **fields, preserve=True)).images[0])
+    assert (plain != NOISE)[mask == 0].mean() > 0.9
+    assert np.array_equal(kept[mask == 0], NOISE[mask == 0])
+    deep = np.s_[10 + 8 : 40 - 8, 20 + 8 : 50 - 8]
+    assert np.array_equal(kept[deep], plain[deep])
+    assert (kept != NOISE)[mask == 255].mean() > 0.9
+
+
+async def test_the_picture_that_is_outpainted_can_be_preserved(house: House) -> None:
+    margins = editing_pb2.Margins(left=16, top=16)
+    fields: dict[str, Any] = {"image": png(NOISE), "margins": margins, "seeds": [3], "preserve": True}
+    (image,) = (await house.images("a cat", **fields)).images
+    assert np.array_equal(pixels(image)[16:, 16:], NOISE)
+    with Image.open(io.BytesIO(image.png), formats=["PNG"]) as opened:
+        record = json.loads(opened.info["triptych"])
+    assert record["preserve"]
+    assert record["request"]["preserve"]
+
+
 async def test_outpainting_keeps_the_picture_where_it_is(house: House) -> None:
     margins = editing_pb2.Margins(left=16, bottom=32)
     (image,) = (await house.images("a cat", image=PICTURE, margins=margins, seeds=[3])).images

@@ -15,8 +15,9 @@ import pytest
 from tests.shared.conftest import Running
 from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
 from triptych import errors
-from triptych.client import AsyncClient, Client, Generation
+from triptych.client import AsyncClient, Client, Generation, GenerationOptions
 from triptych.errors import TriptychError
+from triptych.serving.channels import target
 from triptych.v1 import guidance_pb2
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
@@ -176,7 +177,7 @@ async def test_a_stream_that_only_stops_is_an_error(kind: str, coordinator: Runn
     ("options", "field"),
     [
         ({"height": 2**40}, "height"),
-        ({"seed": -1}, "seeds"),
+        ({"seed": -2}, "seeds"),
         ({"width": "wide"}, "width"),
         ({"wdith": 1}, "wdith"),
         ({"loras": {"ink": "much"}}, "loras"),
@@ -188,6 +189,82 @@ async def test_values_that_no_field_can_hold_are_refused_by_name(
 ) -> None:
     with pytest.raises(TriptychError, match=f"^{field}: "):
         await generated(kind, coordinator, "a zebra", **options)
+
+
+@kinds
+async def test_none_is_not_given(kind: str, coordinator: Running) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(GenerationOptions.__annotations__)
+    generation = await generated(kind, coordinator, "a zebra", on_progress=None, **nothing)
+    generation.parameters.ClearField("seeds")  # the server's
+    assert generation.parameters == GenerationParameters(prompts=["a zebra"])
+
+
+@kinds
+async def test_minus_one_is_a_seed_that_is_drawn(kind: str, coordinator: Running) -> None:
+    drawn = [
+        (await generated(kind, coordinator, "a zebra", **options)).parameters.seeds
+        for options in ({"seed": -1}, {"seed": -1}, {"seeds": [7, -1, -1]})
+    ]
+    assert drawn[2][0] == 7
+    seeds = [drawn[0][0], drawn[1][0], *drawn[2][1:]]
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize("form", ["http://{}", "http://{}/", "{}/", "HTTP://{}"])
+async def test_an_address_may_be_written_as_an_url(kind: str, coordinator: Running, form: str) -> None:
+    if coordinator.address.startswith("unix:"):
+        pytest.skip("a socket has no URL")
+    if kind == "sync":
+        with Client(form.format(coordinator.address)) as client:
+            assert (await asyncio.to_thread(client.model)).name == "scripted"
+    else:
+        async with AsyncClient(form.format(coordinator.address)) as async_client:
+            assert (await async_client.model()).name == "scripted"
+
+
+@pytest.mark.parametrize(
+    ("address", "is_or_says"),
+    [
+        ("http://here", "here:80"),
+        ("http://[::1]", "[::1]:80"),
+        ("http://[::1]:50050/", "[::1]:50050"),
+        ("dns:///here:50050", "dns:///here:50050"),
+        ("unix:///tmp/socket", "unix:///tmp/socket"),
+    ],
+)
+def test_what_an_address_connects_to(address: str, is_or_says: str) -> None:
+    assert target(address) == is_or_says
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://here:50050", "do not speak TLS yet, so it is http://here:50050"),
+        ("http://here/api", "have no path"),
+        ("http://", "is not http://host:port"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(address: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Client(address)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_an_answer_that_is_too_large_says_what_to_set(kind: str, coordinator: Running) -> None:
+    says = r"larger than max .* a larger max_message_bytes"
+    if kind == "sync":
+        with (
+            Client(coordinator.address, max_message_bytes=5) as client,
+            pytest.raises(TriptychError, match=says) as caught,
+        ):
+            await asyncio.to_thread(client.generate, "a")
+    else:
+        async with AsyncClient(coordinator.address, max_message_bytes=5) as async_client:
+            with pytest.raises(TriptychError, match=says) as caught:
+                await async_client.generate("a")
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_seed_and_seeds_exclude_each_other(coordinator: Running) -> None:

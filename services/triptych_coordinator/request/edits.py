@@ -34,6 +34,8 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
             wrong[field] = "needs image: there is nothing that it could keep"
     if message.read_as_diffusers and not given_image:
         wrong["read_as_diffusers"] = "needs image: nothing else is read"
+    if message.preserve and not (message.HasField("mask") or message.HasField("margins")):
+        wrong["preserve"] = "needs mask or margins: all of the picture is made anew"
     starts = given_image or kind == "clean"
     if message.HasField("strength") and not starts:
         wrong["strength"] = "needs image or latents.clean: there is nothing to start from"
@@ -45,7 +47,7 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
         strength = number(message.strength, "strength", Range(0, 1), wrong)
         if strength == 0:
             wrong["strength"] = "must be more than 0: nothing would be made"
-    return Edit(strength, message.image, message.mask, margins, message.read_as_diffusers)
+    return Edit(strength, message.image, message.mask, margins, message.read_as_diffusers, message.preserve)
 
 
 def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Size:

@@ -96,6 +96,7 @@ class Edit:
     mask: bytes = b""
     margins: Margins = NO_MARGINS
     read_as_diffusers: bool = False
+    preserve: bool = False
     clean: Latents | None = field(default=None, compare=False)
 
 

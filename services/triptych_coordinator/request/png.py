@@ -105,6 +105,7 @@ def _starting_record(alone: Parameters, image: int) -> dict[str, Any]:
         record["strength"] = edit.strength
         inputs = {"image_sha256": edit.image, "mask_sha256": edit.mask}
         record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
+        record |= {"preserve": True} if edit.preserve else {}
     latents = alone.noise if edit is None else edit.clean
     if latents is not None:
         row = latents[0 if len(latents) == 1 else image]

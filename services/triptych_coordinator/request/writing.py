@@ -26,6 +26,7 @@ def parameters_to_message(parameters: Parameters) -> GenerationParameters:
         message.strength = parameters.edit.strength
         if any(parameters.edit.margins):
             message.margins.CopyFrom(editing_pb2.Margins(**parameters.edit.margins._asdict()))
+        message.preserve = parameters.edit.preserve
         if parameters.edit.image:
             message.read_as_diffusers = parameters.edit.read_as_diffusers
     return message

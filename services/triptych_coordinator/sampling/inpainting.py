@@ -60,6 +60,51 @@ class Inpainting:
         return (1 - self.mask) * known + self.mask * reached.latents
 
 
+@dataclass(frozen=True)
+class Preserved:
+    """Lays the picture that was made over the one that was given, where it was to be made anew.
+
+    Args:
+        picture: the given one, uint8 [height, width, 3].
+        share: of the made one, [height, width] from 0, where the given one's bits stay, to 1.
+    """
+
+    picture: NDArray[np.uint8]
+    share: NDArray[np.float32]
+
+    def __call__(self, made: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What the two are together, as `picture`."""
+        both = self.picture + self.share[..., None] * (made - self.picture.astype(np.float32))
+        return np.rint(both).astype(np.uint8)
+
+
+def feathered(mask: NDArray[np.bool_], width: int) -> NDArray[np.float32]:
+    """A mask whose inside rises to 1 over `width` pixels from its edge, [height, width]; 0 outside.
+
+    What is narrower reaches 1 in its middle, so that a thin stroke is not lost. The picture's own border is
+    no edge.
+    """
+    inside = mask.astype(np.uint8)
+    depth = inside.copy()
+    for _ in range(width - 1):
+        inside = _neighbours(inside, np.minimum)
+        depth += inside
+    deepest = depth
+    for _ in range(width - 1):
+        deepest = _neighbours(deepest, np.maximum)
+    return np.divide(depth, np.maximum(deepest, 1), dtype=np.float32)
+
+
+def _neighbours(numbers: NDArray[np.uint8], choose: np.ufunc) -> NDArray[np.uint8]:
+    """The least or largest of each number and the eight around it."""
+    numbers = numbers.copy()
+    for turned in (numbers, numbers.T):  # both are views of what the other shows
+        before, after = turned[:-1].copy(), turned[1:].copy()
+        choose(turned[1:], before, out=turned[1:])
+        choose(turned[:-1], after, out=turned[:-1])
+    return numbers
+
+
 def latent_mask(
     mask: NDArray[np.float32], margins: Margins, downscale: int, as_diffusers: bool = False
 ) -> NDArray[np.float32]:

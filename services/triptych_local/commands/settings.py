@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from triptych.serving import channels
 from triptych.serving.settings import Options
 from triptych_local.options import Written
 from triptych_local.request import PARAMETERS, TABLE, Request, read_parameter, read_size
@@ -29,13 +30,14 @@ def check_png(file: Path) -> Path:
 
 Size = Annotated[tuple[int, int], BeforeValidator(read_size)]
 PngFile = Annotated[Path, AfterValidator(check_png), Written(("-o",))]
+Target = Annotated[str, AfterValidator(channels.target)]
 Argument = Written(argument=True)
 
 
 class Place(Options):
     """Where pictures are made: at an address, in this process, or wherever the wanted model is served."""
 
-    target: str | None = Field(
+    target: Target | None = Field(
         None,
         description="A coordinator's address: unix:/path or host:port. Default: that of `triptych up`, else "
         "services for this command alone.",
@@ -178,7 +180,7 @@ class UpSettings(Options):
 class BenchSettings(Options):
     """Of `triptych bench`."""
 
-    target: str = Field(description="A coordinator's address: unix:/path or host:port.")
+    target: Target = Field(description="A coordinator's address: unix:/path or host:port.")
     concurrency: Annotated[list[Annotated[int, Ge(1)]], Written(("-c",))] = Field(
         [], description="Requests at once; several times for several loads. Default: 1."
     )

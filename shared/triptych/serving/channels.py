@@ -1,6 +1,25 @@
-"""Channel arguments for clients of the services."""
+"""Channel arguments for clients of the services, and where they connect."""
+
+import re
 
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
+
+
+def target(address: str) -> str:
+    """What gRPC connects to for an address as people write it: of http://host:port/, host:port.
+
+    Raises:
+        ValueError: it is of https, or has a path.
+    """
+    scheme, separator, rest = address.partition("://")
+    if scheme.lower() == "https" and separator:
+        raise ValueError(f"'{address}': the services do not speak TLS yet, so it is http://{rest}")
+    if scheme.lower() == "http" and separator:
+        host = rest.rstrip("/")
+        if "/" in host or not host:
+            raise ValueError(f"'{address}' is not http://host:port: gRPC's addresses have no path")
+        return host if re.search(r":[0-9]+$", host) else f"{host}:80"
+    return address if address.startswith("unix:") else address.rstrip("/")
 
 
 def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:

@@ -49,6 +49,7 @@ class GenerationParameters(google.protobuf.message.Message):
     VARIATION_FIELD_NUMBER: builtins.int
     RETURN_LATENTS_FIELD_NUMBER: builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: builtins.int
+    PRESERVE_FIELD_NUMBER: builtins.int
     READ_AS_DIFFUSERS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
@@ -100,6 +101,11 @@ class GenerationParameters(google.protobuf.message.Message):
     """Previews after every so many steps (see StepCompleted), except the last; 0 for none. Refused where no map from
     latents to colours is known: a checkpoint brings one as "latent_rgb" in its triptych.json.
     """
+    preserve: builtins.bool
+    """Keeps the pixels of `image`, to the bit, where `mask` is black and where `margins` do not reach: the picture that was
+    made is laid over them, inside what is made anew and blended over at most a latent pixel at its edge. Without it
+    the whole picture has gone through the VAE codec, and changes a little everywhere. Only with `mask` or `margins`.
+    """
     read_as_diffusers: builtins.bool
     """Reads `image` and `mask` as diffusers' pipelines do: colour profiles are not heeded, a mask is scaled as a picture
     is, and a latent pixel takes it at its upper left corner. Only with `image`. Default: not.
@@ -121,8 +127,9 @@ class GenerationParameters(google.protobuf.message.Message):
     @property
     def seeds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Pictures are numbered prompt by prompt. None: the server draws a seed s and picture k gets s + k. One: picture k
-        gets seed + k. Otherwise one per picture. The starting noise is that of torch's CPU generator, which uses the low
-        32 bits of a seed. With `image` its first numbers sample the encoder's distribution, the next are the noise.
+        gets seed + k. Otherwise one per picture. Every number is a seed, 2^64 - 1 too, which some languages make of -1:
+        leave them out to have one drawn. The starting noise is that of torch's CPU generator, which uses the low 32 bits
+        of a seed. With `image` its first numbers sample the encoder's distribution, the next are the noise.
         """
 
     @property
@@ -201,11 +208,12 @@ class GenerationParameters(google.protobuf.message.Message):
         variation: triptych.v1.editing_pb2.Variation | None = ...,
         return_latents: builtins.bool = ...,
         preview_every: builtins.int = ...,
+        preserve: builtins.bool = ...,
         read_as_diffusers: builtins.bool | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preserve", b"preserve", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload

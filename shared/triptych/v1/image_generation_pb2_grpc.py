@@ -73,7 +73,9 @@ class ImageGenerationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GenerateImages(self, request, context):
-        """The same, answered once with all pictures. Errors as for Generate.
+        """The same, answered once with all pictures. Errors as for Generate. The answer may be larger than the 4 MiB that gRPC
+        clients take by default: set the channel's grpc.max_receive_message_length, or call Generate, whose messages have a
+        picture each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,10 @@ class ImageGenerationServiceStub:
         triptych.v1.image_generation_pb2.GenerateImagesRequest,
         triptych.v1.image_generation_pb2.GenerateImagesResponse,
     ]
-    """The same, answered once with all pictures. Errors as for Generate."""
+    """The same, answered once with all pictures. Errors as for Generate. The answer may be larger than the 4 MiB that gRPC
+    clients take by default: set the channel's grpc.max_receive_message_length, or call Generate, whose messages have a
+    picture each.
+    """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         triptych.v1.image_generation_pb2.ImageGenerationServiceGetModelRequest,
@@ -72,7 +75,10 @@ class ImageGenerationServiceAsyncStub:
         triptych.v1.image_generation_pb2.GenerateImagesRequest,
         triptych.v1.image_generation_pb2.GenerateImagesResponse,
     ]
-    """The same, answered once with all pictures. Errors as for Generate."""
+    """The same, answered once with all pictures. Errors as for Generate. The answer may be larger than the 4 MiB that gRPC
+    clients take by default: set the channel's grpc.max_receive_message_length, or call Generate, whose messages have a
+    picture each.
+    """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         triptych.v1.image_generation_pb2.ImageGenerationServiceGetModelRequest,
@@ -107,7 +113,10 @@ class ImageGenerationServiceServicer(metaclass=abc.ABCMeta):
         request: triptych.v1.image_generation_pb2.GenerateImagesRequest,
         context: _ServicerContext,
     ) -> typing.Union[triptych.v1.image_generation_pb2.GenerateImagesResponse, collections.abc.Awaitable[triptych.v1.image_generation_pb2.GenerateImagesResponse]]:
-        """The same, answered once with all pictures. Errors as for Generate."""
+        """The same, answered once with all pictures. Errors as for Generate. The answer may be larger than the 4 MiB that gRPC
+        clients take by default: set the channel's grpc.max_receive_message_length, or call Generate, whose messages have a
+        picture each.
+        """
 
     @abc.abstractmethod
     def GetModel(

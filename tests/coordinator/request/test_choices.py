@@ -43,14 +43,8 @@ def test_a_part_of_a_request_has_the_fields_of_its_message(kind: type[Any]) -> N
 
 
 def test_every_field_of_a_request_is_one_of_the_parameters() -> None:
-    started_from = {
-        "image",
-        "strength",
-        "mask",
-        "margins",
-        "latents",
-        "read_as_diffusers",
-    }  # Parameters.edit and .noise
+    # Parameters.edit and .noise
+    started_from = {"image", "strength", "mask", "margins", "latents", "read_as_diffusers", "preserve"}
     ours = {field.name for field in fields(Parameters)} - {"edit", "noise"}
     assert ours == set(REQUEST.fields_by_name) - started_from
 

@@ -61,7 +61,8 @@ def test_defaults_of_strength() -> None:
 
 def test_an_edit_says_the_same_again_without_its_bytes() -> None:
     parameters = parsed(
-        image=png(64, 48), mask=png(64, 48), strength=0.7, margins=editing_pb2.Margins(top=16), seeds=[3],
+        image=png(64, 48), mask=png(64, 48), strength=0.7, preserve=True,
+        margins=editing_pb2.Margins(top=16), seeds=[3],
         variation=editing_pb2.Variation(seeds=[9], strengths=[0.2]), preview_every=4, return_latents=True,
     )  # fmt: skip
     message = parameters_to_message(parameters)
@@ -95,6 +96,7 @@ WRONG = {
     "no number": ({"image": IMAGE, "strength": float("nan")}, "strength", "not nan"),
     "an empty picture": ({"image": b""}, "image", "it is empty"),
     "an empty mask": ({"image": IMAGE, "mask": b""}, "mask", "it is empty"),
+    "nothing to preserve": ({"image": IMAGE, "preserve": True}, "preserve", "needs mask or margins"),
     "diffusers' reading of nothing": ({"read_as_diffusers": True}, "read_as_diffusers", "needs image"),
     "a mask of nothing": ({"mask": IMAGE}, "mask", "needs image"),
     "margins of nothing": ({"margins": editing_pb2.Margins(left=8)}, "margins", "needs image"),

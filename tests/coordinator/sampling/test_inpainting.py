@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from triptych_coordinator.request.edits import Margins
-from triptych_coordinator.sampling.inpainting import Inpainting, first_step, latent_mask, noised
+from triptych_coordinator.sampling.inpainting import (
+    Inpainting,
+    Preserved,
+    feathered,
+    first_step,
+    latent_mask,
+    noised,
+)
 from triptych_coordinator.sampling.noise import NoiseStream, VariedNoise, interpolated, randn
 from triptych_coordinator.sampling.solvers.solution import Latents, Reached
 
@@ -57,6 +64,30 @@ def test_as_diffusers_does_it_a_latent_pixel_takes_the_mask_at_its_upper_left_co
     mask = np.zeros((32, 24), np.float32)
     mask[8, 16], mask[1, 1] = 1, 1
     assert np.argwhere(latent_mask(mask, Margins(), 8, as_diffusers=True)).tolist() == [[1, 2]]
+
+
+def test_a_feathered_mask_rises_inside_alone_and_a_thin_stroke_is_whole_in_its_middle() -> None:
+    mask = np.zeros((20, 30), bool)
+    mask[:, 2:4], mask[:, 8:12], mask[:, 20:] = True, True, True
+    rows = feathered(mask, 4)
+    assert (rows == rows[0]).all()
+    assert rows[0].tolist() == [
+        0, 0, 1, 1, 0, 0, 0, 0, 0.5, 1, 1, 0.5, *[0] * 8, 0.25, 0.5, 0.75, *[1] * 7,
+    ]  # fmt: skip
+    assert np.array_equal(feathered(mask.T, 4), rows.T)
+    assert feathered(np.ones((5, 5), bool), 4).min() == 1
+    assert feathered(np.zeros((5, 5), bool), 4).max() == 0
+
+
+def test_what_is_preserved_keeps_its_bits_and_the_rest_is_as_it_was_made() -> None:
+    given, made = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    share = np.zeros((4, 6), np.float32)
+    share[:, 3], share[:, 4:] = 0.25, 1
+    both = Preserved(given, share)(made)
+    assert both.dtype == np.uint8
+    assert np.array_equal(both[:, :3], given[:, :3])
+    assert np.array_equal(both[:, 4:], made[:, 4:])
+    assert np.array_equal(both[:, 3], np.rint(0.75 * given[:, 3] + 0.25 * made[:, 3]))
 
 
 def test_what_a_margin_reaches_into_is_made_anew() -> None:
