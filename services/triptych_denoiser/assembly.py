@@ -23,7 +23,7 @@ from triptych_denoiser.models.transformer import Transformer, blocks
 from triptych_denoiser.predictor import Predictor, create_predictor, warm_up
 from triptych_denoiser.requests import ModelLimits
 from triptych_denoiser.servicer import DenoiserServicer
-from triptych_denoiser.settings import MAX_BRANCHES, DenoiserOptions
+from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import verdict_file
 
 log = logging.getLogger(__name__)
@@ -75,13 +75,7 @@ def create_servicer(
         Batcher(predictor, options),
         ConditioningCache(options.conditioning_cache_mb << 20),
         loras,
-        ModelLimits.of(
-            transformer.inputs,
-            dtype,
-            MAX_BRANCHES,
-            options.max_queued_rows,
-            settings.max_message_bytes,
-        ),
+        ModelLimits.of(transformer.inputs, dtype, options.max_queued_rows, settings.max_message_bytes),
         model,
         attention,
     )

@@ -17,7 +17,7 @@ from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.lora import added
-from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer
+from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
 from triptych_denoiser.row import Row
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import Verdict, remember, remembered
@@ -97,7 +97,7 @@ class Predictor:
                     self.features.put(key, features)
         return found
 
-    def _forward(self, rows: Sequence[Row], **reuse: BlockReuse) -> list[Tensor]:
+    def _forward(self, rows: Sequence[Row], reuse: BlockReuse = no_reuse) -> list[Tensor]:
         """One pass: float32 on the CPU."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(rows):
@@ -107,7 +107,7 @@ class Predictor:
         groups = [self._group([rows[index] for index in alike]) for alike in by_shape.values()]
         with added(self.model, rows[0].loras):
             sigma = self._float32([row.sigma for row in ordered])
-            predicted = self.model.mixed(groups, sigma, **self._others(ordered), **reuse)
+            predicted = self.model.mixed(groups, sigma, reuse=reuse, **self._others(ordered))
         velocities = [velocity for group in predicted for velocity in group.float().cpu()]
         return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda at: at[0])]
 
@@ -120,17 +120,16 @@ class Predictor:
         )
 
     def _others(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The inputs that not every family takes."""
-        inputs = self.model.inputs
-        others: dict[str, Any] = {}
+        """Which layers are weakened, and the inputs that not every family takes."""
+        inputs, first = self.model.inputs, rows[0]
+        others: dict[str, Any] = {
+            "skipped_layers": first.skipped_layers,
+            "perturbed_layers": first.perturbed_layers,
+        }
         if inputs.pooled_projection_dim:
             others["pooled"] = torch.stack([row.conditioning.pooled for row in rows])
         if inputs.guidance:
             others["guidance"] = self._float32([row.guidance for row in rows])
-        if rows[0].skipped_layers:
-            others["skipped_layers"] = rows[0].skipped_layers
-        if rows[0].perturbed_layers:
-            others["perturbed_layers"] = rows[0].perturbed_layers
         return others
 
     def _float32(self, numbers: Sequence[float | None]) -> Tensor:

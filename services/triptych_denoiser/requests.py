@@ -15,6 +15,7 @@ from triptych.loras import lora_violations
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych_denoiser.models.transformer import Inputs
+from triptych_denoiser.settings import MAX_BRANCHES
 
 DIGEST_BYTES = 32
 MAX_GUIDANCE_SCALE = 100.0
@@ -29,7 +30,6 @@ class ModelLimits:
 
     inputs: Inputs
     max_samples: int
-    max_branches: int
     max_message_bytes: int
     dtype: torch.dtype
 
@@ -40,24 +40,13 @@ class ModelLimits:
 
     @classmethod
     def of(
-        cls,
-        inputs: Inputs,
-        dtype: torch.dtype,
-        max_branches: int,
-        max_queued_rows: int,
-        max_message_bytes: int,
+        cls, inputs: Inputs, dtype: torch.dtype, max_queued_rows: int, max_message_bytes: int
     ) -> ModelLimits:
         """The limits of a model; max_samples is what fits in the queue and, at the size that the model was
         trained at, with every branch in one message."""
         sample_bytes = inputs.channels * inputs.default_size**2 * 4
-        max_samples = min(max_queued_rows, max_message_bytes // sample_bytes) // max_branches
-        return cls(
-            inputs=inputs,
-            max_samples=max(1, max_samples),
-            max_branches=max_branches,
-            max_message_bytes=max_message_bytes,
-            dtype=dtype,
-        )
+        max_samples = min(max_queued_rows, max_message_bytes // sample_bytes) // MAX_BRANCHES
+        return cls(inputs, max(1, max_samples), max_message_bytes, dtype)
 
 
 def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> Tensor:
@@ -196,8 +185,8 @@ def _guidance_violations(
 def _branch_violations(
     branches: Sequence[denoiser_pb2.Branch], samples: int, limits: ModelLimits
 ) -> Iterator[Violation]:
-    if not 1 <= len(branches) <= limits.max_branches:
-        yield "branches", f"{len(branches)} of them; allowed are 1 to {limits.max_branches}"
+    if not 1 <= len(branches) <= MAX_BRANCHES:
+        yield "branches", f"{len(branches)} of them; allowed are 1 to {MAX_BRANCHES}"
         return
     for index, branch in enumerate(branches):
         digests, field = branch.conditioning_digests, f"branches[{index}].conditioning_digests"

@@ -22,6 +22,7 @@ from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.requests import ModelLimits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.row import FeatureReuse, Row
+from triptych_denoiser.settings import MAX_BRANCHES
 
 PredictRequest = denoiser_pb2.PredictRequest
 PredictResponse = denoiser_pb2.PredictResponse
@@ -96,7 +97,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             joint_attention_dim=inputs.joint_attention_dim,
             pooled_projection_dim=inputs.pooled_projection_dim,
             max_samples=self._limits.max_samples,
-            max_branches=self._limits.max_branches,
+            max_branches=MAX_BRANCHES,
             guidance_embedded=inputs.guidance,
             attention=self._attention,
             loras=await asyncio.to_thread(lambda: list(self._loras.files())),

@@ -34,25 +34,13 @@ class Tower:
 
     def token_ids(self, text: str, padded: bool = True) -> torch.Tensor:
         """The text's tokens, cut off: int64 [1, max_length], or [1, tokens] if not padded."""
-        tokens = self.tokenizer(
-            [text],
-            padding="max_length" if padded else False,
-            max_length=self.max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
+        tokens = self._cut([text], padding="max_length" if padded else False, return_tensors="pt")
         token_ids: torch.Tensor = tokens.input_ids.to(next(self.model.parameters()).device)
         return token_ids
 
     def token_weights(self, text: str, spans: Sequence[Span]) -> list[float]:
         """The weight of each of the `max_length` tokens; marks and padding weigh 1."""
-        tokens = self.tokenizer(
-            text,
-            padding="max_length",
-            max_length=self.max_length,
-            truncation=True,
-            return_offsets_mapping=True,
-        )
+        tokens = self._cut(text, padding="max_length", return_offsets_mapping=True)
         return offsets_to_weights(tokens.offset_mapping, spans)
 
     def characters_read(self, text: str) -> int:
@@ -63,6 +51,10 @@ class Tower:
             return len(text)
         start, _ = tokens.offset_mapping[kept]
         return int(start)
+
+    def _cut(self, text: str | list[str], **options: Any) -> Any:
+        """What the tokenizer says of the first `max_length` tokens."""
+        return self.tokenizer(text, max_length=self.max_length, truncation=True, **options)
 
 
 class LoadTower(Protocol):

@@ -57,20 +57,16 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
     ) -> DecodeResponse:
         """Decode the pictures one after the other: requests take turns, and a cancelled one ends soon."""
         latents = self._latents(request)
-        rows, milliseconds = await self._each("latents", self._codec.decode, _rows(latents))
-        return await asyncio.to_thread(
-            lambda: with_tensor(
-                DecodeResponse(fingerprint=self._model.fingerprint, compute_milliseconds=milliseconds),
-                _joined(rows),
-            )
-        )
+        rows, milliseconds = await self._each("latents", self._codec.decode, latents)
+        response = DecodeResponse(fingerprint=self._model.fingerprint, compute_milliseconds=milliseconds)
+        return await asyncio.to_thread(lambda: with_tensor(response, _joined(rows)))
 
     async def Encode(
         self, request: EncodeRequest, context: grpc.aio.ServicerContext[EncodeRequest, EncodeResponse]
     ) -> EncodeResponse:
         """Encode the pictures one after the other."""
         pixels = self._pixels(request)
-        rows, milliseconds = await self._each("pixels", self._codec.encode, _rows(pixels))
+        rows, milliseconds = await self._each("pixels", self._codec.encode, pixels)
         return await asyncio.to_thread(
             lambda: with_tensor(
                 EncodeResponse(
@@ -95,14 +91,14 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         )
 
     async def _each(
-        self, field: str, work: Callable[[Any], Any], rows: Iterable[torch.Tensor]
+        self, field: str, work: Callable[[Any], Any], rows: torch.Tensor
     ) -> tuple[list[Any], float]:
         """`work` of every row on the compute thread, and the milliseconds it took there."""
         results, milliseconds = [], 0.0
         async with self._admission.admit():
             for row in rows:
                 try:
-                    result, took = await compute(_timed, work, row)
+                    result, took = await compute(_timed, work, row[None])
                 except ValueError as error:
                     raise invalid_argument((field, str(error))) from error
                 results.append(result)
@@ -203,10 +199,6 @@ def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
     room = max_message_bytes - 1024  # shapes, fingerprint and the like
     most = MAX_TILED_PIXELS if codec.tile_size else MAX_PIXELS
     return max(square, min(most, room // bytes_per_square * square))
-
-
-def _rows(tensor: torch.Tensor) -> list[torch.Tensor]:
-    return [tensor[row : row + 1] for row in range(len(tensor))]
 
 
 def _timed(compute: Callable[[Any], Any], row: torch.Tensor) -> tuple[Any, float]:

@@ -28,19 +28,9 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Streams, streams
-from triptych_denoiser.models.transformer import (
-    MAX_SIZE,
-    BlockReuse,
-    Inputs,
-    RowGroup,
-    Rows,
-    Transformer,
-    blocks,
-    no_reuse,
-    running,
-)
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -241,10 +231,10 @@ class FluxTransformer(Transformer):
         groups: Sequence[RowGroup],
         sigma: Tensor,
         pooled: Tensor,
+        skipped_layers: Collection[int],
+        perturbed_layers: Collection[int],
+        reuse: BlockReuse,
         guidance: Tensor | None = None,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = F.silu(self.embed(sigma, pooled, guidance))
@@ -258,18 +248,18 @@ class FluxTransformer(Transformer):
             for tokens, group in zip(rows.text.tokens, groups, strict=True)
         ]
         turns = [each.to(image.device) for each in turns]
-        doubles = len(self.double_blocks)
+        blocks, doubles = [*self.double_blocks, *self.single_blocks], len(self.double_blocks)
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-            for block, perturbed in running(blocks(self), layers, skipped_layers, perturbed_layers):
+            for block, perturbed in running(blocks, layers, skipped_layers, perturbed_layers):
                 image, text = block(image, text, embedding, rows, turns, perturbed)
             return image, text
 
         def others(some: Rows) -> Tensor:
-            double, single = range(1, doubles), range(doubles, len(blocks(self)))
+            double, single = range(1, doubles), range(doubles, len(blocks))
             image, text = through(double, first_image[some], first_text[some], embedding[some])
             tokens = rows.both.pack(rows.join(image, text))
-            for block, perturbed in running(blocks(self), single, skipped_layers, perturbed_layers):
+            for block, perturbed in running(blocks, single, skipped_layers, perturbed_layers):
                 tokens = block(tokens, embedding[some], rows, turns, perturbed)
             image, _ = rows.cut(rows.both.groups(tokens))
             return image

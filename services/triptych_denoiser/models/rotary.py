@@ -9,6 +9,12 @@ from torch import Tensor
 
 from triptych_denoiser.models.streams import Groups
 
+MAX_SIZE = 512
+"""The largest height or width that a family without a table of positions takes, in latent pixels.
+
+4096 pixels of the picture: 256 tokens of 2 x 2 latent pixels, whose positions bfloat16 still tells apart.
+"""
+
 
 def axis_angles(count: int, dim: int, theta: float) -> Tensor:
     """The angles of positions 0 to count - 1 on an axis of `dim` channels: float64 [count, dim / 2].

@@ -30,16 +30,7 @@ from triptych_denoiser.models.layers import (
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.streams import Streams, streams
-from triptych_denoiser.models.transformer import (
-    BlockReuse,
-    Inputs,
-    RowGroup,
-    Rows,
-    Transformer,
-    blocks,
-    no_reuse,
-    running,
-)
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 
 MAX_TOKENS = 2048
 
@@ -231,9 +222,9 @@ class SD3Transformer(Transformer):
         groups: Sequence[RowGroup],
         sigma: Tensor,
         pooled: Tensor,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
+        skipped_layers: Collection[int],
+        perturbed_layers: Collection[int],
+        reuse: BlockReuse,
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         timesteps = timestep_features(1000 * sigma).to(pooled.dtype)
@@ -248,7 +239,7 @@ class SD3Transformer(Transformer):
         ]
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-            for block, perturbed in running(blocks(self), layers, skipped_layers, perturbed_layers):
+            for block, perturbed in running(self.blocks, layers, skipped_layers, perturbed_layers):
                 image, text = block(image, text, embedding, rows, key_biases, perturbed)
             return image, text
 

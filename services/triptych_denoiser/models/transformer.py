@@ -12,13 +12,6 @@ from triptych.compute.config import ModelConfig
 from triptych.compute.quantization import Exceptions
 from triptych_denoiser.models.keys import KeyTable, views
 
-MAX_SIZE = 512
-"""The largest height or width that a family without a table of positions takes, in latent pixels.
-
-4096 pixels of the picture: 256 tokens of 2 x 2 latent pixels, whose positions bfloat16 still tells apart.
-"""
-
-
 Rows = Tensor | slice
 """Which rows of a pass: their indices [n], or ALL_ROWS."""
 ALL_ROWS = slice(None)
@@ -113,8 +106,8 @@ class Transformer(nn.Module):
     """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
 
     Its arguments are groups (Sequence[RowGroup]), sigma and those of a call behind `sequence`, but for
-    `trailing_repeats`. `sigma`, `pooled` and `guidance` are of all rows, group after group; several groups
-    have no `reuse`.
+    `trailing_repeats`; `skipped_layers`, `perturbed_layers` and `reuse` are always given. `sigma`, `pooled`
+    and `guidance` are of all rows, group after group; several groups have no `reuse` but no_reuse.
     """
 
     @classmethod
@@ -161,7 +154,9 @@ class Transformer(nn.Module):
                 see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
                 behind the first one, all if it is left out.
         """
-        given = others if pooled is None else {"pooled": pooled, **others}
+        given = {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse} | others
+        if pooled is not None:
+            given["pooled"] = pooled
         (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats)], sigma, **given)
         return velocity
 

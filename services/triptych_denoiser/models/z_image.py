@@ -27,18 +27,9 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Stream, streams
-from triptych_denoiser.models.transformer import (
-    MAX_SIZE,
-    BlockReuse,
-    Inputs,
-    RowGroup,
-    Rows,
-    Transformer,
-    no_reuse,
-    running,
-)
+from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 
 PATCH = 2
 PADDED_TO = 32
@@ -252,9 +243,9 @@ class ZImageTransformer(Transformer):
         self,
         groups: Sequence[RowGroup],
         sigma: Tensor,
-        skipped_layers: Collection[int] = (),
-        perturbed_layers: Collection[int] = (),
-        reuse: BlockReuse = no_reuse,
+        skipped_layers: Collection[int],
+        perturbed_layers: Collection[int],
+        reuse: BlockReuse,
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         timesteps = (1000 - 1000 * sigma) / 1000 * self.config.t_scale
