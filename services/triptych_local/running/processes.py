@@ -88,6 +88,11 @@ class ServiceProcess:
         if self._reader is not None:
             await self._reader
 
+    def kill(self) -> None:
+        """Ends its process at once; another one is started then."""
+        if self._process is not None:
+            self._process.kill()
+
     async def _spawn(self) -> asyncio.subprocess.Process:
         process = self._process = await asyncio.create_subprocess_exec(
             *self.program.command(),
