@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Coroutine
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import click
+
+from triptych.serving.stopping import end_at_once_when_told
+from triptych_local.output import note, open_missing_streams
 
 COMMANDS = {
     "generate": """Make pictures.
@@ -81,6 +86,8 @@ app = Commands(help="Pictures from prompts, on this machine.", commands=list(map
 
 def main() -> None:
     """The `triptych` command."""
+    open_missing_streams()
+    end_at_once_when_told("triptych")  # until a command runs, which ends what it has begun
     app()
 
 
@@ -92,13 +99,38 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
     configure_math_libraries()  # for this process and those that it starts
     try:
-        asyncio.run(work)
+        stopped = asyncio.run(_until_stopped(work))
+    except BrokenPipeError:  # nobody reads on: click ends without a word
+        raise
     except (StartError, TriptychError, OSError) as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+        note(f"triptych: {error}")
+        sys.exit(1)
+    if stopped is not None:
+        note(f"triptych: stopped by {stopped.name}")
+        os._exit(128 + stopped)  # nothing is waited for, e.g. no thread that loads a model
 
 
-def _fail(message: str, status: int) -> NoReturn:
-    print(f"triptych: {message}", file=sys.stderr)
-    sys.exit(status)
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> signal.Signals | None:
+    """Does the work, which SIGTERM and SIGINT cancel: the one that did, if the work did not end by itself.
+
+    A second one ends the process at once.
+    """
+    import asyncio
+
+    loop, task, received = asyncio.get_running_loop(), asyncio.current_task(), list[signal.Signals]()
+
+    def stop(number: signal.Signals) -> None:
+        end_at_once_when_told("triptych")
+        received.append(number)
+        if task is not None:
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        return received[0]
+    return None

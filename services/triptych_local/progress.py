@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
+from triptych_local.output import note
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -18,16 +20,16 @@ class PlainDisplay:
 
     def phase(self, text: str) -> None:
         """Prints what is being done now."""
-        print(f"{text} ...", file=sys.stderr, flush=True)
+        note(f"{text} ...")
 
     def step(self, step: int, num_steps: int) -> None:
         """Prints how many are done if that begins another tenth."""
         if step * PLAIN_LINES // num_steps > (step - 1) * PLAIN_LINES // num_steps:
-            print(f"step {step} of {num_steps}", file=sys.stderr, flush=True)
+            note(f"step {step} of {num_steps}")
 
     def note(self, text: str) -> None:
         """Prints something to keep in view."""
-        print(text, file=sys.stderr, flush=True)
+        note(text)
 
 
 class BarDisplay:

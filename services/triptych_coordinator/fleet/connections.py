@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
+from triptych.serving.addresses import grpc_target
 from triptych.serving.channels import channel_options
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
@@ -56,7 +57,7 @@ class Wiring:
 
         def connect(address: str) -> Connection[Any]:
             options = channel_options(self.max_message_bytes)
-            channel = grpc.aio.insecure_channel(address, options=options)
+            channel = grpc.aio.insecure_channel(grpc_target(address), options=options)
             return Connection(stub(SharedMemoryChannel(channel)), partial(channel.close, None))
 
         return Source(

@@ -25,6 +25,7 @@ from triptych_local.commands.load import (
     measure,
 )
 from triptych_local.commands.settings import BenchSettings
+from triptych_local.output import note, say, write_file
 
 PROMPTS = (
     "a zebra to the left of a fire truck",
@@ -57,7 +58,7 @@ class Bench:
         """Tries the loads on the coordinator at an address. Raises TriptychError if nobody answers there."""
         async with AsyncClient(target, retry_seconds=0) as client:
             model = await client.model()
-            print(f"{model.name} at {target}", file=sys.stderr, flush=True)
+            note(f"{model.name} at {target}")
             closed = [await self._measure(client, Closed(many)) for many in loads.concurrencies]
             rates = [*loads.rates]
             if loads.shares:
@@ -75,7 +76,7 @@ class Bench:
 @contextmanager
 def progress_line(load: Load, period: Period) -> Iterator[Report]:
     """How many requests have ended: one line that changes on a terminal, a line now and then elsewhere."""
-    print(f"{load}: {period.end:g} s", file=sys.stderr, flush=True)
+    note(f"{load}: {period.end:g} s")
     terminal, said = sys.stderr.isatty(), float("-inf")
 
     def show(seconds: float, outcomes: Sequence[Outcome]) -> None:
@@ -85,13 +86,13 @@ def progress_line(load: Load, period: Period) -> Iterator[Report]:
         said = time.monotonic()
         failed = sum(outcome.code is not None for outcome in outcomes)
         text = f"{seconds:6.1f} s  {len(outcomes) - failed} done, {failed} failed"
-        print(f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        note(f"\r{text}" if terminal else text, end="" if terminal else "\n")
 
     try:
         yield show
     finally:
         if terminal:
-            print(file=sys.stderr)
+            note("")
 
 
 def table(measurements: Sequence[Measurement]) -> str:
@@ -117,6 +118,7 @@ async def bench(asked: BenchSettings) -> None:
     mix = Mix(asked.prompt or PROMPTS, asked.size or [None], asked.num_inference_steps or [None])
     load = Bench(mix, Period(asked.warm_up, asked.duration), asked.seed, asked.timeout)
     measurements = await load.run(asked.target, loads)
-    print(table(measurements))
+    say(table(measurements))
     if asked.json_file is not None:
-        asked.json_file.write_text(json.dumps([one.summary() for one in measurements], indent=1) + "\n")
+        written = json.dumps([one.summary() for one in measurements], indent=1) + "\n"
+        write_file(asked.json_file, written.encode())

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,9 @@ from triptych.serving.addresses import check_listen
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.commands.settings import GenerateSettings, Place
+from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
-from triptych_local.running.folders import COORDINATOR_SOCKET, temporary_folder, well_known_folder
+from triptych_local.running.folders import standing_coordinator, temporary_folder, well_known_folder
 from triptych_local.running.processes import connected, running, serves
 from triptych_local.running.programs import Addresses, split_programs
 from triptych_local.running.settings import ModelChoice
@@ -39,7 +40,10 @@ async def generate(asked: GenerateSettings) -> None:
     if asked.save_latents:
         parameters["return_latents"] = True
     files = numbered(asked.output, len(asked.prompts) * parameters.get("num_images_per_prompt", 1))
-    await generate_files(asked.prompts, parameters, files, asked.place, asked.save_latents)
+    latents_file = asked.save_latents
+    if latents_file is not None and latents_file.suffix != ".npy":
+        latents_file = latents_file.with_name(f"{latents_file.name}.npy")
+    await generate_files(asked.prompts, parameters, files, asked.place, latents_file)
 
 
 async def generate_files(
@@ -55,9 +59,6 @@ async def generate_files(
 
     Raises StartError or TriptychError.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     started = time.monotonic()
     with display() as shown:
         async with (
@@ -69,16 +70,18 @@ async def generate_files(
             async for event in events:
                 _show(event, shown)
                 for file, preview in zip(files, event.step_completed.previews, strict=False):
-                    await asyncio.to_thread(preview_file(file).write_bytes, preview)
+                    await asyncio.to_thread(write_file, preview_file(file), preview)
                 if event.HasField("image"):
                     picture = event.image
                     if picture.HasField("latents"):
                         latents.append(message_to_array(picture.latents, "latents"))
-                    await asyncio.to_thread(files[picture.index].write_bytes, picture.png)
+                    await asyncio.to_thread(write_file, files[picture.index], picture.png)
                     seconds = time.monotonic() - started
-                    print(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s", flush=True)
+                    say(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s")
             if latents_file is not None:
-                await asyncio.to_thread(np.save, latents_file, np.stack(latents), allow_pickle=False)
+                written = BytesIO()
+                np.save(written, np.stack(latents), allow_pickle=False)
+                await asyncio.to_thread(write_file, latents_file, written.getvalue())
 
 
 def preview_file(file: Path) -> Path:
@@ -122,9 +125,9 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
 @asynccontextmanager
 async def _address(choice: ModelChoice, shown: Display) -> AsyncIterator[str]:
     """The coordinator of `triptych up`, if its model is wanted and it is there, else one for this command."""
-    standing = well_known_folder() / COORDINATOR_SOCKET
-    if not choice.model_fields_set and standing.is_socket() and await serves(f"unix:{standing}"):
-        yield f"unix:{standing}"
+    standing = None if choice.model_fields_set else standing_coordinator(well_known_folder())
+    if standing is not None and await serves(standing):
+        yield standing
         return
     choice = choice.pinned()
     shown.note("Starting the services for this command alone; 'triptych up' in another terminal keeps them.")

@@ -18,6 +18,7 @@ from triptych.client import AsyncClient, Generation, GenerationOptions
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_local.commands.generate import connected_client
 from triptych_local.commands.settings import Axis, GridSettings
+from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
 
 CONCURRENT = 8  # as many as a coordinator runs, and as many that wait
@@ -43,8 +44,10 @@ async def grid(asked: GridSettings) -> None:
     text = json.dumps(_record(pngs, x, y), ensure_ascii=False)
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("triptych", text)
-    await asyncio.to_thread(sheet.save, asked.output, "PNG", pnginfo=chunks)
-    print(f"{asked.output}  {len(cells)} pictures", flush=True)
+    written = BytesIO()
+    await asyncio.to_thread(sheet.save, written, "PNG", pnginfo=chunks)
+    await asyncio.to_thread(write_file, asked.output, written.getvalue())
+    say(f"{asked.output}  {len(cells)} pictures")
 
 
 async def _generate(

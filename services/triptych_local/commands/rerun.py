@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,6 +20,7 @@ from triptych.v1 import editing_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_local.commands.generate import generate_files
 from triptych_local.commands.settings import RerunSettings
+from triptych_local.output import note
 from triptych_local.request import read_file, read_latents
 
 
@@ -105,7 +105,7 @@ async def rerun(asked: RerunSettings) -> None:
     output = asked.output or asked.picture.with_stem(f"{asked.picture.stem}-again")
     await generate_files(list(request.prompts), parameters, [output], asked.place)
     for line in compared(picture, Picture.read(output)):
-        print(line, file=sys.stderr, flush=True)
+        note(line)
 
 
 def compared(old: Picture, new: Picture) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ def check_png(file: Path) -> Path:
         raise ValueError(f"'{file}' does not end in .png, and PNG is what is written")
     if not file.parent.is_dir():
         raise ValueError(f"there is no folder '{file.parent}'")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"nothing can be written in the folder '{file.parent}'")
     if file.is_dir():
         raise ValueError(f"'{file}' is a folder")
     return file

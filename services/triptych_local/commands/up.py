@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from triptych.serving.addresses import unix_path
 from triptych_local.commands.settings import UpSettings
+from triptych_local.output import note, say
 from triptych_local.running.folders import claimed_folder, well_known_folder
 from triptych_local.running.processes import running
 from triptych_local.running.programs import Addresses, fused_program, split_programs
 
 
 async def up(asked: UpSettings) -> None:
-    """Runs the services on Unix sockets or on ports until SIGINT or SIGTERM. Raises StartError."""
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    """Runs the services on Unix sockets or on ports until it is cancelled. Raises StartError."""
     services = asked.services.pinned()
     with ExitStack() as stack:
         if asked.tcp:
@@ -29,25 +24,25 @@ async def up(asked: UpSettings) -> None:
             addresses = Addresses.in_folder(folder, asked.replicas)
         fused = [fused_program(addresses, services)] if asked.fused else None
         try:
-            async with running(fused or split_programs(addresses, services), _log):
+            async with running(fused or split_programs(addresses, services), note):
                 _tell(addresses, asked.fused)
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
-            _log("stopped")
+            note("stopped")
 
 
 def _tell(addresses: Addresses, fused: bool) -> None:
     """Says on standard output that all is ready, and how to use it."""
     coordinator = addresses.coordinator
     on_socket = coordinator.startswith("unix:")
-    print(f"ready on {coordinator}")
-    for address in () if fused else ",".join(addresses.stages).split(","):
-        print(f"         {address}")
+    others = () if fused else ",".join(addresses.stages).split(",")
     target = "" if on_socket else f" --target {coordinator}"
-    print(f'  triptych generate "a red fire truck" -o truck.png{target}')
     server = f"-unix {unix_path(coordinator)}" if on_socket else coordinator
-    print(f"  grpcurl -plaintext {server} triptych.v1.ImageGenerationService/GetModel", flush=True)
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    lines = [
+        f"ready on {coordinator}",
+        *(f"         {address}" for address in others),
+        f'  triptych generate "a red fire truck" -o truck.png{target}',
+        f"  grpcurl -plaintext {server} triptych.v1.ImageGenerationService/GetModel",
+    ]
+    with suppress(OSError):  # they serve, whoever reads it
+        say("\n".join(lines))

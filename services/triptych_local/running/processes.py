@@ -19,7 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.errors import StartError
-from triptych.serving.addresses import unix_path
+from triptych.serving.addresses import grpc_target, unix_path
 from triptych.serving.channels import channel_options
 
 FIRST_PAUSE = 0.1
@@ -29,6 +29,10 @@ LIVENESS_SECONDS = 2.0
 HUNG_SECONDS = 20.0
 """One that does not say so for so long is killed."""
 STOP_SECONDS = 35.0
+WAITING_SECONDS = 30.0
+"""How often it is said that a start is waited for."""
+SILENT_SECONDS = 1800.0
+"""One that neither serves nor says anything for so long is killed: a model is loaded or fetched in less."""
 
 Say = Callable[[str], None]
 
@@ -60,6 +64,7 @@ class ServiceProcess:
         self.program = program
         self._say = say
         self._said: deque[str] = deque(maxlen=40)
+        self._heard = 0.0
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -103,22 +108,42 @@ class ServiceProcess:
             env=os.environ | self.program.environment,
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
+        self._heard = time.monotonic()
         self._reader = asyncio.create_task(self._pass_on_lines(process))
         return process
 
     async def _pass_on_lines(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
-        async for line in process.stderr:
+        while True:
+            try:
+                line = await process.stderr.readline()
+            except ValueError:  # longer than its buffer, which is empty now
+                continue
+            if not line:
+                return
             text = line.decode(errors="replace").rstrip()
+            self._heard = time.monotonic()
             self._said.append(text)
             self._say(text)
 
     async def _until_serving(self, process: asyncio.subprocess.Process) -> None:
         """Returns when it serves. Raises StartError when it ends instead."""
-        if await _ends_before(process, until_serving(self.program.address)):
-            raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
+        patience = asyncio.create_task(self._lose_patience(process))
+        try:
+            if await _ends_before(process, until_serving(self.program.address)):
+                raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
+        finally:
+            patience.cancel()
         if self.program.address.startswith("unix:"):
             Path(unix_path(self.program.address)).chmod(0o600)
+
+    async def _lose_patience(self, process: asyncio.subprocess.Process) -> None:
+        """Says now and then that it is waited for, and kills it when it has said nothing for too long."""
+        while (silent := time.monotonic() - self._heard) < SILENT_SECONDS:
+            await asyncio.sleep(WAITING_SECONDS)
+            self._say(f"waiting for the {self.program.name}, which does not serve yet")
+        self._said.append(f"it neither served nor said anything for {silent:.0f} s")
+        process.kill()
 
     async def _last_words(self, process: asyncio.subprocess.Process) -> str:
         """The last error it logged, without its date, or its last line, or how it ended."""
@@ -165,7 +190,7 @@ async def _ends_before(process: asyncio.subprocess.Process, work: Coroutine[Any,
 async def _until_hung(address: str) -> None:
     """Returns when the server at an address has not answered for HUNG_SECONDS."""
     answered = time.monotonic()
-    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
         while time.monotonic() - answered < HUNG_SECONDS:
             await asyncio.sleep(LIVENESS_SECONDS)
             if await _answers(channel):
@@ -220,7 +245,7 @@ async def until_serving(address: str) -> None:
 
 async def serves(address: str) -> bool:
     """Whether a server answers at the address and says that it serves."""
-    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
         try:
             response = await _health(channel)
         except grpc.RpcError:
@@ -230,5 +255,5 @@ async def serves(address: str) -> bool:
 
 async def connected(address: str) -> None:
     """Returns when a server at the address takes connections."""
-    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
         await channel.channel_ready()

@@ -6,11 +6,13 @@ import errno
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
+from urllib.parse import quote_from_bytes
 
 from triptych.errors import StartError
 
-_MAX_UNIX_PATH_BYTES = 107  # sun_path of Linux, without its final zero
+_MAX_UNIX_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # sun_path, without its final zero
 
 
 def check_listen(address: str) -> str:
@@ -19,6 +21,8 @@ def check_listen(address: str) -> str:
     Raises ValueError.
     """
     if address.startswith("unix:"):
+        if "," in address:
+            raise ValueError(f"'{address}' has a comma, which stands between addresses")
         length = len(os.fsencode(unix_path(address)))
         if not 0 < length <= _MAX_UNIX_PATH_BYTES:
             raise ValueError(f"a Unix socket's path has 1 to {_MAX_UNIX_PATH_BYTES} bytes, not {length}")
@@ -29,6 +33,13 @@ def check_listen(address: str) -> str:
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"'{address}' needs brackets around its IPv6 address, as in [::1]:50051")
     return address
+
+
+def grpc_target(address: str) -> str:
+    """The address as gRPC reads it: a socket's path is part of a URI, in which # % ? have meanings."""
+    if not address.startswith("unix:"):
+        return address
+    return f"unix:{quote_from_bytes(os.fsencode(unix_path(address)))}"
 
 
 def unix_path(address: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 
+from triptych.serving.addresses import grpc_target
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 
 
@@ -19,7 +20,7 @@ def target(address: str) -> str:
         if "/" in host or not host:
             raise ValueError(f"'{address}' is not http://host:port: gRPC's addresses have no path")
         return host if re.search(r":[0-9]+$", host) else f"{host}:80"
-    return address if address.startswith("unix:") else address.rstrip("/")
+    return grpc_target(address if address.startswith("unix:") else address.rstrip("/"))
 
 
 def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:

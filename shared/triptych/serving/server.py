@@ -19,10 +19,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from triptych.errors import StartError, invalid_argument, resource_exhausted
-from triptych.serving.addresses import claim
+from triptych.serving.addresses import claim, grpc_target
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.settings import ServerSettings
+from triptych.serving.stopping import end_at_once_when_told
 from triptych.v1.shared_memory_pb2_grpc import add_SharedMemoryServiceServicer_to_server
 from triptych.wire.shared_memory import NAME as SHARED_MEMORY
 from triptych.wire.shared_memory import SharedMemory, SharedMemoryInterceptor
@@ -131,7 +132,7 @@ class Server:
         """Listens, and puts the port that was found into `address`. Raises StartError."""
         claim(self.address)
         try:
-            port = self._server.add_insecure_port(self.address)
+            port = self._server.add_insecure_port(grpc_target(self.address))
         except RuntimeError as error:
             raise StartError(f"cannot listen on {self.address}") from error
         if not self.address.startswith("unix:"):
@@ -171,7 +172,7 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-async def serve(settings: ServerSettings, load: Callable[[], Awaitable[Loaded]]) -> None:
+async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded]]) -> None:
     """Loads, listens, and serves until SIGTERM or SIGINT; a second signal ends the process at once.
 
     `load` runs before the port opens, so that whoever can connect is served. Raises StartError.
@@ -182,7 +183,7 @@ async def serve(settings: ServerSettings, load: Callable[[], Awaitable[Loaded]])
     loaded = await load()
     server = Server(loaded.services, settings, loaded.shared_memory)
     await server.start()
-    stopped = _stop_signal()
+    stopped = _stop_signal(name)
     seconds = time.monotonic() - started
     log.info("ready on %s in %.1f s (%s)", server.address, seconds, loaded.description)
     log.info("stopping after %s", (await stopped).name)
@@ -199,23 +200,21 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
     keep_freed_memory()
     _log_to_stderr(name, settings.log_level)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines repeat, less clearly, what is logged here
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while loading, there is nothing to save
+    end_at_once_when_told(name)  # while loading, there is nothing to save
     try:
-        asyncio.run(serve(settings, load))
+        asyncio.run(serve(name, settings, load))
     except StartError as error:
         log.error("%s", error)
         sys.exit(1)
     sys.exit(0)
 
 
-def _stop_signal() -> asyncio.Future[signal.Signals]:
+def _stop_signal(name: str) -> asyncio.Future[signal.Signals]:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
 
     def stop(received: signal.Signals) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+        end_at_once_when_told(name)
         stopped.set_result(received)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -231,6 +230,7 @@ def _log_to_stderr(name: str, level: str) -> None:
     formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    logging.raiseExceptions = False  # a log that cannot be written, e.g. to a full disk, is no reason to stop
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for library in ("httpx", "httpx2"):  # under huggingface_hub: a line with the address for every request
         logging.getLogger(library).setLevel(logging.WARNING)

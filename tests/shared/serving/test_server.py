@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
 from tests.shared.scripted_coordinator import NAME
 from triptych.errors import StartError, from_rpc_error
+from triptych.serving.addresses import grpc_target
 from triptych.serving.channels import channel_options
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
@@ -216,6 +217,51 @@ def test_a_signal_drains_and_loses_no_call(programs: list[Program], signal_numbe
         watch.cancel()
     assert signal_number.name in program.line("stopping")
     assert program.end() == 0
+
+
+LOADING = """
+import asyncio, sys, time
+from triptych.serving.server import run
+from triptych.serving.settings import ServerSettings
+
+async def load():
+    print("loading", flush=True)
+    await asyncio.to_thread(time.sleep, 600)
+
+run("coordinator", ServerSettings(), load)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_loads_ends_it_at_once_even_as_the_first_process(number: signal.Signals) -> None:
+    """The first process of a container is like one that ignores signals until it has handlers for them."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "loading\n"
+        began = time.monotonic()
+        process.send_signal(number)
+        said = process.stderr.read().splitlines()
+    assert time.monotonic() - began < 10
+    assert process.returncode == 128 + number
+    assert said[-1] == f"coordinator: stopped by {number.name}"
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%20b", "a b", "a?b", "a:b", "[é]", "a\udcffb"])
+async def test_a_socket_may_have_any_name(tmp_path: Path, name: str) -> None:
+    server = Server([], ServerSettings(listen=f"unix:{tmp_path}/{name}", drain_seconds=0))
+    await server.start()
+    assert (tmp_path / name).is_socket()
+    async with grpc.aio.insecure_channel(grpc_target(server.address)) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
+    assert answer.status == SERVING
+    await server.stop()
 
 
 def test_a_port_already_taken_is_one_sentence_and_exit_code_1(programs: list[Program]) -> None:

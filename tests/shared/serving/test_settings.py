@@ -62,10 +62,11 @@ def test_good_addresses(address: str) -> None:
         "::1:50051",
         "unix:",
         f"unix:/{'a' * 107}",
+        "unix:/a,b",
     ],
 )
 def test_bad_addresses(address: str) -> None:
-    with pytest.raises(ValueError, match=r"neither|brackets|Unix socket"):
+    with pytest.raises(ValueError, match=r"neither|brackets|Unix socket|comma"):
         check_listen(address)
 
 
