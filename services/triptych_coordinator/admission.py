@@ -1,21 +1,27 @@
 """Whose request runs now, whose waits, and whose is sent away: by cost, with a fair share for each client.
 
 A request's load is what it puts on the denoiser at once: rows x tokens, in units of one picture as the model
-makes it by default. Its cost is that times its steps. Clients take turns by the cost that they had served
-(start-time fair queueing, Goyal et al., 1996): one that floods the queue waits for itself.
+makes it by default. Its cost is that times its steps. Of the load that runs each client that is here has an
+equal share, and clients take turns by the cost that they had served (start-time fair queueing, Goyal et al.,
+1996): one that floods the queue waits for itself.
 """
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from triptych import errors
+from triptych.errors import TriptychError
 
 MOST_RUNNING = 64
 """Requests that run at the same time, however light."""
+MOST_BESIDE = 2
+"""Times the load: while fewer clients run, one of which nothing runs is let in beside them."""
+LINGER_SECONDS = 1.0
+"""Who asks for one thing after the other keeps its share for so long in between."""
 _FIRST_GUESS_SECONDS = 1.0
 _NEW_SHARE = 0.2
 
@@ -43,7 +49,10 @@ class FairAdmission:
         self._max_waiting = max_waiting
         self._load = 0.0
         self._running: dict[str, int] = defaultdict(int)
+        self._loads: dict[str, float] = defaultdict(float)
         self._waiting: list[_Waiting] = []
+        self._arriving = Counter[str]()
+        """Requests of each client that are still being read."""
         self._served: dict[str, float] = {}
         """Cost of each client that runs or waits; who comes begins where the least served one is."""
         self._seconds_per_cost: float | None = None
@@ -57,11 +66,13 @@ class FairAdmission:
                 as RetryInfo.
         """
         entry = _Waiting(client, load, load * steps, priority)
-        self._check_room(entry)
+        refusal = self._refusal(client)
         self._served.setdefault(client, min(self._served.values(), default=0.0))
         self._waiting.append(entry)
         try:
             self._start_some()
+            if refusal is not None and not entry.turn.done():
+                raise refusal
             await entry.turn
         except BaseException:
             self._left(entry)
@@ -73,27 +84,54 @@ class FairAdmission:
         finally:
             self._ended(entry)
 
-    def _check_room(self, entry: _Waiting) -> None:
-        own = sum(one.client == entry.client for one in self._waiting)
-        clients = {one.client for one in self._waiting} | {entry.client}
-        if len(self._waiting) >= self._max_waiting and own >= self._max_waiting // len(clients):
-            raise errors.resource_exhausted(
-                f"{len(self._waiting)} requests wait, {own} of them yours: that is all there is room for; try"
-                " again later",
-                self._seconds(entry.client, len(clients)),
-            )
+    @contextmanager
+    def arriving(self, client: str) -> Iterator[None]:
+        """Holds a place among those that wait while a request is read, so that refusing costs no reading.
 
-    def _seconds(self, client: str, clients: int) -> float:
-        """How long the waiting requests of a client take, whose share is one of so many."""
+        Raises:
+            TriptychError: RESOURCE_EXHAUSTED, as admit, unless the request may start at once.
+        """
+        refusal = self._refusal(client)
+        if refusal is not None and not self._may_start(client):
+            raise refusal
+        self._arriving[client] += 1
+        try:
+            yield
+        finally:
+            self._arriving[client] -= 1
+            self._arriving += Counter()  # without those that are 0
+
+    def _may_start(self, client: str) -> bool:
+        """Whether a request of which nothing is known yet may be so light that it need not wait."""
+        if sum(self._running.values()) >= MOST_RUNNING:
+            return False
+        alone = not self._running.get(client) and not self._arriving[client]
+        return alone or (not self._waiting and self._load < self._max_load)
+
+    def _refusal(self, client: str) -> TriptychError | None:
+        """What a client is told whose next request has no room to wait in; None if it has."""
+        waiting = self._arriving + Counter(one.client for one in self._waiting)
+        own, clients = waiting[client], len(waiting.keys() | {client})
+        if waiting.total() < self._max_waiting or own < self._max_waiting // clients:
+            return None
+        return errors.resource_exhausted(
+            f"{waiting.total()} requests wait, {own} of them yours: that is all there is room for; try again"
+            " later",
+            self._seconds(client),
+        )
+
+    def _seconds(self, client: str) -> float:
+        """How long the waiting requests of a client take, whose share is that of everybody who is here."""
         if self._seconds_per_cost is None:
             return _FIRST_GUESS_SECONDS
         cost = sum(one.cost for one in self._waiting if one.client == client)
-        return max(0.1, cost * clients * self._seconds_per_cost)
+        return max(0.1, cost * len(self._served.keys() | {client}) * self._seconds_per_cost)
 
     def _start_some(self) -> None:
         while (entry := self._next()) is not None:
             self._waiting.remove(entry)
             self._load += entry.load
+            self._loads[entry.client] += entry.load
             self._running[entry.client] += 1
             self._served[entry.client] += entry.cost
             entry.turn.set_result(None)
@@ -102,9 +140,14 @@ class FairAdmission:
         """The request to start now, the most urgent of the client that had least; None without room."""
         if not self._waiting or sum(self._running.values()) >= MOST_RUNNING:
             return None
+        share = self._max_load / len(self._served)
         new = [one for one in self._waiting if not self._running.get(one.client)]
-        first = min(new or self._waiting, key=lambda one: (self._served[one.client], -one.priority))
-        fits = bool(new) or self._load == 0 or self._load + first.load <= self._max_load
+        in_turn = new or [one for one in self._waiting if self._loads[one.client] + one.load <= share]
+        if not in_turn:
+            return None
+        first = min(in_turn, key=lambda one: (self._served[one.client], -one.priority))
+        beside = bool(new) and sum(map(bool, self._running.values())) < MOST_BESIDE * self._max_load
+        fits = beside or self._load == 0 or self._load + first.load <= self._max_load
         return first if fits else None
 
     def _left(self, entry: _Waiting) -> None:
@@ -116,16 +159,27 @@ class FairAdmission:
             self._ended(entry)
 
     def _ended(self, entry: _Waiting) -> None:
-        self._running[entry.client] -= 1
+        client = entry.client
+        self._running[client] -= 1
+        self._loads[client] = self._loads[client] - entry.load if self._running[client] else 0.0
         self._load = self._load - entry.load if any(self._running.values()) else 0.0
-        self._forget(entry.client)
+        self._forget(client)
         self._start_some()
 
     def _forget(self, client: str) -> None:
-        """A client of which nothing runs or waits has no past."""
-        if not self._running.get(client) and all(one.client != client for one in self._waiting):
+        """A client of which nothing runs or waits has no past, once it stayed away for a while."""
+        if self._is_away(client):
+            asyncio.get_running_loop().call_later(LINGER_SECONDS, self._forget_now, client)
+
+    def _forget_now(self, client: str) -> None:
+        if client in self._served and self._is_away(client):
+            del self._served[client]
             self._running.pop(client, None)
-            self._served.pop(client, None)
+            self._loads.pop(client, None)
+            self._start_some()  # the others' shares have grown
+
+    def _is_away(self, client: str) -> bool:
+        return not self._running.get(client) and all(one.client != client for one in self._waiting)
 
     def _learn(self, cost: float, seconds: float) -> None:
         """What a unit of cost takes: requests that ran beside this one took their part of the time."""

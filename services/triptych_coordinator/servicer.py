@@ -130,12 +130,13 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The events of a request without those that say that it waits."""
         stopwatch, message = Stopwatch(), request.parameters
-        models = await self._models(deadline)
-        if not known_loras(message, models):
-            models = await self._models(deadline, fresh=True)  # it may be new in the folder
-        limits = self._limits(models)
-        # Files and brackets of strangers would hold up the event loop.
-        parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+        with self._admission.arriving(client):
+            models = await self._models(deadline)
+            if not known_loras(message, models):
+                models = await self._models(deadline, fresh=True)  # it may be new in the folder
+            limits = self._limits(models)
+            # Files and brackets of strangers would hold up the event loop.
+            parameters = await asyncio.to_thread(parameters_from_message, message, limits)
         load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
         async with (
             self._admission.admit(client, load, steps, request.priority),

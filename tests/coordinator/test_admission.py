@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import grpc
 import pytest
@@ -120,6 +120,71 @@ async def test_a_flood_is_refused_and_the_polite_one_let_in(requests: Requests) 
         await requests.send("a11", load=4)
 
 
+async def test_a_flood_is_refused_before_it_is_read(requests: Requests) -> None:
+    for number in range(9):
+        await requests.send(f"a{number}", load=4)
+    full = "8 requests wait, 8 of them yours"
+    with pytest.raises(TriptychError, match=full), requests.admission.arriving("a"):
+        raise AssertionError("it was read")
+    with requests.admission.arriving("b"):  # of which nothing runs
+        pass
+
+
+async def test_what_is_being_read_counts_as_waiting(requests: Requests) -> None:
+    await requests.send("a0", load=4)
+    with ExitStack() as reading:
+        for _ in range(8):
+            reading.enter_context(requests.admission.arriving("a"))
+        with pytest.raises(TriptychError, match="8 of them yours"):
+            reading.enter_context(requests.admission.arriving("a"))
+    with requests.admission.arriving("a"):
+        pass
+
+
+async def test_without_room_to_wait_what_can_start_is_let_in() -> None:
+    requests = Requests(FairAdmission(max_load=4, max_waiting=0))
+    for name in ("a0", "a1"):
+        with requests.admission.arriving("a"):
+            pass
+        await requests.send(name, load=2)
+    with pytest.raises(TriptychError), requests.admission.arriving("a"):
+        pass
+    with pytest.raises(TriptychError, match="0 requests wait"):
+        await requests.send("a2", load=2)
+    await requests.end("a0", "a1")
+
+
+async def test_who_asks_for_one_after_the_other_gets_its_share_beside_a_flood(requests: Requests) -> None:
+    for number in range(8):
+        await requests.send(f"a{number}", load=1)
+    assert requests.started == ["a0", "a1", "a2", "a3"]
+    await requests.send("b0", load=1)
+    assert requests.started[4:] == ["b0"]
+    await requests.end("a0", "a1")
+    assert requests.started[5:] == []  # two of four are a's share
+    await requests.end("b0")
+    assert requests.started[5:] == []  # b may be back soon
+    await requests.send("b1", load=1)
+    await requests.end("a2")
+    assert requests.started[5:] == ["b1", "a4"]
+
+
+async def test_who_is_gone_has_no_share(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych_coordinator.admission.LINGER_SECONDS", 0.01)
+    for number in range(6):
+        await requests.send(f"a{number}", load=1)
+    await requests.send("b0", load=1)
+    await requests.end("a0", "b0")
+    await asyncio.sleep(0.05)
+    assert requests.started[-1] == "a4"
+
+
+async def test_many_clients_take_turns_instead_of_all_at_once(requests: Requests) -> None:
+    for number in range(16):
+        await requests.send(chr(0x4E00 + number), load=1)
+    assert len(requests.started) == 8
+
+
 async def test_there_is_an_end_to_clients_too(requests: Requests) -> None:
     for number in range(MOST_RUNNING + 1):
         await requests.send(chr(0x4E00 + number), load=0.01)
@@ -171,6 +236,11 @@ def test_everybody_is_served_or_refused_and_nothing_is_left(
         assert admission._load == 0
         assert not admission._waiting
         assert not any(admission._running.values())
+        await asyncio.sleep(0.01)
         assert not admission._served
+        assert not admission._running
+        assert not admission._loads
 
-    asyncio.run(main())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triptych_coordinator.admission.LINGER_SECONDS", 0)
+        asyncio.run(main())
