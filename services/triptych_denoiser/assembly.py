@@ -10,14 +10,16 @@ import torch
 
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
+from triptych.compute.lora_changes import PlacedLora, place, weights_of
+from triptych.compute.lora_files import read_lora_file
+from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused
 from triptych.compute.model_info import model_info
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache
-from triptych_denoiser.loras import LoraFolder, fingerprint_with, read_fused
-from triptych_denoiser.models import linears_of, load_transformer
+from triptych_denoiser.models import load_transformer, modules_of
 from triptych_denoiser.models.attention import Backend, backend_identity, choose_backend, use_backend
 from triptych_denoiser.models.transformer import Transformer, blocks
 from triptych_denoiser.predictor import Predictor, create_predictor, warm_up
@@ -51,11 +53,14 @@ def create_servicer(
         _check_compilable(options, quantization)
         try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
-    linears = linears_of(checkpoint)
-    loras = LoraFolder(options.lora_folder, linears, device, dtype, options.lora_cache_mb << 20)
-    fused = read_fused(options.lora, loras, linears)
+    modules, folder = modules_of(checkpoint), LoraFolder(options.lora_folder)
+    fused = read_fused(options.lora, folder, modules)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
     use_backend(transformer, attention)
+
+    def load_lora(path: Path) -> PlacedLora:
+        return place(read_lora_file(path, modules), modules.places, weights_of(transformer))
+
     log.info("attention is computed by %s", _described(attention, transformer))
     others = {
         "attention": backend_identity(attention),
@@ -74,7 +79,7 @@ def create_servicer(
         predictor,
         Batcher(predictor, options),
         ConditioningCache(options.conditioning_cache_mb << 20),
-        loras,
+        LoraCache(folder, load_lora, options.lora_cache_mb << 20),
         ModelLimits.of(transformer.inputs, dtype, options.max_queued_rows, settings.max_message_bytes),
         model,
         attention,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from triptych.compute.kernels import kernels_are_fixed
+from triptych.compute.lora_changes import added
 from triptych.compute.thread import turn
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
-from triptych_denoiser.models.lora import added
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
 from triptych_denoiser.row import Row
 from triptych_denoiser.settings import DenoiserOptions

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from triptych.compute.lora_changes import Loras
 from triptych_denoiser.conditioning import Conditioning
-from triptych_denoiser.models.lora import Loras
 
 
 @dataclass(frozen=True)

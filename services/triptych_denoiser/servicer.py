@@ -10,15 +10,15 @@ from dataclasses import replace
 import grpc
 import torch
 
+from triptych.compute.lora_changes import Loras
+from triptych.compute.lora_folder import LoraCache, fingerprint_with
 from triptych.errors import missing_conditioning
 from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych.wire.messages import with_tensor
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
-from triptych_denoiser.loras import LoraFolder, fingerprint_with
 from triptych_denoiser.models.attention import Backend
-from triptych_denoiser.models.lora import Loras
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.requests import ModelLimits, read_conditioning, read_latents, read_reference
 from triptych_denoiser.row import FeatureReuse, Row
@@ -42,7 +42,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         predictor: Predictor,
         batcher: Batcher,
         cache: ConditioningCache,
-        loras: LoraFolder,
+        loras: LoraCache,
         limits: ModelLimits,
         model: model_pb2.ModelInfo,
         attention: Backend,
@@ -100,7 +100,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_branches=MAX_BRANCHES,
             guidance_embedded=inputs.guidance,
             attention=self._attention,
-            loras=await asyncio.to_thread(lambda: list(self._loras.files())),
+            loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
             num_layers=inputs.num_layers,
         )
 

@@ -15,13 +15,14 @@ from tests.denoiser.loras import Q, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
 from tests.serving import refused
 from triptych.checkpoints.opening import open_checkpoint
+from triptych.compute.lora_changes import place
+from triptych.compute.lora_files import read_lora_file
 from triptych.errors import StartError, TriptychError
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest, PredictResponse
 from triptych.v1.lora_pb2 import Lora
-from triptych_denoiser.models import linears_of
+from triptych_denoiser.models import modules_of
 from triptych_denoiser.models.layers import Linear
-from triptych_denoiser.models.lora import place, read_lora_file
 from triptych_denoiser.settings import DenoiserSettings
 
 CAT = Prompt.random(1)
@@ -121,12 +122,12 @@ async def test_requests_with_different_loras_have_the_same_bits_at_once_as_alone
 def test_a_row_with_a_lora_does_not_depend_on_how_many_there_are(
     rank: int, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    linears = linears_of(open_checkpoint(str(tiny_checkpoint)))
-    file = read_lora_file(written(tmp_path / "a.safetensors", random_lora(1, rank)), linears)
-    lora = place(file, linears, torch.device("cpu"), torch.float32)
-    for low_rank in lora.low_ranks.values():
-        linear = Linear(32, len(low_rank.up)).requires_grad_(False)
-        linear.low_ranks = ((low_rank, 0.8),)
+    modules = modules_of(open_checkpoint(str(tiny_checkpoint)))
+    file = read_lora_file(written(tmp_path / "a.safetensors", random_lora(1, rank)), modules)
+    for change in place(file, modules.places, lambda module: torch.ones(1)).changes.values():
+        assert change.low_rank
+        linear = Linear(32, len(change.low_rank.up)).requires_grad_(False)
+        linear.changes = ((change, 0.8),)
         rows = torch.randn(130, 32)
         alone = torch.cat([linear(row[None]) for row in rows])
         for count in (2, 3, 5, 16, 33, 130):

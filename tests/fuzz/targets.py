@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 from PIL import Image, PngImagePlugin
+from triptych_denoiser.models.lora import Linears, place, read_lora_file
 
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.single_file import SingleFile
@@ -36,7 +37,6 @@ from triptych_coordinator.request.pictures import Size, read_mask, read_picture
 from triptych_coordinator.request.prompt_weights import MAX_WEIGHT, read_weighted
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_denoiser.models import linears_of
-from triptych_denoiser.models.lora import Linears, place, read_lora_file
 from triptych_local.commands.rerun import Picture
 from triptych_local.commands.settings import RerunSettings
 

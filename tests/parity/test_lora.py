@@ -16,10 +16,11 @@ from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
-from triptych_denoiser.models import linears_in
+from triptych.compute.lora_changes import FusedTensors, added, place, weights_of
+from triptych.compute.lora_files import Modules, read_lora_file
+from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.loading import build
-from triptych_denoiser.models.lora import FusedTensors, Linears, added, place, read_lora_file
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.models.z_image import ZImageTransformer
@@ -37,8 +38,8 @@ class Case:
     given: dict[str, Tensor]
     velocity: Callable[[Any, dict[str, Tensor]], Tensor]
 
-    def linears(self) -> Linears:
-        return linears_in(type(self.theirs).__name__, dict(self.theirs.config))
+    def modules(self) -> Modules:
+        return modules_in(type(self.theirs).__name__, dict(self.theirs.config))
 
     def with_lora(self, lora: dict[str, Tensor] | Path, weight: float) -> Tensor:
         """diffusers' velocity."""
@@ -56,7 +57,7 @@ class Case:
     def in_a_pass(self, path: Path, weight: float) -> Tensor:
         """Our velocity, the LoRA added to the products."""
         model = build(self.family, dict(self.theirs.config), self.theirs.state_dict(), "cpu", torch.float32)
-        lora = place(read_lora_file(path, self.linears()), self.linears(), torch.device("cpu"), torch.float32)
+        lora = place(read_lora_file(path, self.modules()), self.modules().places, weights_of(model))
         before = model(**self.given)
         with added(model, ((lora, weight),)):
             velocity: Tensor = model(**self.given)
@@ -65,7 +66,7 @@ class Case:
 
     def fused(self, path: Path, weight: float) -> Tensor:
         """Our velocity, the LoRA fused into the weights."""
-        tensors = FusedTensors(self.theirs.state_dict(), [(read_lora_file(path, self.linears()), weight)])
+        tensors = FusedTensors(self.theirs.state_dict(), [(read_lora_file(path, self.modules()), weight)])
         velocity: Tensor = build(self.family, dict(self.theirs.config), tensors, "cpu", torch.float32)(
             **self.given
         )
@@ -291,10 +292,10 @@ def test_several_loras_add_up(case: Case, tmp_path: Path) -> None:
         written(tmp_path / f"{seed}.safetensors", peft_lora(case.theirs, seed, rank))
         for seed, rank in ((1, 2), (2, 5))
     ]
-    files = [read_lora_file(path, case.linears()) for path in paths]
+    files = [read_lora_file(path, case.modules()) for path in paths]
     weights, config, tensors = (0.5, -0.25), dict(case.theirs.config), case.theirs.state_dict()
     model = build(case.family, config, tensors, "cpu", torch.float32)
-    placed = [place(file, case.linears(), torch.device("cpu"), torch.float32) for file in files]
+    placed = [place(file, case.modules().places, weights_of(model)) for file in files]
     fused = FusedTensors(tensors, list(zip(files, weights, strict=True)))
 
     with added(model, tuple(zip(placed, weights, strict=True))):

@@ -9,8 +9,9 @@ import torch
 from training.run_folder import RunFolder
 from training.transformer import CONFIG, initialise
 from training.world.few_steps import STEPS, SUBSTEPS, Distillation
-from triptych_denoiser.models import linears_in
-from triptych_denoiser.models.lora import FusedTensors, read_lora_file
+from triptych.compute.lora_changes import FusedTensors
+from triptych.compute.lora_files import read_lora_file
+from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.sd3 import SD3Transformer
 
 
@@ -60,8 +61,8 @@ def test_the_written_lora_is_what_the_student_became(teacher: SD3Transformer, tm
     assert again.step == 12
     assert all(torch.equal(tensor, student[name]) for name, tensor in again.student.checkpoint_keys().items())
 
-    linears = linears_in("SD3Transformer2DModel", CONFIG.__dict__)
-    fused = FusedTensors(before, [(read_lora_file(tmp_path / "four-steps.safetensors", linears), 1.0)])
+    modules = modules_in("SD3Transformer2DModel", CONFIG.__dict__)
+    fused = FusedTensors(before, [(read_lora_file(tmp_path / "four-steps.safetensors", modules), 1.0)])
     changed = 0
     for name, tensor in before.items():
         assert torch.allclose(fused[name], student[name].float(), atol=4e-3, rtol=1e-2), name

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.compute.lora_changes import FusedTensors, LoraFile
+from triptych.compute.lora_files import Modules
 from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer
 from triptych_denoiser.models.flux import FluxTransformer
-from triptych_denoiser.models.loading import build, linear_places
-from triptych_denoiser.models.lora import FusedTensors, Linears, LoraFile
-from triptych_denoiser.models.lora_names import LinearNames
+from triptych_denoiser.models.loading import build, places_of_modules
+from triptych_denoiser.models.lora_names import TransformerNames
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.models.z_image import ZImageTransformer
@@ -48,24 +49,24 @@ def load_transformer(
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
 
 
-def linears_of(checkpoint: Checkpoint) -> Linears:
-    """The linears of the checkpoint's transformer, by the names that LoRA files have for them.
+def modules_of(checkpoint: Checkpoint) -> Modules:
+    """The modules of the checkpoint's transformer, by the names that LoRA files have for them.
 
     Raises:
         CheckpointError: the family or the config is not supported.
     """
     _family(checkpoint)
     try:
-        return linears_in(checkpoint.class_name("transformer"), checkpoint.config("transformer"))
+        return modules_in(checkpoint.class_name("transformer"), checkpoint.config("transformer"))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
 
 
-def linears_in(name: str, config: Mapping[str, Any]) -> Linears:
-    """The linears of a transformer of this class and config. Raises ValueError if it is unsupported."""
-    places = linear_places(ARCHITECTURES[name], config)
+def modules_in(name: str, config: Mapping[str, Any]) -> Modules:
+    """The modules of a transformer of this class and config. Raises ValueError if it is unsupported."""
+    places = places_of_modules(ARCHITECTURES[name], config)
     shapes = {module: (place.rows, place.columns) for module, place in places.items()}
-    return Linears(places, LinearNames(family_of_transformer(name).lora_names(shapes), places))
+    return Modules(places, TransformerNames(family_of_transformer(name).lora_names(shapes), places))
 
 
 def _family(checkpoint: Checkpoint) -> type[Transformer]:

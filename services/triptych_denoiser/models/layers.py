@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.compute.lora_changes import ChangedModule
 from triptych_denoiser.models.products import like_the_first, row_products, tiled_products
 from triptych_denoiser.models.streams import Stream
 
@@ -18,7 +18,7 @@ EPS = 1e-6
 SAMPLE_TILE_ROWS = 16
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(ChangedModule, nn.Module):
     """x / rms(x), cast to the weight's dtype, then times the weight, as the checkpoints were trained."""
 
     def __init__(self, dim: int, eps: float = EPS) -> None:
@@ -28,25 +28,18 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] to the same, in the weight's dtype."""
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(self.weight.dtype) * self.weight
+        weight: Tensor = self.weight
+        for change, times in self.changes:
+            weight = weight + times * change.delta(self.weight[:, None])[:, 0]
+        normed = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(weight.dtype) * weight
+        for change, times in self.changes:
+            normed = normed if change.bias is None else normed + times * change.bias
+        return normed
 
 
-class LowRank(NamedTuple):
-    """What a LoRA adds to a linear's weight: up @ down.
-
-    down: [rank, in_features].
-    up: [out_features, rank]; alpha / rank is in it.
-    """
-
-    down: Tensor
-    up: Tensor
-
-
-class Linear(nn.Linear):
+class Linear(ChangedModule, nn.Linear):
     """A linear whose rows round the same however many there are, with the LoRAs of the pass that runs."""
 
-    low_ranks: tuple[tuple[LowRank, float], ...] = ()
-    """What is added to the weight, and how many times. The weight itself stays as it is."""
     tiles: tuple[int, ...] = ()
     """Products are made of so many rows at a time (see tiled_products), or without any of all at once."""
 
@@ -54,10 +47,12 @@ class Linear(nn.Linear):
         """[..., in_features] to [..., out_features]."""
         rows = input.reshape(-1, self.in_features)
         product = _products(rows, self.weight, self.bias, self.tiles)
-        for low_rank, times in self.low_ranks:
-            down = _products(rows, low_rank.down, None, self.tiles[:1])
-            product = product + _products(down * times, low_rank.up, None, self.tiles[:1])
+        for change, times in self.changes:
+            product = change.added(product, rows, self.weight, times, self._product)
         return product.reshape(*input.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return _products(rows, weight, None, self.tiles[:1])
 
 
 def _products(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: tuple[int, ...]) -> Tensor:

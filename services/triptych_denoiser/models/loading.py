@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.compute.loading import check_names, copy_weight, fill, storage_of
+from triptych.compute.lora_changes import ChangedModule, Place
 from triptych.compute.quantization import Quantizer
 from triptych_denoiser.models.transformer import Transformer
 
@@ -51,31 +52,22 @@ def load_weights(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -
         copy_weight(name, target, tensors[name])
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a linear of diffusers' is in ours: `rows` of the `all_rows` of a module's weight."""
+def places_of_modules(family: type[Transformer], config: Mapping[str, Any]) -> dict[str, Place]:
+    """The place of each linear, a convolution of patches included, and norm, by diffusers' name of it.
 
-    module: str
-    first_row: int
-    rows: int
-    all_rows: int
-    columns: int
-
-
-def linear_places(family: type[Transformer], config: Mapping[str, Any]) -> dict[str, Place]:
-    """The place of each linear, a convolution of patches included, by diffusers' name of the module."""
+    A norm's weight counts as one column.
+    """
     with torch.device("meta"):
         model = family.from_config(config)
-    linears = {
-        storage_of(module.weight): (path, module)
+    modules = {
+        storage_of(module.weight): (path, math.prod(module.weight.shape[1:]), len(module.weight))
         for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, ChangedModule)
     }
     places = {}
     for key, view in model.checkpoint_keys().items():
-        if key.endswith(".weight") and storage_of(view) in linears:
-            path, linear = linears[storage_of(view)]
-            first_row = view.storage_offset() // linear.in_features
-            place = Place(path, first_row, len(view), linear.out_features, linear.in_features)
+        if key.endswith(".weight") and storage_of(view) in modules:
+            path, columns, all_rows = modules[storage_of(view)]
+            place = Place(path, view.storage_offset() // columns, len(view), all_rows, columns)
             places[key.removesuffix(".weight")] = place
     return places

@@ -108,7 +108,25 @@ def scheduler(shapes: Shapes) -> dict[str, Any]:
 def lora_names(linears: Shapes) -> Table:
     """The names in flux's model.py."""
     layers, single_layers = (count(linears, f"{kind}transformer_blocks") for kind in ("", "single_"))
-    return table(layers, single_layers, linears["proj_out"][1])
+    width = linears["proj_out"][1]
+    return {**table(layers, single_layers, width), **_xlabs_names(layers, single_layers, width)}
+
+
+def _xlabs_names(layers: int, single_layers: int, width: int) -> Table:
+    """Of attention's processors in x-flux's src/flux/modules/layers.py."""
+    names: dict[str, tuple[Target, ...]] = {}
+    for index in range(layers):
+        theirs, block = f"double_blocks.{index}.processor", f"transformer_blocks.{index}.attn"
+        for number, (_, product, _, out, *_) in enumerate((_IMAGE, _TEXT), 1):
+            names[f"{theirs}.qkv_lora{number}"] = fused(
+                width, *(f"{block}.{product.format(p)}" for p in "qkv")
+            )
+            names[f"{theirs}.proj_lora{number}"] = same(f"{block}.{out}")
+    for index in range(single_layers):
+        theirs, block = f"single_blocks.{index}.processor", f"single_transformer_blocks.{index}"
+        names[f"{theirs}.qkv_lora"] = fused(width, *(f"{block}.attn.to_{p}" for p in "qkv"))
+        names[f"{theirs}.proj_lora"] = same(f"{block}.proj_out")
+    return names
 
 
 LATENTS = LatentSpace(

@@ -56,16 +56,25 @@ def config(shapes: Shapes) -> dict[str, Any]:
         "axes_lens": [1536, 512, 512],
     }
 
+_OUTSIDE_BLOCKS = (
+    ("x_embedder", "all_x_embedder.2-1"),
+    ("final_layer.linear", "all_final_layer.2-1.linear"),
+    ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
+)
+
 
 def lora_names(linears: Shapes) -> Table:
-    """The repository's fused projections; its other names are diffusers' own."""
-    table: dict[str, tuple[Target, ...]] = {}
+    """The repository's fused projections and its names around the blocks; others are diffusers' own."""
+    table: dict[str, tuple[Target, ...]] = {theirs: ((ours, None),) for theirs, ours in _OUTSIDE_BLOCKS}
     for module, (width, _) in linears.items():
         attention, _, name = module.rpartition(".to_")
         if name == "q":
             table[f"{attention}.qkv"] = fused(width, *(f"{attention}.to_{part}" for part in "qkv"))
         elif name == "out.0":
             table[f"{attention}.out"] = ((module, None),)
+        for part in "qk":
+            if module.endswith(f".norm_{part}"):
+                table[f"{module.removesuffix(f'norm_{part}')}{part}_norm"] = ((module, None),)
     return table
 
 

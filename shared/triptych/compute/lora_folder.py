@@ -1,0 +1,155 @@
+"""The LoRAs of a stage: those fused at start, and those that requests name from a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from triptych.caches import Cache
+from triptych.checkpoints.fingerprints import fingerprint
+from triptych.compute.lora_changes import LoraFile, Loras, PlacedLora
+from triptych.compute.lora_files import PEFT_FILE, SUFFIX, Modules, files_of, read_lora_file
+from triptych.errors import CheckpointError, TriptychError, failed_precondition
+from triptych.loras import read_lora, unknown_lora, weight_of
+from triptych.v1 import lora_pb2
+
+log = logging.getLogger(__name__)
+
+MAX_NAMES = 1000
+"""Files of a folder that are served: the first ones by name."""
+MAX_FOLDERS = 1000
+"""Folders inside it that are looked into."""
+
+
+class LoraFolder:
+    """The .safetensors files of a folder and of the folders in it, by their paths without the ending.
+
+    What PEFT saved, a folder with adapter_model.safetensors, has the folder's name.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Without a path, there are no LoRAs. Raises CheckpointError if it is no folder."""
+        if path is not None and not path.is_dir():
+            raise CheckpointError(f"--lora-folder: there is no folder {path}")
+        self._path = path
+
+    def files(self) -> dict[str, Path]:
+        """The files there are now, by name and in order. A request's word is only looked up here.
+
+        It never becomes a path. Hidden files and folders are left out, and links to folders not followed.
+        """
+        found: dict[str, Path] = {}
+        peft: dict[str, Path] = {}
+        for number, (folder, folders, names) in enumerate(os.walk(self._path) if self._path else ()):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                path = Path(folder, name)
+                if name.endswith(SUFFIX) and not name.startswith(".") and path.is_file():
+                    called = path.relative_to(self._path or "").as_posix().removesuffix(SUFFIX)
+                    is_peft = name == PEFT_FILE and path.parent != self._path
+                    (peft if is_peft else found)[called] = path
+            if len(found) + len(peft) >= MAX_NAMES or number >= MAX_FOLDERS:
+                break
+        for called, path in peft.items():
+            short = called.rpartition("/")[0]
+            found[called if short in found else short] = path
+        return {name: found[name] for name in sorted(filter(_is_text, found))[:MAX_NAMES]}
+
+    def path_of(self, name: str) -> Path:
+        """The file of a --lora option: one of the folder, or any with its ending. Raises CheckpointError."""
+        if name.endswith(SUFFIX):
+            return Path(name).expanduser()
+        files = self.files()
+        if name not in files:
+            there_is = unknown_lora(name, list(files)).message
+            raise CheckpointError(
+                f"--lora: {there_is}; a file that is elsewhere is named by its path, with {SUFFIX}"
+            )
+        return files[name]
+
+
+class LoraCache:
+    """The LoRAs of a folder, each loaded when it is first asked for, and again if its file changed.
+
+    The latest stay in memory, up to `max_bytes`. Safe to use from several threads.
+    """
+
+    def __init__(self, folder: LoraFolder, load: Callable[[Path], PlacedLora], max_bytes: int) -> None:
+        """`load` raises CheckpointError for what cannot be used."""
+        self.folder = folder
+        self._load_file = load
+        self._cache: Cache[tuple[object, ...], PlacedLora] = Cache(max_bytes)
+        self._loading = threading.Lock()
+
+    def find(self, messages: Sequence[lora_pb2.Lora]) -> Loras:
+        """The LoRAs of a checked request, those of weight 0 left out.
+
+        Raises:
+            TriptychError: NOT_FOUND for an unknown name; FAILED_PRECONDITION for a file that is no LoRA for
+                this model.
+        """
+        if not messages:
+            return ()
+        files = self.folder.files()
+        for message in messages:
+            if message.name not in files:
+                raise unknown_lora(message.name, list(files))
+        wanted = [(message.name, weight_of(message)) for message in messages]
+        return tuple(
+            (self._load(name, files[name], list(files)), weight) for name, weight in wanted if weight
+        )
+
+    def _load(self, name: str, path: Path, names: Sequence[str]) -> PlacedLora:
+        with self._loading:
+            try:
+                states = [(file.name, file.stat()) for file in files_of(path)]
+                key = (
+                    path,
+                    *((file, state.st_mtime_ns, state.st_size, state.st_ino) for file, state in states),
+                )
+                found = self._cache.get(key)
+                if found is None:
+                    found = self._load_file(path)
+                    self._cache.put(key, found)
+                    log.info("loaded the LoRA %s, %.1f MB", name, found.nbytes / 2**20)
+                    for warning in found.warnings:
+                        log.warning("the LoRA %s: %s", name, warning)
+            except FileNotFoundError as error:
+                raise unknown_lora(name, [other for other in names if other != name]) from error
+            except (CheckpointError, OSError) as error:
+                raise _unusable(name, error) from error
+            return found
+
+
+def read_fused(options: Sequence[str], folder: LoraFolder, modules: Modules) -> list[tuple[LoraFile, float]]:
+    """The files and weights of --lora options; what is not applied is logged. Raises CheckpointError."""
+    fused = []
+    for option in options:
+        name, weight = read_lora(option)
+        file = read_lora_file(folder.path_of(name), modules)
+        for warning in file.warnings:
+            log.warning("the LoRA %s: %s", name, warning)
+        fused.append((file, weight))
+    return fused
+
+
+def fingerprint_with(base: str, loras: Sequence[tuple[LoraFile | PlacedLora, float]]) -> str:
+    """The fingerprint of a stage whose own is `base`, with LoRAs in the order in which they are added."""
+    parts = {f"LoRA {index}": f"{one.identity} x {weight!r}" for index, (one, weight) in enumerate(loras)}
+    return fingerprint(parts | {"without LoRA": base}) if parts else base
+
+
+def _unusable(name: str, error: Exception) -> TriptychError:
+    return failed_precondition(f"the LoRA {name!r} cannot be used: {error}")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a message can hold it: file names may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
