@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from google.protobuf.message import DecodeError
 from PIL import Image, PngImagePlugin
-from triptych_denoiser.models.lora import Linears, place, read_lora_file
 
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.single_file import SingleFile
 from triptych.checkpoints.weights import Weights, read_shapes
+from triptych.compute.lora_changes import place
+from triptych.compute.lora_files import Modules, read_lora_file
 from triptych.errors import CheckpointError, TriptychError
 from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message, message_to_array, message_to_torch
@@ -36,7 +37,7 @@ from triptych_coordinator.request.parameters import Limits
 from triptych_coordinator.request.pictures import Size, read_mask, read_picture
 from triptych_coordinator.request.prompt_weights import MAX_WEIGHT, read_weighted
 from triptych_coordinator.request.reading import parameters_from_message
-from triptych_denoiser.models import linears_of
+from triptych_denoiser.models import modules_of
 from triptych_local.commands.rerun import Picture
 from triptych_local.commands.settings import RerunSettings
 
@@ -143,7 +144,7 @@ def safetensors(data: bytes) -> None:
 def lora(data: bytes) -> None:
     """A LoRA file."""
     with suppress(CheckpointError):
-        place(read_lora_file(_file(data), _linears()), _linears(), torch.device("cpu"), torch.float32)
+        place(read_lora_file(_file(data), _modules()), _modules().places, lambda module: torch.ones(1))
 
 
 TARGETS: dict[str, Target] = {
@@ -182,8 +183,8 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _linears() -> Linears:
-    return linears_of(open_checkpoint("triptych-small"))
+def _modules() -> Modules:
+    return modules_of(open_checkpoint("triptych-small"))
 
 
 def _requests() -> list[GenerationParameters]:
@@ -241,8 +242,8 @@ def _safetensors(tensors: dict[str, torch.Tensor], **metadata: str) -> bytes:
 
 
 def _lora() -> bytes:
-    name = next(iter(_linears().places))
-    found = _linears().places[name]
+    name = next(iter(_modules().places))
+    found = _modules().places[name]
     tensors = {
         f"transformer.{name}.lora_A.weight": torch.ones(1, found.columns),
         f"transformer.{name}.lora_B.weight": torch.ones(found.rows, 1),

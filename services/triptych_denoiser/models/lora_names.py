@@ -24,7 +24,7 @@ class TransformerNames:
         self._targets: dict[str, Sequence[Target]] = {}
         for name, targets in originals.items():
             modules = [(module.removesuffix(".weight"), rows_of) for module, rows_of in targets]
-            if all(module in places for module, _ in modules):
+            if modules and all(module in places for module, _ in modules):
                 self._targets[flat(name.removesuffix(".scale"))] = modules
         self._targets |= {flat(module): [(module, None)] for module in places}
 

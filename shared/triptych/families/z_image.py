@@ -16,13 +16,12 @@ STACKS = ("layers", "noise_refiner", "context_refiner")
 PATCH = 2
 
 
-def table(shapes: Shapes) -> Table:
-    """The repository's names, of which most are diffusers' own."""
+def table(shapes: Shapes, width: int) -> Table:
+    """The repository's names, of which most are diffusers' own; shapes are by either, tokens `width` wide."""
     table: dict[str, tuple[Target, ...]] = {"norm_final.weight": ()}  # is in files, and in no model
     for part in ("linear", "adaLN_modulation.1"):
         table[f"final_layer.{part}"] = same(f"all_final_layer.{PATCH}-1.{part}")
     table["x_embedder"] = same(f"all_x_embedder.{PATCH}-1")
-    width = shapes["x_embedder.weight"][0]
     for stack in STACKS:
         for index in range(count(shapes, stack)):
             attention = f"{stack}.{index}.attention"
@@ -56,26 +55,10 @@ def config(shapes: Shapes) -> dict[str, Any]:
         "axes_lens": [1536, 512, 512],
     }
 
-_OUTSIDE_BLOCKS = (
-    ("x_embedder", "all_x_embedder.2-1"),
-    ("final_layer.linear", "all_final_layer.2-1.linear"),
-    ("final_layer.adaLN_modulation.1", "all_final_layer.2-1.adaLN_modulation.1"),
-)
-
 
 def lora_names(linears: Shapes) -> Table:
-    """The repository's fused projections and its names around the blocks; others are diffusers' own."""
-    table: dict[str, tuple[Target, ...]] = {theirs: ((ours, None),) for theirs, ours in _OUTSIDE_BLOCKS}
-    for module, (width, _) in linears.items():
-        attention, _, name = module.rpartition(".to_")
-        if name == "q":
-            table[f"{attention}.qkv"] = fused(width, *(f"{attention}.to_{part}" for part in "qkv"))
-        elif name == "out.0":
-            table[f"{attention}.out"] = ((module, None),)
-        for part in "qk":
-            if module.endswith(f".norm_{part}"):
-                table[f"{module.removesuffix(f'norm_{part}')}{part}_norm"] = ((module, None),)
-    return table
+    """The repository's names."""
+    return table(linears, linears[f"all_x_embedder.{PATCH}-1"][0])
 
 
 FAMILY = Family(
@@ -90,7 +73,7 @@ FAMILY = Family(
     original=OriginalFile(
         mark="noise_refiner.0.attention.qkv.weight",
         config=config,
-        table=lambda shapes, known: table(shapes),
+        table=lambda shapes, known: table(shapes, shapes["x_embedder.weight"][0]),
         scheduler=lambda shapes: {},  # the shift of its Turbo is another one
         text_encoders={"text_encoder": "qwen3_4b"},
         vae_file="ae.safetensors",
