@@ -100,6 +100,13 @@ def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
     assert not packages & {"torch", "transformers", "grpc", "numpy", "pydantic"}
 
 
+@pytest.mark.parametrize("command", ["generate", "up"])
+def test_a_command_that_starts_services_carries_nothing_of_theirs(command: str) -> None:
+    packages = packages_after(f"import triptych_local.commands.{command}")
+    assert {"grpc", "triptych_denoiser"} <= packages
+    assert not packages & {"torch", "transformers", "tokenizers", "safetensors", "PIL", "huggingface_hub"}
+
+
 @pytest.mark.parametrize("command", ["generate", "grid", "rerun", "up", "bench"])
 def test_help_comes_before_anything_heavy_is_imported(command: str) -> None:
     packages = packages_after(f"""

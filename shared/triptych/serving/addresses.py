@@ -64,13 +64,18 @@ def _claim_unix(address: str) -> None:
     path = Path(unix_path(address))
     if not path.parent.is_dir():
         raise StartError(f"cannot listen on {address}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StartError(f"cannot listen on {address}: this user cannot write in the folder {path.parent}")
     if not os.path.lexists(path):
         return
     if not stat.S_ISSOCK(path.lstat().st_mode):
         raise StartError(f"cannot listen on {address}: that file exists and is no socket")
-    if _answers(path):
-        raise StartError(f"cannot listen on {address}: another server listens there")
-    path.unlink(missing_ok=True)
+    try:
+        if _answers(path):
+            raise StartError(f"cannot listen on {address}: another server listens there")
+        path.unlink(missing_ok=True)
+    except PermissionError as error:
+        raise StartError(f"cannot listen on {address}: another user's socket is there") from error
 
 
 def _answers(path: Path) -> bool:

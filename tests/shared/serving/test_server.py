@@ -1,6 +1,7 @@
 """The server bootstrap over real sockets: health, reflection, bad input, addresses, a graceful stop."""
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.shared.conftest import MAX_MESSAGE_BYTES, Running
 from tests.shared.scripted_coordinator import NAME
 from triptych.errors import StartError, from_rpc_error
+from triptych.serving import addresses
 from triptych.serving.addresses import grpc_target
 from triptych.serving.channels import channel_options
 from triptych.serving.server import Server
@@ -114,6 +116,23 @@ async def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
     server = Server([], ServerSettings(listen=f"unix:{path}", drain_seconds=0))
     await server.start()
     await server.stop()
+
+
+async def test_what_belongs_to_another_user_is_refused_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    server = Server([], ServerSettings(listen=f"unix:{tmp_path}/theirs"))
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(tmp_path / "theirs"))
+        monkeypatch.setattr(addresses, "_answers", refuse)  # as connect() answers all users but root
+        with pytest.raises(StartError, match="another user's socket is there"):
+            await server.start()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(StartError, match=f"this user cannot write in the folder {tmp_path}"):
+        await server.start()
 
 
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
