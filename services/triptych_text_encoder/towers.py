@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from triptych.compute.thread import end_if_unwanted
 from triptych.errors import CheckpointError
 from triptych_text_encoder.components import load_text_model, load_tokenizer
 from triptych_text_encoder.weighting import offsets_to_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -90,7 +91,18 @@ def load_tower(
             f"tokenizer {number} of {checkpoint.path} gives {tower.max_length} tokens, "
             f"its encoder has {positions} positions"
         )
+    for layer in _layers(model):
+        layer.register_forward_pre_hook(end_if_unwanted)
     return tower
+
+
+def _layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The layers of a model's stacks, which it goes through one after the other."""
+    from torch.nn import ModuleList
+
+    for stack in model.modules():
+        if isinstance(stack, ModuleList):
+            yield from stack
 
 
 def component(part: str, number: int) -> str:

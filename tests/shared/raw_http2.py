@@ -23,6 +23,11 @@ class RawConnection:
         self._statuses: dict[int, str] = {}
         self.ended: set[int] = set()
 
+    @property
+    def max_streams(self) -> int:
+        """How many calls at once the server lets this connection have, as it said."""
+        return self._http2.remote_settings.max_concurrent_streams
+
     async def call(self, method: str, data: bytes = b"", *, end: bool = False) -> int:
         """Opens a call and sends what is given; its number."""
         stream: int = self._http2.get_next_available_stream_id()

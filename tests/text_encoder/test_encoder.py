@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from triptych.compute.thread import compute
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.recipes import Recipe
@@ -84,6 +85,32 @@ async def test_a_cancelled_prompt_is_not_encoded(recipe: CountingRecipe) -> None
     await asyncio.gather(first, last)
 
     assert recipe.prompts == ["first", "last"]
+
+
+async def test_a_prompt_that_nobody_waits_for_ends_between_layers(recipe_without_t5: Recipe) -> None:
+    first, second, *_ = recipe_without_t5.towers[0].model.text_model.encoder.layers
+    begun, go_on, reached = threading.Event(), threading.Event(), list[str]()
+
+    def pause(*_: object) -> None:
+        begun.set()
+        assert go_on.wait(10)
+
+    hooks = [
+        first.register_forward_hook(pause),
+        second.register_forward_hook(lambda *_: reached.append("second")),
+    ]
+    encoder = TextEncoder(recipe_without_t5)
+    task = asyncio.create_task(encoder.encode("a cat that nobody waits for"))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.wait([task])
+    go_on.set()
+    await compute(list)  # a turn after it
+    assert not reached
+    await encoder.encode("a cat that nobody waits for")
+    assert reached
+    for hook in hooks:
+        hook.remove()
 
 
 async def test_a_failed_prompt_fails_alone(recipe: CountingRecipe, monkeypatch: pytest.MonkeyPatch) -> None:

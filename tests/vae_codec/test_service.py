@@ -162,12 +162,19 @@ async def test_a_call_too_many_is_refused_before_it_costs_anything(settings: Vae
 
 
 @pytest.mark.parametrize("ends_by", ["deadline", "cancellation"])
-async def test_work_that_nobody_waits_for_ends_between_blocks(stub: Any, ends_by: str) -> None:
-    large = decode_request(torch.randn(1, 4, 128, 128))
+@pytest.mark.parametrize("method", ["Decode", "Encode"])
+async def test_work_that_nobody_waits_for_ends_between_blocks(stub: Any, method: str, ends_by: str) -> None:
+    pixels = torch_to_message(torch.zeros(1, 1024, 1024, 3, dtype=torch.uint8))
+    large = (
+        decode_request(torch.randn(1, 4, 128, 128))
+        if method == "Decode"
+        else VaeCodecServiceEncodeRequest(pixels=pixels)
+    )
+    work = getattr(stub, method)
     began = time.monotonic()
-    await stub.Decode(large)
+    await work(large)
     whole = time.monotonic() - began
-    call = stub.Decode(large, timeout=whole / 10 if ends_by == "deadline" else None)
+    call = work(large, timeout=whole / 10 if ends_by == "deadline" else None)
     await asyncio.sleep(whole / 8)
     if ends_by == "cancellation":
         call.cancel()

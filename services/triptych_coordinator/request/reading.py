@@ -43,6 +43,7 @@ from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
 from triptych_coordinator.sampling.solvers.solution import Solver
 
 MAX_ADDITIONAL_PROMPTS = 8
+_SHOWN = 200  # characters of a name
 
 L = TypeVar("L", bound=LayerGuidance)
 
@@ -56,7 +57,7 @@ def parameters_from_message(message: GenerationParameters, limits: Limits) -> Pa
     """
     if message.model and message.model != limits.model:
         raise errors.not_found(
-            f"the model {message.model!r} is not served here; this server has {limits.model!r}"
+            f"the model {message.model[:_SHOWN]!r} is not served here; this server has {limits.model!r}"
         )
     wrong: Wrong = {}
     parameters = _Given(message, limits, wrong).parameters()

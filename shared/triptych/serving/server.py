@@ -39,6 +39,10 @@ MAX_WATCHERS = 256
 MAX_CONNECTIONS = 1024
 HANDSHAKE_SECONDS = 20.0
 """How long a new connection may take to speak HTTP/2."""
+SILENT_SECONDS = 30.0
+"""After which a client is pinged."""
+PING_SECONDS = 10.0
+"""How long it may take to answer; then its connection and its calls end."""
 MAX_STREAMS = 1000
 """Of one connection; a client holds more back by itself."""
 MAX_CALLS = 4096
@@ -164,10 +168,10 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_SECONDS)),
         ("grpc.max_connection_idle_ms", 3_600_000),
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a few kilobytes would inflate to the limit
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", round(1000 * SILENT_SECONDS)),
+        ("grpc.keepalive_timeout_ms", round(1000 * PING_SECONDS)),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.ping_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", round(1000 * PING_SECONDS)),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ]
 

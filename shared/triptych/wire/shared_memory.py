@@ -30,6 +30,7 @@ HoldRegionResponse = shared_memory_pb2.HoldRegionResponse
 NAME = shared_memory_pb2.DESCRIPTOR.services_by_name["SharedMemoryService"].full_name
 MAX_REGIONS = 256
 """Held at once: each takes a file descriptor, however small it is."""
+_SHOWN = 200  # characters of a name
 UNUSED_SECONDS = 60.0
 """After which a region is taken back."""
 
@@ -96,7 +97,9 @@ class SharedMemory(shared_memory_pb2_grpc.SharedMemoryServiceServicer):
         """The region of a reference, for one call. `path` is the reference's. Raises INVALID_ARGUMENT."""
         held = self._held.get(reference.region)
         if held is None:
-            raise invalid_argument((f"{path}.region", f"there is no region {reference.region!r} (any more)"))
+            raise invalid_argument(
+                (f"{path}.region", f"there is no region {reference.region[:_SHOWN]!r} (any more)")
+            )
         if held.in_use:
             raise invalid_argument((f"{path}.region", "is in use by another call"))
         if not 0 <= reference.length <= held.region.size:

@@ -1,5 +1,6 @@
 """Calls, messages and connections that are begun and not ended: each has a bound."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,10 +24,10 @@ HALF = b"\0\0\0\x03\xe8" + b"half"  # of a message of a thousand bytes
 
 
 @asynccontextmanager
-async def listening(folder: Path) -> AsyncIterator[str]:
+async def listening(folder: Path, servicer: ScriptedCoordinator | None = None) -> AsyncIterator[str]:
     """A server's address."""
     settings = ServerSettings(listen=f"unix:{folder}/server", drain_seconds=0, grace_seconds=0)
-    running = Server([service(ScriptedCoordinator())], settings)
+    running = Server([service(servicer or ScriptedCoordinator())], settings)
     await running.start()
     yield running.address
     await running.stop()
@@ -91,6 +92,16 @@ async def test_more_connections_than_the_limit_are_closed(
         assert await serves(address)
 
 
+async def test_more_calls_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(server, "MAX_CALLS", 2)
+    async with listening(tmp_path) as address, connected(address) as connection:
+        for _ in range(2):
+            await connection.call(METHODS[0], HALF)
+        codes = {await connection.code(await connection.call(METHODS[2], bytes(5), end=True)) for _ in "123"}
+        assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+        assert connection.max_streams == server.MAX_STREAMS
+
+
 async def test_a_connection_that_says_nothing_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -113,3 +124,16 @@ async def test_who_watches_health_is_bounded(coordinator: Running, monkeypatch: 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Watch(health_pb2.HealthCheckRequest(service="n" * 1000)).read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_work_for_a_client_that_fell_silent_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(server, "PING_SECONDS", 1.0)
+    servicer = ScriptedCoordinator()
+    data = pb2.GenerateRequest(parameters={"prompts": ["hang"]}).SerializeToString()
+    async with listening(tmp_path, servicer) as address, connected(address) as connection:
+        await connection.call(METHODS[1], len(data).to_bytes(5, "big") + data, end=True)
+        async with asyncio.timeout(20):  # nobody reads the connection any more, or answers a ping
+            await servicer.cancelled.wait()
