@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -54,7 +53,7 @@ def open_repository(name: str, revision: str | None, offline: bool) -> Repositor
     """The repository at a branch, tag or commit ("main" if None), which becomes a commit here.
 
     Offline (or with HF_HUB_OFFLINE) nothing is asked of the hub: the cache must have it. A private or gated
-    repository is read with the token in HF_TOKEN.
+    repository is read with the token in HF_TOKEN, or that of `hf auth login`.
 
     Raises:
         CheckpointError: there is no such repository or revision, it may not be read, the hub does not answer,
@@ -118,8 +117,16 @@ def _download(name: str, revision: str, file: str) -> Path:
 
 
 def _token() -> str | bool:
-    """HF_TOKEN; without it none, although one may lie in the user's home."""
-    return os.environ.get("HF_TOKEN") or False
+    """That of HF_TOKEN or of `hf auth login`; False: none. Raises CheckpointError, without saying it."""
+    import huggingface_hub
+
+    token = huggingface_hub.get_token()
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise CheckpointError(
+            "the token for the hub, in HF_TOKEN or from `hf auth login`, has characters that no token has: "
+            "set it anew"
+        )
+    return token or False
 
 
 class HubAwayError(CheckpointError):
@@ -133,15 +140,17 @@ def _clear_errors(name: str, revision: str, file: str = "model_index.json") -> I
 
     try:
         yield
+    except CheckpointError:
+        raise
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{name} is gated: accept its terms at https://huggingface.co/{name}, "
-            "and put a token of yours that may read it into HF_TOKEN"
+            f"{name} is gated: accept its terms at {_endpoint()}/{name}, "
+            "and put a token of yours that may read it into HF_TOKEN, or call `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"there is no folder {name} here, and on the hub there is none either or it is private, and "
-            "HF_TOKEN holds no token that may read it"
+            "neither HF_TOKEN nor `hf auth login` gave a token that may read it"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no branch, tag or commit '{revision}'") from error
@@ -155,7 +164,18 @@ def _clear_errors(name: str, revision: str, file: str = "model_index.json") -> I
 
 
 def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    """The first line of an error, without the token, whatever a library put into it."""
+    import huggingface_hub
+
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    token = huggingface_hub.get_token()
+    return line.replace(token, "...") if token else line
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
 
 
 def _logged_progress(file: str) -> Any:

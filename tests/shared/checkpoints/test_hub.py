@@ -28,6 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     return tmp_path / "cache"
 
 
@@ -147,11 +148,47 @@ def test_the_token_of_the_environment_is_sent_and_never_logged(
     assert "hf_secret" not in caplog.text
 
 
+def test_the_token_of_a_login_is_sent(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_of_login\n")
+    open_checkpoint("org/tiny")
+    assert hub.tokens == {"Bearer hf_of_login"}
+
+
+def test_a_line_break_behind_a_token_does_no_harm(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", " hf_secret\r\n")
+    open_checkpoint("org/tiny")
+    assert hub.tokens == {"Bearer hf_secret"}
+
+
+@pytest.mark.parametrize("token", ["hf_secret hf_secret", "hf_secret\t1", "hf_secret–", "hf_secret\x00"])
+def test_a_token_that_is_none_is_refused_without_being_said(
+    token: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._auth.os.environ", {**os.environ, "HF_TOKEN": token})
+    with caplog.at_level(logging.DEBUG), pytest.raises(CheckpointError) as caught:
+        open_checkpoint("org/tiny")
+    assert "characters that no token has" in str(caught.value)
+    assert "hf_secret" not in str(caught.value) + caplog.text
+    assert not hub.asked
+
+
+def test_no_error_of_a_library_says_the_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    def fail(*_: object, **options: object) -> None:
+        raise ValueError(f"illegal header: {options}")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(CheckpointError, match=r"illegal header.*'\.\.\.'") as caught:
+        open_checkpoint("org/tiny")
+    assert "hf_secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
         ((401, "RepoNotFound"), ["there is no folder org/tiny here", "none either or it is private"]),
-        ((403, "GatedRepo"), ["org/tiny is gated", "https://huggingface.co/org/tiny", "HF_TOKEN"]),
+        ((403, "GatedRepo"), ["org/tiny is gated", "/org/tiny, and put a token", "HF_TOKEN"]),
         ((500, ""), ["org/tiny cannot be had from the hub", "500", "with --offline"]),
     ],
 )
