@@ -251,12 +251,11 @@ def test_a_request_that_says_nothing_gets_the_models_own_sampling(
     assert (sampling.guidance, sampling.schedule.shift) == (guidance, shift)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("Z-Image")])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_original_file_gives_the_same_names_and_shapes(name: str) -> None:
     class_name, config, _ = MODELS[name]
     expected = published_tensors(class_name, config)
-    sd3 = class_name == SD3_CLASS
-    original = (original_names.sd3_transformer if sd3 else original_names.flux_transformer)(expected)
+    original = original_names.TRANSFORMERS[class_name](expected)
     inner = {key: tuple(tensor.shape) for key, tensor in original.items()}
     file = family_of_transformer(class_name).original
     assert file.mark in inner

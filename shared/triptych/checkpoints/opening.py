@@ -1,11 +1,12 @@
 """How a model is opened: by the name of a bundled one, a path, or a name on the hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import triptych
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.hub import is_hub_name, open_repository
-from triptych.checkpoints.single_file import SingleFile
+from triptych.checkpoints.single_file import SingleFile, WithFile
 from triptych.errors import CheckpointError
 
 MODELS = Path(triptych.__file__).parent / "models"
@@ -19,6 +20,7 @@ def open_checkpoint(
     offline: bool = False,
     base: str | None = None,
     variant: str | None = None,
+    weights: Sequence[str] = (),
 ) -> Checkpoint:
     """Opens a model: by name one that the package brings or one on the hub, by path a folder or a file.
 
@@ -31,10 +33,20 @@ def open_checkpoint(
         None: the one in whose folders the file is, if it is in one.
     variant: of a checkpoint's variants of weights, e.g. "fp16" for model.fp16.safetensors; None: the plain
         one, or the only one.
+    weights: files of text encoders or a VAE, which take the place of the model's own.
 
     Raises:
         CheckpointError: there is no such model, or its index or header cannot be read.
     """
+    checkpoint = _open(model, revision, offline, base, variant)
+    for file in weights:
+        checkpoint = WithFile(_given(file), checkpoint)
+    return checkpoint
+
+
+def _open(
+    model: str, revision: str | None, offline: bool, base: str | None, variant: str | None
+) -> Checkpoint:
     path = MODELS / model if model in bundled_models() else _given(model)
     if path.is_file():
         base = base or _checkpoint_around(path)

@@ -152,9 +152,7 @@ class SingleFile(Checkpoint):
     def _in_base(self, component: str) -> Checkpoint:
         self.class_name(component)
         if self._base is None:
-            raise CheckpointError(
-                f"{self.path} has no config of its {component}: name a checkpoint with --base"
-            )
+            raise CheckpointError(f"{self.path} has no config of its {component}: name a base that has one")
         return self._base
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from triptych.families.layouts import Shapes, Table
 
+_PREFIXES = ("", "model.", "text_model.")
 _BLOCK = re.compile(r"(?:enc\.)?blk\.(\d+)\.(.+)")
 
 
@@ -20,8 +21,8 @@ class TextEncoderKind:
     """The text encoders of some classes of transformers.
 
     classes: of them.
-    embedding: the tensor with a row per token, of which there is exactly one such name in a file.
-    mark: a tensor that no other kind has.
+    embedding: the tensor with a row per token.
+    mark: a tensor that no other kind has. Both names may have a prefix, `model.` or `text_model.`.
     width: the key of its config that says how long the embedding's rows are.
     llama_mark: a tensor that llama.cpp's files have of this kind alone.
     llama_block, llama_others: what the names of llama.cpp give in transformers, of block N behind `blk.N.`
@@ -59,8 +60,8 @@ T5 = TextEncoderKind(
 )
 QWEN3 = TextEncoderKind(
     classes=("Qwen3Model", "Qwen3ForCausalLM"),
-    embedding="model.embed_tokens.weight",
-    mark="model.layers.0.self_attn.q_norm.weight",
+    embedding="embed_tokens.weight",
+    mark="layers.0.self_attn.q_norm.weight",
     width="hidden_size",
     llama_mark="blk.0.attn_q_norm.weight",
     llama_block={
@@ -81,8 +82,8 @@ QWEN3 = TextEncoderKind(
 )
 CLIP = TextEncoderKind(
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
-    embedding="text_model.embeddings.token_embedding.weight",
-    mark="text_model.encoder.layers.0.self_attn.q_proj.weight",
+    embedding="embeddings.token_embedding.weight",
+    mark="encoder.layers.0.self_attn.q_proj.weight",
     width="hidden_size",
 )
 
@@ -92,7 +93,7 @@ KINDS = (T5, QWEN3, CLIP)
 
 def kind_of(names: Shapes) -> TextEncoderKind | None:
     """The kind of text encoder that has tensors of these names."""
-    return next((kind for kind in KINDS if kind.mark in names or kind.llama_mark in names), None)
+    return next((kind for kind in KINDS if kind.llama_mark in names or _find(kind.mark, names)), None)
 
 
 def llama_table(kind: TextEncoderKind, names: Shapes) -> Table:
@@ -113,7 +114,12 @@ def llama_table(kind: TextEncoderKind, names: Shapes) -> Table:
 
 def width_of(kind: TextEncoderKind, names: Shapes) -> int | None:
     """How long the rows of the embedding are."""
-    for name in (kind.embedding, "encoder.embed_tokens.weight", "token_embd.weight"):
-        if name in names:
-            return names[name][-1]
-    return None
+    found = (
+        _find(name, names) for name in (kind.embedding, "encoder.embed_tokens.weight", "token_embd.weight")
+    )
+    return next((shape[-1] for shape in found if shape), None)
+
+
+def _find(name: str, names: Shapes) -> tuple[int, ...] | None:
+    """The shape of a tensor, whatever its prefix."""
+    return next((names[prefix + name] for prefix in _PREFIXES if prefix + name in names), None)

@@ -61,7 +61,7 @@ class ModelOptions(Options):
     model: str = Field(
         default="triptych-small",
         description="A model's name (org/name for one on the Hugging Face hub), a checkpoint's folder, "
-        "or a .safetensors file of SD3, SD3.5 or FLUX.1.",
+        "or a .safetensors or .gguf file of SD3, SD3.5, FLUX.1 or Z-Image.",
     )
     revision: str | None = Field(
         default=None, description="For a model on the hub: its branch, tag or commit. Default: main."
@@ -73,6 +73,11 @@ class ModelOptions(Options):
         default=None,
         description="For a model in a single file: the name or folder of a checkpoint that has what the "
         "file lacks, e.g. text encoders and tokenizers.",
+    )
+    weights: list[str] = Field(
+        default=[],
+        description="A file of weights (safetensors or GGUF) of a text encoder or the VAE, which takes the "
+        "place of the model's own. Repeat it for more.",
     )
     variant: str | None = Field(
         default=None,
@@ -96,6 +101,7 @@ class ModelOptions(Options):
             offline=self.offline,
             base=self.base,
             variant=self.variant,
+            weights=self.weights,
         )
         checkpoint.name = self.name or checkpoint.name
         return checkpoint

@@ -87,6 +87,23 @@ def flux_transformer(tensors: Tensors) -> Tensors:
     )
 
 
+def z_image_transformer(tensors: Tensors) -> Tensors:
+    tensors = _joined(tensors, ("attention.to_q", "attention.to_k", "attention.to_v"), "attention.qkv")
+    return _renamed(
+        tensors,
+        (r"\.attention\.to_out\.0\.", ".attention.out."),
+        (r"\.attention\.norm_([qk])\.", r".attention.\1_norm."),
+        (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."),
+    )
+
+
+TRANSFORMERS = {
+    "SD3Transformer2DModel": sd3_transformer,
+    "FluxTransformer2DModel": flux_transformer,
+    "ZImageTransformer2DModel": z_image_transformer,
+}
+
+
 def autoencoder(tensors: Tensors, levels: int) -> Tensors:
     tensors = {
         name: tensor[:, :, None, None] if re.search(r"attentions\.0\.to_.*weight", name) else tensor

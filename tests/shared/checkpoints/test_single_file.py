@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
+from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
 from triptych_coordinator.sampling_config import sampling_of
+from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
 
 reference: Any = diffusers  # most of it has no types
@@ -123,6 +125,27 @@ def test_flux_at_its_own_width_is_what_diffusers_converts_it_to(tmp_path: Path) 
         checkpoint.tensors("transformer"),
         converters.convert_flux_transformer_checkpoint_to_diffusers(dict(original)),
     )
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_a_z_image_transformer_comes_back_to_the_bit(prefix: str, tmp_path: Path) -> None:
+    model = z_image_pipeline(n_refiner_layers=2).transformer
+    original = original_names.z_image_transformer(model.state_dict())
+    file = save(
+        prefixed(prefix, original | {"norm_final.weight": torch.ones(32)}), tmp_path / "z.safetensors"
+    )
+    checkpoint = open_checkpoint(str(file))
+    assert checkpoint.class_name("transformer") == "ZImageTransformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_z_image_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+    config = checkpoint.config("transformer")
+    assert (config.pop("axes_lens"), config["axes_dims"]) == ([1536, 512, 512], [4, 6, 6])
+    assert_config(config, model)
+    with pytest.raises(CheckpointError, match="has no scheduler: name with --base"):
+        checkpoint.config("scheduler")
 
 
 @pytest.mark.parametrize("quant_convs", [False, True])
@@ -272,6 +295,86 @@ def test_a_vae_alone_is_told_apart_by_its_base(tmp_path: Path, tiny_checkpoint: 
     config = open_checkpoint(str(file), base=str(tiny_checkpoint)).config("vae")
     assert (config["scaling_factor"], config["shift_factor"]) == (1.5, 0.06)
     assert config["block_out_channels"] == [32, 64, 64]
+
+
+def component_file(folder: Path, component: str) -> Path:
+    name = "model" if component.startswith("text_encoder") else "diffusion_pytorch_model"
+    return folder / component / f"{name}.safetensors"
+
+
+def test_a_components_own_file_belongs_to_the_checkpoint_around_it(tiny_checkpoint: Path) -> None:
+    checkpoint = open_checkpoint(str(component_file(tiny_checkpoint, "transformer")))
+    whole = open_checkpoint(str(tiny_checkpoint))
+    assert checkpoint.config("transformer") == whole.config("transformer")
+    assert_same(checkpoint.tensors("transformer"), dict(whole.tensors("transformer")))
+    assert checkpoint.files("vae") == whole.files("vae")
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "model.diffusion_model."])
+def test_a_transformer_with_diffusers_names_has_its_bases_config(
+    prefix: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors = load_file(component_file(tiny_checkpoint, "transformer"))
+    file = save(prefixed(prefix, tensors), tmp_path / "mine.safetensors")
+    checkpoint = open_checkpoint(str(file), base=str(tiny_checkpoint))
+    assert_same(checkpoint.tensors("transformer"), tensors)
+    assert load_transformer(checkpoint, "cpu", torch.float32)
+    with pytest.raises(CheckpointError, match="has no config of its transformer: name a base"):
+        open_checkpoint(str(file)).config("transformer")
+
+
+def test_shards_of_a_single_file_are_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tensors = load_file(component_file(tiny_checkpoint, "transformer"))
+    names = sorted(tensors)
+    for number, own in ((1, names[::2]), (2, names[1::2])):
+        save({name: tensors[name] for name in own}, tmp_path / f"t-0000{number}-of-00002.safetensors")
+    for number in (1, 2):
+        file = tmp_path / f"t-0000{number}-of-00002.safetensors"
+        checkpoint = open_checkpoint(str(file), base=str(tiny_checkpoint))
+        assert_same(checkpoint.tensors("transformer"), tensors)
+    (tmp_path / "t-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"t-00002-of-00002\.safetensors is missing"):
+        open_checkpoint(str(tmp_path / "t-00001-of-00002.safetensors"), base=str(tiny_checkpoint))
+
+
+@pytest.fixture
+def z_image(tmp_path: Path) -> Path:
+    z_image_pipeline().save_pretrained(tmp_path / "z_image")
+    return tmp_path / "z_image"
+
+
+def test_files_of_text_encoder_and_vae_take_the_place_of_the_models_own(
+    z_image: Path, tmp_path: Path
+) -> None:
+    tensors = {
+        name: 2 * tensor for name, tensor in load_file(component_file(z_image, "text_encoder")).items()
+    }
+    encoder = save(tensors, tmp_path / "qwen_3_4b.safetensors")
+    vae_file = save(original_vae(vae()), tmp_path / "ae.safetensors")
+    checkpoint = open_checkpoint(str(z_image), weights=[str(encoder), str(vae_file)])
+    assert (checkpoint.name, checkpoint.own_defaults) == ("z_image", z_image / "triptych.json")
+    assert_same(checkpoint.tensors("text_encoder"), tensors)
+    assert_same(checkpoint.tensors("vae"), vae().state_dict())
+    assert checkpoint.files("text_encoder") == [encoder]
+    assert checkpoint.folder("tokenizer") == z_image / "tokenizer"
+    assert checkpoint.files("transformer") == open_checkpoint(str(z_image)).files("transformer")
+    assert load_text_model(checkpoint, "text_encoder", torch.float32, torch.device("cpu"))
+    transformer = component_file(z_image, "transformer")
+    with pytest.raises(CheckpointError, match="has a transformer: name it with --model"):
+        open_checkpoint(str(z_image), weights=[str(transformer)])
+
+
+def test_a_text_encoder_that_fits_none_or_several_is_refused(
+    z_image: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    clip = component_file(tiny_checkpoint, "text_encoder")
+    with pytest.raises(CheckpointError, match="it is none of its own by class and width"):
+        open_checkpoint(str(z_image), weights=[str(clip)])
+    with pytest.raises(CheckpointError, match="it is as well text_encoder as text_encoder_2"):
+        open_checkpoint(str(tiny_checkpoint), weights=[str(clip)])
+    alone = Path(shutil.copy(clip, tmp_path / "clip_l.safetensors"))
+    with pytest.raises(CheckpointError, match="is a text encoder: name with --base"):
+        open_checkpoint(str(alone))
 
 
 def test_what_a_file_lacks_is_named_with_the_way_out(flux_file: Path) -> None:
