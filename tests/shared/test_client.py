@@ -231,7 +231,8 @@ async def test_an_address_may_be_written_as_an_url(kind: str, coordinator: Runni
         ("http://[::1]", "[::1]:80"),
         ("http://[::1]:50050/", "[::1]:50050"),
         ("dns:///here:50050", "dns:///here:50050"),
-        ("unix:///tmp/socket", "unix:///tmp/socket"),
+        ("unix:///tmp/socket", "unix:/tmp/socket"),
+        ("unix:/tmp/50%#", "unix:/tmp/50%25%23"),
     ],
 )
 def test_what_an_address_connects_to(address: str, is_or_says: str) -> None:

@@ -28,14 +28,16 @@ def channel_options(max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> list[
 
     A proxy that the environment names for the world outside knows nothing of services here.
 
-    `ping_timeout_ms` says when a ping counts as lost; `keepalive_timeout_ms` alone is not heeded (gRPC 1.85).
+    `min_reconnect_backoff_ms` is how long a connection may take to be made, e.g. to a server whose cores are
+    busy; one that is refused is tried again sooner. `ping_timeout_ms` says when a ping counts as lost;
+    `keepalive_timeout_ms` alone is not heeded (gRPC 1.85).
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.enable_http_proxy", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 10_000),

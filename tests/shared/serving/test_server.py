@@ -211,6 +211,19 @@ async def test_a_dead_peer_is_found_out_by_a_ping(listening: tuple[str, subproce
     assert time.monotonic() - began < 20
 
 
+async def test_a_server_that_is_slow_to_greet_is_waited_for(programs: list[Program]) -> None:
+    program = Program("--listen", "127.0.0.1:0")
+    programs.append(program)
+    address = program.line("ready on").partition("ready on ")[2].split()[0]
+    program.process.send_signal(signal.SIGSTOP)
+    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        call = asyncio.ensure_future(asyncio.wait_for(health.Check(health_pb2.HealthCheckRequest()), 60))
+        await asyncio.sleep(0.7)
+        program.process.send_signal(signal.SIGCONT)
+        assert (await call).status == SERVING
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_drains_and_loses_no_call(programs: list[Program], signal_number: signal.Signals) -> None:
     program = Program("--listen", "127.0.0.1:0", "--drain-seconds", "1.5")
