@@ -13,9 +13,11 @@ from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
+from triptych_coordinator.request.choices import name_of
+from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Parameters
-from triptych_coordinator.request.png import encode_png, png_text
 from triptych_coordinator.request.prompt_weights import WeightedText
+from triptych_coordinator.request.record import record_text
 from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
 from triptych_coordinator.sampling.guidance.guided import Guided
 from triptych_coordinator.sampling.guidance.layers import Branch
@@ -149,7 +151,7 @@ def _accepted(
 
 def _previews(rgb: LatentRgb, clean: Latents) -> list[bytes]:
     """A PNG of each picture, a pixel per latent pixel."""
-    return [encode_png(pixels, {}) for pixels in rgb.pixels(clean)]
+    return [PNG.encode(pixels, {}) for pixels in rgb.pixels(clean)]
 
 
 def _wants_preview(step: int, num_steps: int, every: int) -> bool:
@@ -160,10 +162,11 @@ def _wants_preview(step: int, num_steps: int, every: int) -> bool:
 async def _image(
     parameters: Parameters, index: int, pixels: NDArray[np.uint8], fingerprints: Mapping[str, set[str]]
 ) -> pb.GeneratedImage:
-    text = png_text(parameters, index, fingerprints)
+    text = record_text(parameters, index, fingerprints)
+    file = await asyncio.to_thread(parameters.output_format.encode, pixels, text)
     return pb.GeneratedImage(
+        **{name_of("output_format", parameters.output_format): file},  # type: ignore[arg-type]
         index=index,
-        png=await asyncio.to_thread(encode_png, pixels, text),
         seed=parameters.seeds[index],
         prompt=parameters.prompt(index),
         width=parameters.width,

@@ -130,6 +130,9 @@ TABLE = {
     "latents": Said("", "Start from latents, a .npy file of --save-latents.", "<path>", _clean),
     "noise": Said("", "A .npy file instead of the seed's first noise.", "<path>", _noise),
     "loras": Said("--lora", "A LoRA of the denoiser's --lora-folder.", "NAME=WEIGHT", read_loras),
+    "output_format": Said(
+        "", "Without loss unless it has a quality; jpeg's is 95. Default: by --output's name."
+    ),
     "preview_every": Said("", "Write previews beside the files every so many steps. Default: none."),
 }
 """What differs from the proto, by the parameter."""

@@ -14,23 +14,23 @@ import asyncio
 import contextlib
 import math
 import random
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.errors import TriptychError, from_rpc_error, internal, invalid_argument, retry_after_seconds
+from triptych.errors import TriptychError, from_rpc_error, internal, retry_after_seconds
+from triptych.file_kinds import kind_of_file
+from triptych.generation_options import GenerationOptions, generate_request
 from triptych.serving.channels import channel_options, target
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
-from triptych.v1 import editing_pb2, guidance_pb2, sampling_pb2
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
@@ -38,8 +38,6 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 if TYPE_CHECKING:
     from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
-DRAWN = -1
-"""A seed that stands for any."""
 _MODEL_SECONDS = 10.0
 RETRY_SECONDS = 30.0
 """For so long after a generation failed it is sent again, unless it gets further or its timeout passes.
@@ -50,52 +48,12 @@ time, to 2 s, both with a jitter. Refusals (RESOURCE_EXHAUSTED) are the caller's
 _RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-class GenerationOptions(TypedDict, total=False):
-    """What a generation can be told, as GenerationParameters describes it, and the seconds it may take.
-
-    What is left out, or None, is the server's default; no timeout means any time. A seed of -1 is drawn, and
-    the picture says which it became. `loras` has weights by name, in the order in which they are added.
-    """
-
-    negative_prompt: str | Sequence[str] | None
-    height: int | None
-    width: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    guidance_schedule: guidance_pb2.GuidanceSchedule | None
-    num_images_per_prompt: int | None
-    seed: int | None
-    seeds: Sequence[int] | None
-    loras: Mapping[str, float] | None
-    model: str | None
-    solver: sampling_pb2.Solver | None
-    sigma_schedule: sampling_pb2.SigmaSchedule | None
-    step_reuse: sampling_pb2.StepReuse | None
-    guidance_method: guidance_pb2.GuidanceMethod | None
-    guidance_rescale: float | None
-    skip_layer_guidance: guidance_pb2.SkipLayerGuidance | None
-    perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance | None
-    compositions: Sequence[guidance_pb2.Composition] | None
-    prompt_weighting: bool | None
-    image: bytes | None
-    strength: float | None
-    mask: bytes | None
-    margins: editing_pb2.Margins | None
-    preserve: bool | None
-    read_as_diffusers: bool | None
-    latents: editing_pb2.InitialLatents | None
-    variation: editing_pb2.Variation | None
-    return_latents: bool | None
-    preview_every: int | None
-    priority: int | None
-    timeout: float | None
-
-
 @dataclass(frozen=True)
 class Image:
-    """A picture: PNG bytes that carry its parameters, and the seed that gives it alone.
+    """A picture: a file that carries its parameters, and the seed that gives it alone.
 
-    `latents`, float32 [channels, height, width] in latent pixels, come with the option return_latents.
+    The file is in `png`, `webp` or `jpeg`, as output_format asked for. `latents`, float32 [channels, height,
+    width] in latent pixels, come with the option return_latents.
     """
 
     index: int
@@ -105,10 +63,17 @@ class Image:
     width: int
     height: int
     latents: NDArray[np.float32] | None = field(default=None, compare=False)
+    webp: bytes = b""
+    jpeg: bytes = b""
 
     def save(self, path: str | Path) -> None:
-        """Writes the PNG file."""
-        Path(path).write_bytes(self.png)
+        """Writes the file. Raises ValueError when its name says that it is of another kind."""
+        kind = kind_of_file(path)
+        if kind is not None and not getattr(self, kind):
+            raise ValueError(
+                f"'{path}' is no name for this picture: ask for output_format={{'{kind}': {{}}}}"
+            )
+        Path(path).write_bytes(self.png or self.webp or self.jpeg)
 
 
 @dataclass(frozen=True)
@@ -177,7 +142,7 @@ class AsyncClient:
 
         Leaving it early cancels the work; with `contextlib.aclosing`, at once.
         """
-        sent = _Sent(_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:
             call = self._stub.Generate(sent.request, timeout=sent.timeout())
             try:
@@ -255,7 +220,7 @@ class Client:
 
         Leaving it early cancels the work.
         """
-        sent = _Sent(_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:
             call = self._stub.Generate(sent.request, timeout=sent.timeout())
             try:
@@ -387,44 +352,16 @@ class _Folded:
 def _image(message: pb2.GeneratedImage) -> Image:
     latents = message_to_array(message.latents, "latents") if message.HasField("latents") else None
     return Image(
-        message.index, message.png, message.seed, message.prompt, message.width, message.height, latents
+        message.index,
+        message.png,
+        message.seed,
+        message.prompt,
+        message.width,
+        message.height,
+        latents,
+        message.webp,
+        message.jpeg,
     )
-
-
-def _request(prompt: str | Sequence[str], options: GenerationOptions) -> pb2.GenerateRequest:
-    """The request; a value that its field cannot hold is refused here, by the field's name."""
-    given: dict[str, Any] = {"prompts": _listed(prompt)}
-    given |= {name: value for name, value in options.items() if value is not None}
-    given.pop("timeout", None)
-    priority = given.pop("priority", 0)
-    if "seed" in given and "seeds" in given:
-        raise invalid_argument(("seeds", "give either seed or seeds"))
-    if "seed" in given:
-        given["seeds"] = [given.pop("seed")]
-    if "negative_prompt" in given:
-        given["negative_prompts"] = _listed(given.pop("negative_prompt"))
-    parameters = GenerationParameters()
-    for name, value in given.items():
-        try:
-            parameters.MergeFrom(_with_field(name, value))
-        except (TypeError, ValueError) as error:
-            raise invalid_argument((name, str(error))) from error
-    try:
-        return pb2.GenerateRequest(parameters=parameters, priority=priority)
-    except (TypeError, ValueError) as error:
-        raise invalid_argument(("priority", str(error))) from error
-
-
-def _with_field(field: str, value: Any) -> GenerationParameters:
-    if field == "loras":
-        value = [{"name": name, "weight": weight} for name, weight in dict(value).items()]
-    if field == "seeds":
-        value = [secrets.randbelow(1 << 32) if seed == DRAWN else seed for seed in value]
-    return GenerationParameters(**{field: value})
-
-
-def _listed(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
 
 
 async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -> None:

@@ -162,6 +162,16 @@ async def test_a_variation_goes_from_one_seeds_picture_to_the_others(house: Hous
     assert alone.png == varied.images[1].png
 
 
+@pytest.mark.parametrize("kind", ["webp", "jpeg"])
+async def test_a_file_of_another_kind_has_the_same_picture(house: House, kind: str) -> None:
+    (png_image,) = (await house.images("a cat", seeds=[3])).images
+    (image,) = (await house.images("a cat", seeds=[3], output_format={kind: {}})).images
+    assert not image.png
+    with Image.open(io.BytesIO(getattr(image, kind)), formats=[kind.upper()]) as opened:
+        difference = np.abs(np.asarray(opened).astype(int) - pixels(png_image))
+    assert difference.mean() < (8 if kind == "jpeg" else 1e-9)
+
+
 async def test_latents_come_back_and_are_what_was_decoded(house: House) -> None:
     answer = await house.images("a cat", num_images_per_prompt=2, seeds=[1], return_latents=True)
     returned = np.stack([message_to_array(image.latents, "latents") for image in answer.images])

@@ -98,6 +98,28 @@ def test_a_record_that_does_not_say_how_its_input_was_read_is_of_the_time_before
     assert "the same picture, to the bit" in done(up, "rerun", old, *inputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("first.webp", ()),
+        ("first.jpg", ()),
+        ("first.webp", ("--output-format", "webp:70")),
+        ("first.jpeg", ("--output-format", "jpeg:60")),
+    ],
+)
+def test_webp_and_jpeg_are_made_again_too(up: Up, tmp_path: Path, name: str, words: tuple[str, ...]) -> None:
+    first = tmp_path / name
+    done(up, "generate", "a dog", "--seed", "5", "--steps", "2", "--size", "64x48", "-o", first, *words)
+    with Image.open(first) as picture:
+        assert picture.format == ("WEBP" if first.suffix == ".webp" else "JPEG")
+    assert "the same picture, to the bit" in done(up, "rerun", first)
+    assert first.with_stem("first-again").read_bytes() == first.read_bytes()
+    if name == "first.webp" and not words:
+        assert "the same picture, to the bit" in done(up, "rerun", first, "-o", tmp_path / "again.png")
+        with Image.open(tmp_path / "again.png") as picture:
+            assert picture.format == "PNG"
+
+
 def test_a_picture_of_a_batch_is_made_again_alone(up: Up, tmp_path: Path) -> None:
     done(up, "generate", "a dog", "a cat", "--num-images", "2", "--seed", "5", "--steps", "2",
          "--variation", "3:0.5", "-o", tmp_path / "pet.png")  # fmt: skip
@@ -154,7 +176,13 @@ WRONG_WORDS = {
     "no axis": (["grid", "a", "--x", "colour=red"], "'colour=red' is not NAME=VALUE,VALUE,..."),
     "no number": (["grid", "a", "--x", "steps=1,many"], "'steps=1,many'"),
     "one axis twice": (["grid", "a", "--x", "seed=1", "--y", "seed=2"], "both go over seed"),
-    "no picture": (["rerun", __file__, "-o", "a.png"], "cannot be read as a PNG file"),
+    "no picture": (["rerun", __file__, "-o", "a.png"], "cannot be read as a PNG, WebP or JPEG file"),
+    "two kinds": (
+        ["generate", "a", "-o", "a.webp", "--output-format", "jpeg"],
+        "--output-format is jpeg, but --output is 'a.webp'",
+    ),
+    "no kind": (["generate", "a", "-o", "a.gif"], "'a.gif' does not end in .png, .webp, .jpg or .jpeg"),
+    "no quality": (["generate", "a", "--output-format", "png:80"], "'png:80'"),
 }
 
 

@@ -15,8 +15,10 @@ import pytest
 from tests.shared.conftest import Running
 from tests.shared.scripted_coordinator import STEPS, ScriptedCoordinator
 from triptych import errors
-from triptych.client import AsyncClient, Client, Generation, GenerationOptions
+from triptych.client import AsyncClient, Client, Generation
+from triptych.client import Image as ClientImage
 from triptych.errors import TriptychError
+from triptych.generation_options import GenerationOptions
 from triptych.serving.channels import target
 from triptych.v1 import guidance_pb2
 from triptych.v1 import image_generation_pb2 as pb2
@@ -189,6 +191,15 @@ async def test_values_that_no_field_can_hold_are_refused_by_name(
 ) -> None:
     with pytest.raises(TriptychError, match=f"^{field}: "):
         await generated(kind, coordinator, "a zebra", **options)
+
+
+def test_a_picture_is_saved_under_a_name_of_its_kind(tmp_path: Path) -> None:
+    webp = ClientImage(0, b"", 1, "a", 8, 8, webp=b"webp")
+    webp.save(tmp_path / "a.webp")
+    webp.save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "a.webp").read_bytes() == b"webp"
+    with pytest.raises(ValueError, match=r"no name for this picture: ask for output_format=\{'jpeg': \{\}\}"):
+        webp.save(tmp_path / "a.JPG")
 
 
 @kinds

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 from google.protobuf.message import Message
 
+from triptych_coordinator.request.output_formats import OUTPUT_FORMATS
 from triptych_coordinator.sampling.guidance.methods import GUIDANCE_METHODS
 from triptych_coordinator.sampling.guidance.schedules import GUIDANCE_SCHEDULES
 from triptych_coordinator.sampling.ranges import Range
@@ -26,6 +27,7 @@ CHOICES: Mapping[str, Mapping[str, type[Any]]] = {
     "step_reuse": STEP_REUSES,
     "guidance_schedule": GUIDANCE_SCHEDULES,
     "guidance_method": GUIDANCE_METHODS,
+    "output_format": OUTPUT_FORMATS,
 }
 """The fields of GenerationParameters that are a oneof, each with its table."""
 
@@ -119,6 +121,8 @@ def name_of(field: str, choice: Any) -> str:
 
 def _value(hint: Any, value: Any, path: str, wrong: Wrong) -> Any:
     """A field's value as its type hint has it."""
+    if type(None) in get_args(hint):
+        hint = get_args(hint)[0]  # what is given is not None
     if get_origin(hint) is Annotated:
         kind, allowed = get_args(hint)
         return kind(number(value, path, allowed, wrong))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.families.family import GuidanceInput
+from triptych_coordinator.request.output_formats import PNG, OutputFormat
 from triptych_coordinator.request.prompt_weights import WeightedText, read_weighted
 from triptych_coordinator.sampling.guidance.layers import (
     LayerGuidance,
@@ -132,6 +133,7 @@ class Parameters:
     variation: Variation | None = None
     return_latents: bool = False
     preview_every: int = 0
+    output_format: OutputFormat = PNG
     edit: Edit | None = None
     noise: NDArray[np.float32] | None = field(default=None, compare=False)
 

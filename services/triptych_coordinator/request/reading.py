@@ -11,6 +11,7 @@ from triptych.v1 import guidance_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request import edits
 from triptych_coordinator.request.choices import Wrong, name_of, number, read, read_choice, shortest_decimal
+from triptych_coordinator.request.output_formats import PNG, JpegFormat, OutputFormat, fits_jpeg
 from triptych_coordinator.request.parameters import (
     MAX_GUIDANCE_SCALE,
     MAX_NUM_INFERENCE_STEPS,
@@ -20,6 +21,7 @@ from triptych_coordinator.request.parameters import (
     Parameters,
 )
 from triptych_coordinator.request.prompt_weights import read_weighted
+from triptych_coordinator.request.record import record_text
 from triptych_coordinator.sampling.guidance.layers import (
     LayerGuidance,
     PerturbedAttentionGuidance,
@@ -65,6 +67,7 @@ def parameters_from_message(message: GenerationParameters, limits: Limits) -> Pa
         _check_pixels(parameters, limits, wrong)
         _check_guidance(parameters, limits.guidance, wrong)
         _check_sampling(parameters, wrong)
+        _check_record(parameters, wrong)
         parameters = edits.with_latents(parameters, message, limits, wrong)
     if wrong:
         raise errors.invalid_argument(*wrong.items())
@@ -115,6 +118,7 @@ class _Given:
             variation=edits.read_variation(self.message, len(seeds), self.wrong),
             return_latents=self.message.return_latents,
             preview_every=self.preview_every(),
+            output_format=self.output_format(),
             edit=edits.read_edit(self.message, self.wrong),
         )
 
@@ -292,6 +296,10 @@ class _Given:
             for message in self.message.loras[:MAX_LORAS]
         )
 
+    def output_format(self) -> OutputFormat:
+        default: OutputFormat = PNG
+        return read_choice(self.message, "output_format", default, self.wrong)
+
     def preview_every(self) -> int:
         every = self.message.preview_every
         if every < 0:
@@ -340,6 +348,14 @@ def _check_sampling(parameters: Parameters, wrong: Wrong) -> None:
             "must be 0 with the adaptive solver, which would remember the steps that it rejects,"
             f" not {method.momentum:g}"
         )
+
+
+def _check_record(parameters: Parameters, wrong: Wrong) -> None:
+    """Refuses a file that cannot say how it was made."""
+    if isinstance(parameters.output_format, JpegFormat) and not all(
+        fits_jpeg(record_text(parameters, image, {})) for image in range(len(parameters.seeds))
+    ):
+        wrong["output_format"] = "must be webp or png: a JPEG file has no room for texts as long as these"
 
 
 def _check_guidance(parameters: Parameters, guidance: GuidanceInput, wrong: Wrong) -> None:

@@ -13,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.client import AsyncClient, GenerationOptions
+from triptych.client import AsyncClient
 from triptych.errors import StartError
+from triptych.file_kinds import kind_of_file
+from triptych.generation_options import GenerationOptions
 from triptych.serving.addresses import check_listen
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
@@ -39,6 +41,7 @@ async def generate(asked: GenerateSettings) -> None:
     parameters = asked.request.parameters() | asked.place.model()
     if asked.save_latents:
         parameters["return_latents"] = True
+    parameters.setdefault("output_format", {kind_of_file(asked.output): {}})
     files = numbered(asked.output, len(asked.prompts) * parameters.get("num_images_per_prompt", 1))
     latents_file = asked.save_latents
     if latents_file is not None and latents_file.suffix != ".npy":
@@ -75,7 +78,8 @@ async def generate_files(
                     picture = event.image
                     if picture.HasField("latents"):
                         latents.append(message_to_array(picture.latents, "latents"))
-                    await asyncio.to_thread(write_file, files[picture.index], picture.png)
+                    data = picture.png or picture.webp or picture.jpeg
+                    await asyncio.to_thread(write_file, files[picture.index], data)
                     seconds = time.monotonic() - started
                     say(f"{files[picture.index]}  seed {picture.seed}  {seconds:.1f} s")
             if latents_file is not None:
@@ -86,7 +90,7 @@ async def generate_files(
 
 def preview_file(file: Path) -> Path:
     """Where the latest preview of a picture is: out-preview.png."""
-    return file.with_stem(f"{file.stem}-preview")
+    return file.with_name(f"{file.stem}-preview.png")
 
 
 def _show(event: pb.GenerateResponse, shown: Display) -> None:

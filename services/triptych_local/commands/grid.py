@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from triptych.client import AsyncClient, Generation, GenerationOptions
+from triptych.client import AsyncClient, Generation
+from triptych.generation_options import GenerationOptions
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_local.commands.generate import connected_client
 from triptych_local.commands.settings import Axis, GridSettings

@@ -1,4 +1,4 @@
-"""`triptych rerun`: makes a picture again from what its PNG file says, and compares the two."""
+"""`triptych rerun`: makes a picture again from what its file says, and compares the two."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import click
 import numpy as np
@@ -15,6 +16,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from numpy.typing import NDArray
 from PIL import Image
 
+from triptych.file_kinds import kind_of_file
 from triptych.tensors import array_to_message
 from triptych.v1 import editing_pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
@@ -26,7 +28,7 @@ from triptych_local.request import read_file, read_latents
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file of this program: its pixels, and what it says about itself."""
+    """A file of this program: its pixels, and what it says about itself."""
 
     path: Path
     record: Mapping[str, Any]
@@ -36,17 +38,19 @@ class Picture:
     def read(cls, path: Path) -> Picture:
         """Reads a file. Raises ValueError when it does not say how it was made."""
         try:
-            with Image.open(path, formats=["PNG"]) as image:
+            with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
                 image.load()
-                text, pixels = image.info.get("triptych"), np.asarray(image.convert("RGB"))
+                text, pixels = _record_text(image), np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"'{path}' cannot be read as a PNG file: {error}") from error
+            raise ValueError(f"'{path}' cannot be read as a PNG, WebP or JPEG file: {error}") from error
         try:
             record = json.loads(str(text)) if text else None
         except ValueError:
             record = None
         if not isinstance(record, dict):
-            raise ValueError(f"'{path}' does not say how it was made: it has no JSON text 'triptych'")
+            raise ValueError(
+                f"'{path}' does not say how it was made: it has no JSON text 'triptych', in XMP 'record'"
+            )
         return cls(path, record, pixels)
 
     def request(self, inputs: RerunSettings) -> GenerationParameters:
@@ -89,6 +93,18 @@ class Picture:
         raise ValueError(f"'{path}' does not hold the latents that '{self.path}' was made from")
 
 
+def _record_text(image: Image.Image) -> str | None:
+    """The JSON of a PNG file's text "triptych", or of the XMP property `record` of urn:triptych."""
+    if image.format == "PNG":
+        text = image.info.get("triptych")
+        return None if text is None else str(text)
+    try:
+        packet = ElementTree.fromstring(image.info.get("xmp", b""))
+    except ElementTree.ParseError:
+        return None
+    return packet.findtext(".//{urn:triptych}record")
+
+
 async def rerun(asked: RerunSettings) -> None:
     """Makes the picture again, and says on standard error in what and why the two differ, if they do.
 
@@ -103,6 +119,9 @@ async def rerun(asked: RerunSettings) -> None:
     if request.loras:
         parameters["loras"] = {lora.name: lora.weight for lora in request.loras}
     output = asked.output or asked.picture.with_stem(f"{asked.picture.stem}-again")
+    kind = request.output_format.WhichOneof("format") or "png"
+    if kind_of_file(output) not in (None, kind):
+        parameters["output_format"] = {kind_of_file(output): {}}
     await generate_files(list(request.prompts), parameters, [output], asked.place)
     for line in compared(picture, Picture.read(output)):
         note(line)

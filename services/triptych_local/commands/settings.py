@@ -11,17 +11,18 @@ from typing import Annotated, Any, Self
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from triptych.serving import channels
+from triptych.file_kinds import kind_of_file
 from triptych.serving.settings import Options
+from triptych.v1.output_format_pb2 import OutputFormat
 from triptych_local.options import Written
 from triptych_local.request import PARAMETERS, TABLE, Request, read_parameter, read_size
 from triptych_local.running.settings import ModelChoice, Replicas, ServicesSettings
 
 
-def check_png(file: Path) -> Path:
-    """Raises ValueError unless a PNG file can be written there."""
-    if file.suffix.lower() != ".png":
-        raise ValueError(f"'{file}' does not end in .png, and PNG is what is written")
+def check_picture(file: Path) -> Path:
+    """Raises ValueError unless a picture can be written there."""
+    if kind_of_file(file) is None:
+        raise ValueError(f"'{file}' does not end in .png, .webp, .jpg or .jpeg, which are written")
     if not file.parent.is_dir():
         raise ValueError(f"there is no folder '{file.parent}'")
     if not os.access(file.parent, os.W_OK | os.X_OK):
@@ -31,9 +32,24 @@ def check_png(file: Path) -> Path:
     return file
 
 
+def check_png(file: Path) -> Path:
+    """Raises ValueError unless a PNG file can be written there."""
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"'{file}' does not end in .png, and PNG is what is written")
+    return check_picture(file)
+
+
+def read_target(address: str) -> str:
+    """What gRPC connects to. Raises ValueError where that is nothing."""
+    from triptych.serving.channels import target  # imports grpc, which --help does not need
+
+    return target(address)
+
+
 Size = Annotated[tuple[int, int], BeforeValidator(read_size)]
+PictureFile = Annotated[Path, AfterValidator(check_picture), Written(("-o",))]
 PngFile = Annotated[Path, AfterValidator(check_png), Written(("-o",))]
-Target = Annotated[str, AfterValidator(channels.target)]
+Target = Annotated[str, AfterValidator(read_target)]
 Argument = Written(argument=True)
 
 
@@ -68,10 +84,21 @@ class GenerateSettings(Options):
     prompts: Annotated[list[str], Argument] = Field(
         description="What to show; several prompts give several pictures."
     )
-    output: PngFile = Field(Path("image.png"), description="PNG file; several are numbered.")
+    output: PictureFile = Field(
+        Path("image.png"), description="PNG, WebP or JPEG file; several are numbered."
+    )
     request: Request
     save_latents: Path | None = Field(None, description="Write the latents to a .npy file. Default: not.")
     place: Place
+
+    @model_validator(mode="after")
+    def _is_named_as_its_kind(self) -> Self:
+        kind = self.request.parameters().get("output_format", OutputFormat()).WhichOneof("format")
+        if kind is not None and "output" not in self.model_fields_set:
+            self.output = Path("image").with_suffix(f".{kind}")
+        if kind not in (None, kind_of_file(self.output)):
+            raise ValueError(f"--output-format is {kind}, but --output is '{self.output}'")
+        return self
 
 
 @dataclass(frozen=True)
@@ -83,7 +110,7 @@ class Axis:
     parameters: tuple[dict[str, Any], ...]
 
 
-NOT_OF_GRIDS = {"num_images_per_prompt", "preview_every"}
+NOT_OF_GRIDS = {"num_images_per_prompt", "preview_every", "output_format"}
 GRID_NAMES = ["prompt", *(name for name, field in PARAMETERS.items() if field not in NOT_OF_GRIDS)]
 """What a grid can go over."""
 
@@ -147,9 +174,9 @@ class GridSettings(Options):
 class RerunSettings(Options):
     """Of `triptych rerun`."""
 
-    picture: Annotated[Path, Argument] = Field(description="A PNG file that generate wrote.")
-    output: Annotated[PngFile | None, Written(("-o",))] = Field(
-        None, description="PNG file. Default: the picture's with -again."
+    picture: Annotated[Path, Argument] = Field(description="A file that generate wrote.")
+    output: Annotated[PictureFile | None, Written(("-o",))] = Field(
+        None, description="PNG, WebP or JPEG file. Default: the picture's with -again."
     )
     image: Path | None = Field(None, description="The picture it was made from, if any.")
     mask: Path | None = Field(None, description="The mask it was made with, if any.")

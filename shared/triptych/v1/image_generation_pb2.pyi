@@ -223,11 +223,13 @@ class GeneratedImage(google.protobuf.message.Message):
     WIDTH_FIELD_NUMBER: builtins.int
     HEIGHT_FIELD_NUMBER: builtins.int
     LATENTS_FIELD_NUMBER: builtins.int
+    WEBP_FIELD_NUMBER: builtins.int
+    JPEG_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Number of the picture in the request, from 0."""
     png: builtins.bytes
-    """PNG bytes. Text chunks carry the prompt, seed and parameters: "parameters" as other tools write it, "triptych" as
-    JSON.
+    """The file, where output_format is png, as it is by default; else empty. Text chunks carry the prompt, seed and
+    parameters: "parameters" as other tools write it, "triptych" as JSON.
     """
     seed: builtins.int
     """The seed that gives this picture alone."""
@@ -237,6 +239,10 @@ class GeneratedImage(google.protobuf.message.Message):
     """Pixels."""
     height: builtins.int
     """Pixels."""
+    webp: builtins.bytes
+    """The file, where output_format is webp; else empty."""
+    jpeg: builtins.bytes
+    """The file, where output_format is jpeg; else empty."""
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """With return_latents: float32, shape [channels, height, width] in latent pixels, what was decoded."""
@@ -251,9 +257,11 @@ class GeneratedImage(google.protobuf.message.Message):
         width: builtins.int = ...,
         height: builtins.int = ...,
         latents: triptych.v1.tensor_pb2.Tensor | None = ...,
+        webp: builtins.bytes = ...,
+        jpeg: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["height", b"height", "index", b"index", "latents", b"latents", "png", b"png", "prompt", b"prompt", "seed", b"seed", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["height", b"height", "index", b"index", "jpeg", b"jpeg", "latents", b"latents", "png", b"png", "prompt", b"prompt", "seed", b"seed", "webp", b"webp", "width", b"width"]) -> None: ...
 
 global___GeneratedImage = GeneratedImage
 

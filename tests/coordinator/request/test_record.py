@@ -11,8 +11,9 @@ from google.protobuf.json_format import ParseDict
 from PIL import Image
 
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Composition, Lora, Parameters, WeightedPrompt
-from triptych_coordinator.request.png import encode_png, png_text
+from triptych_coordinator.request.record import record_text
 from triptych_coordinator.request.writing import parameters_to_message
 from triptych_coordinator.sampling.guidance.layers import PerturbedAttentionGuidance, SkipLayerGuidance
 from triptych_coordinator.sampling.guidance.methods import AdaptiveProjectedGuidance
@@ -55,7 +56,7 @@ def parameters(
 
 
 def read_back(text: dict[str, str]) -> dict[str, str]:
-    png = encode_png(np.zeros((2, 3, 3), np.uint8), text)
+    png = PNG.encode(np.zeros((2, 3, 3), np.uint8), text)
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         image.load()
         return {str(keyword): str(value) for keyword, value in image.info.items()}
@@ -63,12 +64,12 @@ def read_back(text: dict[str, str]) -> dict[str, str]:
 
 def test_a_png_holds_the_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    with Image.open(io.BytesIO(encode_png(pixels, {})), formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(PNG.encode(pixels, {})), formats=["PNG"]) as image:
         assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_other_tools_read_the_parameters() -> None:
-    text = png_text(parameters("a zebra, left", "blurry"), 2, FINGERPRINTS)["parameters"]
+    text = record_text(parameters("a zebra, left", "blurry"), 2, FINGERPRINTS)["parameters"]
     prompt, negative, settings = text.split("\n")
     assert prompt == "a zebra, left"
     assert negative == "Negative prompt: blurry"
@@ -78,24 +79,24 @@ def test_other_tools_read_the_parameters() -> None:
 
 
 def test_without_a_negative_prompt_the_parameters_have_no_line_for_it() -> None:
-    assert "Negative prompt" not in png_text(parameters("a zebra"), 2, FINGERPRINTS)["parameters"]
+    assert "Negative prompt" not in record_text(parameters("a zebra"), 2, FINGERPRINTS)["parameters"]
 
 
 def test_a_guidance_schedule_is_quoted_in_the_parameters() -> None:
     schedule = IntervalGuidance(0.1, 0.7)
-    text = png_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)["parameters"]
+    text = record_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)["parameters"]
     assert r', CFG schedule: "{\"interval\": {\"start\": 0.1, \"stop\": 0.7}}", Version: ' in text
 
 
 def test_solvers_and_schedules_have_the_names_that_other_tools_know() -> None:
     chosen = parameters("a zebra", solver=EulerAncestralSolver(0.5), sigma_schedule=KarrasSigmas())
-    text = png_text(chosen, 2, FINGERPRINTS)["parameters"]
+    text = record_text(chosen, 2, FINGERPRINTS)["parameters"]
     assert "Sampler: Euler a, Schedule type: Karras, Eta: 0.5, " in text
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_has_a_name_in_the_parameters(solver: str) -> None:
-    text = png_text(parameters("a zebra", solver=SOLVERS[solver]()), 2, FINGERPRINTS)["parameters"]
+    text = record_text(parameters("a zebra", solver=SOLVERS[solver]()), 2, FINGERPRINTS)["parameters"]
     assert f"Sampler: {SOLVERS[solver].label}, " in text
 
 
@@ -103,7 +104,7 @@ def test_sampling_is_in_the_json() -> None:
     chosen = parameters(
         "a zebra", solver=HeunSolver(), sigma_schedule=ExplicitSigmas((1.0, 0.5)), step_reuse=GuidanceReuse()
     )
-    text = png_text(chosen, 2, FINGERPRINTS)
+    text = record_text(chosen, 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     assert record["solver"] == {"heun": {}}
     assert record["sigma_schedule"] == {"explicit": {"sigmas": [1.0, 0.5, 0.0]}}
@@ -113,8 +114,8 @@ def test_sampling_is_in_the_json() -> None:
 
 def test_loras_are_named_with_their_weights() -> None:
     drawn = replace(parameters("a zebra"), loras=(Lora("ink", 0.8), Lora("oil, thick", -1.0)))
-    text = png_text(drawn, 2, FINGERPRINTS)
-    assert ', LoRAs: "ink=0.8, oil, thick=-1", Version: ' in text["parameters"]
+    text = record_text(drawn, 2, FINGERPRINTS)
+    assert text["parameters"].startswith("a zebra <lora:ink:0.8> <lora:oil, thick:-1>\nSteps: ")
     assert json.loads(text["triptych"])["loras"] == [
         {"name": "ink", "weight": 0.8},
         {"name": "oil, thick", "weight": -1.0},
@@ -122,7 +123,7 @@ def test_loras_are_named_with_their_weights() -> None:
 
 
 def test_the_json_gives_this_picture_alone() -> None:
-    record = json.loads(png_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
+    record = json.loads(record_text(parameters("a zebra", "blurry"), 3, FINGERPRINTS)["triptych"])
     assert record.pop("version")
     assert record.pop("request")["seeds"] == [str(2**64 - 1)]
     assert record == {
@@ -147,7 +148,7 @@ def test_the_json_gives_this_picture_alone() -> None:
     "prompt", ["plain", "déjà vu", "斑马在消防车左边", "🦓\nNegative prompt: no", 'a "b", c: d']
 )
 def test_any_text_survives(prompt: str) -> None:
-    text = png_text(parameters(prompt, prompt), 2, FINGERPRINTS)
+    text = record_text(parameters(prompt, prompt), 2, FINGERPRINTS)
     assert read_back(text) == text
     assert json.loads(read_back(text)["triptych"])["prompt"] == prompt
 
@@ -164,7 +165,7 @@ def test_the_guidance_that_was_chosen_is_recorded_as_a_request_has_it() -> None:
             Composition(0.9, (WeightedPrompt("a red hat", -0.3),)),
         ),
     )
-    text = png_text(chosen, 2, FINGERPRINTS)
+    text = record_text(chosen, 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     fields = ("guidance_method", "guidance_rescale", "skip_layer_guidance",
               "perturbed_attention_guidance", "compositions")  # fmt: skip
@@ -178,7 +179,7 @@ def test_the_guidance_that_was_chosen_is_recorded_as_a_request_has_it() -> None:
 
 def test_an_explicit_schedule_stands_for_the_scale() -> None:
     schedule = ExplicitGuidance((7.0, 1.0))
-    text = png_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)
+    text = record_text(parameters("a zebra", guidance_schedule=schedule), 2, FINGERPRINTS)
     record = json.loads(text["triptych"])
     assert record["guidance_schedule"] == {"explicit": {"scales": [7.0, 1.0]}}
     assert "guidance_scale" not in record

@@ -1,6 +1,5 @@
-"""PNG files that say how they were made."""
+"""What a picture's file says of how it was made."""
 
-import io
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
@@ -8,10 +7,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from google.protobuf.json_format import MessageToDict
-from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 
 from triptych_coordinator.request.choices import plain
 from triptych_coordinator.request.parameters import Parameters
@@ -28,6 +24,7 @@ _SAID_OTHERWISE = {
     "noise",
     "return_latents",
     "preview_every",
+    "output_format",
 }
 """Fields of a request that a record has in the singular or by a digest, or that change no picture."""
 
@@ -40,25 +37,10 @@ _SETTING_NAMES = {
 _NOT_IN_THE_TEXT = {"prompt_weighting", "variation"}
 
 
-def encode_png(pixels: NDArray[np.uint8], text: Mapping[str, str]) -> bytes:
-    """Writes a PNG.
-
-    Args:
-        pixels: sRGB, uint8 [height, width, 3].
-        text: keyword to text: a tEXt chunk where Latin-1 can hold it, else an iTXt chunk.
-    """
-    chunks = PngImagePlugin.PngInfo()
-    for keyword, value in text.items():
-        chunks.add_text(keyword, value)
-    file = io.BytesIO()
-    Image.fromarray(pixels, "RGB").save(file, "PNG", pnginfo=chunks)
-    return file.getvalue()
-
-
-def png_text(
+def record_text(
     parameters: Parameters, image: int, fingerprints: Mapping[str, Collection[str]]
 ) -> dict[str, str]:
-    """The text chunks of picture number `image`: what gives this picture alone.
+    """The texts of picture number `image`, by keyword: what gives this picture alone.
 
     Args:
         parameters: of the request that made it.
@@ -117,9 +99,9 @@ def _starting_record(alone: Parameters, image: int) -> dict[str, Any]:
 
 
 def a1111_text(alone: Parameters, record: Mapping[str, Any]) -> str:
-    """The `parameters` text that image tools read: the prompt, the negative prompt if there is one, then a
-    line of settings, of which those with a comma, colon or newline are quoted as JSON (create_infotext and
-    quote in AUTOMATIC1111/stable-diffusion-webui).
+    """The `parameters` text that image tools read: the prompt with its LoRAs as <lora:name:weight>, the
+    negative prompt if there is one, then a line of settings, where those with a comma, colon or newline are
+    quoted as JSON (create_infotext and quote in AUTOMATIC1111/stable-diffusion-webui).
     """
     (solver,), (schedule,) = record["solver"].values(), record["sigma_schedule"].values()
     variation = alone.variation
@@ -142,14 +124,14 @@ def a1111_text(alone: Parameters, record: Mapping[str, Any]) -> str:
         "Denoising strength": f"{alone.edit.strength:.9g}" if alone.edit else None,
         "Variation seed": variation.seeds[0] if variation else None,
         "Variation seed strength": f"{variation.strengths[0]:.9g}" if variation else None,
-        "LoRAs": ", ".join(f"{lora.name}={lora.weight:g}" for lora in alone.loras) or None,
         "Version": f"Triptych {record['version']}",
     }
     negative = f"\nNegative prompt: {alone.negative_prompts[0]}" if alone.negative_prompts[0] else ""
     line = ", ".join(
         f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None
     )
-    return f"{alone.prompts[0]}{negative}\n{line}"
+    prompt = " ".join([alone.prompts[0], *(f"<lora:{lora.name}:{lora.weight:g}>" for lora in alone.loras)])
+    return f"{prompt}{negative}\n{line}"
 
 
 def _other_settings(alone: Parameters, record: Mapping[str, Any]) -> dict[str, str]:
