@@ -53,6 +53,13 @@ class RawConnection:
         number = int(self._statuses.get(stream, -1))
         return next((code for code in grpc.StatusCode if code.value[0] == number), None)
 
+    async def ends(self, count: int) -> set[int]:
+        """The first so many calls that end."""
+        async with asyncio.timeout(SECONDS):
+            while len(self.ended) < count:
+                await self._receive()
+        return self.ended
+
     async def closed(self) -> None:
         """Returns when the server ends the connection."""
         async with asyncio.timeout(SECONDS):

@@ -95,10 +95,10 @@ async def test_more_connections_than_the_limit_are_closed(
 async def test_more_calls_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "MAX_CALLS", 2)
     async with listening(tmp_path) as address, connected(address) as connection:
-        for _ in range(2):
+        for _ in range(5):
             await connection.call(METHODS[0], HALF)
-        codes = {await connection.code(await connection.call(METHODS[2], bytes(5), end=True)) for _ in "123"}
-        assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+        codes = {await connection.code(call) for call in await connection.ends(3)}
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert connection.max_streams == server.MAX_STREAMS
 
 
