@@ -81,6 +81,16 @@ def not_found(message: str) -> TriptychError:
     return TriptychError(grpc.StatusCode.NOT_FOUND, message)
 
 
+def unauthenticated(message: str) -> TriptychError:
+    """UNAUTHENTICATED."""
+    return TriptychError(grpc.StatusCode.UNAUTHENTICATED, message)
+
+
+def permission_denied(message: str) -> TriptychError:
+    """PERMISSION_DENIED."""
+    return TriptychError(grpc.StatusCode.PERMISSION_DENIED, message)
+
+
 def failed_precondition(message: str) -> TriptychError:
     """FAILED_PRECONDITION."""
     return TriptychError(grpc.StatusCode.FAILED_PRECONDITION, message)

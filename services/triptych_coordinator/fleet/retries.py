@@ -17,6 +17,8 @@ _TRANSIENT = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,  # a server that shuts down cancels its calls
+    grpc.StatusCode.UNAUTHENTICATED,  # it is the coordinator's credential that is wrong, not its client's
+    grpc.StatusCode.PERMISSION_DENIED,
 )
 _OF_THE_REQUEST = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 

@@ -1,4 +1,6 @@
-"""What stands between gRPC and every servicer: errors become statuses, malformed messages are refused."""
+"""What stands between gRPC and every servicer: who may not call is refused before its message is read, errors
+become statuses, malformed messages are refused.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,9 @@ import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
 from triptych.serving.arrivals import Arrivals
+from triptych.serving.authorization import Authorization
+from triptych.serving.call_log import logged
+from triptych.serving.callers import set_caller
 from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
@@ -45,9 +50,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     message of a unary call it would wait for ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, authorization: Authorization | None = None) -> None:
+        """Without `authorization` nobody is asked for a credential."""
         self._handlers: dict[str, Any] = {}
         self._arrivals = Arrivals()
+        self._authorization = authorization
 
     async def intercept_service(
         self,
@@ -60,11 +67,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return handler
-            self._handlers[method] = _handler(handler, method, self._arrivals)
+            self._handlers[method] = _handler(handler, method, self._arrivals, self._authorization)
         return self._handlers[method]
 
 
-def _handler(handler: Any, method: str, arrivals: Arrivals) -> Any:
+def _handler(handler: Any, method: str, arrivals: Arrivals, authorization: Authorization | None) -> Any:
     """The handler with its behaviour and serializers wrapped."""
     codecs: dict[str, Any] = {
         "request_deserializer": _refusing_malformed(handler.request_deserializer),
@@ -72,10 +79,24 @@ def _handler(handler: Any, method: str, arrivals: Arrivals) -> Any:
     }
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_stream
     requests = _each_of if handler.request_streaming else _only_one_of
-    wrapped = _wrapped(behaviour, partial(requests, arrivals), method)
+    received = partial(requests, arrivals)
+    if authorization is not None:
+        received = partial(_of_callers, authorization, method, received)
+    wrapped = _wrapped(behaviour, received, method)
     if handler.response_streaming:
         return grpc.stream_stream_rpc_method_handler(wrapped, **codecs)
     return grpc.stream_unary_rpc_method_handler(wrapped, **codecs)
+
+
+async def _of_callers(
+    authorization: Authorization,
+    method: str,
+    received: Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[Any]],
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> Any:
+    """What is received of who may call. Raises TriptychError for others, whose message is not read."""
+    set_caller(await authorization.authorize(method, context))
+    return await received(context)
 
 
 async def _only_one_of(arrivals: Arrivals, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -124,7 +145,8 @@ def _wrapped(
 
     async def answer(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            return await behaviour(await received(context), context)
+            with logged(method, context):
+                return await behaviour(await received(context), context)
         except Exception as error:
             ending = _ending(error, method)
         raise await _aborted(context, ending)
@@ -132,9 +154,10 @@ def _wrapped(
     async def stream(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             # When a client leaves, gRPC may just drop this generator; the servicer's must then close too.
-            async with contextlib.aclosing(behaviour(await received(context), context)) as responses:
-                async for response in responses:
-                    yield response
+            with logged(method, context):
+                async with contextlib.aclosing(behaviour(await received(context), context)) as responses:
+                    async for response in responses:
+                        yield response
             return
         except Exception as error:
             ending = _ending(error, method)

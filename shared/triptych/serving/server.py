@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from triptych.errors import StartError, invalid_argument, resource_exhausted
 from triptych.serving.addresses import claim, grpc_target
 from triptych.serving.allocator import keep_freed_memory
+from triptych.serving.authorization import Authorization
 from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.settings import ServerSettings
 from triptych.serving.stopping import end_at_once_when_told
@@ -110,10 +111,11 @@ class Server:
     def __init__(
         self, services: Sequence[Service], settings: ServerSettings, shared_memory: SharedMemory | None = None
     ) -> None:
+        """Raises StartError for files of settings that cannot be read."""
         self.address = settings.listen
         self._settings = settings
         self._shared_memory = shared_memory
-        interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor()]
+        interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor(Authorization.of(settings))]
         if shared_memory is not None:
             add = partial(add_SharedMemoryServiceServicer_to_server, shared_memory)
             services = [*services, Service(SHARED_MEMORY, add)]
@@ -183,6 +185,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     """
     started = time.monotonic()
     claim(settings.listen)
+    Authorization.of(settings)  # whose files are better found wanting before a model is loaded
     log.info("starting")
     loaded = await load()
     server = Server(loaded.services, settings, loaded.shared_memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +21,13 @@ def _check_listen(address: str) -> str:
     from triptych.serving import addresses  # imports grpc, which --help does not need
 
     return addresses.check_listen(address)
+
+
+def _check_certificate_role(text: str) -> str:
+    """Raises ValueError unless it is NAME=ROLE."""
+    from triptych.serving import authorization  # imports grpc, which --help does not need
+
+    return authorization.check_certificate_role(text)
 
 
 class Options(BaseModel):
@@ -39,7 +47,39 @@ class ListenOptions(Options):
     )
 
 
-class ServerOptions(Options):
+class CallerOptions(Options):
+    """By which credentials callers are known. Once one kind is switched on, nobody calls without any."""
+
+    keys_file: Path | None = Field(
+        None, description="File of the API keys that may call, which `triptych keys` writes. Default: none."
+    )
+    jwks: str | None = Field(
+        None,
+        description="Public keys (JWKS) of who signs callers' tokens (JWT): a file or an https:// address. "
+        "Needs the extra jwt, --jwt-issuer and --jwt-audience. Default: none.",
+    )
+    jwt_issuer: str | None = Field(None, description="What the claim iss of a token must be.")
+    jwt_audience: str | None = Field(None, description="What the claim aud of a token must have.")
+    jwt_algorithms: list[
+        Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+    ] = Field(["RS256", "ES256", "EdDSA"], description="How tokens may be signed; repeat it for more.")
+    jwt_roles_claim: str = Field(
+        "roles", description="The claim that has a token's roles: client, operator, coordinator."
+    )
+    jwt_leeway_seconds: float = Field(
+        30, ge=0, le=600, description="How far the clock of who signs tokens may be from this one."
+    )
+    certificate_role: list[Annotated[str, AfterValidator(_check_certificate_role)]] = Field(
+        [],
+        description="NAME=ROLE: who has a client certificate with that name has the role client, operator or "
+        "coordinator. A * in NAME stands for any characters. Repeat it for more.",
+    )
+    open_health: bool = Field(
+        False, description="Health answers everybody, e.g. probes that have no credential."
+    )
+
+
+class ServerOptions(CallerOptions):
     """What is the same for all services of a machine."""
 
     max_message_bytes: int = Field(
