@@ -122,7 +122,7 @@ TABLE = {
     "prompt_weight": Said(
         "", "With --compose: the weight of the prompt itself. Default: 1.", "<float>", float
     ),
-    "prompt_weighting": Said("--weights", "Read (text), (text:1.3) and [text] in prompts as weights."),
+    "prompt_weighting": Said("--weighting", "Read (text), (text:1.3) and [text] in prompts as weights."),
     "image": Said("", "Start from a PNG, JPEG or WebP file."),
     "strength": Said("", "How much of it to make anew, up to 1. Default: 0.6; with margins 1."),
     "mask": Said("", "Where: white of a picture as large. Default: everywhere."),

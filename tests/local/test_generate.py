@@ -43,7 +43,7 @@ def test_every_option_reaches_the_picture(up: Up, tmp_path: Path) -> None:
         *("--solver", "euler-ancestral:0.4", "--sigma-schedule", "karras:5", "--step-reuse", "guidance:3"),
         *("--guidance-method", "apg:0.125:9:-0.375", "--guidance-rescale", "0.625"),
         *("--skip-layers", "1:1.75:0:0.875", "--perturb-layers", "0"),
-        *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375", "--weights"),
+        *("--compose", "a red hat:-0.0625", "--prompt-weight", "0.9375", "--weighting"),
     )
     result = run(
         *("generate", "a cat", "--seed", "3", "--steps", "4", *options, "-o", tmp_path / "cat.png"),
