@@ -10,6 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych.compute.quantization import torchao_quietly
+
+with torchao_quietly():
+    from torchao import quantization as ao
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
 from triptych.checkpoints.weights import open_weights, read_shapes
 from triptych.errors import CheckpointError
 
@@ -79,6 +85,29 @@ def test_the_form_that_a_node_editor_says_is_taken(said: str, tmp_path: Path) ->
         file = write(stored, tmp_path, {"_quantization_metadata": layers})
     assert torch.equal(open_weights([file])["a.weight"], quantized.float() * scale)
     assert read_shapes(file) == {"a.weight": (6, 64)}
+
+
+@pytest.mark.parametrize("group", [4, 16, 64])
+def test_rotated_weights_are_rotated_back(group: int, tmp_path: Path) -> None:
+    """W H^T is stored: H is orthogonal, its rows of 4 have one sign that is not the others'."""
+    four = torch.tensor([[1.0, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
+    matrix = four
+    for _ in range({4: 0, 16: 1, 64: 2}[group]):
+        matrix = torch.kron(matrix, four)
+    rotated = (weight().reshape(6, -1, group) @ (matrix.T / group**0.5)).reshape(6, 64)
+    quantized, scale = scaled(rotated, torch.int8, per_row=True)
+    form = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
+    stored = {"a.weight": quantized, "a.weight_scale": scale, "a.comfy_quant": as_bytes(form)}
+    found = open_weights([write(stored, tmp_path)])["a.weight"]
+    assert (found - weight()).norm() < 0.01 * weight().norm()
+
+
+@pytest.mark.parametrize("group", [3, 128, "256", 256])
+def test_a_rotation_that_cannot_have_been_is_refused(group: object, tmp_path: Path) -> None:
+    form = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
+    stored = {"a.weight": torch.ones(6, 64, dtype=torch.int8), "a.weight_scale": torch.ones(6, 1)}
+    with pytest.raises(CheckpointError, match="rotated"):
+        open_weights([write(stored | {"a.comfy_quant": as_bytes(form)}, tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -222,6 +251,36 @@ def test_broken_4_bits_are_refused(spoil: Callable[[Tensors], object], tmp_path:
     spoil(stored)
     with pytest.raises(CheckpointError, match=r"weights\.safetensors: "):
         open_weights([write(stored, tmp_path)])
+
+
+TORCHAO = {
+    "int8": ao.Int8WeightOnlyConfig(version=2),
+    "int8 dynamic": ao.Int8DynamicActivationInt8WeightConfig(version=2),
+    "float8": ao.Float8WeightOnlyConfig(),
+    "4 bits in groups": ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(32)),
+}
+
+
+@pytest.mark.parametrize("config", TORCHAO.values(), ids=TORCHAO)
+def test_weights_of_torchao_are_decoded(config: Any, tmp_path: Path) -> None:
+    linear = torch.nn.Linear(64, 6)
+    ao.quantize_(linear, config)
+    tensors, metadata = flatten_tensor_state_dict(
+        {"a.weight": linear.weight.data, "a.bias": linear.bias.data}
+    )
+    file = write(tensors, tmp_path, metadata)
+    assert read_shapes(file) == {"a.weight": (6, 64), "a.bias": (6,)}
+    found = open_weights([file])
+    assert torch.allclose(found["a.weight"], linear.weight.dequantize(), rtol=1e-6)
+    assert torch.equal(found["a.bias"], linear.bias.data)
+
+
+def test_other_classes_of_torchao_are_refused_by_name(tmp_path: Path) -> None:
+    said = {"_type": "NVFP4Tensor", "_data": {}, "_tensor_data_names": ["qdata", "scale"]}
+    metadata = {"a.weight": json.dumps(said), "tensor_names": '["a.weight"]'}
+    file = write({"a._weight_qdata": torch.ones(1), "a._weight_scale": torch.ones(1)}, tmp_path, metadata)
+    with pytest.raises(CheckpointError, match=r"a\.weight is torchao's NVFP4Tensor, which is not read"):
+        open_weights([file])
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from triptych.checkpoints.formats.refused import refuse_other_forms
 from triptych.checkpoints.formats.safetensors_files import read_safetensors
 from triptych.checkpoints.formats.scaled import decode_scaled
 from triptych.checkpoints.formats.stored import Contents, Decoding, Stored
+from triptych.checkpoints.formats.torchao import decode_torchao
 from triptych.checkpoints.formats.unreadable import check_readable
 from triptych.errors import CheckpointError
 
 READERS: Mapping[bytes, Callable[[Path], Contents]] = {b"GGUF": read_gguf}
 """By the first bytes of a file; any other is safetensors, which has none of its own."""
 
-DECODINGS: tuple[Decoding, ...] = (refuse_other_forms, decode_scaled, decode_bitsandbytes)
+DECODINGS: tuple[Decoding, ...] = (refuse_other_forms, decode_scaled, decode_bitsandbytes, decode_torchao)
 
 
 def read_file(path: Path) -> Contents:
