@@ -23,7 +23,7 @@ MOST_BESIDE = 2
 LINGER_SECONDS = 1.0
 """Who asks for one thing after the other keeps its share for so long in between."""
 _FIRST_GUESS_SECONDS = 1.0
-_NEW_SHARE = 0.2
+_HALF_LIFE_SECONDS = 10.0
 
 
 @dataclass(eq=False)
@@ -35,6 +35,38 @@ class _Waiting:
     cost: float
     priority: int
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Throughput:
+    """Cost that was served, and the seconds that something ran for it; what is old counts less."""
+
+    def __init__(self) -> None:
+        self._cost = self._seconds = 0.0
+        self._busy = False
+        self._at = time.monotonic()
+
+    def busy(self, busy: bool) -> None:
+        """Something runs from now on, or nothing."""
+        self._pass_time()
+        self._busy = busy
+
+    def add(self, cost: float) -> None:
+        """So much was served."""
+        self._pass_time()
+        self._cost += cost
+
+    def seconds_per_cost(self) -> float | None:
+        """None while nothing was served."""
+        self._pass_time()
+        return self._seconds / self._cost if self._cost else None
+
+    def _pass_time(self) -> None:
+        now = time.monotonic()
+        if self._busy:
+            passed = now - self._at
+            kept = 0.5 ** (passed / _HALF_LIFE_SECONDS)
+            self._cost, self._seconds = self._cost * kept, self._seconds * kept + passed
+        self._at = now
 
 
 class FairAdmission:
@@ -55,7 +87,7 @@ class FairAdmission:
         """Requests of each client that are still being read."""
         self._served: dict[str, float] = {}
         """Cost of each client that runs or waits; who comes begins where the least served one is."""
-        self._seconds_per_cost: float | None = None
+        self._throughput = _Throughput()
 
     @asynccontextmanager
     async def admit(self, client: str, load: float, steps: int, priority: int = 0) -> AsyncIterator[None]:
@@ -77,10 +109,9 @@ class FairAdmission:
         except BaseException:
             self._left(entry)
             raise
-        started = time.monotonic()
         try:
             yield
-            self._learn(entry.cost, time.monotonic() - started)
+            self._throughput.add(entry.cost)
         finally:
             self._ended(entry)
 
@@ -122,10 +153,11 @@ class FairAdmission:
 
     def _seconds(self, client: str) -> float:
         """How long the waiting requests of a client take, whose share is that of everybody who is here."""
-        if self._seconds_per_cost is None:
+        seconds_per_cost = self._throughput.seconds_per_cost()
+        if seconds_per_cost is None:
             return _FIRST_GUESS_SECONDS
         cost = sum(one.cost for one in self._waiting if one.client == client)
-        return max(0.1, cost * len(self._served.keys() | {client}) * self._seconds_per_cost)
+        return max(0.1, cost * len(self._served.keys() | {client}) * seconds_per_cost)
 
     def _start_some(self) -> None:
         while (entry := self._next()) is not None:
@@ -133,6 +165,7 @@ class FairAdmission:
             self._load += entry.load
             self._loads[entry.client] += entry.load
             self._running[entry.client] += 1
+            self._throughput.busy(True)
             self._served[entry.client] += entry.cost
             entry.turn.set_result(None)
 
@@ -163,6 +196,7 @@ class FairAdmission:
         self._running[client] -= 1
         self._loads[client] = self._loads[client] - entry.load if self._running[client] else 0.0
         self._load = self._load - entry.load if any(self._running.values()) else 0.0
+        self._throughput.busy(any(self._running.values()))
         self._forget(client)
         self._start_some()
 
@@ -180,10 +214,3 @@ class FairAdmission:
 
     def _is_away(self, client: str) -> bool:
         return not self._running.get(client) and all(one.client != client for one in self._waiting)
-
-    def _learn(self, cost: float, seconds: float) -> None:
-        """What a unit of cost takes: requests that ran beside this one took their part of the time."""
-        share = cost * max(1, sum(self._running.values()))
-        now = seconds / share
-        before = self._seconds_per_cost
-        self._seconds_per_cost = now if before is None else before + _NEW_SHARE * (now - before)

@@ -120,6 +120,27 @@ async def test_a_flood_is_refused_and_the_polite_one_let_in(requests: Requests) 
         await requests.send("a11", load=4)
 
 
+@pytest.mark.parametrize("others", ["", "b"])
+async def test_the_told_wait_is_that_of_the_own_waiting_requests(
+    requests: Requests, others: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("triptych_coordinator.admission.time.monotonic", lambda: now)
+    requests.admission = FairAdmission(max_load=1, max_waiting=8)
+    for other in others:
+        await requests.send(f"{other}0", load=1)
+    for number in range(40):  # each takes 3 seconds, the first one 20, as it does when all is cold
+        await requests.send(f"a{number}", load=1)
+        now += 3 if number else 20
+        await requests.end(f"a{number}")
+    for number in range(40, 49):
+        await requests.send(f"a{number}", load=1)
+    with pytest.raises(TriptychError) as refused:
+        await requests.send("a49", load=1)
+    told = errors.retry_after_seconds(refused.value)
+    assert told == pytest.approx(8 * 3 * (1 + len(others)), rel=0.1)
+
+
 async def test_a_flood_is_refused_before_it_is_read(requests: Requests) -> None:
     for number in range(9):
         await requests.send(f"a{number}", load=4)

@@ -229,6 +229,8 @@ FAULTS: dict[str, Made] = {
     "quick-client-connections": _connections(of_clients=True, kinds=("reset", "delay", "cut")),
     "mistakes": _mistakes,
 }
+LOSES_WORK = ("coordinator", "coordinator-term")
+"""Requests begin again: the next fault waits until each client had an answer after the one before."""
 LINKED = ("connections", "client-connections", "quick-client-connections", "mistakes")
 
 
@@ -259,12 +261,15 @@ async def measure(up: Up, model: str | Path, kind: str, run: Run) -> Outcome:
     async with FAULTS[kind](up, model, chance) as fault:
         load = Load(fault.address, run.clients, run.picture, outcome)
         await load.learn(up.coordinator())
-        task = asyncio.create_task(load.run())
+        task, requests = asyncio.create_task(load.run()), 0
         while not task.done() and (outcome.faults.total() < run.faults or outcome.requests < run.requests):
             await asyncio.sleep(chance.expovariate(1 / run.every))
+            if kind in LOSES_WORK and outcome.requests < requests + run.clients:
+                continue
             running = load.running
             done = await fault.hit()
             if done is not None:
+                requests = outcome.requests
                 outcome.faults[done] += 1
                 outcome.faults_in_flight += running > 0
                 _tell(outcome, done)

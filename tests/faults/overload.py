@@ -50,22 +50,28 @@ RETRY_INFO = (0.5, 2.0)
 class Heard:
     """What one client heard, in seconds of the monotonic clock.
 
-    accepted: when it was sent and when it began, of each admitted request.
+    began: when each request began, by when it was sent; None while it has not.
     refused: when, how long that took, and the told wait.
     """
 
     done: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    accepted: list[tuple[float, float]] = field(default_factory=list)
+    began: dict[float, float | None] = field(default_factory=dict)
     refused: list[tuple[float, float, float]] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
 
     def ratios(self) -> list[float]:
-        """The told wait over the needed one, of each refusal at which requests of this client waited."""
+        """The told wait over the needed one, of refusals at which requests of this client waited.
+
+        Only of those after which all of these had begun before they were given up.
+        """
         found = []
         for at, _, told in self.refused:
-            begun = [began for sent, began in self.accepted if sent < at < began]
-            if begun:
+            waited = [
+                began for sent, began in self.began.items() if sent < at and (began is None or began > at)
+            ]
+            begun = [began for began in waited if began is not None]
+            if begun and len(begun) == len(waited):
                 found.append(told / (max(begun) - at))
         return found
 
@@ -80,6 +86,7 @@ class Client:
         self._client = AsyncClient.from_stub(stub, retry_seconds=0)
         self._picture, self._chance = picture, random.Random(seed)
         self.heard = Heard()
+        self.stopping = False
 
     async def close(self) -> None:
         """Ends its connection."""
@@ -88,6 +95,7 @@ class Client:
     async def ask(self) -> None:
         """One request."""
         sent, heard = time.monotonic(), self.heard
+        heard.began[sent] = None
         try:
             async for event in self._client.stream(
                 self._chance.choice(PROMPTS),
@@ -97,8 +105,9 @@ class Client:
                 width=self._picture.size,
             ):
                 if event.HasField("accepted"):
-                    heard.accepted.append((sent, time.monotonic()))
+                    heard.began[sent] = time.monotonic()
         except TriptychError as error:
+            del heard.began[sent]
             now, told = time.monotonic(), retry_after_seconds(error)
             if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and told is not None:
                 heard.refused.append((now, now - sent, told))
@@ -109,15 +118,15 @@ class Client:
             heard.seconds.append(heard.done[-1] - sent)
 
     async def flood(self, rate: float) -> None:
-        """Requests at random times, so many a second, until it is cancelled."""
+        """Requests at random times, so many a second, until it is told to stop."""
         async with asyncio.TaskGroup() as group:
-            while True:
+            while not self.stopping:
                 await asyncio.sleep(self._chance.expovariate(rate))
                 group.create_task(self.ask())
 
     async def one_after_the_other(self) -> None:
-        """Until it is cancelled. After a refusal it waits as long as it is told."""
-        while True:
+        """Until it is told to stop. After a refusal it waits as long as it is told."""
+        while not self.stopping:
             refusals = len(self.heard.refused)
             await self.ask()
             if len(self.heard.refused) > refusals:
@@ -172,6 +181,7 @@ class Overload:
     coordinator: psutil.Process
     picture: Picture
     seconds: float
+    drain_seconds: float = 60.0
 
     async def phase(
         self,
@@ -196,6 +206,9 @@ class Overload:
             while (now := time.monotonic()) - began < self.seconds:
                 most = max(most, self.coordinator.memory_info().rss)
                 await asyncio.sleep(0.2)
+            for member in members:
+                member.stopping = True
+            await asyncio.wait(tasks, timeout=self.drain_seconds)  # what was admitted ends
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -227,7 +240,14 @@ async def _client(address: str, picture: Picture, seed: int) -> Any:
         await client.close()
 
 
-async def measure(up: Up, address: str, picture: Picture, seconds: float, many: int = MANY) -> list[Measured]:
+async def measure(
+    up: Up,
+    address: str,
+    picture: Picture,
+    seconds: float,
+    many: int = MANY,
+    concurrencies: Sequence[int] = CONCURRENCIES,
+) -> list[Measured]:
     """The capacity first, then ten times that: by one client, beside a polite one, by many."""
     load = Overload(address, processes(up)["coordinator"][0], picture, seconds)
     phases: list[Measured] = []
@@ -237,7 +257,7 @@ async def measure(up: Up, address: str, picture: Picture, seconds: float, many: 
         print(phases[-1].line(_capacity(phases)), file=sys.stderr, flush=True)
 
     print(HEADER, file=sys.stderr)
-    for at_once in CONCURRENCIES:
+    for at_once in concurrencies:
 
         async def together(client: Client, at_once: int = at_once) -> None:
             await asyncio.gather(*(client.one_after_the_other() for _ in range(at_once)))
