@@ -87,6 +87,7 @@ async def linked(
                 *(sys.executable, "-m", "triptych_coordinator", "--listen", listen, "--model", str(model)),
                 *("--attempt-seconds", str(attempt_seconds), "--drain-seconds", "0"),
                 *("--health-check-seconds", str(HEALTH_CHECK_SECONDS), *targets),
+                *("--conditioning-cache-bytes", "0"),  # else a text encoder would have nothing to do
                 stderr=errors,
             )
         stack.push_async_callback(_ended, process)

@@ -303,15 +303,24 @@ class Fleet(Generic[S, D]):
     def _check_health(self, replica: Replica[S]) -> None:
         if replica not in self._checking:
             self._checking.add(replica)
-            self._in_background(self._check_until_ready(replica))
+            self._in_background(self._check_until_it_gets_work(replica))
 
-    async def _check_until_ready(self, replica: Replica[S]) -> None:
-        """Asks with a backoff that grows while it keeps failing."""
-        while self._replicas.get(replica.address) is replica and not replica.ready:
-            await asyncio.sleep(self._health_check.backoff(replica.failures))
+    def _gets_work(self, replica: Replica[S]) -> bool:
+        return replica.ready and replica.fingerprint == self._leading
+
+    async def _check_until_it_gets_work(self, replica: Replica[S]) -> None:
+        """Asks with a backoff that grows while it keeps failing.
+
+        One that computes otherwise than the others is asked on: no call would find out that it was restarted.
+        """
+        while self._replicas.get(replica.address) is replica and not self._gets_work(replica):
+            check = self._health_check
+            pause = check.longest_backoff if replica.ready else check.backoff(replica.failures)
+            await asyncio.sleep(pause)
             try:
                 await self._describe(replica)
             except TriptychError as error:
+                self._eject(replica, error)
                 self._last_error = error.message
                 if not replica.failures:
                     log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
@@ -356,6 +365,9 @@ class Fleet(Generic[S, D]):
                 if self._leading not in (None, found):
                     log.warning("requests of a %s begin on fingerprint %s from now on", self._stage, found)
                 self._leading = found
+                for replica in known:
+                    if replica.ready and replica.fingerprint != found:
+                        self._check_health(replica)
                 return
 
     async def _first_look(self, deadline: Deadline) -> None:

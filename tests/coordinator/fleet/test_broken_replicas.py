@@ -177,6 +177,24 @@ async def test_what_breaks_every_replica_is_refused_and_others_go_on(near: Neigh
         await fleet.images("a cat", guidance_scale=1)
 
 
+async def test_one_that_was_restarted_with_the_right_model_gets_work_again(
+    house: House, near: Neighbourhood
+) -> None:
+    alone = images(await house.images("a cat", seeds=[1]))
+    denoisers = [Denoiser(), Denoiser()]
+    fleet = await near.coordinator(denoiser=await near.serving(denoisers))
+    await fleet.images("a cat", seeds=[1])
+    denoisers[0].fingerprint = denoisers[0].name = "another"
+    for _ in range(2):
+        assert images(await fleet.images("a cat", seeds=[1])) == alone
+    before = denoisers[0].predictions
+    denoisers[0].fingerprint, denoisers[0].name = denoisers[1].fingerprint, denoisers[1].name
+    async with asyncio.timeout(30):
+        while denoisers[0].predictions == before:
+            assert images(await fleet.images("a cat", seeds=[1])) == alone
+            await asyncio.sleep(0.1)
+
+
 async def test_one_that_describes_no_model_gets_no_work(
     house: House, near: Neighbourhood, caplog: pytest.LogCaptureFixture
 ) -> None:
