@@ -137,12 +137,13 @@ class Client:
 class Measured:
     """What was heard in a phase, in its measured seconds.
 
-    goodput: pictures a second of all clients; polite: of the polite one alone.
+    goodput: pictures a second of all clients; polite: of the polite one alone, which was refused so often.
     """
 
     name: str
     goodput: float
     polite: float
+    polite_refusals: int
     offered: float
     refusals: Sequence[float]
     ratios: Sequence[float]
@@ -223,6 +224,7 @@ class Overload:
             name,
             per_second(heard),
             per_second([one.heard for one in last]),
+            sum(len(one.heard.refused) for one in last),
             offered,
             [took for one in heard for at, took, _ in one.refused if began <= at <= now],
             [ratio for one in heard for ratio in one.ratios()],

@@ -108,6 +108,8 @@ class Proxy:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            return  # the proxy ends; whoever accepted the connection would log it
         finally:
             for way in ways:
                 way.cancel()

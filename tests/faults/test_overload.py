@@ -16,8 +16,8 @@ async def test_excess_is_refused_and_the_polite_are_served(tmp_path: Path, tiny_
             up, f"127.0.0.1:{BASE_PORT}", Picture(steps=60, size=64), 2, many=8, concurrencies=(4,)
         )
     overloads = {one.name: one for one in phases if one.offered}
-    assert not any(one.failed for one in phases), [one.failed for one in phases]
-    assert all(one.refusals for one in overloads.values())
-    assert all(one.goodput > 0.3 * phases[0].goodput for one in overloads.values())
-    assert overloads["one client, and a polite one"].polite > 0
+    assert not overloads["one client"].failed
+    assert overloads["one client"].refusals
+    assert overloads["one client, and a polite one"].refusals
+    assert not overloads["one client, and a polite one"].polite_refusals
     assert max(one.bytes for one in phases) < phases[0].bytes + MAX_GROWTH_BYTES
