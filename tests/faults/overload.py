@@ -268,6 +268,8 @@ async def measure(
     rate = TIMES * _capacity(phases)
     await add("one client", 1, lambda one: one.flood(rate), offered=rate)
     await add("one client, and a polite one", 1, lambda one: one.flood(rate), polite=True, offered=rate)
+    if not many:
+        return phases
     each = rate / many
     await add(f"{many} clients", many, lambda one: one.flood(each), offered=rate)
     name = f"{many} clients, and a polite one"
