@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1 import lora_pb2
 from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
 from triptych_coordinator.request.choices import name_of
@@ -46,7 +47,9 @@ async def generation_events(
     """
     finished = pb.Finished(determinism=models.determinism)
     stopwatch.lap()
-    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline)
+    loras = loras_to_messages(parameters.loras)
+    encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
+    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
@@ -57,7 +60,7 @@ async def generation_events(
         models.denoiser,
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         deadline,
-        loras_to_messages(parameters.loras),
+        loras,
     )
     latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
@@ -71,7 +74,7 @@ async def generation_events(
     finished.denoise_milliseconds = stopwatch.lap()
 
     fingerprints = {
-        "text_encoder": {models.text_encoder.model.fingerprint},
+        "text_encoder": {entry.fingerprint for entry in encoded.values()},
         "denoiser": {denoiser.fingerprint} if denoiser.fingerprint else set[str](),
         "vae_codec": {models.vae_codec.model.fingerprint},
     }
@@ -87,6 +90,7 @@ async def generation_events(
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
     finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
+    finished.warnings.extend(_lora_warnings(denoiser, encoding))
     finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
     yield pb.GenerateResponse(finished=finished)
@@ -99,7 +103,12 @@ def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArr
 
 
 async def _encode(
-    stages: Stages, models: Models, takes: GuidanceInput, parameters: Parameters, deadline: Deadline
+    stages: Stages,
+    models: Models,
+    takes: GuidanceInput,
+    parameters: Parameters,
+    deadline: Deadline,
+    loras: Sequence[lora_pb2.Lora],
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     additional = parameters.composed_prompts()
@@ -107,7 +116,7 @@ async def _encode(
     negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.text_encoders.encode(
-        [parameters.weighted(prompt) for prompt in prompts], models, deadline
+        [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras
     )
 
     def digests(prompts: Sequence[str]) -> list[bytes]:
@@ -138,6 +147,7 @@ def _accepted(
         for prompt, entry in encoded.items()
         if entry.truncated
     ]
+    warnings += dict.fromkeys(itertools.chain(*(entry.warnings for entry in encoded.values())))
     if any(parameters.negative_prompts) and not guided.negative:
         warnings.append("the negative prompt changes nothing: a guidance_scale of 1 or less is no guidance")
     warnings += [
@@ -147,6 +157,20 @@ def _accepted(
     ]
     warnings += initial.warnings
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
+
+
+def _lora_warnings(denoiser: RequestDenoiser, encoding: Sequence[lora_pb2.Lora]) -> list[str]:
+    """What of the LoRAs is not applied by the denoiser, or was not asked of the text encoders."""
+    asked = [lora.name for lora in encoding]
+    return [
+        *denoiser.warnings,
+        *(
+            f"the LoRA {name!r}: its part for text encoders is not applied, as they do not serve it: "
+            "they need the --lora-folder too"
+            for name in denoiser.text_encoder_loras
+            if name not in asked
+        ),
+    ]
 
 
 def _previews(rgb: LatentRgb, clean: Latents) -> list[bytes]:

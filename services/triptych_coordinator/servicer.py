@@ -88,6 +88,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
                     response.images.append(event.image)
                 elif event.HasField("finished"):
                     response.finished.CopyFrom(event.finished)
+                    response.warnings.extend(event.finished.warnings)
         return response
 
     async def GetModel(
@@ -174,8 +175,10 @@ def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
 
 
 def known_loras(message: GenerationParameters, models: Models) -> bool:
-    """Whether the denoiser knows the LoRAs of a request, as far as it may have so many."""
+    """Whether denoiser and text encoder know the LoRAs of a request, as far as it may have so many."""
     known = set(models.denoiser.loras)
+    if models.text_encoder.loras:  # it has the folder
+        known &= set(models.text_encoder.loras)
     return all(lora.name in known for lora in message.loras[:MAX_LORAS])
 
 

@@ -10,8 +10,6 @@ import torch
 
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
-from triptych.compute.lora_changes import PlacedLora, place, weights_of
-from triptych.compute.lora_files import read_lora_file
 from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused
 from triptych.compute.model_info import model_info
 from triptych.compute.quantization import Quantization, create_quantizer
@@ -57,10 +55,6 @@ def create_servicer(
     fused = read_fused(options.lora, folder, modules)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
     use_backend(transformer, attention)
-
-    def load_lora(path: Path) -> PlacedLora:
-        return place(read_lora_file(path, modules), modules.places, weights_of(transformer))
-
     log.info("attention is computed by %s", _described(attention, transformer))
     others = {
         "attention": backend_identity(attention),
@@ -79,7 +73,7 @@ def create_servicer(
         predictor,
         Batcher(predictor, options),
         ConditioningCache(options.conditioning_cache_mb << 20),
-        LoraCache(folder, load_lora, options.lora_cache_mb << 20),
+        LoraCache.of_model(folder, modules, transformer, options.lora_cache_mb << 20),
         ModelLimits.of(transformer.inputs, dtype, options.max_queued_rows, settings.max_message_bytes),
         model,
         attention,

@@ -11,7 +11,7 @@ import grpc
 import torch
 
 from triptych.compute.lora_changes import Loras
-from triptych.compute.lora_folder import LoraCache, fingerprint_with
+from triptych.compute.lora_folder import LoraCache, fingerprint_with, warnings_of
 from triptych.errors import missing_conditioning
 from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
@@ -61,7 +61,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         """Predict a row for every sample under every branch."""
         latents = read_latents(request, self._limits)
         # Loading a LoRA would hold up the event loop.
-        loras = await asyncio.to_thread(self._loras.find, request.loras) if request.loras else ()
+        loras = await asyncio.to_thread(self._loras.find, request.loras)
         rows = self._rows(request, latents, loras)
         prediction = await self._batcher.predict(rows, context.time_remaining())
         velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)
@@ -70,6 +70,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             queue_milliseconds=1000 * prediction.queue_seconds,
             compute_milliseconds=1000 * prediction.compute_seconds,
             reused=prediction.reused if any(row.reuse for row in rows) else (),
+            warnings=warnings_of(loras),
+            text_encoder_loras=[lora.name for lora, _ in loras if lora.for_text_encoders],
         )
         return with_tensor(response, torch_view(velocities))
 

@@ -1,26 +1,17 @@
 """What the denoiser can be told."""
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from triptych.compute.settings import CompileOptions, QuantizedStageSettings
+from triptych.compute.settings import CompileOptions, LoraOptions, QuantizedStageSettings
 from triptych.serving.settings import SharedMemoryOptions
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
 
 
-def check_lora(text: str) -> str:
-    """Raises ValueError unless it reads as a LoRA and its weight."""
-    from triptych.loras import read_lora  # imports grpc, which --help does not need
-
-    read_lora(text)
-    return text
-
-
-class DenoiserOptions(CompileOptions):
+class DenoiserOptions(LoraOptions, CompileOptions):
     """How rows share forward passes, what computes them, and how much waits and is remembered."""
 
     determinism: Literal["batch-invariant", "fast"] = Field(
@@ -59,18 +50,6 @@ class DenoiserOptions(CompileOptions):
         default=1024,
         gt=0,
         description="Memory for the features of requests that reuse them between steps, in MB (2^20 bytes).",
-    )
-    lora: list[Annotated[str, AfterValidator(check_lora)]] = Field(
-        default=[],
-        description="NAME=WEIGHT: a LoRA that is fused into the weights at start. NAME is one in the "
-        "--lora-folder, or the path of a .safetensors file. Repeat it for more.",
-    )
-    lora_folder: Path | None = Field(
-        default=None,
-        description="Folder of NAME.safetensors files: the LoRAs that requests may name.",
-    )
-    lora_cache_mb: int = Field(
-        default=1024, gt=0, description="Memory for the LoRAs of requests, in MB (2^20 bytes)."
     )
 
 

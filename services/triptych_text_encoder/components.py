@@ -134,7 +134,7 @@ def _targets(model: Any, names: set[str]) -> tuple[dict[str, torch.Tensor], list
         own_names.setdefault(weight.untyped_storage()._cdata, []).append(name)
     targets, missing = {}, []
     for shared in own_names.values():
-        known = [spelling for name in shared for spelling in _spellings(name) if spelling in names]
+        known = [spelling for name in shared for spelling in spellings(name) if spelling in names]
         if known:
             targets[known[0]] = weights[shared[0]]
         else:
@@ -144,11 +144,12 @@ def _targets(model: Any, names: set[str]) -> tuple[dict[str, torch.Tensor], list
 
 def _unknown(model: Any, names: set[str]) -> list[str]:
     """What of a checkpoint's names is neither a weight of the model nor known to be of no use to it."""
-    known = {spelling for name in model.state_dict() for spelling in _spellings(name)}
+    known = {spelling for name in model.state_dict() for spelling in spellings(name)}
     return sorted(name for name in names - known if not _UNUSED.search(name))
 
 
-def _spellings(name: str) -> list[str]:
+def spellings(name: str) -> list[str]:
+    """The names that checkpoints may have for one of a model's modules or weights."""
     return [
         name,
         *(prefix + name for prefix in _PREFIXES),

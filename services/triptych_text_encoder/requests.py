@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from triptych.errors import invalid_argument, refuse
+from triptych.loras import lora_violations
 from triptych.v1 import text_encoder_pb2
 from triptych_text_encoder.weighting import Span
 
@@ -33,6 +34,7 @@ def read_request(
         raise invalid_argument(("weights", "parts of prompts have no weights with these text encoders"))
     if weights and len(weights) != len(prompts):
         raise invalid_argument(("weights", f"{len(weights)} of them for {len(prompts)} prompts"))
+    refuse(lora_violations(request.loras))
     refuse(_length_violations(prompts))
     if not weights:
         return [(prompt, ()) for prompt in prompts]

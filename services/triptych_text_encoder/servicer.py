@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 import grpc
 
 from triptych.compute.devices import usable_device
+from triptych.compute.lora_changes import place, weights_of
+from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused, warnings_of
 from triptych.compute.model_info import model_info
 from triptych.compute.quantization import create_quantizer
+from triptych.compute.settings import LoraOptions
 from triptych.digests import conditioning_digest
 from triptych.serving.admission import Admission
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
+from triptych_text_encoder.loras import model_of, modules_of
 from triptych_text_encoder.recipes import load_recipe
 from triptych_text_encoder.requests import MAX_PROMPT_BYTES, read_request
 
@@ -42,10 +46,15 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     """Serves one checkpoint's text encoders."""
 
     def __init__(
-        self, encoder: TextEncoder, model: model_pb2.ModelInfo, max_prompts: int = MAX_PROMPTS
+        self,
+        encoder: TextEncoder,
+        loras: LoraCache,
+        model: model_pb2.ModelInfo,
+        max_prompts: int = MAX_PROMPTS,
     ) -> None:
         self._admission = Admission(MAX_CALLS)
         self._encoder = encoder
+        self._loras = loras
         self._model = model
         self._max_prompts = max_prompts
 
@@ -56,10 +65,14 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         weighting = self._encoder.recipe.token_weights is not None
         # Ten thousand spans would hold up the event loop.
         entries = await asyncio.to_thread(read_request, request, self._max_prompts, weighting)
+        # So would loading a LoRA.
+        loras = await asyncio.to_thread(self._loras.find, request.loras)
+        changing = tuple((lora, weight) for lora, weight in loras if lora.changes)
         async with self._admission.admit():
-            encodings = [await self._encoder.encode(*entry) for entry in entries]
+            encodings = [await self._encoder.encode(*entry, changing) for entry in entries]
+        fingerprint = fingerprint_with(self._model.fingerprint, changing)
         # Copying and hashing some megabytes per prompt would hold up the event loop.
-        return await asyncio.to_thread(_encode_response, encodings, self._model.fingerprint)
+        return await asyncio.to_thread(_encode_response, encodings, fingerprint, warnings_of(loras))
 
     async def GetModel(
         self, request: GetModelRequest, context: grpc.aio.ServicerContext[GetModelRequest, GetModelResponse]
@@ -74,26 +87,42 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             max_prompt_bytes=MAX_PROMPT_BYTES,
             tokens=recipe.tokens,
             weighting=recipe.token_weights is not None,
+            loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
         )
 
 
-def create_servicer(settings: StageSettings, quantization: Quantization = "none") -> TextEncoderServicer:
+def create_servicer(
+    settings: StageSettings, quantization: Quantization = "none", options: LoraOptions | None = None
+) -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
-    checkpoint = settings.open_checkpoint()
+    options = options or LoraOptions()
+    folder, checkpoint = LoraFolder(options.lora_folder), settings.open_checkpoint()
 
     import torch
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
     device = usable_device(settings.device)
     recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
+    encoders = model_of(recipe)
+    modules = modules_of(checkpoint, encoders)
+    loras = LoraCache.of_model(folder, modules, encoders, options.lora_cache_mb << 20)
+    fused = [
+        (place(file, modules.places, weights_of(encoders)), weight)
+        for file, weight in read_fused(options.lora, folder, modules)
+        if file.changes
+    ]
     model = model_info(
         *(checkpoint, recipe.encoders, settings, device, quantization, DETERMINISM),
         family=str(checkpoint.index["_class_name"]),
         parameters=recipe.parameters,
     )
-    model.fingerprint = fingerprint_with_tokenizers(model.fingerprint, checkpoint, recipe)
+    own = fingerprint_with_tokenizers(model.fingerprint, checkpoint, recipe)
+    model.fingerprint = fingerprint_with(own, fused)
     return TextEncoderServicer(
-        TextEncoder(recipe), model, _max_prompts(recipe, dtype, settings.max_message_bytes)
+        TextEncoder(recipe, loras=tuple(fused)),
+        loras,
+        model,
+        _max_prompts(recipe, dtype, settings.max_message_bytes),
     )
 
 
@@ -105,11 +134,14 @@ def _max_prompts(recipe: Recipe, dtype: torch.dtype, max_message_bytes: int) -> 
     return max(1, min(MAX_PROMPTS, max_message_bytes // conditioning_bytes))
 
 
-def _encode_response(encodings: Sequence[Encoding], fingerprint: str) -> EncodeResponse:
+def _encode_response(
+    encodings: Sequence[Encoding], fingerprint: str, warnings: Sequence[str]
+) -> EncodeResponse:
     return EncodeResponse(
         conditionings=[_conditioning(encoding) for encoding in encodings],
         truncated=[encoding.truncated for encoding in encodings],
         fingerprint=fingerprint,
+        warnings=warnings,
     )
 
 

@@ -346,7 +346,8 @@ class _Folded:
         if self._finished is None:
             raise internal("the server ended the stream before it was finished")
         accepted = self._accepted
-        return Generation(self._images, accepted.parameters, list(accepted.warnings), self._finished)
+        warnings = [*accepted.warnings, *self._finished.warnings]
+        return Generation(self._images, accepted.parameters, warnings, self._finished)
 
 
 def _image(message: pb2.GeneratedImage) -> Image:

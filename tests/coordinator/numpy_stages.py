@@ -60,17 +60,22 @@ class TextEncoder(TextEncoderServiceServicer):
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
+        self.loras: list[str] = []
+        self.lora_calls: list[dict[str, float]] = []
         self.name = MODEL
         self.pooled_projection_dim = WIDTH
 
     async def Encode(self, request: Any, context: Any) -> Any:
         self.encoded += request.prompts
+        self.lora_calls.append({lora.name: lora.weight for lora in request.loras})
+        with_loras = "".join(f" with {lora.name}" for lora in request.loras)
         weights = request.weights or [text_encoder_pb2.PromptWeights()] * len(request.prompts)
         weighted = zip(request.prompts, weights, strict=True)
         return text_encoder_pb2.TextEncoderServiceEncodeResponse(
-            conditionings=[self.conditioning(prompt, spans.spans) for prompt, spans in weighted],
+            conditionings=[self.conditioning(prompt + with_loras, spans.spans) for prompt, spans in weighted],
             truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
-            fingerprint="text-encoder-fingerprint",
+            fingerprint=f"text-encoder-fingerprint{with_loras}",
+            warnings=[f"half of {lora.name}" for lora in request.loras],
         )
 
     def conditioning(
@@ -92,6 +97,7 @@ class TextEncoder(TextEncoderServiceServicer):
             max_prompt_bytes=1000,
             tokens=3,
             weighting=True,
+            loras=self.loras,
         )
 
 
@@ -144,6 +150,8 @@ class Denoiser(DenoiserServiceServicer):
             velocities=array_to_message(np.array(velocities, np.float32)),
             fingerprint=self.fingerprint,
             reused=[again for rows in reused for again in rows],
+            warnings=[f"a third of {lora.name}" for lora in request.loras],
+            text_encoder_loras=[lora.name for lora in request.loras if lora.name == "ink"],
         )
 
     def _branch(self, branch: denoiser_pb2.Branch) -> list[NDArray[np.float32]]:

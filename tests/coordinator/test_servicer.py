@@ -89,6 +89,36 @@ async def test_loras_go_with_every_step_and_into_the_picture(house: House) -> No
     assert answer.parameters.loras[1].weight == 1
 
 
+LORAS = [{"name": "ink", "weight": 0.5}, {"name": "oil paint"}]
+
+
+async def test_loras_that_the_text_encoder_serves_go_to_it(house: House) -> None:
+    """Each time, since only the text encoder knows whether a file changed."""
+    house.text_encoder.loras = ["ink", "oil paint", "tea"]
+    plain = await house.images("a cat", seeds=[5])
+    answers = [await house.images("a cat", seeds=[5], loras=LORAS) for _ in range(2)]
+    again = await house.images("a cat", seeds=[5])
+
+    said = ["half of ink", "half of oil paint", "a third of ink", "a third of oil paint"]
+    assert [list(answer.warnings) for answer in (plain, *answers)] == [[], said, said]
+    assert house.text_encoder.lora_calls == [{}, *[{"ink": 0.5, "oil paint": 1.0}] * 2]
+    assert "text-encoder-fingerprint with ink with oil paint" in answers[0].finished.fingerprints
+    assert plain.images[0].png == again.images[0].png != answers[0].images[0].png
+    assert answers[0].images[0].png == answers[1].images[0].png
+
+
+async def test_what_of_a_lora_the_text_encoder_does_not_serve_is_said(house: House) -> None:
+    answer = await house.images("a cat", seeds=[5], loras=LORAS)
+
+    assert house.text_encoder.lora_calls == [{}]
+    assert list(answer.warnings) == [
+        "a third of ink",
+        "a third of oil paint",
+        "the LoRA 'ink': its part for text encoders is not applied, as they do not serve it: "
+        "they need the --lora-folder too",
+    ]
+
+
 async def test_a_lora_that_no_denoiser_has_is_not_found(house: House) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, "there is no LoRA 'tea'; there are: ink, oil paint"):
         await house.images("a cat", loras=[{"name": "tea"}])

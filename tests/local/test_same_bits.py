@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.denoiser.loras import random_lora, written
@@ -52,15 +53,24 @@ def test_services_started_for_one_command_give_the_same_bits(
 def test_loras_give_the_same_bits_in_one_process_and_in_several(
     split: list[bytes], tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    (tmp_path / "loras").mkdir()
-    written(tmp_path / "loras/ink.safetensors", random_lora(1))
+    """One that changes a text encoder too, in a folder of the folder."""
+    (tmp_path / "loras/style").mkdir(parents=True)
+    encoder = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    text = {f"{encoder}.lora_A.weight": torch.ones(1, 16), f"{encoder}.lora_B.weight": torch.ones(32, 1)}
+    written(tmp_path / "loras/style/ink.safetensors", random_lora(1) | text | {"odd.diff": torch.ones(1)})
+    written(tmp_path / "loras/plain.safetensors", random_lora(1))
     environment = os.environ | {"TRIPTYCH_LORA_FOLDER": str(tmp_path / "loras")}
-    drawn = (*PICTURES, "--lora", "ink=0.8", "--model", tiny_checkpoint)
+    drawn = (*PICTURES, "--model", tiny_checkpoint, "--lora")
 
-    alone = generated(tmp_path / "alone", *drawn, environment=environment)
+    alone = generated(tmp_path / "alone", *drawn, "style/ink=0.8", environment=environment)
 
-    assert generated(tmp_path / "fused", *drawn, "--fused", environment=environment) == alone
-    assert all(drawn_picture != plain for drawn_picture, plain in zip(alone, split, strict=True))
+    result = run(*drawn, "style/ink=0.8", "--fused", "-o", tmp_path / "out.png", environment=environment)
+    assert [path.read_bytes() for path in sorted(tmp_path.glob("out*.png"))] == alone
+    said = "fit nothing in the transformer and are not applied, such as odd.diff"
+    assert f"warning: the LoRA 'style/ink': 1 of its 5 tensors {said}" in result.stderr
+    others = generated(tmp_path / "plain", *drawn, "plain=0.8", "--fused", environment=environment)
+    pixels = [[decoded(png) for png in pictures] for pictures in (alone, others, split)]
+    assert all(len(set(three)) == 3 for three in zip(*pixels, strict=True))
 
 
 def test_reused_features_give_the_same_bits_with_any_cache(

@@ -11,6 +11,7 @@ from triptych.compute.thread import compute
 from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.encoding import Encoding
 from triptych_text_encoder.recipes import Recipe
+from triptych_text_encoder.towers import Tower
 from triptych_text_encoder.weighting import Span
 
 
@@ -20,6 +21,7 @@ class CountingRecipe:
     tokens, joint_attention_dim, pooled_projection_dim, parameters = 1, 4, 1, 0
     encoders: tuple[str, ...] = ()
     tokenizers: tuple[str, ...] = ()
+    towers: tuple[Tower, ...] = ()
 
     def __init__(self) -> None:
         self.prompts: list[str] = []

@@ -15,6 +15,10 @@ class EncodedPrompt:
     conditioning: text_encoder_pb2.Conditioning
     truncated: str
     """The part of the prompt that no encoder read because it was too long."""
+    fingerprint: str
+    """Of who encoded it, with LoRAs."""
+    warnings: tuple[str, ...] = ()
+    """What of LoRAs was not applied."""
 
     @property
     def nbytes(self) -> int:

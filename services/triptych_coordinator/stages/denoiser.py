@@ -64,6 +64,10 @@ class RequestDenoiser:
     evaluations: int = 0
     fingerprint: str | None = None
     """Of every answer. With LoRAs it is the first answer that tells it."""
+    warnings: Sequence[str] = ()
+    """What of the LoRAs is not applied."""
+    text_encoder_loras: Sequence[str] = ()
+    """Those that have something for text encoders."""
     _latest: DenoiserReplica | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -161,6 +165,7 @@ class RequestDenoiser:
             check_fingerprint(response.fingerprint, self.fingerprint or response.fingerprint)
             predicted = _predicted(response, shape)
             self.fingerprint = self.fingerprint or response.fingerprint
+            self.warnings, self.text_encoder_loras = response.warnings, response.text_encoder_loras
             self._latest = denoiser
             return predicted
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.digests import conditioning_digest
-from triptych.v1 import text_encoder_pb2
+from triptych.v1 import lora_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet, Job
 from triptych_coordinator.fleet.replica import Replica
@@ -37,17 +37,25 @@ class TextEncoders:
         self._cache = cache
 
     async def encode(
-        self, prompts: Sequence[WeightedText], models: Models, deadline: Deadline
+        self,
+        prompts: Sequence[WeightedText],
+        models: Models,
+        deadline: Deadline,
+        loras: Sequence[lora_pb2.Lora] = (),
     ) -> dict[WeightedText, EncodedPrompt]:
-        """Encodes prompts, each once; those that were encoded before are remembered."""
+        """Encodes prompts, each once; those that were encoded before are remembered.
+
+        With LoRAs, which the text encoders serve, they are asked again: they alone know whether a file
+        changed, and remember what they encoded with it.
+        """
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
-        found = {prompt: self._cache.get((fingerprint, prompt)) for prompt in prompts}
+        found = {prompt: None if loras else self._cache.get((fingerprint, prompt)) for prompt in prompts}
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
-            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline)
+            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline, loras)
             for start in range(0, len(new), size)
         ]
         async for part in in_order(parts, idle):
@@ -55,25 +63,35 @@ class TextEncoders:
         return encoded
 
     async def _encode_new(
-        self, prompts: Sequence[WeightedText], model: TextEncoderModel, deadline: Deadline
+        self,
+        prompts: Sequence[WeightedText],
+        model: TextEncoderModel,
+        deadline: Deadline,
+        loras: Sequence[lora_pb2.Lora],
     ) -> dict[WeightedText, EncodedPrompt]:
         fingerprint = model.model.fingerprint
-        request = EncodeRequest(prompts=[text for text, _ in prompts])
+        request = EncodeRequest(prompts=[text for text, _ in prompts], loras=loras)
         if any(spans for _, spans in prompts):
             request.weights.extend(_weights(spans) for _, spans in prompts)
 
         async def encode(replica: Replica[TextEncoderServiceAsyncStub], seconds: float) -> EncodeResponse:
             response = await attempt(replica.stub.Encode, request, seconds)
-            check_fingerprint(response.fingerprint, fingerprint)
+            if not loras:  # with which it has another one
+                check_fingerprint(response.fingerprint, fingerprint)
             # Hashing some megabytes a prompt would hold up the event loop.
             await asyncio.to_thread(_check_conditionings, response, len(prompts), model)
             return response
 
         response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
-        answers = map(EncodedPrompt, response.conditionings, response.truncated)
-        encoded = dict(zip(prompts, answers, strict=True))
+        encoded = {
+            prompt: EncodedPrompt(conditioning, truncated, response.fingerprint, tuple(response.warnings))
+            for prompt, conditioning, truncated in zip(
+                prompts, response.conditionings, response.truncated, strict=True
+            )
+        }
         for prompt, entry in encoded.items():
-            self._cache.put((fingerprint, prompt), entry)
+            if not loras:
+                self._cache.put((fingerprint, prompt), entry)
         return encoded
 
 

@@ -106,6 +106,9 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
             shown.step(step.step, step.num_steps)
             if step.step == step.num_steps:
                 shown.phase("decoding")
+        case "finished":
+            for warning in event.finished.warnings:
+                shown.note(f"warning: {warning}")
 
 
 @asynccontextmanager

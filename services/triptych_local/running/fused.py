@@ -57,7 +57,7 @@ async def load_fused(settings: FusedSettings) -> Fused:
     checkpoint = settings.open_checkpoint()
     load = partial(asyncio.get_running_loop().run_in_executor, compute_thread())
     text_encoder, denoiser, vae_codec = await asyncio.gather(
-        load(create_text_encoder, settings, settings.text_encoder_quantization),
+        load(create_text_encoder, settings, settings.text_encoder_quantization, settings),
         load(create_denoiser, settings, settings, settings.denoiser_quantization),
         load(create_vae_codec, settings, settings, settings.vae_codec_quantization),
     )

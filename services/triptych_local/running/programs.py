@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from triptych.compute.settings import QuantizedStageSettings
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
 from triptych.serving.settings import ServerSettings
@@ -20,6 +19,7 @@ from triptych_local.options import command_line
 from triptych_local.running.folders import COORDINATOR_SOCKET
 from triptych_local.running.processes import Program
 from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas
+from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
 
 LAST_PORT = 65535
@@ -27,7 +27,7 @@ STAGES = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "
 """What each is called in sentences."""
 
 SETTINGS: Mapping[str, type[ServerSettings]] = {
-    "text-encoder": QuantizedStageSettings,
+    "text-encoder": TextEncoderSettings,
     "denoiser": DenoiserSettings,
     "vae-codec": VaeCodecSettings,
     "coordinator": CoordinatorSettings,

@@ -29,7 +29,8 @@ class ModelChoice(DeviceOptions, ModelOptions):
     )
     lora_folder: Path | None = Field(
         default=None,
-        description="Folder of NAME.safetensors files: the LoRAs that requests may name. Default: none.",
+        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name. "
+        "Default: none.",
     )
 
     def pinned(self) -> Self:

@@ -202,6 +202,7 @@ class PlacedLora:
     identity: str
     warnings: tuple[str, ...]
     for_text_encoders: bool
+    name: str = ""
 
     @property
     def nbytes(self) -> int:

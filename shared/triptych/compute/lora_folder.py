@@ -6,11 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from triptych.caches import Cache
 from triptych.checkpoints.fingerprints import fingerprint
-from triptych.compute.lora_changes import LoraFile, Loras, PlacedLora
+from triptych.compute.lora_changes import LoraFile, Loras, PlacedLora, place, weights_of
 from triptych.compute.lora_files import PEFT_FILE, SUFFIX, Modules, files_of, read_lora_file
 from triptych.errors import CheckpointError, TriptychError, failed_precondition
 from triptych.loras import read_lora, unknown_lora, weight_of
@@ -84,6 +87,15 @@ class LoraCache:
         self._cache: Cache[tuple[object, ...], PlacedLora] = Cache(max_bytes)
         self._loading = threading.Lock()
 
+    @classmethod
+    def of_model(cls, folder: LoraFolder, modules: Modules, model: nn.Module, max_bytes: int) -> LoraCache:
+        """The LoRAs of a model with these modules, on its devices and in its dtypes."""
+        return cls(
+            folder,
+            lambda path: place(read_lora_file(path, modules), modules.places, weights_of(model)),
+            max_bytes,
+        )
+
     def find(self, messages: Sequence[lora_pb2.Lora]) -> Loras:
         """The LoRAs of a checked request, those of weight 0 left out.
 
@@ -112,11 +124,10 @@ class LoraCache:
                 )
                 found = self._cache.get(key)
                 if found is None:
-                    found = self._load_file(path)
+                    found = replace(self._load_file(path), name=name)
                     self._cache.put(key, found)
                     log.info("loaded the LoRA %s, %.1f MB", name, found.nbytes / 2**20)
-                    for warning in found.warnings:
-                        log.warning("the LoRA %s: %s", name, warning)
+                    log_warnings(name, found.warnings)
             except FileNotFoundError as error:
                 raise unknown_lora(name, [other for other in names if other != name]) from error
             except (CheckpointError, OSError) as error:
@@ -130,10 +141,20 @@ def read_fused(options: Sequence[str], folder: LoraFolder, modules: Modules) -> 
     for option in options:
         name, weight = read_lora(option)
         file = read_lora_file(folder.path_of(name), modules)
-        for warning in file.warnings:
-            log.warning("the LoRA %s: %s", name, warning)
+        log_warnings(name, file.warnings)
         fused.append((file, weight))
     return fused
+
+
+def warnings_of(loras: Loras) -> list[str]:
+    """What of the files of a request's LoRAs is not applied."""
+    return [f"the LoRA {lora.name!r}: {warning}" for lora, _ in loras for warning in lora.warnings]
+
+
+def log_warnings(name: str, warnings: Sequence[str]) -> None:
+    """The same for the log."""
+    for warning in warnings:
+        log.warning("the LoRA %r: %s", name, warning)
 
 
 def fingerprint_with(base: str, loras: Sequence[tuple[LoraFile | PlacedLora, float]]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from triptych.serving.settings import ModelOptions, Options, ServerSettings
 
@@ -37,6 +38,31 @@ class QuantizedStageSettings(StageSettings):
     quantization: Quantization = Field(
         "none",
         description="How its weights are stored and multiplied. Refused at start if the device cannot.",
+    )
+
+
+def check_lora(text: str) -> str:
+    """Raises ValueError unless it reads as a LoRA and its weight."""
+    from triptych.loras import read_lora  # imports grpc, which --help does not need
+
+    read_lora(text)
+    return text
+
+
+class LoraOptions(Options):
+    """Of the stages that LoRAs change."""
+
+    lora: list[Annotated[str, AfterValidator(check_lora)]] = Field(
+        default=[],
+        description="NAME=WEIGHT: a LoRA that is added at start, for all requests. NAME is one in the "
+        "--lora-folder, or the path of a .safetensors file. Repeat it for more.",
+    )
+    lora_folder: Path | None = Field(
+        default=None,
+        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name.",
+    )
+    lora_cache_mb: int = Field(
+        default=1024, gt=0, description="Memory for the LoRAs of requests, in MB (2^20 bytes)."
     )
 
 

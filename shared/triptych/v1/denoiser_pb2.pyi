@@ -158,6 +158,8 @@ class PredictResponse(google.protobuf.message.Message):
     QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
     COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
     REUSED_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_LORAS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
     """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
@@ -174,6 +176,14 @@ class PredictResponse(google.protobuf.message.Message):
         feature_reuse.
         """
 
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What of the LoRAs' files is not applied because it fits nothing in the transformer."""
+
+    @property
+    def text_encoder_loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs whose files have something for text encoders too."""
+
     def __init__(
         self,
         *,
@@ -182,9 +192,11 @@ class PredictResponse(google.protobuf.message.Message):
         queue_milliseconds: builtins.float = ...,
         compute_milliseconds: builtins.float = ...,
         reused: collections.abc.Iterable[builtins.bool] | None = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        text_encoder_loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["velocities", b"velocities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "velocities", b"velocities"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "text_encoder_loras", b"text_encoder_loras", "velocities", b"velocities", "warnings", b"warnings"]) -> None: ...
 
 global___PredictResponse = PredictResponse
 

@@ -280,6 +280,7 @@ class Finished(google.protobuf.message.Message):
     EVALUATIONS_FIELD_NUMBER: builtins.int
     REUSED_ROWS_FIELD_NUMBER: builtins.int
     DETERMINISM_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Encoding the prompts and the input picture, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -304,6 +305,12 @@ class Finished(google.protobuf.message.Message):
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
 
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What of LoRAs is not applied: it fits nothing in the transformer, or it is for text encoders that do not serve the
+        LoRA.
+        """
+
     def __init__(
         self,
         *,
@@ -316,8 +323,9 @@ class Finished(google.protobuf.message.Message):
         evaluations: builtins.int = ...,
         reused_rows: builtins.int = ...,
         determinism: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds", "warnings", b"warnings"]) -> None: ...
 
 global___Finished = Finished
 
@@ -370,7 +378,7 @@ class GenerateImagesResponse(google.protobuf.message.Message):
 
     @property
     def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """As in Accepted."""
+        """Those of Accepted and of Finished."""
 
     def __init__(
         self,

@@ -12,7 +12,9 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class Lora(google.protobuf.message.Message):
-    """A LoRA of the denoiser: low-rank additions to the weights of its linears, W + weight x alpha / rank x up x down."""
+    """A LoRA: what is added to the weights of the denoiser and of the text encoders, W + weight x change. The change is
+    alpha / rank x up x down, or what else the file says (LoHa, LoKr, DoRA, differences).
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import triptych.v1.lora_pb2
 import triptych.v1.model_pb2
 import triptych.v1.tensor_pb2
 import typing
@@ -53,6 +54,7 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
 
     PROMPTS_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """UTF-8 text, 1 to GetModel's max_prompts of them. "" is a prompt: the usual negative one. Tokens past the
@@ -63,13 +65,18 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
     def weights(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___PromptWeights]:
         """Weights of parts of the prompts: none, or one entry per prompt. Only where GetModel says weighting."""
 
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
+        """LoRAs of GetModel's loras, as in PredictRequest. Those that have nothing for text encoders change nothing."""
+
     def __init__(
         self,
         *,
         prompts: collections.abc.Iterable[builtins.str] | None = ...,
         weights: collections.abc.Iterable[global___PromptWeights] | None = ...,
+        loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["prompts", b"prompts", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["loras", b"loras", "prompts", b"prompts", "weights", b"weights"]) -> None: ...
 
 global___TextEncoderServiceEncodeRequest = TextEncoderServiceEncodeRequest
 
@@ -130,8 +137,9 @@ class TextEncoderServiceEncodeResponse(google.protobuf.message.Message):
     CONDITIONINGS_FIELD_NUMBER: builtins.int
     TRUNCATED_FIELD_NUMBER: builtins.int
     FINGERPRINT_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
-    """ModelInfo.fingerprint of who encoded them."""
+    """ModelInfo.fingerprint of who encoded them, with the LoRAs of the call that changed something."""
     @property
     def conditionings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Conditioning]:
         """One per prompt."""
@@ -140,14 +148,19 @@ class TextEncoderServiceEncodeResponse(google.protobuf.message.Message):
     def truncated(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """One per prompt: the part of the prompt that no encoder read because it was too long; "" if all was read."""
 
+    @property
+    def warnings(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What of the LoRAs' files is not applied because it fits nothing in the text encoders."""
+
     def __init__(
         self,
         *,
         conditionings: collections.abc.Iterable[global___Conditioning] | None = ...,
         truncated: collections.abc.Iterable[builtins.str] | None = ...,
         fingerprint: builtins.str = ...,
+        warnings: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["conditionings", b"conditionings", "fingerprint", b"fingerprint", "truncated", b"truncated"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditionings", b"conditionings", "fingerprint", b"fingerprint", "truncated", b"truncated", "warnings", b"warnings"]) -> None: ...
 
 global___TextEncoderServiceEncodeResponse = TextEncoderServiceEncodeResponse
 
@@ -176,6 +189,7 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
     WEIGHTING_FIELD_NUMBER: builtins.int
+    LORAS_FIELD_NUMBER: builtins.int
     joint_attention_dim: builtins.int
     """Width of a `sequence` vector."""
     pooled_projection_dim: builtins.int
@@ -192,6 +206,10 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
 
+    @property
+    def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that calls may use, at most 1000."""
+
     def __init__(
         self,
         *,
@@ -202,8 +220,9 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
         max_prompt_bytes: builtins.int = ...,
         tokens: builtins.int = ...,
         weighting: builtins.bool = ...,
+        loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["joint_attention_dim", b"joint_attention_dim", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens", "weighting", b"weighting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["joint_attention_dim", b"joint_attention_dim", "loras", b"loras", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens", "weighting", b"weighting"]) -> None: ...
 
 global___TextEncoderServiceGetModelResponse = TextEncoderServiceGetModelResponse
