@@ -8,11 +8,14 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from gguf import MODEL_ARCH, GGMLQuantizationType
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
+from tests.shared.checkpoints.test_gguf import llama_names, quantized, write
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
+from tests.tiny_z_image import z_image_pipeline
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
 
@@ -63,3 +66,21 @@ async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, t
     of_file = await pixels(ModelChoice(model=str(file), base=str(tiny_checkpoint)))
     assert of_folder.std() > 1
     assert np.array_equal(of_file, of_folder)
+
+
+async def test_gguf_files_give_nearly_the_folders_picture(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    z_image_pipeline().save_pretrained(folder)
+    transformer = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    encoder = load_file(folder / "text_encoder" / "model.safetensors")
+    named = llama_names({f"model.{name}": tensor for name, tensor in encoder.items()}, MODEL_ARCH.QWEN3, 3)
+    files = {
+        "z_image-Q8_0.gguf": ("lumina2", original_names.z_image_transformer(transformer)),
+        "qwen3-Q8_0.gguf": ("qwen3", named),
+    }
+    for name, (architecture, tensors) in files.items():
+        write(quantized(tensors, GGMLQuantizationType.Q8_0), tmp_path / name, architecture)
+    model, text_encoder = (str(tmp_path / name) for name in files)
+    exact = await pixels(ModelChoice(model=str(folder)))
+    found = await pixels(ModelChoice(model=model, base=str(folder), weights=[text_encoder]))
+    assert 0 < np.square(found.astype(float) - exact).mean() < 255**2 / 10**3.5  # above 35 dB
