@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
-from tests.shared.checkpoints.test_gguf import llama_names, quantized, write
+from tests.shared.checkpoints.test_gguf import llama_names, quantized, rounded, write
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
 from tests.tiny_z_image import z_image_pipeline
+from triptych.checkpoints.opening import open_checkpoint
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
 
@@ -68,19 +69,19 @@ async def test_an_sd3_file_on_a_base_gives_the_folders_picture(tmp_path: Path, t
     assert np.array_equal(of_file, of_folder)
 
 
-async def test_gguf_files_give_nearly_the_folders_picture(tmp_path: Path) -> None:
-    folder = tmp_path / "base"
+async def test_gguf_files_give_the_picture_of_a_folder_that_was_rounded_alike(tmp_path: Path) -> None:
+    folder, kind = tmp_path / "base", GGMLQuantizationType.Q8_0
     z_image_pipeline().save_pretrained(folder)
-    transformer = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    encoder = load_file(folder / "text_encoder" / "model.safetensors")
-    named = llama_names({f"model.{name}": tensor for name, tensor in encoder.items()}, MODEL_ARCH.QWEN3, 3)
-    files = {
-        "z_image-Q8_0.gguf": ("lumina2", original_names.z_image_transformer(transformer)),
-        "qwen3-Q8_0.gguf": ("qwen3", named),
-    }
-    for name, (architecture, tensors) in files.items():
-        write(quantized(tensors, GGMLQuantizationType.Q8_0), tmp_path / name, architecture)
-    model, text_encoder = (str(tmp_path / name) for name in files)
-    exact = await pixels(ModelChoice(model=str(folder)))
-    found = await pixels(ModelChoice(model=model, base=str(folder), weights=[text_encoder]))
-    assert 0 < np.square(found.astype(float) - exact).mean() < 255**2 / 10**3.5  # above 35 dB
+    transformer = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    encoder = folder / "text_encoder" / "model.safetensors"
+    original = original_names.z_image_transformer(load_file(transformer))
+    model = write(quantized(original, kind), tmp_path / "z_image-Q8_0.gguf", "lumina2")
+    names = {f"model.{name}": tensor for name, tensor in load_file(encoder).items()}
+    llama = llama_names(names, MODEL_ARCH.QWEN3, 3)
+    text_encoder = write(quantized(llama, kind), tmp_path / "qwen3-Q8_0.gguf", "qwen3")
+    choice = ModelChoice(model=str(model), base=str(folder), weights=[str(text_encoder)])
+    found, exact = await pixels(choice), await pixels(ModelChoice(model=str(folder)))
+    save_file(dict(open_checkpoint(str(model)).tensors("transformer")), transformer, {"format": "pt"})
+    save_file(rounded(load_file(encoder), kind), encoder, {"format": "pt"})
+    assert np.array_equal(found, await pixels(ModelChoice(model=str(folder))))
+    assert not np.array_equal(found, exact)
