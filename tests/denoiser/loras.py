@@ -20,6 +20,28 @@ def random_lora(seed: int, rank: int = 4) -> dict[str, Tensor]:
     return lora
 
 
+def lora_of_kind(kind: str) -> dict[str, Tensor]:
+    """One on the MLP of the second block, [128, 32], that is no plain low rank."""
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(shape, generator=generator)
+
+    low_rank = {"lora_A.weight": normal(4, 32), "lora_B.weight": normal(128, 4)}
+    kinds = {
+        "LoHa": {"hada_w1_a": normal(128, 3), "hada_w1_b": normal(3, 32)}
+        | {"hada_w2_a": normal(128, 3), "hada_w2_b": normal(3, 32)},
+        "LoKr": {"lokr_w1": normal(8, 4), "lokr_w2": normal(16, 8)},
+        "DoRA of rows": low_rank | {"lora_magnitude_vector": 1 + normal(128)},
+        "DoRA of columns": low_rank | {"dora_scale": 1 + normal(1, 32)},
+        "difference": {"diff": normal(128, 32), "diff_b": normal(128)},
+    }
+    return {f"{MLP}.{name}": tensor for name, tensor in kinds[kind].items()}
+
+
+KINDS = ("LoHa", "LoKr", "DoRA of rows", "DoRA of columns", "difference")
+
+
 def written(path: Path, lora: dict[str, Tensor]) -> Path:
     """The file."""
     save_file(lora, path)

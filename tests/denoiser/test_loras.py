@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.loras import Q, random_lora, written
+from tests.denoiser.loras import KINDS, Q, lora_of_kind, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
 from tests.serving import refused
 from triptych.checkpoints.opening import open_checkpoint
@@ -132,6 +132,56 @@ def test_a_row_with_a_lora_does_not_depend_on_how_many_there_are(
         alone = torch.cat([linear(row[None]) for row in rows])
         for count in (2, 3, 5, 16, 33, 130):
             assert torch.equal(linear(rows[:count]), alone[:count])
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_with_any_kind_does_not_depend_on_how_many_there_are(
+    kind: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    modules = modules_of(open_checkpoint(str(tiny_checkpoint)))
+    file = read_lora_file(written(tmp_path / "a.safetensors", lora_of_kind(kind)), modules)
+    linear = Linear(32, 128).requires_grad_(False)
+    ((_, change),) = place(file, modules.places, lambda module: linear.weight).changes.items()
+    linear.changes = ((change, 0.8),)
+    rows = torch.randn(130, 32)
+    alone = torch.cat([linear(row[None]) for row in rows])
+    for count in (2, 3, 5, 16, 33, 130):
+        assert torch.equal(linear(rows[:count]), alone[:count])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_quantized_and_fused_weights_take_any_kind(
+    kind: str, with_folder: DenoiserSettings, folder: Path
+) -> None:
+    written(folder / "kind.safetensors", lora_of_kind(kind))
+    async with serving(with_folder) as denoiser:
+        exact = velocities(await answer(denoiser, asked(0, kind=0.7)))
+        plain = velocities(await answer(denoiser, asked(0)))
+    async with serving(with_folder.model_copy(update={"lora": ["kind=0.7"]})) as denoiser:
+        fused = velocities(await answer(denoiser, asked(0)))
+    async with serving(with_folder.model_copy(update={"quantization": "int8-weight-only"})) as denoiser:
+        rounded = velocities(await answer(denoiser, asked(0, kind=0.7)))
+
+    change = (plain - exact).abs().max()
+    assert change > 0
+    torch.testing.assert_close(fused, exact, rtol=1e-4, atol=1e-5)
+    assert 0 < (rounded - exact).abs().max() < max(0.3 * change, 0.05)
+
+
+async def test_what_of_a_lora_is_not_applied_is_said(with_folder: DenoiserSettings, folder: Path) -> None:
+    others = {"transformer.odd.diff": torch.ones(1), "lora_te1_x.diff": torch.ones(1)}
+    written(folder / "some.safetensors", random_lora(1) | others)
+    async with serving(with_folder) as denoiser:
+        some, ink = await answer(denoiser, asked(0, some=1)), await answer(denoiser, asked(0, ink=1))
+
+    assert list(some.warnings) == [
+        "the LoRA 'some': 1 of its 5 tensors fit nothing in the transformer and are not applied, "
+        "such as transformer.odd.diff"
+    ]
+    assert list(some.text_encoder_loras) == ["some"]
+    assert (list(ink.warnings), list(ink.text_encoder_loras)) == ([], [])
+    assert some.velocities == ink.velocities
 
 
 @pytest.mark.parametrize("word", ["ink=0.7", "{folder}/ink.safetensors=0.7"])
