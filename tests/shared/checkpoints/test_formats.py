@@ -1,6 +1,7 @@
 """Weights in every form are what was stored, and what cannot be read is refused by its name."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,43 @@ def test_how_much_of_a_truncated_file_is_there_is_said(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=f"is truncated: it has {size - 8} of the {size} bytes"):
         open_weights([file])
+
+
+def forms(folder: Path) -> dict[str, Path]:
+    """A small file of each form."""
+    quantized, scale = scaled(weight(), torch.int8, per_row=True)
+    form = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    linear = torch.nn.Linear(64, 6)
+    ao.quantize_(linear, TORCHAO["4 bits in groups"])
+    tensors, metadata = flatten_tensor_state_dict({"a.weight": linear.weight.data})
+    stored: dict[str, tuple[Tensors, dict[str, str] | None]] = {
+        "scaled": (
+            {"a.weight": quantized, "a.weight_scale": scale, "a.comfy_quant": as_bytes(form)},
+            {"_quantization_metadata": json.dumps({"layers": {"a": form}})},
+        ),
+        "bitsandbytes": (nf4(weight())[0], None),
+        "torchao": (tensors, metadata),
+    }
+    files = {}
+    for name, (its, said) in stored.items():
+        (folder / name).mkdir()
+        files[name] = write(its, folder / name, said)
+    return files
+
+
+@pytest.mark.parametrize("form", ["scaled", "bitsandbytes", "torchao"])
+def test_a_spoiled_byte_is_refused_or_read_and_nothing_else(form: str, tmp_path: Path) -> None:
+    file = forms(tmp_path)[form]
+    whole, generator = file.read_bytes(), random.Random(0)
+    refused = []
+    for position in range(8, len(whole), 3):
+        spoiled = bytearray(whole)
+        spoiled[position] = generator.choice(b'0129-"{}[],:.ae\x00\xff')
+        file.write_bytes(spoiled)
+        try:
+            found = open_weights([file])
+            assert all(found[name].is_floating_point() for name in found)
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(file) in said and "\n" not in said for said in refused)

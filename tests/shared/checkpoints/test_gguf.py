@@ -199,3 +199,19 @@ def test_a_broken_file_is_refused_and_a_kind_that_nothing_decodes(tmp_path: Path
     file = write({"a": (np.zeros((2, 64), np.int8), Kind.I8)}, tmp_path / "b.gguf", "flux")
     with pytest.raises(CheckpointError, match=r"b\.gguf: a is quantized as I8, which gguf cannot decode"):
         open_weights([file])
+
+
+def test_a_spoiled_byte_is_refused_or_read_and_nothing_else(tmp_path: Path) -> None:
+    tensors = quantized({"a": torch.ones(4, 64), "b": torch.ones(3)}, Kind.Q4_0)
+    file = write(tensors, tmp_path / "a.gguf", "flux", a=[8, 32])
+    whole, generator, refused = file.read_bytes(), np.random.default_rng(0), []
+    for position in range(4, len(whole)):
+        spoiled = bytearray(whole)
+        spoiled[position] = int(generator.choice([0, 1, 2, 7, 32, 64, 128, 255]))
+        file.write_bytes(spoiled)
+        try:
+            assert all(tensor.is_floating_point() for tensor in open_weights([file]).values())
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(str(file) in said and "\n" not in said for said in refused)

@@ -46,6 +46,8 @@ def read_contents(files: Iterable[Path]) -> Contents:
     try:
         for decode in DECODINGS:
             found = decode(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{file} lacks {error}, without which a weight cannot be decoded") from error
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{file}: {error}") from error
     return found

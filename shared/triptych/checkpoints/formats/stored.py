@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from triptych.errors import CheckpointError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -41,7 +43,11 @@ class Decoded(Stored):
 
     def read(self) -> Tensor:
         """See Stored."""
-        return self.decode()
+        try:
+            return self.decode()
+        except (RuntimeError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self.file} is broken: a weight cannot be decoded: {line}") from error
 
 
 @dataclass(frozen=True)
