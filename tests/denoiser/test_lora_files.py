@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.denoiser.loras import MLP, Q, random_lora, written
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.compute.lora_changes import LoraFile, place
+from triptych.compute.lora_changes import FusedTensors, LoraFile, place
 from triptych.compute.lora_files import Modules, read_lora_file
 from triptych.errors import CheckpointError
 from triptych_denoiser.models import modules_of
@@ -266,6 +266,21 @@ def test_pefts_configuration_is_that_of_a_file_alone_or_with_its_name(
     assert scales(second, modules) == {"to_q": 1, "proj": 1}
     first.unlink()
     assert scales(second, modules) == {"to_q": 0.25, "proj": 0.25}
+
+
+def test_a_configuration_that_makes_no_sense_is_refused(modules: Modules, tmp_path: Path) -> None:
+    written(tmp_path / "adapter_model.safetensors", random_lora(1))
+    for text, sentence in (("{", "adapter_config.json is no JSON"), (" " * 2**20 + "{}", "bytes")):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=sentence):
+            read_lora_file(tmp_path / "adapter_model.safetensors", modules)
+
+
+def test_a_bias_that_the_checkpoint_lacks_cannot_be_fused(modules: Modules, tmp_path: Path) -> None:
+    file = read_lora_file(written(tmp_path / "a.safetensors", {f"{Q}.diff_b": torch.ones(32)}), modules)
+
+    with pytest.raises(CheckpointError, match=f"--lora: {Q} changes the bias of .*to_q, which has none"):
+        FusedTensors({"transformer_blocks.0.attn.to_q.weight": torch.ones(32, 32)}, [(file, 1.0)])
 
 
 def test_files_that_are_no_safetensors_are_refused(modules: Modules, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from triptych_local.commands import up
 from triptych_local.commands.settings import UpSettings
 from triptych_local.running.programs import service_options
 from triptych_local.running.settings import FusedSettings, ModelChoice, ServicesSettings
+from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
 
 WORDS = ["--lora-folder", "loras", "--lora", "ink=0.5", "--lora", "wax=-1"]
@@ -40,7 +41,8 @@ def test_each_service_is_told_of_what_concerns_it(services: ServicesSettings) ->
     assert (denoiser.compile, denoiser.attention) == (True, "math")
     assert (codec.compile, codec.tile_size) == (True, 0)
     assert (denoiser.shared_memory_mb, codec.shared_memory_mb) == (64, 64)
-    assert service_options("text-encoder", services) == []
+    encoder = read_settings(TextEncoderSettings, "test", service_options("text-encoder", services))
+    assert (encoder.lora_folder, encoder.lora) == (denoiser.lora_folder, denoiser.lora)
 
 
 def test_one_process_is_told_of_all(services: ServicesSettings, monkeypatch: pytest.MonkeyPatch) -> None:

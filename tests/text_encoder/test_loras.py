@@ -24,6 +24,7 @@ from triptych.v1.text_encoder_pb2 import (
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych_text_encoder.__main__ import STAGE
 from triptych_text_encoder.encoding import Encoding
+from triptych_text_encoder.loras import TextEncoderNames
 from triptych_text_encoder.recipes import Recipe
 from triptych_text_encoder.settings import TextEncoderSettings
 
@@ -125,6 +126,40 @@ async def test_a_lora_is_that_of_changed_weights(
     assert plain.fingerprint != response.fingerprint
     assert plain.conditionings[0].digest != response.conditionings[0].digest
     assert list(response.warnings) == []
+
+
+@pytest.mark.parametrize(
+    ("makers", "linear", "names"),
+    [
+        (
+            {"clip_l": "text_encoder", "t5xxl": "text_encoder_2"},  # FLUX.1, whose T5 sd-scripts numbers 3
+            f"text_encoder_2.{T5}",
+            [
+                f"lora_te3_{T5.replace('.', '_')}",
+                f"lora_te2_{T5.replace('.', '_')}",
+                f"text_encoder_2.{T5}",
+                f"text_encoders.t5xxl.transformer.{T5}",
+            ],
+        ),
+        (
+            {"qwen3_4b": "text_encoder"},  # Z-Image
+            "text_encoder.layers.0.self_attn.q_proj",
+            [
+                "lora_te_layers_0_self_attn_q_proj",
+                "lora_te1_model_layers_0_self_attn_q_proj",
+                "text_encoder.model.layers.0.self_attn.q_proj",
+                "text_encoders.qwen3_4b.transformer.model.layers.0.self_attn.q_proj",
+            ],
+        ),
+    ],
+)
+def test_encoders_of_other_families_have_their_names(
+    makers: dict[str, str], linear: str, names: list[str]
+) -> None:
+    known = TextEncoderNames(makers, ["text_encoder.text_model.q", linear])
+
+    assert [known.find(name) for name in names] == [[(linear, None)]] * len(names)
+    assert known.find(f"lora_te4_{T5.replace('.', '_')}") is known.find("transformer.q") is None
 
 
 async def test_loras_of_requests_and_weights_of_parts_do_not_mix(without_t5: Path, tmp_path: Path) -> None:

@@ -323,8 +323,8 @@ class FusedTensors(Mapping[str, Tensor]):
                     self._changes.setdefault(module, []).append((change, weight))
                     if change.bias is not None and f"{module}.bias" not in tensors:
                         raise CheckpointError(
-                            f"it changes the bias of {module}, which has none: a request can add it, "
-                            "but it cannot be fused into the weights"
+                            f"--lora: {change.name} changes the bias of {module}, which has none: it cannot "
+                            "be fused into the weights, but requests can name such a LoRA"
                         )
 
     def __getitem__(self, key: str) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 METADATA = "lora_adapter_metadata"
 """Where diffusers' save_lora_weights puts the configurations that PEFT trained with, by component."""
 
+MAX_CONFIG_BYTES = 1 << 20
 MAX_FLOAT32 = 3.4028235e38
 _BASE_CHANGED = ("pissa", "olora", "corda", "loftq")
 
@@ -44,6 +45,8 @@ class Config:
             names = ("lora_alpha", "r", "alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
             stored = {name: _loosely(metadata[name]) for name in names if metadata.get(name)}
         for path in beside:
+            if path.stat().st_size > MAX_CONFIG_BYTES:
+                raise ValueError(f"{path} has more than {MAX_CONFIG_BYTES} bytes")
             stored = _json_object(path.read_text("utf-8", errors="replace"), str(path))
         initial = str(stored.get("init_lora_weights", "")).lower()
         if initial.startswith(_BASE_CHANGED):
