@@ -101,9 +101,9 @@ def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
 
 
 @pytest.mark.parametrize("command", ["generate", "up"])
-def test_a_command_that_starts_services_carries_nothing_of_theirs(command: str) -> None:
+def test_a_command_that_calls_services_carries_nothing_of_theirs(command: str) -> None:
     packages = packages_after(f"import triptych_local.commands.{command}")
-    assert {"grpc", "triptych_denoiser"} <= packages
+    assert "grpc" in packages
     assert not packages & {"torch", "transformers", "tokenizers", "safetensors", "PIL", "huggingface_hub"}
 
 

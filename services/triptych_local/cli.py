@@ -18,8 +18,7 @@ COMMANDS = {
     "generate": """Make pictures.
 
     They are made by the coordinator at --target, else by the one that `triptych up` runs (unless --fused,
-    --model, --device, --dtype, --lora-folder or a quantization ask for another), else by services that are
-    started for this command alone.
+    --model, --device, --dtype, --lora-folder or a quantization ask for another), else in this process.
     """,
     "grid": """Make a labelled sheet of pictures over one or two parameters.
 

@@ -93,9 +93,8 @@ def test_wrong_words_are_explained_and_exit_with_2(case: str) -> None:
     assert explanation in " ".join(result.stderr.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("fused", [(), ("--fused",)], ids=["split", "fused"])
-def test_an_unknown_model_is_one_line_and_exit_status_1(fused: tuple[str, ...], tmp_path: Path) -> None:
-    result = run("generate", "a cat", "--model", "no-such-model", "-o", tmp_path / "cat.png", *fused)
+def test_an_unknown_model_is_one_line_and_exit_status_1(tmp_path: Path) -> None:
+    result = run("generate", "a cat", "--model", "no-such-model", "-o", tmp_path / "cat.png")
     assert result.status == 1
     assert result.stderr.splitlines()[-1].startswith(
         "triptych: 'no-such-model' is neither a known model nor a folder"

@@ -50,7 +50,7 @@ def test_a_runtime_folder_may_have_any_character_in_its_name(tmp_path: Path, tin
             "generate", "a cat", "--steps", "1", "-o", tmp_path / "cat.png", environment=up.environment
         )
         assert made.status == 0, made.stderr
-        assert "Starting the services" not in made.stderr
+        assert "for this command alone" not in made.stderr
         assert stop(up) == 0
 
 

@@ -54,14 +54,14 @@ Argument = Written(argument=True)
 
 
 class Place(Options):
-    """Where pictures are made: at an address, in this process, or wherever the wanted model is served."""
+    """Where pictures are made: at an address, by `triptych up` if it serves the model, or in this process."""
 
     target: Target | None = Field(
         None,
         description="A coordinator's address: unix:/path or host:port. Default: that of `triptych up`, else "
-        "services for this command alone.",
+        "this process.",
     )
-    fused: bool = Field(False, description="Run everything in this process.")
+    fused: bool = Field(False, description="Run everything in this process, even beside `triptych up`.")
     choice: ModelChoice
 
     @model_validator(mode="after")
