@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.shared.checkpoints.test_formats import nf4
+from tests.shared.checkpoints.four_bits import nf4
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
-from tests.shared.checkpoints.test_gguf import llama_names, quantized, rounded, write
+from tests.shared.checkpoints.gguf_writing import llama_names, quantized, rounded, write
 from tests.tiny_checkpoint import ENCODER_WIDTH, LATENT_CHANNELS, lively
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint

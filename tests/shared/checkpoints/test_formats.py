@@ -17,20 +17,16 @@ with torchao_quietly():
     from torchao import quantization as ao
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
+from tests.shared.checkpoints.four_bits import Tensors, as_bytes, nf4
 from triptych.checkpoints.weights import open_weights, read_shapes
 from triptych.errors import CheckpointError
 
-Tensors = dict[str, Tensor]
 LINEAR = "model.diffusion_model.double_blocks.0.img_attn.qkv"
 FP8 = torch.float8_e4m3fn
 
 
 def weight(rows: int = 6, columns: int = 64) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-
-
-def as_bytes(value: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
 
 
 def write(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None) -> Path:
@@ -163,21 +159,6 @@ def test_integers_without_scales_are_refused_when_they_are_asked_for(tmp_path: P
 def test_other_forms_are_refused_by_name(name: str, form: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"weights\.safetensors: .*{form}.*{name}"):
         open_weights([write({name: torch.ones(2)}, tmp_path)])
-
-
-def nf4(tensor: Tensor) -> tuple[Tensors, Tensor]:
-    """As bitsandbytes stores 4 bits without nested scales: blocks of 64."""
-    values = torch.linspace(-1, 1, 16)
-    scales = tensor.reshape(-1, 64).abs().amax(1)
-    codes = ((tensor.reshape(-1, 64) / scales[:, None])[..., None] - values).abs().argmin(-1).flatten()
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(tensor.shape)}
-    parts = {
-        "a.weight": (codes[::2] << 4 | codes[1::2]).to(torch.uint8)[:, None],
-        "a.weight.absmax": scales,
-        "a.weight.quant_map": values,
-        "a.weight.quant_state.bitsandbytes__nf4": as_bytes(state),
-    }
-    return parts, (values[codes].reshape(-1, 64) * scales[:, None]).reshape(tensor.shape)
 
 
 def test_weights_of_4_bits_are_decoded(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
-from gguf.quants import dequantize, quantize
+from gguf.quants import dequantize
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tests.shared.checkpoints import original_names
+from tests.shared.checkpoints.gguf_writing import Tensors, llama_names, quantized, rounded, write
 from tests.shared.checkpoints.test_single_file import component_file, flux_transformer
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_z_image import z_image_pipeline
@@ -23,43 +23,9 @@ from triptych.errors import CheckpointError
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
 
-Tensors = dict[str, Tensor]
 WRITTEN = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0)
 """What gguf's own quantizers write in Python; of the others it only reads."""
 READ = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K, Kind.IQ4_NL, Kind.IQ4_XS)
-
-
-def write(
-    tensors: dict[str, tuple[np.ndarray[Any, Any], Kind]], file: Path, architecture: str, **shapes: list[int]
-) -> Path:
-    writer = gguf.GGUFWriter(file, architecture)
-    for name, shape in shapes.items():
-        writer.add_array(f"comfy.gguf.orig_shape.{name}", shape)
-    for name, (data, kind) in tensors.items():
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
-
-
-def quantized(tensors: Tensors, kind: Kind) -> dict[str, tuple[np.ndarray[Any, Any], Kind]]:
-    """As converters do: matrices in the kind where their rows fit, the rest in float32."""
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
-    found = {}
-    for name, tensor in tensors.items():
-        fits = tensor.ndim == 2 and tensor.shape[-1] % block == 0
-        its = kind if fits else Kind.F32
-        found[name] = quantize(tensor.float().numpy(), its), its
-    return found
-
-
-def rounded(tensors: Tensors, kind: Kind) -> Tensors:
-    return {
-        name: torch.from_numpy(np.array(dequantize(data, its))).reshape(tensors[name].shape)
-        for name, (data, its) in quantized(tensors, kind).items()
-    }
 
 
 def random_blocks(kind: Kind, rows: int, columns: int) -> np.ndarray[Any, Any]:
@@ -140,17 +106,6 @@ def test_a_transformer_is_read_as_its_rounded_original(family: str, kind: Kind, 
     for name, tensor in original_names.TRANSFORMERS[type(model).__name__](dict(found)).items():
         assert torch.equal(tensor, expected[name]), name
     assert load_transformer(checkpoint, "cpu", torch.float32)
-
-
-def llama_names(tensors: Tensors, architecture: gguf.MODEL_ARCH, layers: int) -> Tensors:
-    """As llama.cpp's converter names them."""
-    names = gguf.get_tensor_name_map(architecture, layers)
-    found = {}
-    for name, tensor in tensors.items():
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert target is not None, name
-        found[target] = tensor
-    return found
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0])
