@@ -50,6 +50,7 @@ def test_text_encoder_parts_are_left_to_their_service(modules: Modules, tmp_path
         {f"{Q}.oft_blocks": torch.ones(2, 2)},
         {"bundle_emb.clip_l": torch.ones(2, 2)},
         {"transformer.nothing.diff_b": torch.ones(2), "transformer.zeros.diff_b": torch.zeros(2)},
+        {"x.diff": torch.ones(2).to(torch.float8_e4m3fn), "y.diff": torch.zeros(2).to(torch.float8_e5m2)},
     ],
 )
 def test_what_fits_nothing_is_named_where_others_fit(
@@ -89,6 +90,11 @@ def test_a_file_of_which_nothing_fits_is_refused(modules: Modules, tmp_path: Pat
         ({f"{Q}.lokr_t2": torch.ones(1)}, f"{Q} is in Tucker form"),
         ({f"{Q}.hada_w1_a": torch.ones(32, 4)}, f"{Q} lacks its hada_w1_b and hada_w2_a and hada_w2_b part"),
         ({f"{Q}.lokr_w1": torch.ones(4, 4)}, f"{Q} lacks its lokr_w2 part"),
+        ({f"{Q}.lokr_w1_a": torch.ones(4), f"{Q}.lokr_w1_b": torch.ones(4)}, "Dimension out of range"),
+        (
+            {f"{Q}.lokr_w1_a": torch.ones(10**6, 1), f"{Q}.lokr_w1_b": torch.ones(1, 10**6)},
+            f"{Q} has a lokr_w1 of [1000000, 1000000], which does not divide [32, 32]",
+        ),
         ({f"{Q}.diff": torch.ones(32, 32)}, f"{Q} is of several kinds"),
         (
             {f"{MLP}.diff": torch.ones(32, 32), f"{MLP}.lora_A.weight": None, f"{MLP}.lora_B.weight": None},

@@ -54,6 +54,8 @@ _PREFIXES = (
     *("lora_unet_", "lora_transformer_", "lycoris_"),
 )
 _SHOWN = 3
+_ODD = (ValueError, TypeError, AttributeError, IndexError, OverflowError, RuntimeError)
+"""What odd values, types and shapes raise."""
 
 
 def flat(name: str) -> str:
@@ -143,13 +145,7 @@ def read_lora_file(path: Path, modules: Modules) -> LoraFile:
         if not keys or (unknown and not found and not (modules.names.optional and len(own) < len(keys))):
             raise ValueError(f"none of its {len(own)} tensors fits, such as {unknown[:_SHOWN]}")
         changes, others = _changes(found, config, modules)
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-    ) as error:  # odd values, shapes
+    except _ODD as error:
         raise CheckpointError(f"{path} is no LoRA for this {modules.names.what}: {error}") from error
     if unknown:
         others = [
@@ -178,7 +174,7 @@ def _sorted_out(
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         what = match.lastgroup if match else None
-        if what in _MAY_BE_ZERO and not tensor.any():
+        if what in _MAY_BE_ZERO and not tensor.float().any():
             continue
         if match is None or what is None or names.find(match["module"]) is None:
             unknown.append(key)
@@ -225,7 +221,7 @@ def _change(
 ) -> Change:
     """One module's change. Raises ValueError."""
     rows, columns = sum(places[module].rows for module, _ in targets), places[targets[0][0]].columns
-    form, factors, rank = _factors(name, tensors)
+    form, factors, rank = _factors(name, tensors, rows, columns)
     if rank == 0:
         raise ValueError(f"{name} has rank 0")
     if form is None:
@@ -260,7 +256,9 @@ def _change(
     return Change(name, targets, form or difference, factors, magnitude, bias)
 
 
-def _factors(name: str, tensors: Mapping[str, Tensor]) -> tuple[Form | None, tuple[Tensor, ...], int | None]:
+def _factors(
+    name: str, tensors: Mapping[str, Tensor], rows: int, columns: int
+) -> tuple[Form | None, tuple[Tensor, ...], int | None]:
     """How its difference is made, of what, and its rank, None where shapes do not tell. Raises ValueError."""
     if "tucker" in tensors:
         raise ValueError(f"{name} is in Tucker form, which is not read")
@@ -273,8 +271,8 @@ def _factors(name: str, tensors: Mapping[str, Tensor]) -> tuple[Form | None, tup
         w1_a, w1_b, w2_a, w2_b = (tensor.flatten(1) if tensor.ndim > 2 else tensor for tensor in hada)
         kinds.append((hadamard, (w1_a, w1_b, w2_a, w2_b), len(w1_b)))
     if any(what.startswith("lokr") for what in float32):
-        w1, rank1 = _kronecker_factor(name, float32, "lokr_w1")
-        w2, rank2 = _kronecker_factor(name, float32, "lokr_w2")
+        w1, rank1 = _kronecker_factor(name, float32, "lokr_w1", rows, columns)
+        w2, rank2 = _kronecker_factor(name, float32, "lokr_w2", rows, columns)
         kinds.append((torch.kron, (w1, w2), rank2 if rank2 is not None else rank1))
     if "difference" in float32:
         kinds.append((difference, (float32["difference"],), None))
@@ -293,7 +291,9 @@ def _all_of(name: str, tensors: Mapping[str, Tensor], parts: Sequence[str]) -> l
     return [tensors[part] for part in parts]
 
 
-def _kronecker_factor(name: str, tensors: Mapping[str, Tensor], factor: str) -> tuple[Tensor, int | None]:
+def _kronecker_factor(
+    name: str, tensors: Mapping[str, Tensor], factor: str, rows: int, columns: int
+) -> tuple[Tensor, int | None]:
     """The factor, and its rank if it is a product."""
     if factor in tensors:
         whole = tensors[factor]
@@ -302,6 +302,10 @@ def _kronecker_factor(name: str, tensors: Mapping[str, Tensor], factor: str) -> 
     if pair is None:
         raise ValueError(f"{name} lacks its {factor} part")
     a, b = pair[0], pair[1].flatten(1)
+    if len(a) > rows or b.shape[1] > columns:  # before there is a product of any size
+        raise ValueError(
+            f"{name} has a {factor} of {[len(a), b.shape[1]]}, which does not divide {[rows, columns]}"
+        )
     return a @ b, len(b)
 
 
