@@ -2,18 +2,22 @@
 
 from functools import partial
 
+from triptych.serving.credentials import Reloaded, TlsFiles
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
-from triptych_coordinator.fleet.connections import Wiring
+from triptych_coordinator.fleet.connections import ServerNames, Wiring
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorSettings
 
 
 async def load(settings: CoordinatorSettings) -> Loaded:
     """Opens the checkpoint. The stages need not be up yet."""
-    wiring = Wiring(settings.max_message_bytes, settings.resolve_seconds)
-    stubs = wiring.stubs(settings.text_encoder, settings.denoiser, settings.vae_codec)
+    wiring = Wiring(settings.max_message_bytes, settings.resolve_seconds, tls=_stage_tls(settings))
+    names = ServerNames(
+        settings.text_encoder_tls_name, settings.denoiser_tls_name, settings.vae_codec_tls_name
+    )
+    stubs = wiring.stubs(settings.text_encoder, settings.denoiser, settings.vae_codec, names)
     checkpoint = settings.open_checkpoint()
     servicer = ImageGenerationServicer(checkpoint, stubs, settings)
     service = Service(
@@ -21,6 +25,15 @@ async def load(settings: CoordinatorSettings) -> Loaded:
         partial(add_ImageGenerationServiceServicer_to_server, servicer),
     )
     return Loaded([service], checkpoint.name, servicer.close)
+
+
+def _stage_tls(settings: CoordinatorSettings) -> Reloaded | None:
+    """Raises StartError if the files cannot be used."""
+    if settings.tls_roots is None:
+        return None
+    certificate = settings.tls_client_certificate or settings.tls_certificate
+    key = settings.tls_client_key or settings.tls_key
+    return Reloaded(TlsFiles(settings.tls_roots, certificate, key))
 
 
 def main() -> None:

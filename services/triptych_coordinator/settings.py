@@ -1,8 +1,9 @@
 """What the coordinator can be told."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from triptych.serving.settings import ModelOptions, Options, ServerSettings
 
@@ -59,7 +60,31 @@ class CoordinatorLimits(Options):
     )
 
 
-class CoordinatorSettings(CoordinatorLimits, ModelOptions, ServerSettings):
+class StageTlsOptions(Options):
+    """How the coordinator speaks TLS to the stages."""
+
+    tls_roots: Path | None = Field(
+        None,
+        description="PEM file with the roots of the stages' certificates: they are called with TLS then. "
+        "Default: without TLS.",
+    )
+    tls_client_certificate: Path | None = Field(
+        None,
+        description="PEM file with the certificate that is shown to the stages. Default: --tls-certificate.",
+    )
+    tls_client_key: Path | None = Field(None, description="PEM file with its key. Default: --tls-key.")
+    text_encoder_tls_name: str | None = Field(
+        None,
+        description="The DNS name or IP address that the text encoders' certificates must have. Default: the "
+        "host in their address; localhost for a Unix socket.",
+    )
+    denoiser_tls_name: str | None = Field(None, description="That of the denoisers' certificates, likewise.")
+    vae_codec_tls_name: str | None = Field(
+        None, description="That of the VAE codecs' certificates, likewise."
+    )
+
+
+class CoordinatorSettings(StageTlsOptions, CoordinatorLimits, ModelOptions, ServerSettings):
     """The coordinator's command line and environment."""
 
     text_encoder: Addresses = Field(
@@ -71,3 +96,16 @@ class CoordinatorSettings(CoordinatorLimits, ModelOptions, ServerSettings):
     resolve_seconds: float = Field(
         5, gt=0, description="How often the names in these addresses are looked up again."
     )
+
+    @model_validator(mode="after")
+    def _has_all_of_stage_tls(self) -> Self:
+        if (self.tls_client_certificate is None) != (self.tls_client_key is None):
+            raise ValueError("--tls-client-certificate and --tls-client-key go together: one is missing")
+        if self.tls_roots is None and (
+            self.tls_client_certificate
+            or self.text_encoder_tls_name
+            or self.denoiser_tls_name
+            or self.vae_codec_tls_name
+        ):
+            raise ValueError("the stages are called with TLS where --tls-roots is given: it is missing")
+        return self

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from triptych.errors import TriptychError, from_rpc_error, internal, retry_after_seconds
 from triptych.file_kinds import kind_of_file
 from triptych.generation_options import GenerationOptions, generate_request
-from triptych.serving.channels import channel_options, target
+from triptych.serving.channels import BlockingChannels, open_channel, tls_of
+from triptych.serving.diagnosis import explained_by_tls
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
@@ -90,22 +91,33 @@ Progress = Callable[[pb2.StepCompleted], object]
 
 
 class AsyncClient:
-    """A coordinator at an address ("host:port", "http://host:port", "unix:/path").
+    """A coordinator at an address ("host:port", "https://host:port", "unix:/path").
 
     Make it where an event loop runs. Every method raises TriptychError with the server's code, message and
     details. An address that cannot be one is a ValueError; an answer of more than `max_message_bytes` is
     refused. retry_seconds: see RETRY_SECONDS; 0 for no retry.
+
+    It speaks TLS to https:// and if one of these is given: PEM files, which may be replaced while it runs, of
+    the roots that the server's certificate must come from (by default those that gRPC has inside), and of the
+    certificate, with its key, that the client shows (mTLS); server_name, a DNS name or IP address, is what
+    the server's certificate is for if that is not the address's host. StartError says of files what is wrong.
     """
 
     def __init__(
         self,
         address: str,
         *,
+        roots: str | Path | None = None,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        server_name: str | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._retry_seconds = retry_seconds
-        channel = grpc.aio.insecure_channel(target(address), options=channel_options(max_message_bytes))
+        self._address: str | None = address
+        self._tls = tls_of(address, roots, certificate, key, server_name)
+        channel = open_channel(address, self._tls, max_message_bytes)
         self._channel: grpc.aio.Channel | None = channel
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(channel)  # type: ignore[assignment]
 
@@ -114,7 +126,7 @@ class AsyncClient:
         """A client of a stub that someone else closes; a servicer's in this process streams by generators."""
         client = cls.__new__(cls)
         client._retry_seconds = retry_seconds
-        client._channel = None
+        client._channel = client._address = client._tls = None
         client._stub = stub
         return client
 
@@ -152,7 +164,7 @@ class AsyncClient:
                             yield event
                 return
             except TriptychError as error:
-                pause = sent.pause(error)
+                pause = sent.pause(await asyncio.to_thread(explained_by_tls, error, self._address, self._tls))
             finally:
                 await _end(call)
             if sent.waits_anew():
@@ -161,9 +173,12 @@ class AsyncClient:
 
     async def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
         """Describes the served model, its defaults and limits."""
-        with _errors():
-            request = pb2.ImageGenerationServiceGetModelRequest()
-            return await self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+        request = pb2.ImageGenerationServiceGetModelRequest()
+        try:
+            with _errors():
+                return await self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+        except TriptychError as error:
+            raise await asyncio.to_thread(explained_by_tls, error, self._address, self._tls) from error
 
     async def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -181,20 +196,26 @@ class Client:
     """A coordinator at an address, as of AsyncClient; may be shared by threads.
 
     Every method raises TriptychError with the server's code, message and details. retry_seconds: see
-    RETRY_SECONDS; 0 for no retry.
+    RETRY_SECONDS; 0 for no retry. TLS is as AsyncClient has it.
     """
 
     def __init__(
         self,
         address: str,
         *,
+        roots: str | Path | None = None,
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        server_name: str | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._retry_seconds = retry_seconds
         self._closed = False
-        self._channel = grpc.insecure_channel(target(address), options=channel_options(max_message_bytes))
-        self._stub = ImageGenerationServiceStub(self._channel)
+        self._address = address
+        self._tls = tls_of(address, roots, certificate, key, server_name)
+        self._channels = BlockingChannels(address, self._tls, max_message_bytes)
+        self._channels.latest()
 
     def generate(
         self,
@@ -222,7 +243,8 @@ class Client:
         """
         sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:
-            call = self._stub.Generate(sent.request, timeout=sent.timeout())
+            channel = self._channels.latest()  # which lives as long as it is held here
+            call = ImageGenerationServiceStub(channel).Generate(sent.request, timeout=sent.timeout())
             try:
                 with _errors():
                     for event in call:
@@ -232,7 +254,7 @@ class Client:
             except TriptychError as error:
                 if self._closed:
                     raise
-                pause = sent.pause(error)
+                pause = sent.pause(explained_by_tls(error, self._address, self._tls))
             finally:
                 call.cancel()
             if sent.waits_anew():
@@ -241,14 +263,18 @@ class Client:
 
     def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
         """Describes the served model, its defaults and limits."""
-        with _errors():
-            request = pb2.ImageGenerationServiceGetModelRequest()
-            return self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+        stub = ImageGenerationServiceStub(self._channels.latest())
+        request = pb2.ImageGenerationServiceGetModelRequest()
+        try:
+            with _errors():
+                return stub.GetModel(request, timeout=_MODEL_SECONDS)
+        except TriptychError as error:
+            raise explained_by_tls(error, self._address, self._tls) from error
 
     def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
         self._closed = True
-        self._channel.close()
+        self._channels.close()
 
     def __enter__(self) -> Self:
         return self

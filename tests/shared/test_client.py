@@ -241,6 +241,7 @@ async def test_an_address_may_be_written_as_an_url(kind: str, coordinator: Runni
         ("http://here", "here:80"),
         ("http://[::1]", "[::1]:80"),
         ("http://[::1]:50050/", "[::1]:50050"),
+        ("https://here/", "here:443"),
         ("dns:///here:50050", "dns:///here:50050"),
         ("unix:///tmp/socket", "unix:/tmp/socket"),
         ("unix:/tmp/50%#", "unix:/tmp/50%25%23"),
@@ -253,7 +254,6 @@ def test_what_an_address_connects_to(address: str, is_or_says: str) -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("https://here:50050", "do not speak TLS yet, so it is http://here:50050"),
         ("http://here/api", "have no path"),
         ("http://", "is not http://host:port"),
     ],

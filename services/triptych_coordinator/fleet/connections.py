@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import grpc.aio
-
-from triptych.serving.addresses import grpc_target
-from triptych.serving.channels import channel_options
+from triptych.serving.channels import Tls, open_channel
+from triptych.serving.credentials import Reloaded
+from triptych.serving.diagnosis import why_no_connection
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
@@ -33,36 +33,62 @@ class Stubs:
 
 
 @dataclass(frozen=True)
+class ServerNames:
+    """What the certificates of each stage must say; None: the host in its address."""
+
+    text_encoder: str | None = None
+    denoiser: str | None = None
+    vae_codec: str | None = None
+
+
+@dataclass(frozen=True)
 class Wiring:
     """How replicas are found and reached over gRPC.
 
     resolve_seconds: how often names are looked up again.
     look_up: what knows the IP addresses of a name.
+    tls: the roots of stages' certificates, and what the coordinator shows them; None for no TLS.
     """
 
     max_message_bytes: int
     resolve_seconds: float
     look_up: LookUp = look_up
+    tls: Reloaded | None = None
 
-    def stubs(self, text_encoder: str, denoiser: str, vae_codec: str) -> Stubs:
-        """Takes addresses as resolving.check_replicas does."""
+    def stubs(
+        self, text_encoder: str, denoiser: str, vae_codec: str, server_names: ServerNames = ServerNames()
+    ) -> Stubs:
+        """Takes addresses as discovery.check_replicas does."""
         return Stubs(
-            self._source(text_encoder, TextEncoderServiceStub),
-            self._source(denoiser, DenoiserServiceStub),
-            self._source(vae_codec, VaeCodecServiceStub),
+            self._source(text_encoder, TextEncoderServiceStub, server_names.text_encoder),
+            self._source(denoiser, DenoiserServiceStub, server_names.denoiser),
+            self._source(vae_codec, VaeCodecServiceStub, server_names.vae_codec),
         )
 
-    def _source(self, addresses: str, stub: Any) -> Source[Any]:
-        """Each replica has a connection of its own, made when it is first called and whenever it was lost."""
+    def _source(self, addresses: str, stub: Any, server_name: str | None) -> Source[Any]:
+        """Each replica has a connection of its own, made when it is first called and whenever it was lost.
+
+        The certificate of one that a name stands for is for that name.
+        """
+        names: dict[str, str | None] = {}
+
+        async def replicas() -> list[str]:
+            found = await resolve(addresses, self.look_up)
+            names.update(found)
+            return list(found)
 
         def connect(address: str) -> Connection[Any]:
-            options = channel_options(self.max_message_bytes)
-            channel = grpc.aio.insecure_channel(grpc_target(address), options=options)
-            return Connection(stub(SharedMemoryChannel(channel)), partial(channel.close, None))
+            tls = None if self.tls is None else Tls(self.tls, server_name or names.get(address))
+            channel = open_channel(address, tls, self.max_message_bytes)
+            return Connection(
+                stub(SharedMemoryChannel(channel)),
+                partial(channel.close, None),
+                partial(asyncio.to_thread, why_no_connection, address, tls),
+            )
 
         return Source(
             addresses,
-            partial(resolve, addresses, self.look_up),
+            replicas,
             connect,
             self.resolve_seconds if has_names(addresses) else None,
         )

@@ -26,22 +26,24 @@ def has_names(text: str) -> bool:
     return any(_name(address) is not None for address in _addresses(text))
 
 
-async def resolve(text: str, look_up: LookUp) -> list[str]:
-    """The address of every replica, each once. Raises OSError if a name has none.
+async def resolve(text: str, look_up: LookUp) -> dict[str, str | None]:
+    """The addresses of all replicas, each with the name that stands for it, if any.
+
+    Raises OSError if a name has none.
 
     A name of one host stays as it is, even if it has an IPv4 and an IPv6 address: connecting to the one that
     answers is gRPC's affair. Of several hosts with both, the more numerous kind is taken, so that none is
     counted twice.
     """
-    resolved: list[str] = []
+    resolved: dict[str, str | None] = {}
     for address in _addresses(text):
-        name = _name(address)
-        if name is None:
-            resolved.append(address)
-        else:
+        name, found = _name(address), [address]
+        if name is not None:
             port = address.rpartition(":")[2]
-            resolved += _hosts(address, port, await look_up(name, int(port)))
-    return list(dict.fromkeys(resolved))
+            found = _hosts(address, port, await look_up(name, int(port)))
+        for one in found:
+            resolved.setdefault(one, name)
+    return resolved
 
 
 async def look_up(name: str, port: int) -> list[str]:

@@ -324,6 +324,7 @@ class Fleet(Generic[S, D]):
                 self._last_error = error.message
                 if not replica.failures:
                     log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
+                    self._in_background(replica.say_why_not(self._stage))
                 replica.failures += 1
             replica.checked.set()
         self._checking.discard(replica)

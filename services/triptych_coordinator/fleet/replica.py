@@ -1,6 +1,7 @@
 """A replica of a stage: how it is reached, what it serves, the work it has in hand, and how fast it is."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -12,6 +13,8 @@ from triptych.v1 import model_pb2
 from triptych_coordinator.fleet.retries import Method
 from triptych_coordinator.fleet.routing import MeasuredPace
 from triptych_coordinator.fleet.uploads import Uploads
+
+log = logging.getLogger(__name__)
 
 _NEW_SHARE = 0.3
 _FIRST_EJECTION = 1.0
@@ -39,12 +42,17 @@ class Stub(Protocol):
 S = TypeVar("S", bound=Stub)
 
 
+async def _not_for_tls() -> None:
+    """Where there is none."""
+
+
 @dataclass(frozen=True)
 class Connection(Generic[S]):
-    """The stub of a replica, and what ends the connection to it."""
+    """The stub of a replica, what ends the connection, and what says why TLS keeps it from coming about."""
 
     stub: S
     close: Callable[[], Awaitable[None]]
+    why_not: Callable[[], Awaitable[str | None]] = _not_for_tls
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,12 @@ class Replica(Generic[S]):
         """Ends the connection when its calls have ended."""
         await self._unused.wait()
         await self.close()
+
+    async def say_why_not(self, stage: str) -> None:
+        """Logs why a connection to it does not come about, if TLS is what keeps it."""
+        why = await self._connection.why_not()
+        if why is not None:
+            log.warning("the %s cannot be called: %s", stage, why)
 
     async def close(self) -> None:
         """Ends the connection; running calls are cancelled."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from triptych.client import AsyncClient, Generation
 from triptych_local.commands.load import (
@@ -47,16 +48,17 @@ class Loads:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all loads have in common."""
+    """What all loads have in common. tls: keywords of AsyncClient."""
 
     mix: Mix
     period: Period
     seed: int
     timeout: float
+    tls: Mapping[str, Any] = field(default_factory=dict)
 
     async def run(self, target: str, loads: Loads) -> list[Measurement]:
         """Tries the loads on the coordinator at an address. Raises TriptychError if nobody answers there."""
-        async with AsyncClient(target, retry_seconds=0) as client:
+        async with AsyncClient(target, **self.tls, retry_seconds=0) as client:
             model = await client.model()
             note(f"{model.name} at {target}")
             closed = [await self._measure(client, Closed(many)) for many in loads.concurrencies]
@@ -116,7 +118,7 @@ async def bench(asked: BenchSettings) -> None:
     """Measures, prints the table on standard output and writes JSON. Raises TriptychError or OSError."""
     loads = Loads(asked.concurrency or ([] if asked.rate else [1]), asked.rate, asked.share)
     mix = Mix(asked.prompt or PROMPTS, asked.size or [None], asked.num_inference_steps or [None])
-    load = Bench(mix, Period(asked.warm_up, asked.duration), asked.seed, asked.timeout)
+    load = Bench(mix, Period(asked.warm_up, asked.duration), asked.seed, asked.timeout, asked.tls.of_client())
     measurements = await load.run(asked.target, loads)
     say(table(measurements))
     if asked.json_file is not None:

@@ -18,9 +18,11 @@ from triptych.errors import StartError
 from triptych.file_kinds import kind_of_file
 from triptych.generation_options import GenerationOptions
 from triptych.serving.addresses import check_listen
+from triptych.serving.channels import target
+from triptych.serving.diagnosis import why_no_connection
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_local.commands.settings import GenerateSettings, Place
+from triptych_local.commands.settings import ClientTls, GenerateSettings, Place
 from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
 from triptych_local.running.folders import standing_coordinator, well_known_folder
@@ -117,7 +119,7 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
     """
     address = await _address(place)
     if address is not None:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, **place.tls.of_client()) as client:
             yield client
         return
     from triptych_local.running.fused import fused_client
@@ -132,19 +134,22 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
 async def _address(place: Place) -> str | None:
     """The coordinator at --target, or that of `triptych up` if its model is wanted and it is there."""
     if place.target is not None:
-        await _check_answers(place.target)
+        await _check_answers(place.target, place.tls)
         return place.target
     wanted = place.fused or place.choice.model_fields_set
     standing = None if wanted else standing_coordinator(well_known_folder())
     return standing if standing is not None and await serves(standing) else None
 
 
-async def _check_answers(target: str) -> None:
-    """Raises StartError when nobody listens at the address, or it is none."""
+async def _check_answers(address: str, given: ClientTls) -> None:
+    """Raises StartError when nobody listens at the address, it is none, or TLS keeps it from being called."""
     try:
-        check_listen(target)
-        await asyncio.wait_for(connected(target), CONNECT_SECONDS)
+        check_listen(address if address.startswith("unix:") else target(address))
+        tls = given.at(address)
+        await asyncio.wait_for(connected(address, tls), CONNECT_SECONDS)
     except ValueError as error:
         raise StartError(f"--target: {error}") from error
     except TimeoutError as error:
-        raise StartError(f"no coordinator answers at {target} within {CONNECT_SECONDS:g} s") from error
+        why = await asyncio.to_thread(why_no_connection, address, tls)
+        late = f"no coordinator answers at {address} within {CONNECT_SECONDS:g} s"
+        raise StartError(why or late) from error

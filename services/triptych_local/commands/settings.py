@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -17,6 +17,9 @@ from triptych.v1.output_format_pb2 import OutputFormat
 from triptych_local.options import Written
 from triptych_local.request import PARAMETERS, TABLE, Request, read_parameter, read_size
 from triptych_local.running.settings import ModelChoice, Replicas, ServicesSettings
+
+if TYPE_CHECKING:
+    from triptych.serving.channels import Tls
 
 
 def check_picture(file: Path) -> Path:
@@ -39,18 +42,61 @@ def check_png(file: Path) -> Path:
     return check_picture(file)
 
 
-def read_target(address: str) -> str:
-    """What gRPC connects to. Raises ValueError where that is nothing."""
-    from triptych.serving.channels import target  # imports grpc, which --help does not need
-
-    return target(address)
-
-
 Size = Annotated[tuple[int, int], BeforeValidator(read_size)]
 PictureFile = Annotated[Path, AfterValidator(check_picture), Written(("-o",))]
 PngFile = Annotated[Path, AfterValidator(check_png), Written(("-o",))]
-Target = Annotated[str, AfterValidator(read_target)]
 Argument = Written(argument=True)
+
+
+def check_target(address: str) -> str:
+    """Raises ValueError unless a client can connect to it."""
+    from triptych.serving.channels import target  # imports grpc, which --help does not need
+
+    target(address)
+    return address
+
+
+Target = Annotated[str, AfterValidator(check_target)]
+
+
+class ClientTls(Options):
+    """How a command speaks TLS to the coordinator at --target."""
+
+    tls_roots: Path | None = Field(
+        None,
+        description="With --target: PEM file with the roots of the coordinator's certificate; it is called "
+        "with TLS then. Default: TLS for https:// alone, with the roots that gRPC has inside.",
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate that is shown to a coordinator that asks for one."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its key.")
+    tls_server_name: str | None = Field(
+        None,
+        description="The DNS name or IP address that the coordinator's certificate must have. Default: the "
+        "host in --target; localhost for a Unix socket.",
+    )
+
+    @model_validator(mode="after")
+    def _has_all_of_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: one of them is missing")
+        return self
+
+    def of_client(self) -> dict[str, Any]:
+        """As the keywords of AsyncClient."""
+        return {
+            "roots": self.tls_roots,
+            "certificate": self.tls_certificate,
+            "key": self.tls_key,
+            "server_name": self.tls_server_name,
+        }
+
+    def at(self, address: str) -> Tls | None:
+        """For an address. Raises ValueError or StartError."""
+        from triptych.serving.channels import tls_of
+
+        return tls_of(address, **self.of_client())
 
 
 class Place(Options):
@@ -58,9 +104,10 @@ class Place(Options):
 
     target: Target | None = Field(
         None,
-        description="A coordinator's address: unix:/path or host:port. Default: that of `triptych up`, else "
-        "this process.",
+        description="A coordinator's address: unix:/path, host:port or https://host:port. Default: that of "
+        "`triptych up`, else this process.",
     )
+    tls: ClientTls
     fused: bool = Field(False, description="Run everything in this process, even beside `triptych up`.")
     choice: ModelChoice
 
@@ -71,6 +118,8 @@ class Place(Options):
                 "the services at --target have their own device, dtype, quantization, files, LoRAs and "
                 "processes"
             )
+        if self.tls.model_fields_set and not self.target:
+            raise ValueError("certificates and roots are for a coordinator at --target")
         return self
 
     def model(self) -> dict[str, str]:
@@ -210,7 +259,8 @@ class UpSettings(Options):
 class BenchSettings(Options):
     """Of `triptych bench`."""
 
-    target: Target = Field(description="A coordinator's address: unix:/path or host:port.")
+    target: Target = Field(description="A coordinator's address: unix:/path, host:port or https://host:port.")
+    tls: ClientTls
     concurrency: Annotated[list[Annotated[int, Ge(1)]], Written(("-c",))] = Field(
         [], description="Requests at once; several times for several loads. Default: 1."
     )

@@ -19,8 +19,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.errors import StartError
-from triptych.serving.addresses import grpc_target, unix_path
-from triptych.serving.channels import channel_options
+from triptych.serving.addresses import unix_path
+from triptych.serving.channels import Tls, open_channel
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
@@ -190,7 +190,7 @@ async def _ends_before(process: asyncio.subprocess.Process, work: Coroutine[Any,
 async def _until_hung(address: str) -> None:
     """Returns when the server at an address has not answered for HUNG_SECONDS."""
     answered = time.monotonic()
-    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
+    async with open_channel(address) as channel:
         while time.monotonic() - answered < HUNG_SECONDS:
             await asyncio.sleep(LIVENESS_SECONDS)
             if await _answers(channel):
@@ -245,7 +245,7 @@ async def until_serving(address: str) -> None:
 
 async def serves(address: str) -> bool:
     """Whether a server answers at the address and says that it serves."""
-    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
+    async with open_channel(address) as channel:
         try:
             response = await _health(channel)
         except grpc.RpcError:
@@ -253,7 +253,7 @@ async def serves(address: str) -> bool:
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def connected(address: str) -> None:
+async def connected(address: str, tls: Tls | None = None) -> None:
     """Returns when a server at the address takes connections."""
-    async with grpc.aio.insecure_channel(grpc_target(address), options=channel_options()) as channel:
+    async with open_channel(address, tls) as channel:
         await channel.channel_ready()

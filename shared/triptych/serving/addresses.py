@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -46,6 +47,17 @@ def unix_path(address: str) -> str:
     """The path in "unix:/path" or "unix:///path"."""
     path = address.removeprefix("unix:")
     return path[2:] if path.startswith("//") else path
+
+
+def is_local(address: str) -> bool:
+    """Whether nobody but this host can connect to it: a Unix socket, or a loopback address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def claim(address: str) -> None:

@@ -19,9 +19,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from triptych.errors import StartError, invalid_argument, resource_exhausted
-from triptych.serving.addresses import claim, grpc_target
+from triptych.serving.addresses import claim, grpc_target, is_local
 from triptych.serving.allocator import keep_freed_memory
+from triptych.serving.allowed_names import AllowedNamesInterceptor
 from triptych.serving.authorization import Authorization
+from triptych.serving.credentials import server_credentials, server_files
 from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.settings import ServerSettings
 from triptych.serving.stopping import end_at_once_when_told
@@ -46,6 +48,7 @@ PING_SECONDS = 10.0
 """How long it may take to answer; then its connection and its calls end."""
 MAX_STREAMS = 1000
 """Of one connection; a client holds more back by itself."""
+MAX_HEALTH_MESSAGE_BYTES = 1 << 20
 MAX_CALLS = 4096
 """Of a server; more are refused with RESOURCE_EXHAUSTED."""
 
@@ -106,7 +109,10 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]
 
 
 class Server:
-    """A gRPC server with some services, health (of each and of "") and reflection."""
+    """A gRPC server with some services, health (of each and of "") and reflection.
+
+    With health_listen it has a second port, for health alone.
+    """
 
     def __init__(
         self, services: Sequence[Service], settings: ServerSettings, shared_memory: SharedMemory | None = None
@@ -115,7 +121,10 @@ class Server:
         self.address = settings.listen
         self._settings = settings
         self._shared_memory = shared_memory
+        self.health_address = settings.health_listen
         interceptors: list[grpc.aio.ServerInterceptor] = [ErrorInterceptor(Authorization.of(settings))]
+        if settings.tls_allowed_names:
+            interceptors.insert(0, AllowedNamesInterceptor(settings.tls_allowed_names))
         if shared_memory is not None:
             add = partial(add_SharedMemoryServiceServicer_to_server, shared_memory)
             services = [*services, Service(SHARED_MEMORY, add)]
@@ -133,16 +142,29 @@ class Server:
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
+        self._health_server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=server_options(MAX_HEALTH_MESSAGE_BYTES),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
 
     async def start(self) -> None:
-        """Listens, and puts the port that was found into `address`. Raises StartError."""
-        claim(self.address)
-        try:
-            port = self._server.add_insecure_port(grpc_target(self.address))
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {self.address}") from error
-        if not self.address.startswith("unix:"):
-            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        """Listens, and puts the ports that were found into the addresses. Raises StartError."""
+        check_listening(self._settings)
+        files = server_files(self._settings)
+        self.address = _add_port(
+            self._server, self.address, None if files is None else server_credentials(files)
+        )
+        if files is None and not is_local(self.address):
+            log.warning(
+                "%s takes calls without TLS, as --insecure says: whoever reaches it can call and listen in",
+                self.address,
+            )
+        if self.health_address is not None:
+            self.health_address = _add_port(self._health_server, self.health_address)
+            await self._health_server.start()
+            log.info("health checks without TLS on %s", self.health_address)
         await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, _SERVING)
@@ -154,6 +176,38 @@ class Server:
         if self._shared_memory is not None:
             self._shared_memory.close()
         await self._server.stop(self._settings.grace_seconds)
+        await self._health_server.stop(0)
+
+
+def check_listening(settings: ServerSettings) -> None:
+    """Raises StartError unless a server can listen as the settings say."""
+    files = server_files(settings)
+    if files is not None:
+        server_credentials(files)
+    elif not (settings.insecure or is_local(settings.listen)):
+        raise StartError(
+            f"cannot listen on {settings.listen} without TLS, where other hosts may connect: give "
+            "--tls-certificate and --tls-key, or --insecure where the network is nobody else's"
+        )
+    for address in filter(None, (settings.listen, settings.health_listen)):
+        claim(address)
+
+
+def _add_port(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> str:
+    """The address, with the port that was found. A Unix socket is for this user alone. Raises StartError."""
+    before = os.umask(0o177)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(grpc_target(address))
+        else:
+            port = server.add_secure_port(grpc_target(address), credentials)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}") from error
+    finally:
+        os.umask(before)
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -184,7 +238,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     `load` runs before the port opens, so that whoever can connect is served. Raises StartError.
     """
     started = time.monotonic()
-    claim(settings.listen)
+    check_listening(settings)
     Authorization.of(settings)  # whose files are better found wanting before a model is loaded
     log.info("starting")
     loaded = await load()

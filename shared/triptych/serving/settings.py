@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 if TYPE_CHECKING:
     from triptych.checkpoints.checkpoint import Checkpoint
@@ -36,15 +36,59 @@ class Options(BaseModel):
     model_config = ConfigDict(defer_build=True)
 
 
-class ListenOptions(Options):
-    """Where one service listens, and who it tells of a stop beforehand."""
+def _check_allowed_name(pattern: str) -> str:
+    """Raises ValueError unless names can match it."""
+    from triptych.serving import allowed_names
 
-    listen: Annotated[str, AfterValidator(_check_listen)] = Field(
+    return allowed_names.check_pattern(pattern)
+
+
+Address = Annotated[str, AfterValidator(_check_listen)]
+AllowedName = Annotated[str, AfterValidator(_check_allowed_name)]
+
+
+class ListenOptions(Options):
+    """Where one service listens, who may connect, and who it tells of a stop beforehand."""
+
+    listen: Address = Field(
         "127.0.0.1:0", description="Address: host:port (port 0: any free one) or unix:/path."
     )
+    health_listen: Address | None = Field(
+        None,
+        description="Address that answers health checks alone, without TLS: for probes, which show no "
+        "certificate. Default: none.",
+    )
+    tls_certificate: Path | None = Field(
+        None,
+        description="PEM file with the service's certificate, and those between it and its root: it speaks "
+        "TLS then. What replaces the file is taken for new connections. Default: no TLS.",
+    )
+    tls_key: Path | None = Field(None, description="PEM file with the certificate's private key.")
+    tls_client_roots: Path | None = Field(
+        None,
+        description="PEM file with the roots of clients' certificates: every client must show one then "
+        "(mTLS). Default: none is asked for.",
+    )
+    tls_allowed_names: list[AllowedName] = Field(
+        [],
+        description="Which clients may call: DNS names or URIs in their certificates, in which * stands for "
+        "a part between dots or slashes, e.g. spiffe://example.org/ns/*/sa/triptych-coordinator. Repeat it "
+        "for more. Default: all that --tls-client-roots vouch for.",
+    )
+    insecure: bool = Field(False, description="Listen without TLS on an address that other hosts may reach.")
     drain_seconds: float = Field(
         0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
     )
+
+    @model_validator(mode="after")
+    def _has_all_of_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key go together: one of them is missing")
+        if self.tls_client_roots is not None and self.tls_certificate is None:
+            raise ValueError("--tls-client-roots needs --tls-certificate and --tls-key")
+        if self.tls_allowed_names and self.tls_client_roots is None:
+            raise ValueError("--tls-allowed-names needs --tls-client-roots: names are those of certificates")
+        return self
 
 
 class CallerOptions(Options):
@@ -201,5 +245,6 @@ def _wrong_values_said(program: str) -> Iterator[None]:
     except ValidationError as error:
         for wrong in error.errors():
             option = ".".join(str(part) for part in wrong["loc"]).replace("_", "-")
-            print(f"{program}: --{option}: {wrong['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            said = f"--{option}: " if option else ""
+            print(f"{program}: {said}{wrong['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)

@@ -34,7 +34,7 @@ async def known(name: str, port: int) -> list[str]:
     ],
 )
 async def test_every_host_is_a_replica(text: str, addresses: list[str]) -> None:
-    assert await resolve(check_replicas(text), known) == addresses
+    assert list(await resolve(check_replicas(text), known)) == addresses
 
 
 async def test_a_name_that_is_not_known_is_an_error() -> None:
