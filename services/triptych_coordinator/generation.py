@@ -40,16 +40,17 @@ async def generation_events(
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
+    scope: bytes = b"",
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """Accepted, a StepCompleted per step, a GeneratedImage per picture, and Finished.
 
-    Errors are the stages'.
+    `scope`: for whom prompts are remembered. Errors are the stages'.
     """
     finished = pb.Finished(determinism=models.determinism)
     stopwatch.lap()
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
-    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding)
+    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
@@ -61,6 +62,7 @@ async def generation_events(
         {entry.conditioning.digest: entry.conditioning for entry in encoded.values()},
         deadline,
         loras,
+        scope,
     )
     latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
@@ -109,6 +111,7 @@ async def _encode(
     parameters: Parameters,
     deadline: Deadline,
     loras: Sequence[lora_pb2.Lora],
+    scope: bytes,
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     additional = parameters.composed_prompts()
@@ -116,7 +119,7 @@ async def _encode(
     negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.text_encoders.encode(
-        [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras
+        [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras, scope
     )
 
     def digests(prompts: Sequence[str]) -> list[bytes]:

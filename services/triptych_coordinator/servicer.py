@@ -12,6 +12,7 @@ import grpc.aio
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
 from triptych.loras import MAX_LORAS
+from triptych.serving.callers import Caller, current_caller
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
@@ -20,7 +21,9 @@ from triptych_coordinator.deadlines import Deadline, Stopwatch
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
+from triptych_coordinator.permissions import cache_scope, check_permitted
 from triptych_coordinator.preview_colours import latent_rgb
+from triptych_coordinator.quotas import Quotas
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits, Parameters
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.sampling_config import sampling_of
@@ -54,6 +57,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._latent_rgb = latent_rgb(checkpoint)
         self._settings = limits
         self._admission = FairAdmission(limits.max_running, limits.max_waiting)
+        self._quotas = Quotas()
         self._stages = Stages(
             stubs,
             HealthCheck(limits.health_check_seconds),
@@ -95,6 +99,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self, request: pb.ImageGenerationServiceGetModelRequest, context: Context
     ) -> pb.ImageGenerationServiceGetModelResponse:
         """See image_generation.proto."""
+        caller = current_caller()
+        check_permitted(caller, self._name)
         models = await self._models(Deadline(context.time_remaining()))
         limits = self._limits(models)
         return pb.ImageGenerationServiceGetModelResponse(
@@ -110,7 +116,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
-            loras=limits.loras,
+            loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
         )
 
     async def _events(
@@ -119,7 +125,9 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         """What Generate streams. Closing the iterator, or cancelling who waits for it, stops the work."""
         waiting = asyncio.Queue[str]()
         deadline = Deadline(context.time_remaining(), waiting.put_nowait)
-        async with aclosing(self._generate(request, client_of(context.peer()), deadline)) as events:
+        caller = current_caller()
+        client = client_of(context.peer()) if caller is None else caller.share
+        async with aclosing(self._generate(request, caller, client, deadline)) as events:
             async for event in interleaved(events, waiting):
                 if isinstance(event, str):
                     yield pb.GenerateResponse(waiting=pb.Waiting(stage=event))
@@ -127,10 +135,15 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
                     yield event
 
     async def _generate(
-        self, request: pb.GenerateRequest | pb.GenerateImagesRequest, client: str, deadline: Deadline
+        self,
+        request: pb.GenerateRequest | pb.GenerateImagesRequest,
+        caller: Caller | None,
+        client: str,
+        deadline: Deadline,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The events of a request without those that say that it waits."""
         stopwatch, message = Stopwatch(), request.parameters
+        check_permitted(caller, self._name, [lora.name for lora in message.loras])
         with self._admission.arriving(client):
             models = await self._models(deadline)
             if not known_loras(message, models):
@@ -139,11 +152,16 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             # Files and brackets of strangers would hold up the event loop.
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
         load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
+        pictures = load * steps / limits.default_num_inference_steps
+        scope = b"" if self._settings.share_conditioning else cache_scope(caller)
         async with (
-            self._admission.admit(client, load, steps, request.priority),
+            self._quotas.charged(
+                caller, pictures, self._admission.admit(client, load, steps, request.priority)
+            ),
             aclosing(
                 generation_events(
-                    self._stages, models, self._sampling, self._latent_rgb, parameters, deadline, stopwatch
+                    *(self._stages, models, self._sampling, self._latent_rgb),
+                    *(parameters, deadline, stopwatch, scope),
                 )
             ) as events,
         ):

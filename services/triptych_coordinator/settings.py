@@ -58,6 +58,11 @@ class CoordinatorLimits(Options):
     conditioning_cache_bytes: int = Field(
         256 << 20, ge=0, description="Memory for encoded prompts, in bytes."
     )
+    share_conditioning: bool = Field(
+        False,
+        description="Remember encoded prompts for all callers together. Faster, but the time of an answer "
+        "then tells a caller whether another one had used its prompt.",
+    )
 
 
 class StageTlsOptions(Options):

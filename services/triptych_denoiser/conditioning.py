@@ -49,5 +49,5 @@ def trailing_repeats(sequence: Tensor) -> int:
     return int(equal.flip(0).long().cumprod(0).sum())
 
 
-ConditioningCache = Cache[bytes, Conditioning]
-"""Conditioning by digest."""
+ConditioningCache = Cache[tuple[str, bytes], Conditioning]
+"""Conditioning by who sent it and its digest: nobody else learns whether it is here."""

@@ -13,6 +13,7 @@ import torch
 from triptych.compute.lora_changes import Loras
 from triptych.compute.lora_folder import LoraCache, fingerprint_with, warnings_of
 from triptych.errors import missing_conditioning
+from triptych.serving.callers import current_share
 from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych.wire.messages import with_tensor
@@ -113,7 +114,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
         """Branch after branch, each with every sample."""
         digests = [digest for branch in request.branches for digest in branch.conditioning_digests]
-        found = {digest: self._cache.get(digest) for digest in set(digests)}
+        owner = current_share()
+        found = {digest: self._cache.get((owner, digest)) for digest in set(digests)}
         missing = [digest for digest in digests if found[digest] is None]
         if missing:
             raise missing_conditioning(missing)
@@ -130,7 +132,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         sequence, pooled = read_conditioning(request, self._limits)
         device, dtype = self._predictor.device, self._predictor.dtype
         conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
-        self._cache.put(request.digest, conditioning)
+        self._cache.put((current_share(), request.digest), conditioning)
 
 
 def _branch_rows(

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from triptych_text_encoder.encoding import Encoding
     from triptych_text_encoder.recipes import Recipe
 
-Key: TypeAlias = tuple[str, tuple[Span, ...], tuple[tuple[str, float], ...]]
-"""A prompt, the weights of its parts, and the LoRAs' identities with their weights."""
+Key: TypeAlias = tuple[bytes, str, tuple[Span, ...], tuple[tuple[str, float], ...]]
+"""Whose it is, a prompt, the weights of its parts, and the LoRAs' identities with their weights."""
 
 #: Encodings kept in memory: some 50 of SD3's 5.4 MB in float32, some 900 of the default model's.
 CACHE_BYTES = 256 * 2**20
@@ -35,27 +35,30 @@ class TextEncoder:
         self._loras = loras
         self._cache: Cache[Key, Encoding] = Cache(cache_bytes, keeps_newest=False)
 
-    async def encode(self, prompt: str, spans: tuple[Span, ...] = (), loras: Loras = ()) -> Encoding:
+    async def encode(
+        self, prompt: str, spans: tuple[Span, ...] = (), loras: Loras = (), scope: bytes = b""
+    ) -> Encoding:
         """The encoding of one prompt, whose spans have weights if the recipe has token_weights.
 
         loras: those that change the encoders.
+        scope: what is remembered under one is not found under another, but for the empty prompt's.
 
         When the caller is cancelled, work that has not begun is dropped.
         """
-        known = self._cache.get(_key(prompt, spans, loras))
+        known = self._cache.get(_key(prompt, spans, loras, scope))
         if known is not None:
             return known
-        return await compute(self._encode, prompt, spans, loras)
+        return await compute(self._encode, prompt, spans, loras, scope)
 
-    def _encode(self, prompt: str, spans: tuple[Span, ...], loras: Loras) -> Encoding:
+    def _encode(self, prompt: str, spans: tuple[Span, ...], loras: Loras, scope: bytes) -> Encoding:
         # The one thread takes prompts in turn, so a duplicate finds here what the first of them left.
-        key = _key(prompt, spans, loras)
+        key = _key(prompt, spans, loras, scope)
         known = self._cache.get(key)
         if known is not None:
             return known
         token_weights = self.recipe.token_weights
         if spans and token_weights is not None:
-            whole, empty = self._encode(prompt, (), loras), self._encode("", (), loras)
+            whole, empty = self._encode(prompt, (), loras, scope), self._encode("", (), loras, scope)
             encoding = weighted(whole, empty, token_weights(prompt, spans))
         else:
             with added(self.model, (*self._loras, *loras)):
@@ -64,5 +67,5 @@ class TextEncoder:
         return encoding
 
 
-def _key(prompt: str, spans: tuple[Span, ...], loras: Loras) -> Key:
-    return prompt, spans, tuple((lora.identity, weight) for lora, weight in loras)
+def _key(prompt: str, spans: tuple[Span, ...], loras: Loras, scope: bytes) -> Key:
+    return scope if prompt else b"", prompt, spans, tuple((lora.identity, weight) for lora, weight in loras)

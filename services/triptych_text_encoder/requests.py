@@ -11,6 +11,7 @@ from triptych_text_encoder.weighting import Span
 
 # Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
 MAX_PROMPT_BYTES = 16 * 1024
+MAX_SCOPE_BYTES = 64
 MAX_WEIGHT = 10.0
 MAX_SPANS = 1000
 """Of a prompt."""
@@ -35,6 +36,8 @@ def read_request(
     if weights and len(weights) != len(prompts):
         raise invalid_argument(("weights", f"{len(weights)} of them for {len(prompts)} prompts"))
     refuse(lora_violations(request.loras))
+    if (size := len(request.cache_scope)) > MAX_SCOPE_BYTES:
+        raise invalid_argument(("cache_scope", f"has {size} bytes; allowed are {MAX_SCOPE_BYTES}"))
     refuse(_length_violations(prompts))
     if not weights:
         return [(prompt, ()) for prompt in prompts]

@@ -16,6 +16,7 @@ from triptych.compute.quantization import create_quantizer
 from triptych.compute.settings import LoraOptions
 from triptych.digests import conditioning_digest
 from triptych.serving.admission import Admission
+from triptych.serving.callers import current_share
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder
@@ -68,8 +69,9 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         # So would loading a LoRA.
         loras = await asyncio.to_thread(self._loras.find, request.loras)
         changing = tuple((lora, weight) for lora, weight in loras if lora.changes)
+        scope = current_share().encode() + b"\0" + request.cache_scope
         async with self._admission.admit():
-            encodings = [await self._encoder.encode(*entry, changing) for entry in entries]
+            encodings = [await self._encoder.encode(*entry, changing, scope) for entry in entries]
         fingerprint = fingerprint_with(self._model.fingerprint, changing)
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings, fingerprint, warnings_of(loras))

@@ -60,6 +60,7 @@ class TextEncoder(TextEncoderServiceServicer):
 
     def __init__(self) -> None:
         self.encoded: list[str] = []
+        self.scopes: list[bytes] = []
         self.loras: list[str] = []
         self.lora_calls: list[dict[str, float]] = []
         self.name = MODEL
@@ -67,6 +68,7 @@ class TextEncoder(TextEncoderServiceServicer):
 
     async def Encode(self, request: Any, context: Any) -> Any:
         self.encoded += request.prompts
+        self.scopes.append(request.cache_scope)
         self.lora_calls.append({lora.name: lora.weight for lora in request.loras})
         with_loras = "".join(f" with {lora.name}" for lora in request.loras)
         weights = request.weights or [text_encoder_pb2.PromptWeights()] * len(request.prompts)

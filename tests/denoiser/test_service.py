@@ -1,6 +1,7 @@
 """The service over a real socket."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from tests.denoiser.serving import CHANNELS, ZEROS, Denoiser, Prompt, random_latents, request, serving
 from tests.serving import refused
+from tests.shared.serving.credentials import bearer, write_keys
 from triptych.errors import missing_digests
+from triptych.serving.keys import new_key
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych.v1.denoiser_pb2 import Branch, DenoiserServiceGetModelRequest, PredictRequest
@@ -98,6 +101,18 @@ async def test_missing_conditioning_is_named_and_what_was_put_is_found(denoiser:
 
     await put(denoiser.stub, NOTHING, DOG)
     assert (await predict(denoiser.stub, asked)).isfinite().all()
+
+
+async def test_conditioning_is_found_by_who_sent_it_alone(settings: DenoiserSettings, tmp_path: Path) -> None:
+    """Whoever names a digest that another coordinator sent learns nothing of it."""
+    made = [new_key(name, ["coordinator"]) for name in ("one", "two")]
+    write_keys(tmp_path / "keys.json", [key for _, key in made])
+    one, two = (bearer(text) for text, _ in made)
+    asked = request(random_latents(0), [0.5], [[CAT]])
+    async with serving(settings.model_copy(update={"keys_file": tmp_path / "keys.json"})) as denoiser:
+        await denoiser.stub.PutConditioning(CAT.upload(), metadata=one)
+        assert missing_digests(await refused(denoiser.stub.Predict(asked, metadata=two))) == [CAT.digest]
+        assert await denoiser.stub.Predict(asked, metadata=one)
 
 
 async def test_conditioning_beyond_the_cache_is_forgotten_longest_unused_first(

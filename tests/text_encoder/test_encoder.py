@@ -52,6 +52,14 @@ async def test_a_repeated_prompt_costs_nothing(recipe: CountingRecipe) -> None:
     assert recipe.prompts == [""]
 
 
+async def test_prompts_are_found_in_their_own_scope_and_the_empty_one_in_all(recipe: CountingRecipe) -> None:
+    encoder = TextEncoder(recipe)
+    for scope in (b"one", b"two", b"one"):
+        await encoder.encode("a cat", scope=scope)
+        await encoder.encode("", scope=scope)
+    assert recipe.prompts == ["a cat", "", "a cat"]
+
+
 async def test_a_concurrent_duplicate_is_computed_once(recipe: CountingRecipe) -> None:
     encoder = TextEncoder(recipe)
 

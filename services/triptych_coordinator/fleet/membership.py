@@ -25,6 +25,7 @@ from triptych_coordinator.fleet.retries import (
     attempt,
     explained,
     failure_of,
+    without_request,
 )
 from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
 
@@ -177,7 +178,7 @@ class Fleet(Generic[S, D]):
                     self._eject(replica, error)
                     failures += 1
                 elif failure is Failure.BROKEN:
-                    self._distrust(replica, error.message)
+                    self._distrust(replica, without_request(error))
                     busy_until[replica] = math.inf
                 hopeless = failure is Failure.OF_THE_REQUEST or failures == retries.attempts
                 if hopeless or all(busy_until.get(one) == math.inf for one in self._suitable(job)):
@@ -294,8 +295,8 @@ class Fleet(Generic[S, D]):
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
-            log.warning("the %s at %s is ejected: %s", self._stage, replica.address, error.message)
-            self._last_error = error.message
+            log.warning("the %s at %s is ejected: %s", self._stage, replica.address, without_request(error))
+            self._last_error = without_request(error)
             replica.fail()
             self._lead()
             self._check_health(replica)

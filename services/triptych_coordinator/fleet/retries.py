@@ -20,6 +20,12 @@ _TRANSIENT = (
     grpc.StatusCode.UNAUTHENTICATED,  # it is the coordinator's credential that is wrong, not its client's
     grpc.StatusCode.PERMISSION_DENIED,
 )
+_OF_THE_REPLICA = (
+    *_TRANSIENT,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 _OF_THE_REQUEST = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
 
 
@@ -87,6 +93,11 @@ def failure_of(error: TriptychError) -> Failure:
     if errors.retry_after_seconds(error) is not None:
         return Failure.BUSY
     return Failure.OF_THE_REQUEST if error.code in _OF_THE_REQUEST else Failure.BROKEN
+
+
+def without_request(error: TriptychError) -> str:
+    """An error for logs and for others' requests: its sentence, unless that may quote the one that failed."""
+    return error.message if error.code in _OF_THE_REPLICA else f"it answered {error.code.name}"
 
 
 def explained(error: TriptychError, stage: str, address: str, retries: RetryPolicy) -> TriptychError:

@@ -11,7 +11,7 @@ _MOST_REMEMBERED = 10_000
 
 
 class Uploads:
-    """The uploads to one replica by digest: those that run, and those that succeeded."""
+    """The uploads to one replica by digest, and whose: those that run, and those that succeeded."""
 
     def __init__(self) -> None:
         self._uploads: dict[bytes, Upload] = {}

@@ -26,5 +26,6 @@ class EncodedPrompt:
         return self.conditioning.ByteSize() + sys.getsizeof(self.truncated)
 
 
-ConditioningCache = Cache[tuple[str, WeightedText], EncodedPrompt]
-"""Encoded prompts by the text encoder's fingerprint and the prompt."""
+ConditioningCache = Cache[tuple[bytes, str, WeightedText], EncodedPrompt]
+"""Encoded prompts by whose they are (see CoordinatorLimits.share_conditioning), the text encoder's
+fingerprint and the prompt."""

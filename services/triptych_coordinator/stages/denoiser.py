@@ -60,6 +60,8 @@ class RequestDenoiser:
     conditionings: Conditionings
     deadline: Deadline
     loras: Sequence[lora_pb2.Lora] = ()
+    scope: bytes = b""
+    """Whose request it is. What others sent to a denoiser is sent again, so that the time tells nothing."""
     rows: int = 0
     evaluations: int = 0
     fingerprint: str | None = None
@@ -158,7 +160,11 @@ class RequestDenoiser:
         reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
 
         def is_prepared(denoiser: DenoiserReplica) -> bool:
-            return denoiser is self._latest if reuses else denoiser.uploads.has(digests)
+            return (
+                denoiser is self._latest
+                if reuses
+                else denoiser.uploads.has({self.scope + digest for digest in digests})
+            )
 
         async def predict(denoiser: DenoiserReplica, seconds: float) -> _Predicted:
             response = await self._predict_on(denoiser, request, digests, seconds)
@@ -189,13 +195,13 @@ class RequestDenoiser:
                 if missing is None:
                     raise
             for digest in uploads.keys() & set(missing):
-                denoiser.uploads.forget(digest, uploads[digest])
+                denoiser.uploads.forget(self.scope + digest, uploads[digest])
         raise nonsense("it lacks conditioning that it was just sent")
 
     async def _upload(self, denoiser: DenoiserReplica, digests: Set[bytes]) -> dict[bytes, Upload]:
         """Returns when the denoiser has all of them, with the upload that brought each."""
         return {
-            digest: await denoiser.uploads.ensure(digest, partial(self._send, denoiser, digest))
+            digest: await denoiser.uploads.ensure(self.scope + digest, partial(self._send, denoiser, digest))
             for digest in sorted(digests)
         }
 

@@ -42,20 +42,23 @@ class TextEncoders:
         models: Models,
         deadline: Deadline,
         loras: Sequence[lora_pb2.Lora] = (),
+        scope: bytes = b"",
     ) -> dict[WeightedText, EncodedPrompt]:
-        """Encodes prompts, each once; those that were encoded before are remembered.
+        """Encodes prompts, each once; those that were encoded before, for the same scope, are remembered.
 
         With LoRAs, which the text encoders serve, they are asked again: they alone know whether a file
         changed, and remember what they encoded with it.
         """
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
-        found = {prompt: None if loras else self._cache.get((fingerprint, prompt)) for prompt in prompts}
+        found = {
+            prompt: None if loras else self._cache.get((scope, fingerprint, prompt)) for prompt in prompts
+        }
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
-            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline, loras)
+            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline, loras, scope)
             for start in range(0, len(new), size)
         ]
         async for part in in_order(parts, idle):
@@ -68,9 +71,10 @@ class TextEncoders:
         model: TextEncoderModel,
         deadline: Deadline,
         loras: Sequence[lora_pb2.Lora],
+        scope: bytes,
     ) -> dict[WeightedText, EncodedPrompt]:
         fingerprint = model.model.fingerprint
-        request = EncodeRequest(prompts=[text for text, _ in prompts], loras=loras)
+        request = EncodeRequest(prompts=[text for text, _ in prompts], loras=loras, cache_scope=scope)
         if any(spans for _, spans in prompts):
             request.weights.extend(_weights(spans) for _, spans in prompts)
 
@@ -91,7 +95,7 @@ class TextEncoders:
         }
         for prompt, entry in encoded.items():
             if not loras:
-                self._cache.put((fingerprint, prompt), entry)
+                self._cache.put((scope, fingerprint, prompt), entry)
         return encoded
 
 

@@ -63,6 +63,15 @@ def current_caller() -> Caller | None:
     return _current.get()
 
 
+def current_share() -> str:
+    """The share of who sent the call that is being answered; "" where no credential is asked for.
+
+    What is remembered for one is not found by another.
+    """
+    caller = current_caller()
+    return "" if caller is None else caller.share
+
+
 def set_caller(caller: Caller | None) -> None:
     """From now on the call of this task, and of tasks that it starts, is that caller's."""
     _current.set(caller)

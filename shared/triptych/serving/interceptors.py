@@ -19,8 +19,8 @@ import grpc.aio
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
 from triptych.serving.arrivals import Arrivals
 from triptych.serving.authorization import Authorization
-from triptych.serving.call_log import logged
 from triptych.serving.callers import set_caller
+from triptych.serving.logs import logged, request_log
 from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
@@ -46,8 +46,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers a servicer's TriptychError with its rich status, and any other exception with INTERNAL.
 
     The log of an INTERNAL has the traceback, but the exception's own words, which may quote the request, only
-    at DEBUG. Servicers' methods are coroutines or async generators. To gRPC all of them read streams: for the
-    message of a unary call it would wait for ever.
+    where --log-requests allows it. Servicers' methods are coroutines or async generators. To gRPC all of them
+    read streams: for the message of a unary call it would wait for ever.
     """
 
     def __init__(self, authorization: Authorization | None = None) -> None:
@@ -199,5 +199,5 @@ def _internal(error: Exception, method: str) -> TriptychError:
     number = uuid.uuid4().hex[:8]
     frames = "".join(traceback.format_tb(error.__traceback__))
     log.error("internal error %s in %s: %s\n%s", number, method, type(error).__qualname__, frames)
-    log.debug("internal error %s: %s", number, error)
+    request_log.error("internal error %s: %s", number, error)
     return TriptychError(grpc.StatusCode.INTERNAL, f"internal error {number}: the server's log tells more")

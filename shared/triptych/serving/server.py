@@ -25,6 +25,7 @@ from triptych.serving.allowed_names import AllowedNamesInterceptor
 from triptych.serving.authorization import Authorization
 from triptych.serving.credentials import server_credentials, server_files
 from triptych.serving.interceptors import ErrorInterceptor
+from triptych.serving.logs import log_to_stderr
 from triptych.serving.settings import ServerSettings
 from triptych.serving.stopping import end_at_once_when_told
 from triptych.v1.shared_memory_pb2_grpc import add_SharedMemoryServiceServicer_to_server
@@ -259,7 +260,7 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
     `name` is what log lines start with, e.g. "denoiser".
     """
     keep_freed_memory()
-    _log_to_stderr(name, settings.log_level)
+    log_to_stderr(name, settings.log_level, settings.log_requests)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines repeat, less clearly, what is logged here
     end_at_once_when_told(name)  # while loading, there is nothing to save
     try:
@@ -281,17 +282,3 @@ def _stop_signal(name: str) -> asyncio.Future[signal.Signals]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     return stopped
-
-
-def _log_to_stderr(name: str, level: str) -> None:
-    """Lines such as "2026-01-02T03:04:05Z INFO denoiser: ready on unix:/run/denoiser.sock in 1.2 s"."""
-    formatter = logging.Formatter(
-        f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s", "%Y-%m-%dT%H:%M:%SZ"
-    )
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logging.raiseExceptions = False  # a log that cannot be written, e.g. to a full disk, is no reason to stop
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for library in ("httpx", "httpx2"):  # under huggingface_hub: a line with the address for every request
-        logging.getLogger(library).setLevel(logging.WARNING)

@@ -133,6 +133,10 @@ class ServerOptions(CallerOptions):
         30, ge=0, description="When it is told to stop, how long running calls may take to end."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
+    log_requests: bool = Field(
+        False,
+        description="Also log what exceptions say of the requests that they failed on: it may quote prompts.",
+    )
 
 
 class ServerSettings(ServerOptions, ListenOptions):

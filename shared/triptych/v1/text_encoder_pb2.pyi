@@ -55,6 +55,11 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
     PROMPTS_FIELD_NUMBER: builtins.int
     WEIGHTS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    CACHE_SCOPE_FIELD_NUMBER: builtins.int
+    cache_scope: builtins.bytes
+    """At most 64 bytes that stand for whose prompts these are. What was encoded is remembered for the same caller and the
+    same scope alone, so that nobody learns from an answer's time what others asked for. "" in a prompt is everybody's.
+    """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """UTF-8 text, 1 to GetModel's max_prompts of them. "" is a prompt: the usual negative one. Tokens past the
@@ -75,8 +80,9 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
         prompts: collections.abc.Iterable[builtins.str] | None = ...,
         weights: collections.abc.Iterable[global___PromptWeights] | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
+        cache_scope: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["loras", b"loras", "prompts", b"prompts", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache_scope", b"cache_scope", "loras", b"loras", "prompts", b"prompts", "weights", b"weights"]) -> None: ...
 
 global___TextEncoderServiceEncodeRequest = TextEncoderServiceEncodeRequest
 

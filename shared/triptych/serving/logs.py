@@ -1,11 +1,14 @@
-"""A line in the log for each call of a known caller, and for calls that were refused."""
+"""Log lines: their form, what may not be in them, and one for each call of a known caller."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import grpc
@@ -16,6 +19,12 @@ from triptych.serving.authorization import CLIENT, RPCS
 from triptych.serving.callers import current_caller
 
 log = logging.getLogger(__name__)
+
+request_log = logging.getLogger("triptych.requests")
+"""For what may quote a request, which is nobody's to read unless --log-requests says so."""
+request_log.disabled = True
+
+ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 _REFUSED = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 _REFUSALS_A_SECOND = 1.0
@@ -68,3 +77,40 @@ def logged(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator
         if caller is not None:
             level = logging.INFO if RPCS.get(method) == CLIENT else logging.DEBUG
             log.log(level, "%s of %s: %s in %.2f s", method, caller, status, time.monotonic() - began)
+
+
+def log_to_stderr(name: str, level: str, requests: bool = False) -> None:
+    """Lines such as "2026-01-02T03:04:05Z INFO denoiser: ready on unix:/run/denoiser.sock in 1.2 s".
+
+    requests: whether what may quote a request is logged too.
+    """
+    request_log.disabled = not requests
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines(name, requests))
+    logging.raiseExceptions = False  # a log that cannot be written, e.g. to a full disk, is no reason to stop
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for library in ("httpx", "httpx2"):  # under huggingface_hub: a line with the address for every request
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+class _Lines(logging.Formatter):
+    """Without the words of exceptions, whoever logs them: they may quote a request."""
+
+    def __init__(self, name: str, requests: bool) -> None:
+        form = f"%(asctime)s %(levelname)s {name.replace('%', '%%')}: %(message)s"
+        super().__init__(form, "%Y-%m-%dT%H:%M:%SZ")
+        self.converter = time.gmtime
+        self._requests = requests
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As logging has it."""
+        if record.name == "asyncio" and not self._requests:
+            what = record.getMessage().partition("\n")[0]  # the next lines show tasks with their exceptions
+            record = logging.makeLogRecord(record.__dict__ | {"msg": what, "args": None})
+        return super().format(record)
+
+    def formatException(self, ei: ExceptionInfo) -> str:
+        """As logging has it."""
+        if self._requests or ei[0] is None:
+            return super().formatException(ei)
+        return "".join([*traceback.format_tb(ei[2]), ei[0].__qualname__])

@@ -1,0 +1,83 @@
+"""How many pictures a caller may have in a minute, by the quota of its key."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+from triptych import errors
+from triptych.serving.callers import Caller
+
+MINUTE = 60.0
+_ROUNDING = 1e-9
+
+
+@dataclass
+class _Bucket:
+    """What is left of a quota, and when that was so. Below 0 after a request of more than a minute's."""
+
+    left: float
+    at: float
+
+
+class Quotas:
+    """A token bucket for each caller that has a quota: a minute's pictures at once, and then as they refill.
+
+    Counted are pictures as the model makes them by default: one of twice the tokens, steps or branches is
+    two. Each coordinator counts for itself.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+
+    @asynccontextmanager
+    async def charged(
+        self, caller: Caller | None, pictures: float, turn: AbstractAsyncContextManager[None]
+    ) -> AsyncIterator[None]:
+        """Charges a request and holds its turn for the duration of the block.
+
+        One that never got its turn costs nothing. One that is larger than the quota runs when that is whole,
+        and the next one waits until it is paid for.
+
+        Raises:
+            TriptychError: RESOURCE_EXHAUSTED, with the time until the quota has room for it as RetryInfo.
+        """
+        self._take(caller, pictures)
+        began = False
+        try:
+            async with turn:
+                began = True
+                yield
+        finally:
+            if not began:
+                self._give_back(caller, pictures)
+
+    def _take(self, caller: Caller | None, pictures: float) -> None:
+        if caller is None or caller.quota is None:
+            return
+        bucket = self._refilled(caller.share, caller.quota)
+        missing = min(pictures, caller.quota) - bucket.left
+        if missing > _ROUNDING:
+            seconds = math.ceil(1000 * missing * MINUTE / caller.quota - 1e-6) / 1000
+            raise errors.resource_exhausted(
+                f"{caller} may have {caller.quota:g} pictures a minute, counted as the model makes them by "
+                f"default; this request counts as {pictures:.3g} and {max(0.0, bucket.left):.3g} are left: "
+                f"try again in {seconds:.1f} s",
+                seconds,
+            )
+        bucket.left -= pictures
+
+    def _give_back(self, caller: Caller | None, pictures: float) -> None:
+        if caller is not None and caller.quota is not None:
+            self._refilled(caller.share, caller.quota).left += pictures
+
+    def _refilled(self, share: str, quota: float) -> _Bucket:
+        now = self._clock()
+        bucket = self._buckets.setdefault(share, _Bucket(quota, now))
+        bucket.left = min(quota, bucket.left + (now - bucket.at) * quota / MINUTE)
+        bucket.at = now
+        return bucket

@@ -1,0 +1,174 @@
+"""What a coordinator does for callers that it knows: what they may use, their share, what stays theirs."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.coordinator.conftest import House
+from tests.serving import refused
+from tests.shared.serving.credentials import bearer, write_keys
+from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.errors import internal, invalid_argument, retry_after_seconds
+from triptych.serving.keys import Key, new_key
+from triptych.serving.server import Server, Service
+from triptych.serving.settings import ServerSettings
+from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych.v1.image_generation_pb2_grpc import (
+    ImageGenerationServiceStub,
+    add_ImageGenerationServiceServicer_to_server,
+)
+from triptych.v1.lora_pb2 import Lora
+from triptych_coordinator.settings import CoordinatorLimits
+
+Ask = Callable[..., Any]
+MARKER = "heliotrope-secret-prompt"
+
+
+class KeyedHouse(House):
+    """A coordinator that knows its callers by keys."""
+
+    keys: list[Key]
+
+    async def start_coordinator(self) -> None:
+        write_keys(self.folder / "keys.json", self.keys)
+        add = partial(add_ImageGenerationServiceServicer_to_server, self.servicer)
+        settings = ServerSettings(
+            listen=self.address("coordinator"),
+            drain_seconds=0,
+            grace_seconds=0,
+            keys_file=self.folder / "keys.json",
+        )
+        self.servers["coordinator"] = Server([Service("triptych.v1.ImageGenerationService", add)], settings)
+        await self.servers["coordinator"].start()
+        self.channel = grpc.aio.insecure_channel(self.address("coordinator"))
+        self.stub = ImageGenerationServiceStub(self.channel)
+
+    async def ask(self, key: str, prompt: str = "a cat", **fields: Any) -> pb.GenerateImagesResponse:
+        given = {"num_inference_steps": 2, "seeds": [1], **fields}
+        parameters = GenerationParameters(prompts=[prompt], **given)
+        request = pb.GenerateImagesRequest(parameters=parameters)
+        response = await self.stub.GenerateImages(request, metadata=bearer(key), timeout=60)
+        assert isinstance(response, pb.GenerateImagesResponse)
+        return response
+
+
+@asynccontextmanager
+async def keyed(
+    checkpoint: Checkpoint, folder: Path, limits: CoordinatorLimits, *keys: Key
+) -> AsyncIterator[KeyedHouse]:
+    house = KeyedHouse(checkpoint, folder, limits)
+    house.keys = list(keys)
+    await house.start(("text", "denoiser", "vae"))
+    try:
+        yield house
+    finally:
+        await house.stop()
+
+
+async def test_models_and_loras_that_a_key_may_not_use_are_refused_by_name(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits
+) -> None:
+    (painter, painters), (other, others) = (
+        new_key("painter", ["client"], loras=["oil*"]),
+        new_key("other", ["client"], models=["sd3*", "flux"]),
+    )
+    async with keyed(checkpoint, tmp_path, limits, painters, others) as house:
+        question = pb.ImageGenerationServiceGetModelRequest()
+        assert (await house.stub.GetModel(question, metadata=bearer(painter))).loras == ["oil paint"]
+        assert (await house.ask(painter, loras=[Lora(name="oil paint")])).images
+        for name in ("ink", "no such LoRA"):
+            error = await refused(house.ask(painter, loras=[Lora(name="oil paint"), Lora(name=name)]))
+            assert error.code is grpc.StatusCode.PERMISSION_DENIED
+            assert error.message == f"{painters.caller()} may not use the LoRA '{name}', but 'oil*'"
+        for call in (house.ask(other), house.stub.GetModel(question, metadata=bearer(other))):
+            error = await refused(call)
+            assert error.code is grpc.StatusCode.PERMISSION_DENIED
+            assert "may not use the model 'numpy-model', but 'sd3*', 'flux'" in error.message
+
+
+async def test_a_quota_is_the_keys_whatever_its_connections(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits
+) -> None:
+    (first, record), (second, unbounded) = new_key("a", ["client"], quota=2), new_key("b", ["client"])
+    async with keyed(checkpoint, tmp_path, limits, record, unbounded) as house:
+        usual = (await house.stub.GetModel(
+            pb.ImageGenerationServiceGetModelRequest(), metadata=bearer(first)
+        )).default_num_inference_steps  # fmt: skip
+        await house.ask(first, num_inference_steps=2 * usual)
+        error = await refused(house.ask(first, num_inference_steps=usual))
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert 20 < (retry_after_seconds(error) or 0) <= 30
+        await house.ask(second, num_inference_steps=usual)
+
+
+async def test_connections_of_one_key_have_one_share(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits
+) -> None:
+    (one, record), (two, other) = new_key("a", ["client"]), new_key("b", ["client"])
+    limits = limits.model_copy(update={"max_waiting": 8})
+    async with keyed(checkpoint, tmp_path, limits, record, other) as house:
+        house.denoiser.open.clear()
+        two_pictures = partial(house.ask, seeds=[1, 2], num_images_per_prompt=2)
+        asked = [asyncio.create_task(two_pictures(key)) for key in (one, one, two)]
+        async with asyncio.timeout(30):
+            while len(house.servicer._admission._served) < 2 or house.servicer._admission._waiting == []:
+                await asyncio.sleep(0.01)
+        assert house.servicer._admission._served.keys() == {f"key {record.id}", f"key {other.id}"}
+        assert [waiting.client for waiting in house.servicer._admission._waiting] == [f"key {record.id}"]
+        house.denoiser.open.set()
+        assert all(response.images for response in await asyncio.gather(*asked))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_prompts_of_others_cannot_be_found_out_by_what_is_remembered(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits, shared: bool
+) -> None:
+    (one, record), (two, other) = new_key("a", ["client"]), new_key("b", ["client"])
+    limits = limits.model_copy(update={"share_conditioning": shared})
+    async with keyed(checkpoint, tmp_path, limits, record, other) as house:
+        first = await house.ask(one)
+        encoded, uploads = list(house.text_encoder.encoded), house.denoiser.uploads
+        again = await house.ask(one)
+        assert (house.text_encoder.encoded, house.denoiser.uploads) == (encoded, uploads)
+        others = await house.ask(two)
+        expected = (encoded, uploads) if shared else (2 * encoded, 2 * uploads)
+        assert (house.text_encoder.encoded, house.denoiser.uploads) == expected
+        assert first.images[0].png == again.images[0].png == others.images[0].png
+        scopes = set(house.text_encoder.scopes)
+        assert len(scopes) == (1 if shared else 2)
+        assert not any(record.id.encode() in scope for scope in scopes)
+
+
+async def test_no_prompt_is_ever_logged(
+    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of requests that work, that are wrong, and that a stage fails on, quoting them."""
+    caplog.set_level(logging.DEBUG)
+    assert (await house.images(MARKER, negative_prompts=[MARKER])).images
+    error = await refused(house.images(MARKER, negative_prompts=[MARKER, MARKER], height=-1))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    encode = house.text_encoder.Encode
+
+    for failure in (invalid_argument(("prompts[0]", f"{MARKER}: no")), internal("x"), KeyError(MARKER)):
+
+        async def failing(request: Any, context: Any, failure: Exception = failure) -> Any:
+            raise failure
+
+        monkeypatch.setattr(house.text_encoder, "Encode", failing)
+        await house.stop_stage("text")
+        await house.start_stage("text")
+        own = await refused(house.images(f"{MARKER} {failure!r}"))
+        assert own.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+        monkeypatch.setattr(house.text_encoder, "Encode", encode)
+    assert "is ejected" in caplog.text
+    assert "internal error" in caplog.text
+    assert MARKER not in caplog.text
