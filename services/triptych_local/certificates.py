@@ -56,10 +56,10 @@ class Certificate:
             raise ValueError(f"the key in {key} is not that of the certificate in {certificate}")
         return cls(read, private)
 
-    def write(self, certificate: Path, key: Path) -> None:
-        """Writes both, each at once, the key for this user alone."""
+    def write(self, certificate: Path, key: Path, also: bytes = b"") -> None:
+        """Writes both, each at once, the key for this user alone. `also` stands behind the certificate."""
         _write(key, self.key_pem, 0o600)
-        _write(certificate, self.pem, 0o644)
+        _write(certificate, self.pem + also, 0o644)
 
 
 def new_root(name: str, life: timedelta) -> Certificate:

@@ -1,4 +1,4 @@
-"""The `triptych` command: generate, grid, rerun, up and bench. Each imports what it needs when it runs."""
+"""The `triptych` command, a table of commands. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ COMMANDS = {
 
     Each service is told of what concerns it. What is not given here is left to TRIPTYCH_ variables of the
     environment, e.g. TRIPTYCH_DEVICE, and to its defaults.
+    """,
+    "certs": """Make or renew certificates for a test fleet, and say when each expires.
+
+    FOLDER gets a root of its own, a certificate for each service and one for clients; keys are for this user
+    alone. Services that run with them take renewed ones by themselves. A real fleet has an issuer, such as
+    cert-manager, that writes such files.
     """,
     "bench": """Measure throughput and latency of the services at an address under load.
 

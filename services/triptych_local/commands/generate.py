@@ -25,7 +25,7 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.commands.settings import ClientTls, GenerateSettings, Place
 from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
-from triptych_local.running.folders import standing_coordinator, well_known_folder
+from triptych_local.running.folders import CERTIFICATES, standing_coordinator, well_known_folder
 from triptych_local.running.processes import connected, serves
 
 CONNECT_SECONDS = 5.0
@@ -117,9 +117,9 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
 
     One process is ready in half the time that four take, which each import what computes.
     """
-    address = await _address(place)
+    address, tls = await _address(place)
     if address is not None:
-        async with AsyncClient(address, **place.tls.of_client()) as client:
+        async with AsyncClient(address, **tls.of_client()) as client:
             yield client
         return
     from triptych_local.running.fused import fused_client
@@ -131,14 +131,18 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
         yield client
 
 
-async def _address(place: Place) -> str | None:
+async def _address(place: Place) -> tuple[str | None, ClientTls]:
     """The coordinator at --target, or that of `triptych up` if its model is wanted and it is there."""
     if place.target is not None:
         await _check_answers(place.target, place.tls)
-        return place.target
+        return place.target, place.tls
     wanted = place.fused or place.choice.model_fields_set
     standing = None if wanted else standing_coordinator(well_known_folder())
-    return standing if standing is not None and await serves(standing) else None
+    if standing is not None:
+        for tls in (place.tls, ClientTls.of_folder(well_known_folder() / CERTIFICATES)):
+            if tls is not None and await serves(standing, tls.at(standing)):
+                return standing, tls
+    return None, place.tls
 
 
 async def _check_answers(address: str, given: ClientTls) -> None:

@@ -83,6 +83,13 @@ class ClientTls(Options):
             raise ValueError("--tls-certificate and --tls-key go together: one of them is missing")
         return self
 
+    @classmethod
+    def of_folder(cls, folder: Path) -> Self | None:
+        """What `triptych certs` made there for clients; None if it is not there."""
+        files = {"tls_roots": "root.pem", "tls_certificate": "client.pem", "tls_key": "client.key"}
+        found = {option: folder / file for option, file in files.items()}
+        return cls.model_validate(found) if all(file.is_file() for file in found.values()) else None
+
     def of_client(self) -> dict[str, Any]:
         """As the keywords of AsyncClient."""
         return {
@@ -244,6 +251,16 @@ class UpSettings(Options):
         description="With --tcp: the coordinator's port; the stages have the next ones.",
     )
     fused: bool = Field(False, description="All four services in one process.")
+    mtls: bool = Field(
+        False,
+        description="Speak TLS everywhere, with client certificates, which `triptych generate` finds by "
+        "itself where there are Unix sockets.",
+    )
+    certs: Path | None = Field(
+        None,
+        description="With --mtls: folder of the certificates, as `triptych certs` makes them. They are made "
+        "or renewed if need be. Default: one beside the sockets.",
+    )
     replicas: Replicas
     services: ServicesSettings
 
@@ -253,7 +270,27 @@ class UpSettings(Options):
             raise ValueError("--fused is one process, which has each stage once")
         if self.fused and self.services.shared_memory_mb:
             raise ValueError("--fused is one process, with no other to share memory with")
+        if self.certs is not None and not self.mtls:
+            raise ValueError("--certs are for --mtls")
         return self
+
+
+class CertsSettings(Options):
+    """Of `triptych certs`."""
+
+    folder: Annotated[Path, Argument] = Field(description="Where the certificates are.")
+    show: bool = Field(False, description="Only say when each expires.")
+    days: float = Field(90, gt=0, le=3650, description="For how long new certificates are valid.")
+    name: list[str] = Field(
+        [],
+        description="A DNS name, an IP address or a URI that they have besides their own and this host's; "
+        "several times.",
+    )
+    domain: str = Field(
+        "triptych.local",
+        pattern=r"^[a-z0-9._-]+$",
+        description="The trust domain of their SPIFFE names, spiffe://DOMAIN/triptych-NAME.",
+    )
 
 
 class BenchSettings(Options):

@@ -6,9 +6,11 @@ import asyncio
 from contextlib import ExitStack, suppress
 
 from triptych.serving.addresses import unix_path
+from triptych_local.certificate_set import CertificateSet
 from triptych_local.commands.settings import UpSettings
 from triptych_local.output import note, say
-from triptych_local.running.folders import claimed_folder, well_known_folder
+from triptych_local.running.folders import CERTIFICATES, claimed_folder, temporary_folder, well_known_folder
+from triptych_local.running.mtls import LIFE, keep_renewed, with_mtls
 from triptych_local.running.processes import running
 from triptych_local.running.programs import Addresses, fused_program, split_programs
 
@@ -22,27 +24,45 @@ async def up(asked: UpSettings) -> None:
         else:
             folder = stack.enter_context(claimed_folder(well_known_folder()))
             addresses = Addresses.in_folder(folder, asked.replicas)
-        fused = [fused_program(addresses, services)] if asked.fused else None
+        programs = (
+            [fused_program(addresses, services)] if asked.fused else split_programs(addresses, services)
+        )
+        certificates = _certificates(asked) if asked.mtls else None
+        if certificates is not None:
+            programs = with_mtls(programs, certificates, stack.enter_context(temporary_folder()))
         try:
-            async with running(fused or split_programs(addresses, services), note):
-                _tell(addresses, asked.fused)
-                await asyncio.Event().wait()
+            async with running(programs, note):
+                _tell(addresses, asked, certificates)
+                await (asyncio.Event().wait() if certificates is None else keep_renewed(certificates))
         except asyncio.CancelledError:
             note("stopped")
 
 
-def _tell(addresses: Addresses, fused: bool) -> None:
+def _certificates(asked: UpSettings) -> CertificateSet:
+    """Made or renewed. Raises StartError."""
+    certificates = CertificateSet(asked.certs or well_known_folder() / CERTIFICATES)
+    certificates.renew_if_old(LIFE)
+    return certificates
+
+
+def _tell(addresses: Addresses, asked: UpSettings, certificates: CertificateSet | None) -> None:
     """Says on standard output that all is ready, and how to use it."""
     coordinator = addresses.coordinator
     on_socket = coordinator.startswith("unix:")
-    others = () if fused else ",".join(addresses.stages).split(",")
-    target = "" if on_socket else f" --target {coordinator}"
-    server = f"-unix {unix_path(coordinator)}" if on_socket else coordinator
+    others = () if asked.fused else ",".join(addresses.stages).split(",")
+    found = on_socket and asked.certs is None  # by the command itself
+    target = "" if found else f" --target {coordinator}"
+    server, plaintext = f"-unix {unix_path(coordinator)}" if on_socket else coordinator, "-plaintext"
+    if certificates is not None:
+        mine = certificates.of("client")
+        plaintext = f"-cacert {mine.roots} -cert {mine.certificate} -key {mine.key} -authority localhost"
+        if not found:
+            target += f" --tls-roots {mine.roots} --tls-certificate {mine.certificate} --tls-key {mine.key}"
     lines = [
         f"ready on {coordinator}",
         *(f"         {address}" for address in others),
         f'  triptych generate "a red fire truck" -o truck.png{target}',
-        f"  grpcurl -plaintext {server} triptych.v1.ImageGenerationService/GetModel",
+        f"  grpcurl {plaintext} {server} triptych.v1.ImageGenerationService/GetModel",
     ]
     with suppress(OSError):  # they serve, whoever reads it
         say("\n".join(lines))

@@ -15,6 +15,8 @@ from triptych.errors import StartError
 from triptych.serving.addresses import check_listen
 
 COORDINATOR_SOCKET = "coordinator.sock"
+CERTIFICATES = "certificates"
+"""The folder of `triptych up --mtls`, among the sockets."""
 LONGEST_SOCKET = "text-encoder-64.sock"
 
 

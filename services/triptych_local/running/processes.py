@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,6 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.errors import StartError
-from triptych.serving.addresses import unix_path
 from triptych.serving.channels import Tls, open_channel
 
 FIRST_PAUSE = 0.1
@@ -42,6 +40,7 @@ class Program:
     """A service to run as a process: its module, the address it listens on, its other options.
 
     environment: what its environment has besides this process's.
+    health_address: where it says without TLS whether it serves; None: where it listens.
     """
 
     name: str
@@ -49,6 +48,12 @@ class Program:
     address: str
     options: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    health_address: str | None = None
+
+    @property
+    def asked_at(self) -> str:
+        """Where it says whether it serves."""
+        return self.health_address or self.address
 
     def command(self) -> list[str]:
         """The command line, run so that the process ends with this one."""
@@ -105,7 +110,7 @@ class ServiceProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             umask=0o077,
-            env=os.environ | self.program.environment,
+            env={**_own_environment(), **self.program.environment},
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which stops them
         )
         self._heard = time.monotonic()
@@ -130,12 +135,10 @@ class ServiceProcess:
         """Returns when it serves. Raises StartError when it ends instead."""
         patience = asyncio.create_task(self._lose_patience(process))
         try:
-            if await _ends_before(process, until_serving(self.program.address)):
+            if await _ends_before(process, until_serving(self.program.asked_at)):
                 raise StartError(f"the {self.program.name} did not start: {await self._last_words(process)}")
         finally:
             patience.cancel()
-        if self.program.address.startswith("unix:"):
-            Path(unix_path(self.program.address)).chmod(0o600)
 
     async def _lose_patience(self, process: asyncio.subprocess.Process) -> None:
         """Says now and then that it is waited for, and kills it when it has said nothing for too long."""
@@ -170,10 +173,16 @@ class ServiceProcess:
 
     async def _until_ended(self, process: asyncio.subprocess.Process) -> None:
         """Returns when it has ended; if it hangs, it is killed."""
-        if not await _ends_before(process, _until_hung(self.program.address)):
+        if not await _ends_before(process, _until_hung(self.program.asked_at)):
             self._say(f"the {self.program.name} has not answered for {HUNG_SECONDS:g} s: it is killed")
             process.kill()
             await process.wait()
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's, without what says of one service how it listens."""
+    told = ("TRIPTYCH_TLS_", "TRIPTYCH_HEALTH_LISTEN")
+    return {name: value for name, value in os.environ.items() if not name.startswith(told)}
 
 
 async def _ends_before(process: asyncio.subprocess.Process, work: Coroutine[Any, Any, None]) -> bool:
@@ -243,9 +252,9 @@ async def until_serving(address: str) -> None:
         await asyncio.sleep(0.1)
 
 
-async def serves(address: str) -> bool:
+async def serves(address: str, tls: Tls | None = None) -> bool:
     """Whether a server answers at the address and says that it serves."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, tls) as channel:
         try:
             response = await _health(channel)
         except grpc.RpcError:
