@@ -2,8 +2,9 @@
 
 python -m benchmarks.speed.wire [--quick] [--out wire.json]
 
-Both are Unix sockets to one other process. "generated code" is a client with gRPC's stubs alone; "shared
-memory" is Triptych's where the server has --shared-memory-mb. Medians in milliseconds; the ways take turns.
+All are Unix sockets to one other process, mTLS to a second one. "generated code" is a client with gRPC's
+stubs alone; "shared memory" is Triptych's where the server has --shared-memory-mb. Medians in milliseconds;
+the ways take turns.
 
 A unary call of Python's grpc.aio, however small, takes 9 to 12 times what a raw socket takes for 64 KB: the
 aim for that size is out of reach of all of them.
@@ -17,9 +18,9 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing
+from datetime import timedelta
 from typing import Any
 
-import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,12 +29,14 @@ from benchmarks.processes import serving
 from benchmarks.speed.echo_server import RAW_SUFFIX, receive
 from triptych.serving.addresses import unix_path
 from triptych.serving.allocator import keep_freed_memory
-from triptych.serving.channels import channel_options
+from triptych.serving.channels import Tls, open_channel
+from triptych.serving.credentials import Reloaded
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1.denoiser_pb2 import PredictRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.wire.messages import TensorChannel, with_tensor
 from triptych.wire.shared_calls import SharedMemoryChannel
+from triptych_local.certificate_set import CertificateSet
 from triptych_local.running.folders import temporary_folder
 from triptych_local.running.processes import Program
 
@@ -41,6 +44,8 @@ KILOBYTES = (64, 512, 2048, 8192)
 AIMS = {64: 8.0, 2048: 3.0}
 WARM_UP = 3
 SHARED = "Triptych, shared memory"
+MTLS = "Triptych, mTLS"
+ECHO = "benchmarks.speed.echo_server"
 
 Echo = Callable[[], Awaitable[object]]
 Medians = dict[str, dict[int, float]]
@@ -90,10 +95,11 @@ def generated_echo(stub: DenoiserServiceStub, array: NDArray[np.float32]) -> Ech
     return echo
 
 
-async def measure(address: str, repetitions: int) -> Medians:
+async def measure(address: str, secured_address: str, tls: Tls, repetitions: int) -> Medians:
     """Milliseconds of every way to echo a tensor, and of what is done with its bytes on each side."""
     medians: Medians = {}
-    async with grpc.aio.insecure_channel(address, options=channel_options()) as channel:
+    async with open_channel(address) as channel, open_channel(secured_address, tls) as secured:
+        mtls: Any = DenoiserServiceStub(TensorChannel(secured))  # type: ignore[arg-type]
         triptych: Any = DenoiserServiceStub(TensorChannel(channel))  # type: ignore[arg-type]
         shared: Any = DenoiserServiceStub(SharedMemoryChannel(channel))  # type: ignore[arg-type]
         generated = DenoiserServiceStub(channel)
@@ -103,6 +109,7 @@ async def measure(address: str, repetitions: int) -> Medians:
                 ways = {
                     "raw socket": raw_echo(address, array, stack),
                     "Triptych": triptych_echo(triptych, array),
+                    MTLS: triptych_echo(mtls, array),
                     SHARED: triptych_echo(shared, array),
                     "generated code": generated_echo(generated, array),
                     **codecs(array),
@@ -153,19 +160,35 @@ def print_report(medians: Medians) -> None:
     for name, times in medians.items():
         print(f"{name:38}" + "".join(f"{times[kb]:12.3f}" for kb in KILOBYTES))
     print()
-    for name in ("Triptych", SHARED, "generated code"):
+    for name in ("Triptych", MTLS, SHARED, "generated code"):
         ratios = "".join(f"{medians[name][kb] / medians['raw socket'][kb]:12.2f}" for kb in KILOBYTES)
         print(f"{name + ' / raw socket':38}{ratios}")
+    price = "".join(f"{medians[MTLS][kb] / medians['Triptych'][kb]:12.2f}" for kb in KILOBYTES)
+    print(f"{f'{MTLS} / Triptych':38}{price}")
     print(f"{'aim: at most':38}" + "".join(f"{AIMS.get(kb, ''):>12}" for kb in KILOBYTES))
 
 
 async def run(repetitions: int) -> Medians:
-    """Starts the echoing process and measures."""
+    """Starts the echoing processes and measures."""
     with temporary_folder() as folder:
-        address = f"unix:{folder}/echo.sock"
-        echo = Program("echo", "benchmarks.speed.echo_server", address, ["--shared-memory-mb", "128"])
-        async with serving([echo]):
-            return await measure(address, repetitions)
+        address, secured_address = f"unix:{folder}/echo.sock", f"unix:{folder}/secured.sock"
+        health = f"unix:{folder}/health.sock"
+        certificates = CertificateSet(folder)
+        certificates.renew(timedelta(days=1))
+        mine = certificates.of("denoiser")
+        options = [
+            *("--tls-certificate", str(mine.certificate), "--tls-key", str(mine.key)),
+            *("--tls-client-roots", str(mine.roots), "--health-listen", health),
+        ]
+        programs = [
+            Program("echo", ECHO, address, ["--shared-memory-mb", "128"]),
+            Program(
+                "echo with mTLS", ECHO, secured_address, [*options, "--health-listen", health], {}, health
+            ),
+        ]
+        async with serving(programs):
+            tls = Tls(Reloaded(certificates.of("coordinator")))
+            return await measure(address, secured_address, tls, repetitions)
 
 
 def main() -> None:

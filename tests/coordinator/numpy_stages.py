@@ -224,11 +224,11 @@ _ADD: dict[str, Callable[..., None]] = {
 }
 
 
-async def serve(servicer: TextEncoder | Denoiser | VaeCodec, address: str) -> Server:
+async def serve(servicer: TextEncoder | Denoiser | VaeCodec, address: str, **tls: Any) -> Server:
     """Starts a stage; it stops at once when it is told to."""
     kind = type(servicer).__name__
     service = Service(f"triptych.v1.{kind}Service", partial(_ADD[kind], servicer))
-    server = Server([service], ServerSettings(listen=address, drain_seconds=0, grace_seconds=0))
+    server = Server([service], ServerSettings(listen=address, drain_seconds=0, grace_seconds=0, **tls))
     await server.start()
     return server
 

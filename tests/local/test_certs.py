@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
 import shutil
 import socket
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,11 +24,11 @@ from tests.serving import refused
 from triptych.client import AsyncClient, Client
 from triptych.errors import TriptychError
 from triptych.serving.channels import Tls, open_channel
-from triptych.serving.credentials import Reloaded
+from triptych.serving.credentials import CHECK_SECONDS, Reloaded
 from triptych.v1 import denoiser_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych_local.certificate_set import HOLDERS, ROOT, CertificateSet
-from triptych_local.certificates import names_of
+from triptych_local.certificates import names_of, new_root
 from triptych_local.cli import app
 from triptych_local.running.mtls import with_mtls
 from triptych_local.running.processes import running
@@ -147,6 +151,52 @@ async def test_a_stage_takes_no_calls_of_a_client_and_the_coordinator_none_witho
     async with AsyncClient(addresses.coordinator, roots=mine.roots) as client:
         with pytest.raises(TriptychError, match="asks for a client certificate"):
             await client.model()
+
+
+def test_every_certificate_and_root_of_a_fleet_is_replaced_under_load_and_no_request_fails(
+    fleet: tuple[Addresses, CertificateSet],
+) -> None:
+    """First all trust the new root too, then all have certificates of it, then nobody trusts the old one.
+
+    TRIPTYCH_ROTATIONS=20 for more than one round.
+    """
+    addresses, certificates = fleet
+    mine = certificates.of("client")
+    tls = {"roots": mine.roots, "certificate": mine.certificate, "key": mine.key}
+    ended, pictures = threading.Event(), list[bytes]()
+
+    def load(client: Client) -> None:
+        while not ended.is_set():
+            pictures.append(client.generate(PROMPT, seed=7, num_inference_steps=STEPS).images[0].png)
+
+    def wait() -> None:
+        """Till all have looked at their files, and pictures were made since."""
+        time.sleep(2 * CHECK_SECONDS)
+        for running in loads:
+            assert not running.done(), running.result()
+        before = len(pictures)
+        while len(pictures) < before + 3 and not any(running.done() for running in loads):
+            time.sleep(0.05)
+
+    files = certificates.certificate(ROOT), certificates.key(ROOT)
+    with Client(addresses.coordinator, retry_seconds=0, **tls) as client, ThreadPoolExecutor() as threads:
+        loads = [threads.submit(load, client) for _ in range(2)]
+        try:
+            for number in range(int(os.environ.get("TRIPTYCH_ROTATIONS", "1"))):
+                root, old = new_root(f"root {number}", 10 * DAY), certificates.read(ROOT)
+                root.write(*files, also=old.pem)
+                wait()
+                certificates.renew(DAY)
+                wait()
+                root.write(*files)
+                wait()
+        finally:
+            ended.set()
+        for running in loads:
+            running.result()
+    assert set(pictures) == {pictures[0]}
+    with Client(addresses.coordinator, **tls) as client:
+        client.generate(PROMPT, seed=7, num_inference_steps=STEPS)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not here")

@@ -235,9 +235,7 @@ class Fleet(Generic[S, D]):
         return chosen
 
     def _suitable(self, job: Job[S]) -> list[Replica[S]]:
-        if job.fingerprint is None:
-            return list(self._replicas.values())
-        return [one for one in self._replicas.values() if one.fingerprint == job.fingerprint]
+        return [one for one in self._replicas.values() if job.fingerprint in (None, one.fingerprint)]
 
     async def _watched(self, replica: Replica[S], job: Job[S], work: Coroutine[Any, Any, R]) -> R:
         """The result of a replica's work. While it works, it is asked whether it is there at all.
@@ -316,16 +314,14 @@ class Fleet(Generic[S, D]):
         """
         while self._replicas.get(replica.address) is replica and not self._gets_work(replica):
             check = self._health_check
-            pause = check.longest_backoff if replica.ready else check.backoff(replica.failures)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(check.longest_backoff if replica.ready else check.backoff(replica.failures))
             try:
                 await self._describe(replica)
             except TriptychError as error:
                 self._eject(replica, error)
                 self._last_error = error.message
                 if not replica.failures:
-                    log.warning("the %s at %s is not there: %s", self._stage, replica.address, error.message)
-                    self._in_background(replica.say_why_not(self._stage))
+                    self._in_background(replica.say_not_there(self._stage, error))
                 replica.failures += 1
             replica.checked.set()
         self._checking.discard(replica)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
 from triptych_coordinator.fleet.retries import Method
 from triptych_coordinator.fleet.routing import MeasuredPace
@@ -164,8 +165,9 @@ class Replica(Generic[S]):
         await self._unused.wait()
         await self.close()
 
-    async def say_why_not(self, stage: str) -> None:
-        """Logs why a connection to it does not come about, if TLS is what keeps it."""
+    async def say_not_there(self, stage: str, error: TriptychError) -> None:
+        """Logs that it does not answer, and why if it is TLS that keeps a connection from coming about."""
+        log.warning("the %s at %s is not there: %s", stage, self.address, error.message)
         why = await self._connection.why_not()
         if why is not None:
             log.warning("the %s cannot be called: %s", stage, why)
