@@ -1,8 +1,12 @@
 """Runs the coordinator: python -m triptych_coordinator --text-encoder ... --denoiser ... --vae-codec ..."""
 
+from collections.abc import Callable
 from functools import partial
 
+from triptych.errors import StartError
+from triptych.serving import reloading
 from triptych.serving.credentials import Reloaded, TlsFiles
+from triptych.serving.sent_keys import check_confidential, read_key
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
@@ -13,7 +17,12 @@ from triptych_coordinator.settings import CoordinatorSettings
 
 async def load(settings: CoordinatorSettings) -> Loaded:
     """Opens the checkpoint. The stages need not be up yet."""
-    wiring = Wiring(settings.max_message_bytes, settings.resolve_seconds, tls=_stage_tls(settings))
+    wiring = Wiring(
+        settings.max_message_bytes,
+        settings.resolve_seconds,
+        tls=_stage_tls(settings),
+        api_key=_stage_key(settings),
+    )
     names = ServerNames(
         settings.text_encoder_tls_name, settings.denoiser_tls_name, settings.vae_codec_tls_name
     )
@@ -34,6 +43,19 @@ def _stage_tls(settings: CoordinatorSettings) -> Reloaded | None:
     certificate = settings.tls_client_certificate or settings.tls_certificate
     key = settings.tls_client_key or settings.tls_key
     return Reloaded(TlsFiles(settings.tls_roots, certificate, key))
+
+
+def _stage_key(settings: CoordinatorSettings) -> Callable[[], str] | None:
+    """Raises StartError if the file cannot be used, or the key would pass a network without TLS."""
+    if settings.stage_key_file is None:
+        return None
+    stages = settings.text_encoder, settings.denoiser, settings.vae_codec
+    for address in ",".join(stages).split(","):
+        try:
+            check_confidential(address.strip(), settings.tls_roots is not None or settings.insecure)
+        except ValueError as error:
+            raise StartError(f"--stage-key-file: {error}") from error
+    return reloading.Reloaded(settings.stage_key_file, read_key).value
 
 
 def main() -> None:

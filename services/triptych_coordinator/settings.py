@@ -98,6 +98,10 @@ class CoordinatorSettings(StageTlsOptions, CoordinatorLimits, ModelOptions, Serv
     )
     denoiser: Addresses = Field(description="Where the denoisers are, likewise.")
     vae_codec: Addresses = Field(description="Where the VAE codecs are, likewise.")
+    stage_key_file: Path | None = Field(
+        None,
+        description="File with the API key or token that this coordinator shows the stages. Default: none.",
+    )
     resolve_seconds: float = Field(
         5, gt=0, description="How often the names in these addresses are looked up again."
     )

@@ -49,12 +49,28 @@ COMMANDS = {
 """What each command is for. It is the function of its name in its module, told by a class of settings.py."""
 
 
-class Command(click.Command):
-    """One of COMMANDS. Its options are the fields of its settings class, which is imported when needed."""
+KEYS = {
+    "make": """Make an API key, and print it: it is stored nowhere.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, help=COMMANDS[name])
-        self._name = name
+    FILE is what services are told of by --keys-file. They read it again when it changes.
+    """,
+    "list": """List the keys in FILE: id, name, roles, what they may, when they were made and expire.""",
+    "revoke": """Remove a key from FILE: from the next call on it is no good.""",
+}
+"""What the commands of `triptych keys` are for."""
+
+
+class Command(click.Command):
+    """A command. Its options are the fields of its settings class, which is imported when needed.
+
+    It is a function in a module of commands/, told by a class of settings.py of the same name: make_key in
+    keys.py by MakeKeySettings.
+    """
+
+    def __init__(self, name: str, about: str, module: str, function: str) -> None:
+        super().__init__(name, help=about)
+        self._module = module
+        self._function = function
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """As click has it."""
@@ -69,24 +85,33 @@ class Command(click.Command):
         from triptych_local.options import read
 
         asked = read(self._settings(), ctx)
-        _run(getattr(import_module(f"triptych_local.commands.{self._name}"), self._name)(asked))
+        _run(getattr(import_module(f"triptych_local.commands.{self._module}"), self._function)(asked))
 
     def _settings(self) -> Any:
-        return getattr(
-            import_module("triptych_local.commands.settings"), f"{self._name.capitalize()}Settings"
-        )
+        name = f"{self._function.title().replace('_', '')}Settings"
+        return getattr(import_module("triptych_local.commands.settings"), name)
 
 
 class Commands(click.Group):
-    """All of them, listed in the order of COMMANDS."""
+    """Commands in the order in which they are given."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """As click has it."""
         del ctx
-        return list(COMMANDS)
+        return list(self.commands)
 
 
-app = Commands(help="Pictures from prompts, on this machine.", commands=list(map(Command, COMMANDS)))
+app = Commands(
+    help="Pictures from prompts, on this machine.",
+    commands=[
+        *(Command(name, about, name, name) for name, about in COMMANDS.items()),
+        Commands(
+            "keys",
+            help="Make, list and revoke the API keys by which services know their callers.",
+            commands=[Command(name, about, "keys", f"{name}_key") for name, about in KEYS.items()],
+        ),
+    ],
+)
 
 
 def main() -> None:

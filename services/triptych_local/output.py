@@ -49,6 +49,23 @@ def _replace(file: Path, data: bytes) -> None:
         raise
 
 
+def write_private(file: Path, data: bytes) -> None:
+    """Writes a file for its user alone, whole or not at all. Raises OSError with a sentence."""
+    whole = file.with_name(f".{file.name[:100]}.{os.getpid()}.part")
+    try:
+        target = file.resolve()
+        whole = target.with_name(whole.name)
+        whole.unlink(missing_ok=True)
+        with open(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as part:
+            part.write(data)
+            os.fsync(part.fileno())
+        whole.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            whole.unlink()
+        raise OSError(f"cannot write {file}: {error.strerror}") from error
+
+
 def say(line: str) -> None:
     """Prints a result. Raises BrokenPipeError if nobody reads any more, else OSError with a sentence."""
     try:

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from triptych.errors import TriptychError, from_rpc_error, internal, retry_after_seconds
 from triptych.file_kinds import kind_of_file
 from triptych.generation_options import GenerationOptions, generate_request
-from triptych.serving.channels import BlockingChannels, open_channel, tls_of
+from triptych.serving.channels import BlockingChannels, open_channel, target, tls_of
 from triptych.serving.diagnosis import explained_by_tls
+from triptych.serving.sent_keys import check_confidential, chosen_key, keyed
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
@@ -101,6 +102,9 @@ class AsyncClient:
     the roots that the server's certificate must come from (by default those that gRPC has inside), and of the
     certificate, with its key, that the client shows (mTLS); server_name, a DNS name or IP address, is what
     the server's certificate is for if that is not the address's host. StartError says of files what is wrong.
+
+    api_key: what a server that asks who calls is sent, an API key or a signed token; by default that of the
+    variable TRIPTYCH_API_KEY, "" for none. Without TLS it is sent to this host alone, unless `insecure`.
     """
 
     def __init__(
@@ -111,15 +115,18 @@ class AsyncClient:
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         server_name: str | None = None,
+        api_key: str | None = None,
+        insecure: bool = False,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._retry_seconds = retry_seconds
         self._address: str | None = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
+        api_key = _key_for(address, self._tls is not None or insecure, api_key)
         channel = open_channel(address, self._tls, max_message_bytes)
         self._channel: grpc.aio.Channel | None = channel
-        self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(channel)  # type: ignore[assignment]
+        self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(keyed(channel, api_key))  # type: ignore[assignment]
 
     @classmethod
     def from_stub(cls, stub: ImageGenerationServiceAsyncStub, retry_seconds: float = RETRY_SECONDS) -> Self:
@@ -207,6 +214,8 @@ class Client:
         certificate: str | Path | None = None,
         key: str | Path | None = None,
         server_name: str | None = None,
+        api_key: str | None = None,
+        insecure: bool = False,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
@@ -214,6 +223,7 @@ class Client:
         self._closed = False
         self._address = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
+        self._api_key = _key_for(address, self._tls is not None or insecure, api_key)
         self._channels = BlockingChannels(address, self._tls, max_message_bytes)
         self._channels.latest()
 
@@ -244,7 +254,8 @@ class Client:
         sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:
             channel = self._channels.latest()  # which lives as long as it is held here
-            call = ImageGenerationServiceStub(channel).Generate(sent.request, timeout=sent.timeout())
+            stub = ImageGenerationServiceStub(keyed(channel, self._api_key))
+            call = stub.Generate(sent.request, timeout=sent.timeout())
             try:
                 with _errors():
                     for event in call:
@@ -263,7 +274,7 @@ class Client:
 
     def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
         """Describes the served model, its defaults and limits."""
-        stub = ImageGenerationServiceStub(self._channels.latest())
+        stub = ImageGenerationServiceStub(keyed(self._channels.latest(), self._api_key))
         request = pb2.ImageGenerationServiceGetModelRequest()
         try:
             with _errors():
@@ -397,6 +408,14 @@ async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -
         await call.aclose()
     else:
         call.cancel()
+
+
+def _key_for(address: str, confidential: bool, api_key: str | None) -> str | None:
+    """The key that goes to an address. Raises ValueError where it must not go, or it is none."""
+    chosen = chosen_key(api_key)
+    if chosen is not None:
+        check_confidential(target(address), confidential)
+    return chosen
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.serving.channels import Tls, open_channel
 from triptych.serving.credentials import Reloaded
 from triptych.serving.diagnosis import why_no_connection
+from triptych.serving.sent_keys import KeyedChannel
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub
@@ -48,12 +50,14 @@ class Wiring:
     resolve_seconds: how often names are looked up again.
     look_up: what knows the IP addresses of a name.
     tls: the roots of stages' certificates, and what the coordinator shows them; None for no TLS.
+    api_key: the key that the stages are called with, as it is now; None for none.
     """
 
     max_message_bytes: int
     resolve_seconds: float
     look_up: LookUp = look_up
     tls: Reloaded | None = None
+    api_key: Callable[[], str] | None = None
 
     def stubs(
         self, text_encoder: str, denoiser: str, vae_codec: str, server_names: ServerNames = ServerNames()
@@ -80,8 +84,9 @@ class Wiring:
         def connect(address: str) -> Connection[Any]:
             tls = None if self.tls is None else Tls(self.tls, server_name or names.get(address))
             channel = open_channel(address, tls, self.max_message_bytes)
+            called: Any = channel if self.api_key is None else KeyedChannel(channel, self.api_key)
             return Connection(
-                stub(SharedMemoryChannel(channel)),
+                stub(SharedMemoryChannel(called)),
                 partial(channel.close, None),
                 partial(asyncio.to_thread, why_no_connection, address, tls),
             )

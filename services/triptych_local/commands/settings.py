@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -48,6 +50,26 @@ PngFile = Annotated[Path, AfterValidator(check_png), Written(("-o",))]
 Argument = Written(argument=True)
 
 
+KeysFileArgument = Annotated[Path, Argument]
+
+
+def read_expiry(text: Any) -> Any:
+    """The moment of 90d, 12h or 2030-01-31. Raises ValueError."""
+    if not isinstance(text, str):
+        return text
+    now = datetime.now(UTC).replace(microsecond=0)
+    if found := re.fullmatch(r"([0-9]{1,5})([dh])", text.strip()):
+        return now + timedelta(**{{"d": "days", "h": "hours"}[found[2]]: int(found[1])})
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ValueError(f"'{text}' is neither days (90d), hours (12h) nor a date (2030-01-31)") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment <= now:
+        raise ValueError(f"'{text}' is over")
+    return moment
+
+
 def check_target(address: str) -> str:
     """Raises ValueError unless a client can connect to it."""
     from triptych.serving.channels import target  # imports grpc, which --help does not need
@@ -60,7 +82,16 @@ Target = Annotated[str, AfterValidator(check_target)]
 
 
 class ClientTls(Options):
-    """How a command speaks TLS to the coordinator at --target."""
+    """How a command speaks TLS to the coordinator at --target, and by which key that knows it."""
+
+    api_key_file: Path | None = Field(
+        None,
+        description="File with the API key for a coordinator that asks who calls. Default: the key in the "
+        "variable TRIPTYCH_API_KEY.",
+    )
+    insecure: bool = Field(
+        False, description="Send the key without TLS to another host, where the network is nobody else's."
+    )
 
     tls_roots: Path | None = Field(
         None,
@@ -91,7 +122,18 @@ class ClientTls(Options):
         return cls.model_validate(found) if all(file.is_file() for file in found.values()) else None
 
     def of_client(self) -> dict[str, Any]:
-        """As the keywords of AsyncClient."""
+        """As the keywords of AsyncClient. Raises StartError if the key's file cannot be read."""
+        return {**self._of_tls(), "api_key": self._api_key(), "insecure": self.insecure}
+
+    def _api_key(self) -> str | None:
+        if self.api_key_file is None:
+            return None
+        from triptych.serving.reloading import Reloaded
+        from triptych.serving.sent_keys import read_key
+
+        return Reloaded(self.api_key_file, read_key).value()
+
+    def _of_tls(self) -> dict[str, Any]:
         return {
             "roots": self.tls_roots,
             "certificate": self.tls_certificate,
@@ -103,7 +145,7 @@ class ClientTls(Options):
         """For an address. Raises ValueError or StartError."""
         from triptych.serving.channels import tls_of
 
-        return tls_of(address, **self.of_client())
+        return tls_of(address, **self._of_tls())
 
 
 class Place(Options):
@@ -125,7 +167,7 @@ class Place(Options):
                 "the services at --target have their own device, dtype, quantization, files, LoRAs and "
                 "processes"
             )
-        if self.tls.model_fields_set and not self.target:
+        if self.tls.model_fields_set - {"api_key_file", "insecure"} and not self.target:
             raise ValueError("certificates and roots are for a coordinator at --target")
         return self
 
@@ -291,6 +333,48 @@ class CertsSettings(Options):
         pattern=r"^[a-z0-9._-]+$",
         description="The trust domain of their SPIFFE names, spiffe://DOMAIN/triptych-NAME.",
     )
+
+
+class MakeKeySettings(Options):
+    """Of `triptych keys make`."""
+
+    file: KeysFileArgument
+    name: str = Field(description="Whose key it is: what logs call it.")
+    role: list[Literal["client", "operator", "coordinator"]] = Field(
+        [], description="What it may; several times. Default: client."
+    )
+    model: list[str] = Field(
+        [], description="A model that it may use, * for any characters; several times. Default: any."
+    )
+    lora: list[str] = Field([], description="A LoRA that it may use, likewise. Default: any.")
+    no_loras: bool = Field(False, description="It may use no LoRA.")
+    quota: float | None = Field(
+        None,
+        gt=0,
+        description="Pictures a minute, counted as the model makes them by default. Default: any number.",
+    )
+    expires: Annotated[datetime | None, BeforeValidator(read_expiry), Written(form="DAYSd|DATE")] = Field(
+        None, description="90d, 12h, or a date such as 2030-01-31. Default: never."
+    )
+
+    @model_validator(mode="after")
+    def _has_loras_or_none(self) -> Self:
+        if self.lora and self.no_loras:
+            raise ValueError("--lora names LoRAs that the key may use, and --no-loras forbids them")
+        return self
+
+
+class ListKeySettings(Options):
+    """Of `triptych keys list`."""
+
+    file: KeysFileArgument
+
+
+class RevokeKeySettings(Options):
+    """Of `triptych keys revoke`."""
+
+    file: KeysFileArgument
+    id: Annotated[str, Argument] = Field(description="The id or the name of the key.")
 
 
 class BenchSettings(Options):

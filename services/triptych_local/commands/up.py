@@ -12,7 +12,7 @@ from triptych_local.output import note, say
 from triptych_local.running.folders import CERTIFICATES, claimed_folder, temporary_folder, well_known_folder
 from triptych_local.running.mtls import LIFE, keep_renewed, with_mtls
 from triptych_local.running.processes import running
-from triptych_local.running.programs import Addresses, fused_program, split_programs
+from triptych_local.running.programs import Addresses, StageKey, asks_who_calls, fused_program, split_programs
 
 
 async def up(asked: UpSettings) -> None:
@@ -24,8 +24,14 @@ async def up(asked: UpSettings) -> None:
         else:
             folder = stack.enter_context(claimed_folder(well_known_folder()))
             addresses = Addresses.in_folder(folder, asked.replicas)
+        stage_key = None
+        if asks_who_calls(services):
+            services.open_health = True  # by which this process watches over them
+            stage_key = StageKey.made_in(stack.enter_context(temporary_folder()))
         programs = (
-            [fused_program(addresses, services)] if asked.fused else split_programs(addresses, services)
+            [fused_program(addresses, services)]
+            if asked.fused
+            else split_programs(addresses, services, stage_key)
         )
         certificates = _certificates(asked) if asked.mtls else None
         if certificates is not None:

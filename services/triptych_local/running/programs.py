@@ -12,13 +12,15 @@ from pydantic import BaseModel
 
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
-from triptych.serving.settings import ServerSettings
+from triptych.serving.keys import KeysFile, new_key
+from triptych.serving.settings import CallerOptions, ServerSettings
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings
 from triptych_local.options import command_line
+from triptych_local.output import write_private
 from triptych_local.running.folders import COORDINATOR_SOCKET
 from triptych_local.running.processes import Program
-from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas
+from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas, ServicesSettings
 from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
 
@@ -79,20 +81,51 @@ class Addresses:
         return cls(first, [",".join(stage) for stage in stages])
 
 
-def split_programs(addresses: Addresses, choice: ModelChoice) -> list[Program]:
-    """A process per service and replica."""
+@dataclass(frozen=True)
+class StageKey:
+    """The API key by which the stages know their coordinator: its file, and the one that they are told of."""
+
+    key_file: Path
+    keys_file: Path
+
+    @classmethod
+    def made_in(cls, folder: Path) -> StageKey:
+        """A new one."""
+        text, key = new_key("coordinator", ["coordinator"])
+        made = cls(folder / "stage-key", folder / "stage-keys.json")
+        write_private(made.key_file, text.encode())
+        write_private(made.keys_file, KeysFile(keys=[key]).write())
+        return made
+
+
+def asks_who_calls(services: ServicesSettings) -> bool:
+    """Whether the coordinator is told of a source of credentials."""
+    sources = ("keys_file", "jwks", "certificate_role")
+    return any(getattr(services, one) or os.environ.get(f"TRIPTYCH_{one.upper()}") for one in sources)
+
+
+def split_programs(
+    addresses: Addresses, choice: ModelChoice, stage_key: StageKey | None = None
+) -> list[Program]:
+    """A process per service and replica. With a stage key, the stages take calls of the coordinator alone."""
+    of_stages = choice.model_copy()
+    of_stages.model_fields_set.difference_update(CallerOptions.model_fields)
+    asking = [] if stage_key is None else ["--keys-file", str(stage_key.keys_file), "--open-health"]
     stages: list[Program] = []
     targets: list[str] = []
     in_turns = not any("," in replicas for replicas in addresses.stages)
     for (stage, spoken), listed in zip(STAGES.items(), addresses.stages, strict=True):
         replicas, module = listed.split(","), f"triptych_{stage.replace('-', '_')}"
-        cores, options = _sharing_cores(choice, len(replicas), in_turns), service_options(stage, choice)
+        cores = _sharing_cores(choice, len(replicas), in_turns)
+        options = [*service_options(stage, of_stages), *asking]
         stages += [
             Program(_numbered(spoken, index, " "), module, address, options, cores)
             for index, address in enumerate(replicas)
         ]
         targets += [f"--{stage}", listed]
     options = [*service_options("coordinator", choice), *targets]
+    if stage_key is not None:
+        options += ["--stage-key-file", str(stage_key.key_file)]
     return [*stages, Program("coordinator", "triptych_coordinator", addresses.coordinator, options)]
 
 
