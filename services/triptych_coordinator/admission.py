@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 from triptych import errors
 from triptych.errors import TriptychError
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import QUEUE
 
 MOST_RUNNING = 64
 """Requests that run at the same time, however light."""
@@ -24,6 +26,7 @@ LINGER_SECONDS = 1.0
 """Who asks for one thing after the other keeps its share for so long in between."""
 _FIRST_GUESS_SECONDS = 1.0
 _HALF_LIFE_SECONDS = 10.0
+_REQUESTS = {QUEUE: "requests"}
 
 
 @dataclass(eq=False)
@@ -35,6 +38,7 @@ class _Waiting:
     cost: float
     priority: int
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    since: float = field(default_factory=time.monotonic)
 
 
 class _Throughput:
@@ -88,6 +92,9 @@ class FairAdmission:
         self._served: dict[str, float] = {}
         """Cost of each client that runs or waits; who comes begins where the least served one is."""
         self._throughput = _Throughput()
+        instruments.queue_length.watch(self, lambda admission: len(admission._waiting), _REQUESTS)
+        instruments.queue_age.watch(self, FairAdmission._age, _REQUESTS)
+        instruments.requests_running.watch(self, FairAdmission._num_running, {})
 
     @asynccontextmanager
     async def admit(self, client: str, load: float, steps: int, priority: int = 0) -> AsyncIterator[None]:
@@ -106,6 +113,7 @@ class FairAdmission:
             if refusal is not None and not entry.turn.done():
                 raise refusal
             await entry.turn
+            instruments.queue_duration.record(time.monotonic() - entry.since, _REQUESTS)
         except BaseException:
             self._left(entry)
             raise
@@ -131,6 +139,14 @@ class FairAdmission:
         finally:
             self._arriving[client] -= 1
             self._arriving += Counter()  # without those that are 0
+
+    def _num_running(self) -> int:
+        return sum(list(self._running.values()))
+
+    def _age(self) -> float:
+        """Seconds that the request which came first has been waiting."""
+        now = time.monotonic()
+        return now - min((one.since for one in list(self._waiting)), default=now)
 
     def _may_start(self, client: str) -> bool:
         """Whether a request of which nothing is known yet may be so light that it need not wait."""

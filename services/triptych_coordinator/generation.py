@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.families.family import GuidanceInput
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import PART
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
@@ -47,7 +49,7 @@ async def generation_events(
     `scope`: for whom prompts are remembered. Errors are the stages'.
     """
     finished = pb.Finished(determinism=models.determinism)
-    stopwatch.lap()
+    queue_milliseconds = stopwatch.lap()
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
@@ -69,6 +71,7 @@ async def generation_events(
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
     async for step in sample(velocities, solution, guided, initial.edit, initial.first_step):
         latents, number = step.latents, step.number - initial.first_step
+        instruments.steps.add(1)
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
         if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
             completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
@@ -87,6 +90,7 @@ async def generation_events(
             image = await _image(parameters, index, picture, fingerprints)
             if parameters.return_latents:
                 image.latents.CopyFrom(array_to_message(latents[index]))
+            instruments.pictures.add(1)
             yield pb.GenerateResponse(image=image)
             stopwatch.lap()
 
@@ -95,7 +99,18 @@ async def generation_events(
     finished.warnings.extend(_lora_warnings(denoiser, encoding))
     finished.reused_rows = velocities.reused_rows
     finished.total_milliseconds = stopwatch.total()
+    _note_phases(queue_milliseconds, finished)
     yield pb.GenerateResponse(finished=finished)
+
+
+def _note_phases(queue_milliseconds: float, finished: pb.Finished) -> None:
+    for phase, milliseconds in (
+        ("queue", queue_milliseconds),
+        ("encode", finished.encode_milliseconds),
+        ("denoise", finished.denoise_milliseconds),
+        ("decode", finished.decode_milliseconds),
+    ):
+        instruments.request_duration.record(milliseconds / 1000, {PART: phase})
 
 
 def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:

@@ -62,7 +62,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             stubs,
             HealthCheck(limits.health_check_seconds),
             RetryPolicy(limits.attempts, limits.attempt_seconds, limits.max_wait_seconds),
-            ConditioningCache(limits.conditioning_cache_bytes, keeps_newest=False),
+            ConditioningCache(limits.conditioning_cache_bytes, keeps_newest=False, name="prompts"),
             partial(serves, name=self._name, revision=self._revision),
         )
 

@@ -72,7 +72,7 @@ def create_servicer(
     return DenoiserServicer(
         predictor,
         Batcher(predictor, options),
-        ConditioningCache(options.conditioning_cache_mb << 20),
+        ConditioningCache(options.conditioning_cache_mb << 20, name="conditioning"),
         LoraCache.of_model(folder, modules, transformer, options.lora_cache_mb << 20),
         ModelLimits.of(transformer.inputs, dtype, options.max_queued_rows, settings.max_message_bytes),
         model,

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from triptych.compute.thread import compute
 from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import QUEUE
 from triptych_denoiser.costs import Costs, Sizes
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.row import Row
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _WINDOW_SHARE = 0.1
 _MAX_RETRY_SECONDS = 30.0
+_ROWS = {QUEUE: "rows"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class _Call:
     """The rows of one call: they may run in several passes, and it is done when it has every velocity."""
 
     rows: Sequence[Row]
+    arrived: float
     done: asyncio.Future[None]
     velocities: dict[int, Tensor] = field(default_factory=dict)
     reused: set[int] = field(default_factory=set)
@@ -116,6 +120,8 @@ class Batcher:
         self._expected: tuple[Key, int] = (), 0  # of this kind, so many rows
         self._window_until = 0.0
         self._max_batch_tokens = options.max_batch_tokens
+        instruments.queue_length.watch(self, lambda batcher: len(batcher._queue), _ROWS)
+        instruments.queue_age.watch(self, Batcher._age, _ROWS)
 
     async def predict(self, rows: Sequence[Row], timeout: float | None = None) -> Prediction:
         """The velocities of a call's rows, in order. Cancelled or late, its waiting rows leave the queue.
@@ -126,7 +132,7 @@ class Batcher:
         """
         self._check_room(len(rows))
         arrived = time.monotonic()
-        call = _Call(rows, asyncio.get_running_loop().create_future())
+        call = _Call(rows, arrived, asyncio.get_running_loop().create_future())
         self._put(self._entries(call, arrived))
         self._arrived.set()
         if self._passes is None or self._passes.done():
@@ -141,6 +147,7 @@ class Batcher:
         velocities = torch.stack([call.velocities[index] for index in range(len(rows))])
         reused = [index in call.reused for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
+        instruments.queue_duration.record(queue_seconds, _ROWS)
         return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
 
     async def close(self) -> None:
@@ -150,6 +157,11 @@ class Batcher:
         self._arrived.set()
         if self._passes is not None:
             await self._passes
+
+    def _age(self) -> float:
+        """Seconds that the row which came first has been waiting."""
+        now = time.monotonic()
+        return now - min((entry.call.arrived for entry in self._queue), default=now)
 
     def _entries(self, call: _Call, arrived: float) -> list[_Waiting]:
         most, tokens = self._predictor.max_rows, [self._predictor.tokens(row) for row in call.rows]
@@ -257,6 +269,9 @@ class Batcher:
 
     def _note(self, batch: Sequence[_Waiting], seconds: float) -> None:
         sizes = _sizes(batch)
+        instruments.batch_rows.record(len(batch))
+        instruments.batch_tokens.record(sum(entry.tokens for entry in batch))
+        instruments.batch_duration.record(seconds)
         if len({entry.alike for entry in batch}) == 1:
             self._costs.note(batch[0].tokens, len(batch), seconds)
         else:

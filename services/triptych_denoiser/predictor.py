@@ -152,7 +152,8 @@ def create_predictor(
     quantized weights: there they are made of tiles. Either way it is tried before it is promised, unless the
     verdict of an earlier start is in `verdict_file`.
     """
-    features, rows = FeatureCache(options.feature_cache_mb << 20), options.max_batch_rows
+    features = FeatureCache(options.feature_cache_mb << 20, name="features")
+    rows = options.max_batch_rows
     together = Predictor(model, device, dtype, rows, features, mixes=not options.compile)
     if options.determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", rows)

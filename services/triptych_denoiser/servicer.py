@@ -12,6 +12,7 @@ import torch
 
 from triptych.compute.lora_changes import Loras
 from triptych.compute.lora_folder import LoraCache, fingerprint_with, warnings_of
+from triptych.compute.model_info import watch_model
 from triptych.errors import missing_conditioning
 from triptych.serving.callers import current_share
 from triptych.tensors import torch_view
@@ -54,6 +55,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._loras = loras
         self._limits = limits
         self._model = model
+        watch_model(self, "denoiser", model)
         self._attention = attention
 
     async def Predict(

@@ -33,7 +33,7 @@ class TextEncoder:
         self.recipe = recipe
         self.model = model_of(recipe)
         self._loras = loras
-        self._cache: Cache[Key, Encoding] = Cache(cache_bytes, keeps_newest=False)
+        self._cache: Cache[Key, Encoding] = Cache(cache_bytes, keeps_newest=False, name="encodings")
 
     async def encode(
         self, prompt: str, spans: tuple[Span, ...] = (), loras: Loras = (), scope: bytes = b""

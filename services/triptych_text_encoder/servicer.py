@@ -11,7 +11,7 @@ import grpc
 from triptych.compute.devices import usable_device
 from triptych.compute.lora_changes import place, weights_of
 from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused, warnings_of
-from triptych.compute.model_info import model_info
+from triptych.compute.model_info import model_info, watch_model
 from triptych.compute.quantization import create_quantizer
 from triptych.compute.settings import LoraOptions
 from triptych.digests import conditioning_digest
@@ -57,6 +57,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         self._encoder = encoder
         self._loras = loras
         self._model = model
+        watch_model(self, "text_encoder", model)
         self._max_prompts = max_prompts
 
     async def Encode(

@@ -11,7 +11,7 @@ import grpc
 
 from triptych.compute.compilation import compile_modules, compiler_identity, try_compiler, warming_up
 from triptych.compute.devices import usable_device
-from triptych.compute.model_info import model_info
+from triptych.compute.model_info import model_info, watch_model
 from triptych.compute.thread import compute
 from triptych.errors import StartError, invalid_argument
 from triptych.serving.admission import Admission
@@ -50,6 +50,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         self._admission = Admission(MAX_CALLS)
         self._codec = codec
         self._model = model
+        watch_model(self, "vae_codec", model)
         self._max_pixels = max_pixels
 
     async def Decode(

@@ -7,6 +7,9 @@ import threading
 from collections import OrderedDict
 from typing import Generic, Protocol, TypeVar
 
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import CACHE, HIT
+
 
 class Sized(Protocol):
     """What knows its size."""
@@ -27,21 +30,33 @@ class Cache(Generic[Key, Value]):
     A caller keeps what it got, forgotten or not. Safe to use from several threads.
     """
 
-    def __init__(self, max_bytes: int, *, keeps_newest: bool = True) -> None:
-        """With `keeps_newest`, the newest entry stays whatever its size; else one over the limit does not."""
+    def __init__(self, max_bytes: int, *, keeps_newest: bool = True, name: str = "") -> None:
+        """With `keeps_newest`, the newest entry stays whatever its size; else one over the limit does not.
+
+        With a name there are metrics of it.
+        """
         self._max_bytes = max_bytes
         self._fewest = 1 if keeps_newest else 0
         self._bytes = 0
         self._entries: OrderedDict[Key, Value] = OrderedDict()
         self._lock = threading.Lock()
+        self._name = name
+        if name:
+            instruments.cache_size.watch(self, Cache.held_bytes, {CACHE: name})
+
+    def held_bytes(self) -> int:
+        """What it holds."""
+        return self._bytes
 
     def get(self, key: Key) -> Value | None:
         """The value, now the last used; None if it is not here."""
         with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key]
+            value = self._entries.get(key)
+            if value is not None:
+                self._entries.move_to_end(key)
+        if self._name:
+            instruments.cache_lookups.add(1, {CACHE: self._name, HIT: value is not None})
+        return value
 
     def put(self, key: Key, value: Value) -> None:
         """Remembers the value; it replaces what has the same key."""

@@ -121,6 +121,7 @@ class Denoiser(DenoiserServiceServicer):
         self.guidance_scales: list[list[float]] = []
         self.loras: list[dict[str, float]] = []
         self.references: list[list[denoiser_pb2.FeatureReuse]] = []
+        self.queue_milliseconds = self.compute_milliseconds = 0.0
 
     async def Predict(self, request: Any, context: Any) -> Any:
         self.predictions += 1
@@ -152,6 +153,8 @@ class Denoiser(DenoiserServiceServicer):
             velocities=array_to_message(np.array(velocities, np.float32)),
             fingerprint=self.fingerprint,
             reused=[again for rows in reused for again in rows],
+            queue_milliseconds=self.queue_milliseconds,
+            compute_milliseconds=self.compute_milliseconds,
             warnings=[f"a third of {lora.name}" for lora in request.loras],
             text_encoder_loras=[lora.name for lora in request.loras if lora.name == "ink"],
         )

@@ -9,6 +9,9 @@ import pytest
 
 from tests.local.conftest import Up, running_up
 from triptych.client import AsyncClient
+from triptych.errors import StartError
+from triptych_local.running.programs import Addresses, split_programs, with_metrics
+from triptych_local.running.settings import ModelChoice, Replicas
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +52,12 @@ async def test_a_denoiser_killed_among_eight_strangers_costs_a_step_and_comes_ba
         second.kill()
         assert await pictures(client, "a cat") == alone
     assert any("is ejected" in line for line in up.lines[said:])
+
+
+def test_each_process_has_a_port_of_its_own_for_metrics_the_coordinator_the_first() -> None:
+    programs = split_programs(Addresses.in_folder(Path("/run"), Replicas(denoisers=2)), ModelChoice())
+    ports = {program.name: program.options[-1] for program in with_metrics(programs, 9464)}
+    assert ports["coordinator"] == "127.0.0.1:9464"
+    assert sorted(ports.values()) == [f"127.0.0.1:{port}" for port in range(9464, 9469)]
+    with pytest.raises(StartError, match="5 ports for metrics"):
+        with_metrics(programs, 65532)

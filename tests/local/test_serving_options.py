@@ -61,6 +61,7 @@ def test_every_setting_of_a_stage_is_an_option_of_up() -> None:
     assert FusedSettings.model_fields.keys() - ServicesSettings.model_fields.keys() == {
         "listen",
         "drain_seconds",
+        "metrics_listen",
     }
     for option in ("--max-running", "--determinism", "--log-level"):
         assert option in CliRunner().invoke(app, ["up", "--help"]).output

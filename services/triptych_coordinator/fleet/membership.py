@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -16,7 +15,8 @@ from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.replica import Description, Replica, S, Source
+from triptych_coordinator.fleet.metrics import FleetMetrics
+from triptych_coordinator.fleet.replica import Description, Job, Replica, S, Source, StageTimes, trusted
 from triptych_coordinator.fleet.retries import (
     RETRY_AFTER_SECONDS,
     Failure,
@@ -45,20 +45,6 @@ _SHORTEST_PAUSE = 0.01
 _SOON_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Job(Generic[S]):
-    """What is to be done by any one replica.
-
-    work: how much, in units of the stage's own; 0 for a mere question.
-    fingerprint: that of the model which must do it; None for any.
-    prepared: whether a replica already has what is needed.
-    """
-
-    work: float = 0.0
-    fingerprint: str | None = None
-    prepared: Callable[[Replica[S]], bool] = lambda _replica: True
-
-
 class Fleet(Generic[S, D]):
     """The replicas of a stage. They come and go, fail and return; a call goes to one that can do it."""
 
@@ -84,6 +70,7 @@ class Fleet(Generic[S, D]):
             fits: whether a model is the one that is wanted.
         """
         self._stage = stage
+        self._metrics = FleetMetrics(stage)
         self._source = source
         self._question = question
         self._positive = positive
@@ -105,6 +92,7 @@ class Fleet(Generic[S, D]):
         self._checking: set[Replica[S]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
+        self._metrics.watch(self, self._replicas)
 
     async def description(self, deadline: Deadline, fresh: bool = False) -> D:
         """What the stage serves: the model of most replicas that serve the wanted one.
@@ -139,19 +127,23 @@ class Fleet(Generic[S, D]):
 
     def idle(self, fingerprint: str) -> int:
         """How many replicas with this model are idle and not clearly slower than the others, at least 1."""
-        suitable = _trusted([one for one in self._suitable(Job(fingerprint=fingerprint)) if one.ready])
+        suitable = trusted([one for one in self._suitable(Job(fingerprint=fingerprint)) if one.ready])
         paces = believed_paces([one.measured_pace() for one in suitable])
         fast = CLEARLY_BUSIER * min(paces, default=0.0)
         idle = sum(one.outstanding == 0 and pace <= fast for one, pace in zip(suitable, paces, strict=True))
         return max(1, idle)
 
     async def call(
-        self, work: Work[S, R], job: Job[S], deadline: Deadline, seconds: Callable[[R], float] | None = None
+        self,
+        work: Work[S, R],
+        job: Job[S],
+        deadline: Deadline,
+        times: Callable[[R], StageTimes] | None = None,
     ) -> R:
         """Has a replica do the work, in so many seconds; where it fails, another one, until one succeeds.
 
         While no replica is there it waits: up to the deadline, or max_wait seconds without one. A replica
-        whose answer is wrong is not asked again. `seconds` is how long the replica took, by its own answer.
+        whose answer is wrong is not asked again. `times` are how long the replica took, by its own answer.
 
         Raises:
             TriptychError: DEADLINE_EXCEEDED when `deadline` passed; UNAVAILABLE when nobody came for so long,
@@ -171,6 +163,7 @@ class Fleet(Generic[S, D]):
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
                 failure, ended = failure_of(error), time.monotonic()
+                self._metrics.attempted(ended - began, error.code.name)
                 busy_until[replica] = ended + (errors.retry_after_seconds(error) or 0)
                 if failure is Failure.TRANSIENT:
                     if ended - began >= retries.attempt_timeout:  # it answers questions, but finishes nothing
@@ -183,10 +176,14 @@ class Fleet(Generic[S, D]):
                 hopeless = failure is Failure.OF_THE_REQUEST or failures == retries.attempts
                 if hopeless or all(busy_until.get(one) == math.inf for one in self._suitable(job)):
                     raise explained(error, self._stage, replica.address, retries) from error
+                self._metrics.retried(failure)
                 continue
             replica.succeed()
-            if seconds is not None:
-                replica.measure(seconds(answer), outstanding)
+            self._metrics.attempted(time.monotonic() - began, "OK")
+            if times is not None:
+                took = times(answer)
+                replica.measure(took.queue + took.compute, outstanding)
+                self._metrics.took(time.monotonic() - began, took)
             return answer
 
     async def close(self) -> None:
@@ -223,7 +220,7 @@ class Fleet(Generic[S, D]):
         ready = [one for one in self._suitable(job) if one.ready and busy_until.get(one, now) <= now]
         if not ready:
             return None
-        ready = _trusted(ready)
+        ready = trusted(ready)
         paces = believed_paces([one.measured_pace() for one in ready])
         candidates = [
             Candidate(one.outstanding, pace, job.prepared(one), one.last_chosen)
@@ -285,6 +282,7 @@ class Fleet(Generic[S, D]):
         """Others are preferred to it for a while."""
         seconds = replica.distrust()
         if seconds is not None:
+            self._metrics.ejected()
             log.warning(
                 "the %s at %s is ejected for %g s: %s", self._stage, replica.address, seconds, mistake
             )
@@ -293,6 +291,7 @@ class Fleet(Generic[S, D]):
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
+            self._metrics.ejected()
             log.warning("the %s at %s is ejected: %s", self._stage, replica.address, without_request(error))
             self._last_error = without_request(error)
             replica.fail()
@@ -405,11 +404,6 @@ class Fleet(Generic[S, D]):
         self._background.add(task)
         task.add_done_callback(partial(set.discard, self._background))
         return task
-
-
-def _trusted(replicas: list[Replica[S]]) -> list[Replica[S]]:
-    """Those whose work was right, or all of them if there are none: then it may be what they were asked."""
-    return [one for one in replicas if one.trusted] or replicas
 
 
 async def _within(seconds: float, awaitable: Awaitable[object]) -> None:

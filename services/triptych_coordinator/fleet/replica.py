@@ -48,6 +48,14 @@ async def _not_for_tls() -> None:
 
 
 @dataclass(frozen=True)
+class StageTimes:
+    """How the time of a call went, by the stage's own answer, in seconds."""
+
+    queue: float
+    compute: float
+
+
+@dataclass(frozen=True)
 class Connection(Generic[S]):
     """The stub of a replica, what ends the connection, and what says why TLS keeps it from coming about."""
 
@@ -100,6 +108,11 @@ class Replica(Generic[S]):
         self._unused.set()
         self._pace: float | None = None
         self._measured_at = 0.0
+
+    @property
+    def calls(self) -> int:
+        """Of work, which it has not answered yet."""
+        return self._calls
 
     @property
     def fingerprint(self) -> str | None:
@@ -175,3 +188,22 @@ class Replica(Generic[S]):
     async def close(self) -> None:
         """Ends the connection; running calls are cancelled."""
         await self._connection.close()
+
+
+@dataclass(frozen=True)
+class Job(Generic[S]):
+    """What is to be done by any one replica.
+
+    work: how much, in units of the stage's own; 0 for a mere question.
+    fingerprint: that of the model which must do it; None for any.
+    prepared: whether a replica already has what is needed.
+    """
+
+    work: float = 0.0
+    fingerprint: str | None = None
+    prepared: Callable[[Replica[S]], bool] = lambda _replica: True
+
+
+def trusted(replicas: list[Replica[S]]) -> list[Replica[S]]:
+    """Those whose work was right, or all of them if there are none: then it may be what they were asked."""
+    return [one for one in replicas if one.trusted] or replicas

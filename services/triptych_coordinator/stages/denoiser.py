@@ -18,8 +18,8 @@ from triptych.tensors import array_to_message, array_view
 from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet, Job
-from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.replica import Job, Replica, StageTimes
 from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
@@ -44,7 +44,7 @@ class _Predicted:
 
     velocities: NDArray[np.float32]
     reused: NDArray[np.bool_]
-    seconds: float
+    times: StageTimes
 
 
 @dataclass
@@ -176,7 +176,7 @@ class RequestDenoiser:
             return predicted
 
         job = Job(math.prod(shape), self.model.model.fingerprint, is_prepared)
-        return await self.fleet.call(predict, job, self.deadline, attrgetter("seconds"))
+        return await self.fleet.call(predict, job, self.deadline, attrgetter("times"))
 
     async def _predict_on(
         self,
@@ -220,8 +220,8 @@ def _predicted(response: denoiser_pb2.PredictResponse, shape: tuple[int, ...]) -
     reused = list(response.reused) or [False] * (branches * samples)
     if len(reused) != branches * samples:
         raise nonsense(f"reused: is of {len(reused)} rows, not of {branches * samples}")
-    seconds = (response.queue_milliseconds + response.compute_milliseconds) / 1000
-    return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), seconds)
+    times = StageTimes(response.queue_milliseconds / 1000, response.compute_milliseconds / 1000)
+    return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), times)
 
 
 def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> denoiser_pb2.Branch:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from triptych.digests import conditioning_digest
 from triptych.v1 import lora_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet, Job
-from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.replica import Job, Replica
 from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.stages.answers import FLOATS, check_fingerprint, nonsense, read_array

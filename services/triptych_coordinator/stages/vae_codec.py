@@ -17,8 +17,8 @@ from triptych.tensors import array_view
 from triptych.v1 import vae_codec_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet, Job
-from triptych_coordinator.fleet.replica import Replica
+from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.replica import Job, Replica, StageTimes
 from triptych_coordinator.fleet.retries import Method, attempt
 from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.stages.answers import check_fingerprint, read_array
@@ -102,9 +102,9 @@ class VaeCodecs:
         """What `read` makes of the answer; it raises TriptychError for nonsense."""
         fingerprint = models.vae_codec.model.fingerprint
 
-        async def call(replica: Replica[VaeCodecServiceAsyncStub], seconds: float) -> tuple[R, float]:
+        async def call(replica: Replica[VaeCodecServiceAsyncStub], seconds: float) -> tuple[R, StageTimes]:
             response = await attempt(method(replica.stub), request, seconds)
             check_fingerprint(response.fingerprint, fingerprint)
-            return read(response), response.compute_milliseconds / 1000
+            return read(response), StageTimes(0.0, response.compute_milliseconds / 1000)
 
         return (await self.fleet.call(call, Job(pixels, fingerprint), deadline, itemgetter(1)))[0]

@@ -303,6 +303,13 @@ class UpSettings(Options):
         description="With --mtls: folder of the certificates, as `triptych certs` makes them. They are made "
         "or renewed if need be. Default: one beside the sockets.",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Serve metrics for Prometheus on 127.0.0.1: the coordinator's at this port, the stages' "
+        "at the next ones. Default: not.",
+    )
     replicas: Replicas
     services: ServicesSettings
 

@@ -12,7 +12,14 @@ from triptych_local.output import note, say
 from triptych_local.running.folders import CERTIFICATES, claimed_folder, temporary_folder, well_known_folder
 from triptych_local.running.mtls import LIFE, keep_renewed, with_mtls
 from triptych_local.running.processes import running
-from triptych_local.running.programs import Addresses, StageKey, asks_who_calls, fused_program, split_programs
+from triptych_local.running.programs import (
+    Addresses,
+    StageKey,
+    asks_who_calls,
+    fused_program,
+    split_programs,
+    with_metrics,
+)
 
 
 async def up(asked: UpSettings) -> None:
@@ -36,6 +43,8 @@ async def up(asked: UpSettings) -> None:
         certificates = _certificates(asked) if asked.mtls else None
         if certificates is not None:
             programs = with_mtls(programs, certificates, stack.enter_context(temporary_folder()))
+        if asked.metrics_port is not None:
+            programs = with_metrics(programs, asked.metrics_port)
         try:
             async with running(programs, note):
                 _tell(addresses, asked, certificates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -127,6 +127,20 @@ def split_programs(
     if stage_key is not None:
         options += ["--stage-key-file", str(stage_key.key_file)]
     return [*stages, Program("coordinator", "triptych_coordinator", addresses.coordinator, options)]
+
+
+def with_metrics(programs: Sequence[Program], first_port: int) -> list[Program]:
+    """The programs with endpoints for Prometheus: the last one, which clients call, at the first port.
+
+    Raises StartError if there are not that many ports.
+    """
+    if first_port + len(programs) - 1 > LAST_PORT:
+        raise StartError(f"there are not {len(programs)} ports for metrics from port {first_port} on")
+    ports = [*range(first_port + 1, first_port + len(programs)), first_port]
+    return [
+        replace(program, options=[*program.options, "--metrics-listen", f"127.0.0.1:{port}"])
+        for program, port in zip(programs, ports, strict=True)
+    ]
 
 
 def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[str, str]:

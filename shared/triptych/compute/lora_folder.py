@@ -84,7 +84,7 @@ class LoraCache:
         """`load` raises CheckpointError for what cannot be used."""
         self.folder = folder
         self._load_file = load
-        self._cache: Cache[tuple[object, ...], PlacedLora] = Cache(max_bytes)
+        self._cache: Cache[tuple[object, ...], PlacedLora] = Cache(max_bytes, name="loras")
         self._loading = threading.Lock()
 
     @classmethod

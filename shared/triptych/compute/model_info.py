@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.fingerprints import stage_fingerprint
+from triptych.telemetry import instruments
 from triptych.v1.model_pb2 import ModelInfo
 
 if TYPE_CHECKING:
@@ -40,3 +41,10 @@ def model_info(
         parameters=parameters,
         quantization=quantization,
     )
+
+
+def watch_model(servicer: object, stage: str, model: ModelInfo) -> None:
+    """Says in the metrics what a stage serves, for as long as its servicer lives."""
+    fields = ("name", "revision", "family", "device", "dtype", "quantization", "determinism", "fingerprint")
+    attributes = {f"triptych.model.{field}": getattr(model, field) for field in fields}
+    instruments.model.watch(servicer, lambda _: 1.0, {instruments.STAGE: stage, **attributes})

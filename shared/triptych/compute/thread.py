@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import QUEUE
+
 CORES_LOCK = "TRIPTYCH_CORES_LOCK"
 """Environment variable: a file that processes which share cores lock while they compute."""
 _LONGEST_TURN_SECONDS = 2.0
@@ -43,6 +46,26 @@ class InterruptedWorkError(Exception):
     """Ends work on the compute thread that nobody waits for any more."""
 
 
+class _Waiting:
+    """The work that waits for the compute thread, and since when."""
+
+    def __init__(self) -> None:
+        self.since: dict[threading.Event, float] = {}
+        instruments.queue_length.watch(self, lambda waiting: len(waiting.since), _COMPUTE)
+        instruments.queue_age.watch(self, _Waiting.age, _COMPUTE)
+
+    def age(self) -> float:
+        """Seconds that the first has been waiting."""
+        now = time.monotonic()
+        return now - min(list(self.since.values()), default=now)
+
+    def begun(self, work: threading.Event) -> None:
+        """It waits no more."""
+        instruments.queue_duration.record(time.monotonic() - self.since.pop(work), _COMPUTE)
+
+
+_COMPUTE = {QUEUE: "compute"}
+_waiting = _Waiting()
 _unwanted = threading.Event()
 """Whether nobody waits for the work that the compute thread does now; each has an event of its own."""
 
@@ -57,16 +80,20 @@ async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     def run() -> R:
         global _unwanted
         with turn():
-            _unwanted = unwanted
+            _waiting.begun(unwanted)
+            began, _unwanted = time.monotonic(), unwanted
             try:
                 return work(*args, **kwargs)
             finally:
                 _unwanted = threading.Event()
+                instruments.compute_duration.record(time.monotonic() - began)
 
+    _waiting.since[unwanted] = time.monotonic()
     try:
         return await asyncio.get_running_loop().run_in_executor(compute_thread(), run)
     finally:
         unwanted.set()
+        _waiting.since.pop(unwanted, None)
 
 
 def end_if_unwanted(*_: object) -> None:

@@ -21,6 +21,7 @@ from triptych.serving.arrivals import Arrivals
 from triptych.serving.authorization import Authorization
 from triptych.serving.callers import set_caller
 from triptych.serving.logs import logged, request_log
+from triptych.serving.measuring import measured
 from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
@@ -145,7 +146,7 @@ def _wrapped(
 
     async def answer(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
-            with logged(method, context):
+            with measured(method, context), logged(method, context):
                 return await behaviour(await received(context), context)
         except Exception as error:
             ending = _ending(error, method)
@@ -154,7 +155,7 @@ def _wrapped(
     async def stream(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         try:
             # When a client leaves, gRPC may just drop this generator; the servicer's must then close too.
-            with logged(method, context):
+            with measured(method, context), logged(method, context):
                 async with contextlib.aclosing(behaviour(await received(context), context)) as responses:
                     async for response in responses:
                         yield response

@@ -28,6 +28,7 @@ from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.logs import log_to_stderr
 from triptych.serving.settings import ServerSettings
 from triptych.serving.stopping import end_at_once_when_told
+from triptych.telemetry.exporting import switched_on
 from triptych.v1.shared_memory_pb2_grpc import add_SharedMemoryServiceServicer_to_server
 from triptych.wire.shared_memory import NAME as SHARED_MEMORY
 from triptych.wire.shared_memory import SharedMemory, SharedMemoryInterceptor
@@ -240,6 +241,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     """
     started = time.monotonic()
     check_listening(settings)
+    telemetry_off = switched_on(name.lower().replace(" ", "-"), settings.metrics_listen)
     Authorization.of(settings)  # whose files are better found wanting before a model is loaded
     log.info("starting")
     loaded = await load()
@@ -251,6 +253,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     log.info("stopping after %s", (await stopped).name)
     await server.stop()
     await loaded.close()
+    await asyncio.to_thread(telemetry_off)
     log.info("stopped")
 
 

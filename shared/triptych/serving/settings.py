@@ -23,6 +23,13 @@ def _check_listen(address: str) -> str:
     return addresses.check_listen(address)
 
 
+def _check_metrics_listen(address: str) -> str:
+    """Raises ValueError unless HTTP can be served there."""
+    if address.startswith("unix:"):
+        raise ValueError(f"'{address}' is a socket's path, but Prometheus needs host:port")
+    return _check_listen(address)
+
+
 def _check_certificate_role(text: str) -> str:
     """Raises ValueError unless it is NAME=ROLE."""
     from triptych.serving import authorization  # imports grpc, which --help does not need
@@ -78,6 +85,11 @@ class ListenOptions(Options):
     insecure: bool = Field(False, description="Listen without TLS on an address that other hosts may reach.")
     drain_seconds: float = Field(
         0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
+    )
+    metrics_listen: Annotated[str, AfterValidator(_check_metrics_listen)] | None = Field(
+        None,
+        description="host:port of an endpoint for Prometheus, which is open to all who reach it. Needs the "
+        "extra telemetry. Default: none. OTLP is switched on by OTEL_EXPORTER_OTLP_ENDPOINT.",
     )
 
     @model_validator(mode="after")

@@ -1,0 +1,49 @@
+"""What the metrics say of a stage's replicas."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import PART, REASON, RPC_STATUS, RPC_SYSTEM, STAGE, STATE
+from triptych_coordinator.fleet.replica import Replica, StageTimes
+from triptych_coordinator.fleet.retries import Failure
+
+
+class FleetMetrics:
+    """The metrics of one stage."""
+
+    def __init__(self, stage: str) -> None:
+        """`stage` as in errors, e.g. "text encoder"."""
+        self.attributes = {STAGE: stage.lower().replace(" ", "_")}
+
+    def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]]) -> None:
+        """Counts the replicas, and the calls that they work on, for as long as the fleet lives."""
+
+        def of_state(ready: bool, _: object) -> int:
+            return sum(one.ready is ready for one in list(replicas.values()))
+
+        for ready, state in ((True, "ready"), (False, "away")):
+            instruments.replicas.watch(fleet, partial(of_state, ready), self.attributes | {STATE: state})
+        instruments.stage_calls_running.watch(
+            fleet, lambda _: sum(one.calls for one in list(replicas.values())), self.attributes
+        )
+
+    def attempted(self, seconds: float, status: str) -> None:
+        """A replica answered, or failed, after so long."""
+        attributes = {RPC_SYSTEM: "grpc", RPC_STATUS: status, **self.attributes}
+        instruments.client_call_duration.record(seconds, attributes)
+
+    def took(self, seconds: float, times: StageTimes) -> None:
+        """An answer took so long, by the stage's own account of it."""
+        wire = max(0.0, seconds - times.queue - times.compute)
+        for part, each in (("queue", times.queue), ("compute", times.compute), ("wire", wire)):
+            instruments.stage_call_time.record(each, self.attributes | {PART: part})
+
+    def retried(self, failure: Failure) -> None:
+        """A failed attempt is repeated."""
+        instruments.retries.add(1, self.attributes | {REASON: failure.name.lower()})
+
+    def ejected(self) -> None:
+        """A replica gets no work for a while."""
+        instruments.ejections.add(1, self.attributes)

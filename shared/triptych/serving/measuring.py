@@ -1,0 +1,63 @@
+"""How long calls take and how they end, for every method of every service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from triptych.errors import TriptychError, retry_after_seconds
+from triptych.telemetry import instruments
+from triptych.telemetry.instruments import REASON, RPC_METHOD, RPC_STATUS, RPC_SYSTEM
+
+_REFUSED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+
+
+@contextmanager
+def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+    """Counts the call of the block, by how it ends. `method` is "/package.Service/Method", as gRPC has it."""
+    began, status = time.monotonic(), "OK"
+    name = method.removeprefix("/")
+    try:
+        yield
+    except TriptychError as error:
+        status = error.code.name
+        if error.code in _REFUSED:
+            instruments.refusals.add(1, {RPC_METHOD: name, REASON: _reason(error)})
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        status = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+        raise
+    except grpc.aio.AbortError:  # of gRPC's own health service, which says only then with what
+        status = _code(context)
+        raise
+    except Exception:
+        status = "INTERNAL"
+        raise
+    finally:
+        attributes = {RPC_SYSTEM: "grpc", RPC_METHOD: name, RPC_STATUS: status}
+        instruments.server_call_duration.record(time.monotonic() - began, attributes)
+
+
+def _reason(error: TriptychError) -> str:
+    """The status, or of RESOURCE_EXHAUSTED whether it passes."""
+    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return error.code.name.lower()
+    return "too_large" if retry_after_seconds(error) is None else "busy"
+
+
+def _code(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    code = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
