@@ -48,7 +48,7 @@ def _well_known(checkpoint: Checkpoint) -> LatentRgb | None:
     """That of the family whose VAE has the same scale and shift."""
     config: Mapping[str, Any] = checkpoint.config("vae") if checkpoint.has("vae") else {}
     scales = config.get("scaling_factor", 0.0), config.get("shift_factor", 0.0)
-    for latents in (family.latents for family in FAMILIES):
+    for latents in (family.latents for family in FAMILIES if family.latents):
         known = (latents.scaling_factor, latents.shift_factor) == scales
         if known and config.get("latent_channels") == len(latents.rgb_factors):
             factors, bias = (np.array(rgb, np.float32) for rgb in (latents.rgb_factors, latents.rgb_bias))

@@ -32,12 +32,13 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if family is None or embedded not in family.defaults:
         supported = ", ".join(family.pipeline for family in FAMILIES)
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
-    defaults = family.defaults[embedded]
+    distilled = checkpoint.index.get("is_distilled") is True
+    defaults = family.distilled if family.distilled and distilled else family.defaults[embedded]
     steps = family.steps_if_distilled(checkpoint.published_names)
-    if steps is not None:
+    if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint.own_defaults)
-    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid))
+    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), family.mu)
     return Sampling(**vars(defaults), schedule=schedule)
 
 

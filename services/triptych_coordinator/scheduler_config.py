@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from triptych.errors import StartError
-from triptych_coordinator.sampling.sigmas import TRAIN_TIMESTEPS, DynamicShift, FlowSchedule, Grid
+from triptych.families.family import MuName
+from triptych_coordinator.sampling.sigmas import (
+    TRAIN_TIMESTEPS,
+    DynamicShift,
+    EmpiricalShift,
+    FlowSchedule,
+    Grid,
+    Shift,
+)
 
 _CLASS_NAME = "FlowMatchEulerDiscreteScheduler"
 _UNSUPPORTED = (
@@ -17,8 +25,10 @@ _UNSUPPORTED = (
 )
 
 
-def flow_schedule(config: Mapping[str, Any], grid: Grid = Grid.TRAINING) -> FlowSchedule:
-    """Reads a diffusers scheduler_config.json.
+def flow_schedule(
+    config: Mapping[str, Any], grid: Grid = Grid.TRAINING, mu: MuName = "by tokens"
+) -> FlowSchedule:
+    """Reads a diffusers scheduler_config.json. `mu` is how its pipeline makes that of a dynamic shift.
 
     Raises:
         StartError: the scheduler is another one, or has options that are not built.
@@ -34,7 +44,7 @@ def flow_schedule(config: Mapping[str, Any], grid: Grid = Grid.TRAINING) -> Flow
         raise StartError(
             f"num_train_timesteps is {steps} in the scheduler config, but only 1000 is supported"
         )
-    return FlowSchedule(_shift(config), _terminal(config), grid)
+    return FlowSchedule(_shift(config, mu), _terminal(config), grid)
 
 
 def _dynamic_shift(config: Mapping[str, Any]) -> DynamicShift:
@@ -43,25 +53,30 @@ def _dynamic_shift(config: Mapping[str, Any]) -> DynamicShift:
         name: _number(config, name, getattr(DynamicShift, name))
         for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     }
-    kind = config.get("time_shift_type", DynamicShift.time_shift_type)
-    if kind not in ("exponential", "linear"):
-        raise StartError(
-            f"time_shift_type is {kind!r} in the scheduler config, but must be 'exponential' or 'linear'"
-        )
     if numbers["base_image_seq_len"] == numbers["max_image_seq_len"]:
         raise StartError(
             "base_image_seq_len and max_image_seq_len are both"
             f" {numbers['base_image_seq_len']:g} in the scheduler config, but must differ"
         )
-    dynamic = DynamicShift(**numbers, time_shift_type=kind)
-    if dynamic.shift(1) <= 0:
-        raise StartError(f"the scheduler config shifts small pictures by {dynamic.shift(1):g}, below 0")
+    dynamic = DynamicShift(**numbers, time_shift_type=_time_shift_type(config))
+    smallest = dynamic.shift(image_tokens=1, num_inference_steps=1)
+    if smallest <= 0:
+        raise StartError(f"the scheduler config shifts small pictures by {smallest:g}, below 0")
     return dynamic
 
 
-def _shift(config: Mapping[str, Any]) -> float | DynamicShift:
+def _time_shift_type(config: Mapping[str, Any]) -> str:
+    kind = config.get("time_shift_type", DynamicShift.time_shift_type)
+    if kind not in ("exponential", "linear"):
+        raise StartError(
+            f"time_shift_type is {kind!r} in the scheduler config, but must be 'exponential' or 'linear'"
+        )
+    return str(kind)
+
+
+def _shift(config: Mapping[str, Any], mu: MuName) -> Shift:
     if config.get("use_dynamic_shifting"):
-        return _dynamic_shift(config)
+        return _dynamic_shift(config) if mu == "by tokens" else EmpiricalShift(_time_shift_type(config))
     shift = _number(config, "shift", 1.0)
     if shift <= 0:
         raise StartError(f"shift is {shift:g} in the scheduler config, but must be a positive number")

@@ -39,6 +39,8 @@ _UNUSED = re.compile(
     r"|lm_head\.weight|spiece_model)$|^(?:vision_model|decoder)\."
 )
 
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
 
 def load_text_model(
     checkpoint: Checkpoint,
@@ -46,12 +48,13 @@ def load_text_model(
     dtype: torch.dtype,
     device: torch.device,
     quantizer: Quantizer | None = None,
+    layers: int | None = None,
 ) -> Any:
     """Load a CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel or Qwen3Model, ready for inference.
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the
     `text_model.` or `model.` prefix are accepted, T5's embedding under any of its names; T5's `wo` is
-    float32 when dtype is float16.
+    float32 when dtype is float16. Of a Qwen3's layers, those behind the first `layers` are left out.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -63,12 +66,12 @@ def load_text_model(
     class_name = checkpoint.class_name(component)
     with _quiet():
         try:
-            model = _without_memory(checkpoint, component, dtype, device)
+            model = _without_memory(checkpoint, component, dtype, device, layers)
             if dtype == torch.float16 and class_name == "T5EncoderModel":
                 _keep_wo_in_float32(model)
             tensors = checkpoint.tensors(component)
             targets, missing = _targets(model, set(tensors))
-            unknown = _unknown(model, set(tensors))
+            unknown = [name for name in _unknown(model, set(tensors)) if not _is_behind(name, layers)]
             if not missing and not unknown:
                 exceptions = _EXCEPTIONS.get(class_name, Exceptions())
                 finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
@@ -90,7 +93,9 @@ def load_text_model(
     return model.requires_grad_(False).eval()
 
 
-def _without_memory(checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device) -> Any:
+def _without_memory(
+    checkpoint: Checkpoint, component: str, dtype: torch.dtype, device: torch.device, layers: int | None
+) -> Any:
     """The model with its weights on "meta"; buffers that no checkpoint has are real, on the device."""
     import torch
 
@@ -102,6 +107,8 @@ def _without_memory(checkpoint: Checkpoint, component: str, dtype: torch.dtype, 
             return ClipTextModel(ClipConfig.from_dict(config), class_name == _PROJECTED_CLIP).to(dtype)
     with torchao_quietly():  # transformers imports it where it is installed
         model_class, config_class = _transformers_classes(checkpoint, component)
+    if layers is not None:
+        config = _with_first(layers, config)
     with torch.device("meta"):
         model = model_class._from_config(
             config_class.from_dict(config), dtype=dtype, attn_implementation="sdpa"
@@ -118,6 +125,19 @@ def _without_memory(checkpoint: Checkpoint, component: str, dtype: torch.dtype, 
         if computed:
             model._init_weights(module)  # transformers' way to compute them; weights on "meta" stay there
     return model
+
+
+def _with_first(layers: int, config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a model with no more than so many layers."""
+    layers = min(layers, config["num_hidden_layers"])
+    kinds = {"layer_types": config["layer_types"][:layers]} if config.get("layer_types") else {}
+    return config | {"num_hidden_layers": layers} | kinds
+
+
+def _is_behind(name: str, layers: int | None) -> bool:
+    """Whether a weight is of a layer behind the first `layers`."""
+    match = _LAYER.search(name)
+    return layers is not None and match is not None and int(match[1]) >= layers
 
 
 def _keep_wo_in_float32(model: Any) -> None:

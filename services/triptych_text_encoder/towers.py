@@ -36,8 +36,15 @@ class Tower:
     def token_ids(self, text: str, padded: bool = True) -> torch.Tensor:
         """The text's tokens, cut off: int64 [1, max_length], or [1, tokens] if not padded."""
         tokens = self._cut([text], padding="max_length" if padded else False, return_tensors="pt")
-        token_ids: torch.Tensor = tokens.input_ids.to(next(self.model.parameters()).device)
-        return token_ids
+        return self._on_device(tokens.input_ids)
+
+    def token_ids_and_mask(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text's tokens, cut off and padded on the tokenizer's side, and 0 where there is padding.
+
+        int64 [1, max_length] each.
+        """
+        tokens = self._cut([text], padding="max_length", return_tensors="pt")
+        return self._on_device(tokens.input_ids), self._on_device(tokens.attention_mask)
 
     def token_weights(self, text: str, spans: Sequence[Span]) -> list[float]:
         """The weight of each of the `max_length` tokens; marks and padding weigh 1."""
@@ -53,15 +60,20 @@ class Tower:
         start, _ = tokens.offset_mapping[kept]
         return int(start)
 
+    def _on_device(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.to(next(self.model.parameters()).device)
+
     def _cut(self, text: str | list[str], **options: Any) -> Any:
         """What the tokenizer says of the first `max_length` tokens."""
         return self.tokenizer(text, max_length=self.max_length, truncation=True, **options)
 
 
 class LoadTower(Protocol):
-    """Loads the towers of a checkpoint: load_tower, given its number and maybe max_length."""
+    """Loads the towers of a checkpoint: load_tower, given its number and maybe max_length and layers."""
 
-    def __call__(self, number: int, max_length: int | None = None) -> Tower: ...  # noqa: D102
+    def __call__(  # noqa: D102
+        self, number: int, max_length: int | None = None, layers: int | None = None
+    ) -> Tower: ...
 
 
 def load_tower(
@@ -71,14 +83,16 @@ def load_tower(
     quantizer: Quantizer | None,
     number: int,
     max_length: int | None = None,
+    layers: int | None = None,
 ) -> Tower:
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
 
-    `max_length` None is what the tokenizer says. Raises CheckpointError if a part is missing, broken or of an
-    unsupported class, or the tokenizer has tokens or positions that the encoder does not.
+    `max_length` None is what the tokenizer says; of the encoder's layers all are loaded, or the first
+    `layers`. Raises CheckpointError if a part is missing, broken or of an unsupported class, or the tokenizer
+    has tokens or positions that the encoder does not.
     """
     tokenizer = load_tokenizer(checkpoint, component("tokenizer", number))
-    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer)
+    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer, layers)
     tower = Tower(tokenizer, model, tokenizer.model_max_length if max_length is None else max_length)
     if len(tokenizer) > model.config.vocab_size:
         raise CheckpointError(

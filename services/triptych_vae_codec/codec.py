@@ -29,7 +29,7 @@ def interruptible(model: AutoencoderKL) -> None:
 
 
 class VaeCodec:
-    """An autoencoder with the shift and scale to the latents that the denoiser sees.
+    """An autoencoder with the map to the latents that the denoiser sees.
 
     Pictures go through the model one by one: its convolutions choose a kernel by the number of rows, and a
     picture's bits must not depend on its company. Those of more than tile_size x tile_size pixels go in tiles
@@ -39,12 +39,13 @@ class VaeCodec:
     def __init__(self, model: AutoencoderKL, tile_size: int = 0) -> None:
         self.model = model
         self.tile_size = tile_size
-        self.latent_channels = model.config.latent_channels
-        self.downscale = model.config.downscale
+        self._latent_space = model.latent_space
+        self.latent_channels = self._latent_space.channels
+        self.downscale = self._latent_space.patch * model.config.downscale
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Float32 latents [B, C, h, w], scaled, to uint8 pixels [B, H, W, 3] on the CPU.
+        """Float32 latents [B, C, h, w] of the denoiser to uint8 pixels [B, H, W, 3] on the CPU.
 
         Raises:
             ValueError: the decoder gave numbers that are not finite: the latents are too large for its dtype.
@@ -53,7 +54,9 @@ class VaeCodec:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pixels [B, H, W, 3] to float32 mean and std [B, C, h, w] of the scaled latents, on the CPU.
+        """uint8 pixels [B, H, W, 3] to float32 mean and std [B, C, h, w] of the denoiser's latents.
+
+        They are on the CPU.
 
         Raises:
             ValueError: the encoder gave numbers that are not finite.
@@ -62,21 +65,17 @@ class VaeCodec:
         return torch.cat(means), torch.cat(stds)
 
     def _decode_row(self, latents: Tensor) -> Tensor:
-        config = self.model.config
-        unscaled = latents[None] / config.scaling_factor + config.shift_factor
-        decoded = self._finite(self._decode(self._to_model(unscaled)))
+        decoded = self._finite(self._decode(self._to_model(self._latent_space.to_model(latents[None]))))
         pixels = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
     def _encode_row(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.model.config
         rgb = 2 * (pixels[None].permute(0, 3, 1, 2).float() / 255) - 1
         mean, std = (self._finite(part) for part in self._encode(self._to_model(rgb)))
-        return (mean - config.shift_factor) * config.scaling_factor, std * config.scaling_factor
+        return self._latent_space.to_denoiser(mean, std)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        height, width = (length * self.downscale for length in latents.shape[-2:])
-        if self._is_large(height, width):
+        if self._is_large(*(length * self.model.config.downscale for length in latents.shape[-2:])):
             return decode_by_tiles(self.model, latents, self.tile_size)
         return self.model.decode(latents)
 

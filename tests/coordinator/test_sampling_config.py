@@ -9,7 +9,7 @@ from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families.family import GuidanceInput
-from triptych_coordinator.sampling.sigmas import DynamicShift, FlowSchedule, Grid
+from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FlowSchedule, Grid
 from triptych_coordinator.sampling_config import sampling_of
 
 
@@ -25,6 +25,7 @@ def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline"
         ("StableDiffusion3Pipeline", False, GuidanceInput.BRANCHES, 28, 7.0, Grid.TRAINING),
         ("FluxPipeline", True, GuidanceInput.EMBEDDED, 28, 3.5, Grid.EVEN),
         ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
+        ("Flux2KleinPipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
         ("ZImagePipeline", False, GuidanceInput.BRANCHES, 50, 6.0, Grid.EVEN_BY_TORCH),
     ],
 )
@@ -52,11 +53,37 @@ def test_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
     assert sampling.schedule == FlowSchedule(DynamicShift(max_shift=1.3), 0.02, Grid.EVEN)
 
 
-@pytest.mark.parametrize(("pipeline", "embeds"), [("PixArtSigmaPipeline", False), ("ZImagePipeline", True)])
+@pytest.mark.parametrize(
+    ("pipeline", "embeds"),
+    [("PixArtSigmaPipeline", False), ("ZImagePipeline", True), ("Flux2KleinPipeline", True)],
+)
 def test_another_pipeline_is_refused(pipeline: str, embeds: bool, tmp_path: Path) -> None:
-    says = "supported are StableDiffusion3Pipeline, FluxPipeline, ZImagePipeline"
+    says = "supported are StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, ZImagePipeline"
     with pytest.raises(StartError, match=f"is a {pipeline}; {says}"):
         sampling_of(write_checkpoint(tmp_path, pipeline, embeds))
+
+
+def test_flux2s_shift_follows_tokens_and_steps(tmp_path: Path) -> None:
+    config = {"use_dynamic_shifting": True, "time_shift_type": "linear"}
+    sampling = sampling_of(write_checkpoint(tmp_path, "Flux2KleinPipeline", **config))
+    assert sampling.schedule == FlowSchedule(EmpiricalShift("linear"), None, Grid.EVEN)
+
+
+@pytest.mark.parametrize(
+    ("is_distilled", "guidance", "steps", "scale"),
+    [(True, GuidanceInput.NONE, 4, 1.0), (False, GuidanceInput.BRANCHES, 50, 4.0)],
+)
+def test_a_distilled_model_is_known_by_its_index(
+    is_distilled: bool, guidance: GuidanceInput, steps: int, scale: float, tmp_path: Path
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "mine", "Flux2KleinPipeline")
+    checkpoint.index["is_distilled"] = is_distilled
+    sampling = sampling_of(checkpoint)
+    assert (sampling.guidance, sampling.num_inference_steps, sampling.guidance_scale) == (
+        guidance,
+        steps,
+        scale,
+    )
 
 
 def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
@@ -101,6 +128,8 @@ def test_a_model_without_guidance_has_no_default_for_it(tmp_path: Path) -> None:
     ("name", "pipeline", "steps"),
     [
         ("stable-diffusion-3.5-large-turbo", "StableDiffusion3Pipeline", 4),
+        ("flux-2-klein-4b-fp8", "Flux2KleinPipeline", 4),
+        ("FLUX.2-klein-9B", "Flux2KleinPipeline", 4),
         ("Z-Image-Turbo", "ZImagePipeline", 8),
     ],
 )

@@ -47,6 +47,17 @@ FLUX: Config = {
     "guidance_embeds": True,
     "axes_dims_rope": (4, 6, 6),
 }
+FLUX2: Config = {
+    "_class_name": "Flux2Transformer2DModel",
+    "in_channels": CHANNELS,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "guidance_embeds": False,
+    "axes_dims_rope": (4, 4, 4, 4),
+}
 Z_IMAGE: Config = {
     "_class_name": "ZImageTransformer2DModel",
     "in_channels": CHANNELS,
@@ -72,6 +83,11 @@ def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Tr
 def write_flux(folder: Path, guidance: bool) -> Path:
     """FLUX.1-dev's kind of transformer with guidance, schnell's without; a block of each kind."""
     return _write(folder, {**FLUX, "num_layers": 1, "num_single_layers": 1, "guidance_embeds": guidance})
+
+
+def write_flux2(folder: Path) -> Path:
+    """FLUX.2 klein's kind of transformer."""
+    return _write(folder, FLUX2)
 
 
 def write_z_image(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.serving import Prompt, random_latents, request, serving
-from tests.denoiser.small_families import CHANNELS, POOLED, WIDTH, write_flux, write_z_image
+from tests.denoiser.small_families import CHANNELS, POOLED, WIDTH, write_flux, write_flux2, write_z_image
 from tests.serving import refused
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest
@@ -19,6 +19,7 @@ from triptych_denoiser.settings import DenoiserSettings
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "FLUX with guidance": lambda folder: write_flux(folder, guidance=True),
     "FLUX without": lambda folder: write_flux(folder, guidance=False),
+    "FLUX.2": write_flux2,
     "Z-Image": write_z_image,
 }
 CAT = Prompt(torch.randn(7, WIDTH), torch.randn(POOLED))
@@ -35,20 +36,26 @@ def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
 
 
 @pytest.mark.parametrize(
-    ("family", "pooled", "guidance", "largest"),
+    ("family", "pooled", "guidance", "sizes"),
     [
-        ("FLUX with guidance", POOLED, True, 512),
-        ("FLUX without", POOLED, False, 512),
-        ("Z-Image", 0, False, 64),
+        ("FLUX with guidance", POOLED, True, (2, 512, 128)),
+        ("FLUX without", POOLED, False, (2, 512, 128)),
+        ("FLUX.2", 0, False, (1, 256, 64)),
+        ("Z-Image", 0, False, (2, 64, 128)),
     ],
 )
 async def test_get_model_says_what_the_family_takes(
-    family: str, pooled: int, guidance: bool, largest: int, settings: DenoiserSettings, tmp_path: Path
+    family: str,
+    pooled: int,
+    guidance: bool,
+    sizes: tuple[int, int, int],
+    settings: DenoiserSettings,
+    tmp_path: Path,
 ) -> None:
     async with serving(of_family(settings, family, tmp_path)) as denoiser:
         answer = await denoiser.stub.GetModel(DenoiserServiceGetModelRequest())
-    assert (answer.latent_channels, answer.latent_multiple) == (CHANNELS, 2)
-    assert (answer.max_latent_size, answer.default_latent_size) == (largest, 128)
+    assert answer.latent_channels == CHANNELS
+    assert (answer.latent_multiple, answer.max_latent_size, answer.default_latent_size) == sizes
     assert (answer.joint_attention_dim, answer.pooled_projection_dim) == (WIDTH, pooled)
     assert answer.guidance_embedded is guidance
 

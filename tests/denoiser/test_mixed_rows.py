@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request
-from tests.denoiser.small_families import FLUX, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import FLUX, FLUX2, SD3, Z_IMAGE, Config, random_transformer
 from triptych.tensors import message_to_torch
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
@@ -24,6 +24,7 @@ FAMILIES: dict[str, Config] = {
     "SD3": SD3,
     "SD3.5": {**SD3, "qk_norm": "rms_norm", "dual_attention_layers": (0, 2)},
     "FLUX with guidance": FLUX,
+    "FLUX.2": FLUX2,
     "Z-Image": Z_IMAGE,
 }
 Shape = tuple[int, int, int, int]

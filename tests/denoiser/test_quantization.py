@@ -1,5 +1,7 @@
 """Quantized transformers: the default model's velocities, what they hold, what is said of them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory.loading import stored_bytes
-from tests.denoiser.small_families import write_flux, write_z_image
+from tests.denoiser.small_families import write_flux, write_flux2, write_z_image
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
 from triptych_denoiser.assembly import create_servicer
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.layers import Linear
-from triptych_denoiser.models.transformer import OUTSIDE_BLOCKS, Transformer
+from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.predictor import create_predictor
 from triptych_denoiser.servicer import DenoiserServicer
 from triptych_denoiser.settings import DenoiserOptions
@@ -61,10 +63,9 @@ def test_velocities_are_near_and_weights_small(
     )
 
 
-@pytest.mark.parametrize("family", ["flux", "z_image"])
-def test_every_family_quantizes_its_blocks_alone(family: str, tmp_path: Path) -> None:
-    folder = write_flux(tmp_path, guidance=True) if family == "flux" else write_z_image(tmp_path)
-    model = load("int8-weight-only", model=str(folder))
+@pytest.mark.parametrize("write", [partial(write_flux, guidance=True), write_flux2, write_z_image])
+def test_every_family_quantizes_its_blocks_alone(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = load("int8-weight-only", model=str(write(tmp_path)))
 
     quantized = {
         path
@@ -75,7 +76,7 @@ def test_every_family_quantizes_its_blocks_alone(family: str, tmp_path: Path) ->
     assert {path.split(".")[0] for path in quantized} <= {
         "blocks", "double_blocks", "single_blocks", "image_refiner", "text_refiner"
     }  # fmt: skip
-    assert {path.split(".")[0] for path in full} <= set(OUTSIDE_BLOCKS)
+    assert {path.split(".")[0] for path in full} <= set(model.exceptions.full_precision)
 
 
 @pytest.mark.parametrize("mode", ["int8-weight-only", "int8-dynamic"])

@@ -15,13 +15,8 @@ from tests.parity.transformers import (
     relative_error,
     with_random_weights,
 )
-from triptych_denoiser.models.flux import (
-    FluxConfig,
-    FluxTransformer,
-    rounded_guidance,
-    rounded_timesteps,
-)
-from triptych_denoiser.models.layers import timestep_features
+from triptych_denoiser.models.flux import FluxConfig, FluxTransformer
+from triptych_denoiser.models.layers import rounded_guidance, rounded_timesteps, timestep_features
 from triptych_denoiser.models.loading import build
 
 reference_library: Any = diffusers  # most of it has no types

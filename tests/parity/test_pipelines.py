@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
+from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
@@ -31,7 +32,7 @@ async def assert_same_pictures(
     pipeline.save_pretrained(folder / "checkpoint")
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        list(PROMPTS),
+        prompt=list(PROMPTS),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
         output_type="np",
         **their_options,
@@ -138,6 +139,30 @@ async def test_z_image_turbo(tmp_path: Path) -> None:
         height=64,
         width=48,
         num_inference_steps=8,
+    )
+
+
+@SIZES
+async def test_flux2_klein_base(height: int, width: int, tmp_path: Path) -> None:
+    await assert_same_pictures(
+        flux2_pipeline(),
+        tmp_path,
+        {"guidance_scale": 3.0},  # whose negative prompt is ""
+        {"guidance_scale": 3.0},
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_flux2_klein_distilled(tmp_path: Path) -> None:
+    await assert_same_pictures(
+        flux2_pipeline(is_distilled=True, num_layers=2, num_single_layers=1),
+        tmp_path,
+        {"num_inference_steps": 4},
+        {},  # the defaults: 4 steps, and there is no guidance
+        height=80,
+        width=112,
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
 from triptych_coordinator.sampling.noise import NoiseStream
@@ -80,6 +81,19 @@ def test_dynamic_sigmas_are_those_of_diffusers(
     for image_tokens in IMAGE_TOKENS:
         sigmas = even if grid is Grid.EVEN else None
         scheduler.set_timesteps(num_inference_steps, sigmas=sigmas, mu=mu(scheduler, image_tokens))
+        assert_equal(schedule.sigmas(num_inference_steps, image_tokens), scheduler)
+
+
+@pytest.mark.parametrize("time_shift_type", ["exponential", "linear"])
+@STEPS
+def test_sigmas_by_tokens_and_steps_are_those_of_diffusers(
+    time_shift_type: str, num_inference_steps: int
+) -> None:
+    scheduler = scheduler_of(use_dynamic_shifting=True, shift=3.0, time_shift_type=time_shift_type)
+    schedule = flow_schedule(dict(scheduler.config), Grid.EVEN, "by tokens and steps")
+    even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    for image_tokens in (*IMAGE_TOKENS, 4300, 4301):
+        scheduler.set_timesteps(sigmas=even, mu=compute_empirical_mu(image_tokens, num_inference_steps))
         assert_equal(schedule.sigmas(num_inference_steps, image_tokens), scheduler)
 
 

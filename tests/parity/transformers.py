@@ -21,13 +21,14 @@ def relative_error(velocity: Tensor, expected: Tensor) -> float:
 
 
 def patches_that_a_change_of_the_first_reaches(
-    model: nn.Module, given: dict[str, Tensor], **layers: tuple[int, ...]
+    model: nn.Module, given: dict[str, Tensor], patch: int = 2, **layers: tuple[int, ...]
 ) -> set[tuple[int, int]]:
-    """Rows and columns of the 2 x 2 patches whose velocity changes with the latents of patch (0, 0)."""
+    """Rows and columns of the patches whose velocity changes with the latents of patch (0, 0)."""
     changed = given["latents"].clone()
-    changed[..., :2, :2] += 1
+    changed[..., :patch, :patch] += 1
     before, after = model(**given, **layers), model(**given | {"latents": changed}, **layers)
-    moved = (before != after).any(dim=1)[0].unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).any(dim=3).any(dim=1)
+    moved = (before != after).any(dim=1)[0].unflatten(0, (-1, patch)).unflatten(2, (-1, patch))
+    moved = moved.any(dim=3).any(dim=1)
     return {(row, column) for row, column in moved.nonzero().tolist()}
 
 

@@ -29,11 +29,17 @@ def test_a_family_is_found_by_its_names(family: Family) -> None:
 @every_family
 def test_the_facts_are_whole(family: Family) -> None:
     assert Grid(family.grid)
-    assert all(len(row) == 3 for row in family.latents.rgb_factors)
-    assert len(family.latents.rgb_bias) == 3
+    if family.latents:
+        assert all(len(row) == 3 for row in family.latents.rgb_factors)
+        assert len(family.latents.rgb_bias) == 3
     for embedded, defaults in family.defaults.items():
         assert embedded == (defaults.guidance is GuidanceInput.EMBEDDED)
         assert defaults.guidance is not GuidanceInput.NONE or defaults.guidance_scale == 1
+
+
+def test_a_file_is_of_one_family_by_its_marks() -> None:
+    marks = [mark for family in FAMILIES for mark in (family.mark, family.original.mark)]
+    assert len(set(marks)) == len(marks)
 
 
 def test_families_need_nothing_but_python() -> None:

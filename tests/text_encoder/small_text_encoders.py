@@ -11,7 +11,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
@@ -86,14 +86,15 @@ def _clip_config(hidden_size: int, **config: Any) -> CLIPTextConfig:
     )
 
 
-def qwen_model(hidden_size: int) -> Any:
+def qwen_model(hidden_size: int, layers: int = 3, head: bool = False) -> Any:
+    """A Qwen3, with a head for words or without."""
     return _with_random_weights(
-        Qwen3Model(
+        (Qwen3ForCausalLM if head else Qwen3Model)(
             Qwen3Config(
                 vocab_size=len(qwen_tokenizer()),
                 hidden_size=hidden_size,
                 intermediate_size=2 * hidden_size,
-                num_hidden_layers=3,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 head_dim=8,

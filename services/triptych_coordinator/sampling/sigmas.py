@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,23 +35,51 @@ class DynamicShift:
     max_shift: float = 1.15
     time_shift_type: str = "exponential"
 
-    def shift(self, image_tokens: int) -> float:
-        """The shift of a picture that is `image_tokens` tokens: e^mu, or mu if linear."""
+    def shift(self, image_tokens: int, num_inference_steps: int) -> float:
+        """The shift of a picture that is `image_tokens` tokens, at any steps: e^mu, or mu if linear."""
         slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
         mu = image_tokens * slope + (self.base_shift - slope * self.base_image_seq_len)
         return math.exp(mu) if self.time_shift_type == "exponential" else mu
 
 
 @dataclass(frozen=True)
+class EmpiricalShift:
+    """A shift that grows with the picture and falls with the number of steps.
+
+    Source: compute_empirical_mu in diffusers' Flux2KleinPipeline: lines over the tokens that were fitted for
+    10 and for 200 steps, and between them a line over the steps; for large pictures that for 200 alone.
+    """
+
+    time_shift_type: str = "exponential"
+
+    def shift(self, image_tokens: int, num_inference_steps: int) -> float:
+        """The shift of a picture that is `image_tokens` tokens: e^mu, or mu if linear."""
+        mu = self._mu(image_tokens, num_inference_steps)
+        return math.exp(mu) if self.time_shift_type == "exponential" else mu
+
+    def _mu(self, image_tokens: int, num_inference_steps: int) -> float:
+        for_200_steps = 0.00016927 * image_tokens + 0.45666666
+        if image_tokens > 4300:
+            return for_200_steps
+        for_10_steps = 8.73809524e-05 * image_tokens + 1.89833333
+        slope = (for_200_steps - for_10_steps) / 190.0
+        return slope * num_inference_steps + (for_200_steps - 200.0 * slope)
+
+
+Shift: TypeAlias = float | DynamicShift | EmpiricalShift
+"""s, or what gives it for a picture's tokens and a number of steps."""
+
+
+@dataclass(frozen=True)
 class FlowSchedule:
     """The shifted schedule of flow matching, sigma' = s sigma / (1 + (s - 1) sigma).
 
-    shift: s, or what gives it for a picture's size.
+    shift: s, or what gives it for a picture's size and the number of steps.
     terminal: the last level before 0, to which the shifted ones are stretched; None for no stretching.
     grid: the levels before they are shifted.
     """
 
-    shift: float | DynamicShift = 1.0
+    shift: Shift = 1.0
     terminal: float | None = None
     grid: Grid = Grid.TRAINING
 
@@ -69,8 +97,8 @@ class FlowSchedule:
 
     def shifted(self, levels: NDArray[Any], image_tokens: int) -> NDArray[np.float32]:
         """Levels of an unshifted schedule, [n] and above 0, shifted and stretched, then 0: [n + 1]."""
-        if isinstance(self.shift, DynamicShift):
-            shift = self.shift.shift(image_tokens)
+        if not isinstance(self.shift, float | int):
+            shift = self.shift.shift(image_tokens, len(levels))
             levels = shift / (shift + (1 / levels - 1))  # the same formula, rounded as diffusers does
         else:
             levels = _shifted(levels, self.shift)
@@ -83,7 +111,7 @@ class FlowSchedule:
             return np.linspace(1, 1 / num_steps, num_steps).astype(np.float32)
         if self.grid is Grid.EVEN_BY_TORCH:
             return _even_by_torch(num_steps)
-        shift = 1.0 if isinstance(self.shift, DynamicShift) else self.shift
+        shift = self.shift if isinstance(self.shift, float | int) else 1.0
         largest, smallest = (
             float(_shifted(np.float32(t / TRAIN_TIMESTEPS), np.float32(shift))) for t in (1000.0, 1.0)
         )

@@ -12,6 +12,7 @@ from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer
 from triptych_denoiser.models.flux import FluxTransformer
+from triptych_denoiser.models.flux2 import Flux2Transformer
 from triptych_denoiser.models.loading import build, places_of_modules
 from triptych_denoiser.models.lora_names import TransformerNames
 from triptych_denoiser.models.sd3 import SD3Transformer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ARCHITECTURES: Mapping[str, type[Transformer]] = {
     "SD3Transformer2DModel": SD3Transformer,
     "FluxTransformer2DModel": FluxTransformer,
+    "Flux2Transformer2DModel": Flux2Transformer,
     "ZImageTransformer2DModel": ZImageTransformer,
 }
 

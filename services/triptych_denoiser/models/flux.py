@@ -24,8 +24,11 @@ from triptych_denoiser.models.layers import (
     add_gated,
     modulate,
     patchify,
+    rounded_guidance,
+    rounded_timesteps,
     timestep_features,
     unpatchify,
+    within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
@@ -37,7 +40,6 @@ PACKING = 2
 THETA = 10_000.0
 DEFAULT_SIZE = 128
 MAX_TOKENS = 512
-FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -153,25 +155,6 @@ class SingleBlock(nn.Module):
         mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
         out = self.out(torch.cat([attended, mlp], dim=-1))
         return within_float16(add_gated(tokens, gate, out, rows.both))
-
-
-def within_float16(x: Tensor) -> Tensor:
-    """Float16 that overflowed becomes its largest value, as in the reference; other dtypes as they are."""
-    return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
-
-
-def rounded_timesteps(sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """t = 1000 σ, rounded as the reference rounds it: [rows] to [rows] in the model's dtype.
-
-    diffusers' FluxPipeline casts t to the model's dtype and divides by 1000; its transformer multiplies by
-    1000 again. In float32 that is t but for its last bits; in bfloat16 σ = 0.97705 gives 976.
-    """
-    return (1000 * sigma).to(dtype) / 1000 * 1000
-
-
-def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
-    """1000 times the guidance scale in the model's dtype, as in the reference: 3.5 gives 3504 in bfloat16."""
-    return guidance.to(dtype) * 1000
 
 
 SINGLE_BLOCK: KeyTable = (

@@ -16,6 +16,7 @@ from triptych_denoiser.models.streams import Stream
 TIMESTEP_CHANNELS = 256
 EPS = 1e-6
 SAMPLE_TILE_ROWS = 16
+FLOAT16_MAX = 65504.0
 
 
 class RMSNorm(ChangedModule, nn.Module):
@@ -85,10 +86,10 @@ def tile_products(modules: Collection[nn.Module], token_tiles: Sequence[int]) ->
 class TwoLayers(nn.Module):
     """Linear, SiLU, linear: the embedders of time, guidance and pooled text."""
 
-    def __init__(self, dim_in: int, hidden: int, dim_out: int) -> None:
+    def __init__(self, dim_in: int, hidden: int, dim_out: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1 = Linear(dim_in, hidden)
-        self.linear_2 = Linear(hidden, dim_out)
+        self.linear_1 = Linear(dim_in, hidden, bias=bias)
+        self.linear_2 = Linear(hidden, dim_out, bias=bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[rows, dim_in] to [rows, dim_out]."""
@@ -98,10 +99,10 @@ class TwoLayers(nn.Module):
 class Modulation(nn.Module):
     """Shifts, scales and gates of an embedding: [rows, embedding] to `parts` of [rows, 1, width]."""
 
-    def __init__(self, embedding: int, width: int, parts: int) -> None:
+    def __init__(self, embedding: int, width: int, parts: int, *, bias: bool = True) -> None:
         super().__init__()
         self.parts = parts
-        self.linear = Linear(embedding, parts * width)
+        self.linear = Linear(embedding, parts * width, bias=bias)
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """The parts, in the order of the checkpoint."""
@@ -169,6 +170,25 @@ def timestep_features(timesteps: Tensor) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * torch.exp(-math.log(10_000) * exponents)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rounded_timesteps(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """t = 1000 σ, rounded as FLUX's references round it: [rows] to [rows] in the model's dtype.
+
+    diffusers' pipelines cast t to the model's dtype and divide by 1000; the transformers multiply by 1000
+    again. In float32 that is t but for its last bits; in bfloat16 σ = 0.97705 gives 976.
+    """
+    return (1000 * sigma).to(dtype) / 1000 * 1000
+
+
+def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
+    """1000 times the guidance scale in the model's dtype, as there: 3.5 gives 3504 in bfloat16."""
+    return guidance.to(dtype) * 1000
+
+
+def within_float16(x: Tensor) -> Tensor:
+    """Float16 that overflowed becomes its largest value, as in the references; other dtypes as they are."""
+    return x.clip(-FLOAT16_MAX, FLOAT16_MAX) if x.dtype == torch.float16 else x
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import FluxRecipe
+from triptych_text_encoder.recipes.flux2 import Flux2KleinRecipe
 from triptych_text_encoder.recipes.recipe import Recipe as Recipe
 from triptych_text_encoder.recipes.sd3 import SD3Recipe
 from triptych_text_encoder.recipes.z_image import ZImageRecipe
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "StableDiffusion3Pipeline": SD3Recipe,
     "FluxPipeline": FluxRecipe,
+    "Flux2KleinPipeline": Flux2KleinRecipe,
     "ZImagePipeline": ZImageRecipe,
 }
 

@@ -9,14 +9,17 @@ import torch
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantization
 from triptych.errors import CheckpointError
-from triptych_vae_codec.models import autoencoder_kl
+from triptych_vae_codec.models import autoencoder_kl, autoencoder_kl_flux2
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
 from triptych_vae_codec.quantization import check_quantization, quantize_convolution
 
 COMPONENT = "vae"
 
 
-AUTOENCODERS: Mapping[str, Callable[..., AutoencoderKL]] = {"AutoencoderKL": autoencoder_kl.build}
+AUTOENCODERS: Mapping[str, Callable[..., AutoencoderKL]] = {
+    "AutoencoderKL": autoencoder_kl.build,
+    "AutoencoderKLFlux2": autoencoder_kl_flux2.build,
+}
 
 
 def load_autoencoder(

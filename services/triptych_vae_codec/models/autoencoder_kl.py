@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
 from triptych.compute.loading import check_names, fill
+from triptych_vae_codec.models.latent_space import LatentSpace, ScaledLatents
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -44,6 +45,11 @@ class AutoencoderKLConfig(ModelConfig):
     def downscale(self) -> int:
         """Pixels per latent pixel, in each direction."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def decoder_channels(self) -> tuple[int, ...]:
+        """Channels of the decoder's blocks, from the pixels on."""
+        return self.block_out_channels
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
@@ -148,9 +154,9 @@ class Attention(nn.Module):
 class MidBlock(nn.Module):
     """Residual block, attention if the config has it, residual block, at the lowest resolution."""
 
-    def __init__(self, config: AutoencoderKLConfig) -> None:
+    def __init__(self, channels: int, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        channels, groups = config.block_out_channels[-1], config.norm_num_groups
+        groups = config.norm_num_groups
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
         self.attentions = nn.ModuleList(
             [Attention(channels, groups)] if config.mid_block_add_attention else []
@@ -235,7 +241,7 @@ class Encoder(nn.Module):
             DownBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
             for i in range(len(channels))
         )
-        self.mid_block = MidBlock(config)
+        self.mid_block = MidBlock(channels[-1], config)
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -260,9 +266,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        channels = config.block_out_channels[::-1]
+        channels = config.decoder_channels[::-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
-        self.mid_block = MidBlock(config)
+        self.mid_block = MidBlock(channels[0], config)
         self.up_blocks = nn.ModuleList(
             UpBlock(channels[max(i - 1, 0)], channels[i], config, last=i == len(channels) - 1)
             for i in range(len(channels))
@@ -287,7 +293,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder. Pixels are in [-1, 1]; latents are unscaled: the config's factors are not applied."""
+    """The autoencoder. Pixels are in [-1, 1]; latents are its own, which `latent_space` maps."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -299,6 +305,12 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = (
             nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
         )
+
+    @property
+    def latent_space(self) -> LatentSpace:
+        """The map to the latents that the denoiser sees: the shift and scale of the config."""
+        config = self.config
+        return ScaledLatents(config.latent_channels, config.scaling_factor, config.shift_factor)
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
@@ -314,24 +326,33 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(latents))  # type: ignore[no-any-return]
 
 
+Quantize = Callable[[nn.Module, str, nn.Module], None]
+"""Called with the autoencoder and the path and the module of everything that is loaded."""
+
+
 def build(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     device: str,
     dtype: torch.dtype,
-    quantize: Callable[[nn.Module, str, nn.Module], None] | None = None,
+    quantize: Quantize | None = None,
 ) -> AutoencoderKL:
     """The autoencoder of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
-
-    `quantize` is called with the autoencoder and the path and the module of everything that is loaded.
 
     Raises:
         ValueError: the config is not supported or the tensors do not fit it.
     """
     with torch.device("meta"):
-        model = AutoencoderKL(AutoencoderKLConfig.from_dict(config))
-    model = model.to(dtype).requires_grad_(False).eval()
+        model = AutoencoderKL(AutoencoderKLConfig.from_dict(config)).to(dtype)
+    load(model, tensors, device, quantize)
+    return model
+
+
+def load(
+    model: AutoencoderKL, tensors: Mapping[str, Tensor], device: str, quantize: Quantize | None = None
+) -> None:
+    """Gives an autoencoder on "meta" a checkpoint's weights. Raises ValueError if they do not fit it."""
+    model.requires_grad_(False).eval()
     targets = model.state_dict()
     check_names(targets, tensors)
     fill(model, targets, tensors, torch.device(device), quantize and partial(quantize, model))
-    return model

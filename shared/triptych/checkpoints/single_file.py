@@ -16,7 +16,7 @@ from triptych.checkpoints.text_encoder_names import kind_of, llama_table, width_
 from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of
-from triptych.families.family import Family
+from triptych.families.family import Family, LatentSpace
 from triptych.families.layouts import Shapes, Table, clip_table, diffusers_tensors, vae_config, vae_table
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
-        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1 and Z-Image as "
-        "their authors, node editors, GGUF converters and diffusers have them"
+        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2 klein "
+        "and Z-Image as their authors, node editors, GGUF converters and diffusers have them"
     )
 
 
@@ -225,17 +225,19 @@ def _transformer(files: list[Path], stored: Mapping[str, Stored], family: Family
 
 def _vae_inside(files: list[Path], tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
-        if prefix + _VAE_MARK in tensors:
-            return {"vae": _vae(files, _under(prefix, tensors), _scales(family))}
+        if family.latents and prefix + _VAE_MARK in tensors:
+            return {"vae": _vae(files, _under(prefix, tensors), _scales(family.latents))}
     return {}
 
 
 def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
     """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
-    if family.original.vae_file is None:
+    if family.original.vae_file is None or family.latents is None:
         return {}
     file = beside(path, family.original.vae_file)
-    return {"vae": _vae([file], read_contents([file]).tensors, _scales(family))} if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    return {"vae": _vae([file], read_contents([file]).tensors, _scales(family.latents))}
 
 
 def _vae_alone(
@@ -252,8 +254,8 @@ def _vae_alone(
         }
         return {"vae": _vae([path], tensors, scales)}, family
     for family in FAMILIES:
-        if family.original.vae_file == path.name and _VAE_MARK in tensors:
-            return {"vae": _vae([path], tensors, _scales(family))}, family
+        if family.latents and family.original.vae_file == path.name and _VAE_MARK in tensors:
+            return {"vae": _vae([path], tensors, _scales(family.latents))}, family
     raise CheckpointError(
         f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
         "its family, or call FLUX.1's ae.safetensors"
@@ -303,11 +305,8 @@ def _family_of_base(base: Checkpoint) -> Family:
     return family
 
 
-def _scales(family: Family) -> dict[str, float]:
-    return {
-        "scaling_factor": family.latents.scaling_factor,
-        "shift_factor": family.latents.shift_factor,
-    }
+def _scales(latents: LatentSpace) -> dict[str, float]:
+    return {"scaling_factor": latents.scaling_factor, "shift_factor": latents.shift_factor}
 
 
 def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, float]) -> Part:

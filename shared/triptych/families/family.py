@@ -23,6 +23,10 @@ GridName: TypeAlias = Literal["training", "even", "even by torch"]
 """The noise levels of n steps before they are shifted: evenly from the largest to the smallest level of
 training; 1, (n - 1) / n, ..., 1 / n; the same, rounded as torch.linspace rounds."""
 
+MuName: TypeAlias = Literal["by tokens", "by tokens and steps"]
+"""How a pipeline makes mu for a scheduler that shifts dynamically: by a line over a picture's tokens that the
+scheduler's config gives, or by a fit over tokens and steps."""
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -76,8 +80,10 @@ class Family:
     pipeline: its class in model_index.json.
     transformer: the class of its transformer there.
     grid: the levels that its pipeline gives the scheduler.
+    mu: how that pipeline shifts them.
     defaults: by whether the transformer's config has guidance_embeds.
-    latents: those of its published VAE.
+    distilled: those of a model whose model_index.json has is_distilled.
+    latents: those of its published VAE, if one scale and shift is for all channels.
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
@@ -89,10 +95,12 @@ class Family:
     transformer: str
     grid: GridName
     defaults: Mapping[bool, Defaults]
-    latents: LatentSpace
+    latents: LatentSpace | None
     lora_names: Callable[[Shapes], Table]
     mark: str
     original: OriginalFile
+    mu: MuName = "by tokens"
+    distilled: Defaults | None = None
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
 
     def steps_if_distilled(self, names: Iterable[str]) -> int | None:

@@ -165,7 +165,7 @@ FAMILY = Family(
     lora_names=lora_names,
     mark="single_transformer_blocks.0.attn.to_q.weight",
     original=OriginalFile(
-        mark="double_blocks.0.img_attn.qkv.weight",
+        mark="double_blocks.0.img_mod.lin.weight",  # FLUX.2 has one modulation for all blocks
         config=config,
         table=lambda shapes, known: table(
             known["num_layers"], known["num_single_layers"], shapes["img_in.weight"][0]

@@ -1,0 +1,119 @@
+"""FLUX.2 klein: base, guided by two branches, and distilled from it to four steps without guidance.
+
+Sources: Flux2KleinPipeline in diffusers; src/flux2/model.py in black-forest-labs/flux2, and
+convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
+from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
+
+ROPE_AXES = 4
+ROPE_THETA = 2000
+
+
+def table(layers: int, single_layers: int, width: int) -> Table:
+    """FLUX.2's transformer with so many blocks of two streams and of one, `width` channels of a token."""
+    table = {
+        "img_in": same("x_embedder"),
+        "txt_in": same("context_embedder"),
+        "time_in.in_layer": same("time_guidance_embed.timestep_embedder.linear_1"),
+        "time_in.out_layer": same("time_guidance_embed.timestep_embedder.linear_2"),
+        "double_stream_modulation_img.lin": same("double_stream_modulation_img.linear"),
+        "double_stream_modulation_txt.lin": same("double_stream_modulation_txt.linear"),
+        "single_stream_modulation.lin": same("single_stream_modulation.linear"),
+        "final_layer.linear": same("proj_out"),
+        "final_layer.adaLN_modulation.1": swapped("norm_out.linear"),
+    }
+    for index in range(layers):
+        for stream in (_IMAGE, _TEXT):
+            block = _double_stream(f"transformer_blocks.{index}", width, *stream)
+            table |= {f"double_blocks.{index}.{name}": targets for name, targets in block}
+    for index in range(single_layers):
+        attention = f"single_transformer_blocks.{index}.attn"
+        table |= {
+            f"single_blocks.{index}.linear1": same(f"{attention}.to_qkv_mlp_proj"),
+            f"single_blocks.{index}.linear2": same(f"{attention}.to_out"),
+            f"single_blocks.{index}.norm.query_norm.scale": same(f"{attention}.norm_q.weight"),
+            f"single_blocks.{index}.norm.key_norm.scale": same(f"{attention}.norm_k.weight"),
+        }
+    return table
+
+
+# What a stream's names begin with, and diffusers' names: products, norms, output, MLP.
+_IMAGE = ("img", "to_{}", "norm_{}", "to_out.0", "ff")
+_TEXT = ("txt", "add_{}_proj", "norm_added_{}", "to_add_out", "ff_context")
+
+
+def _double_stream(
+    block: str, width: int, stream: str, product: str, norm: str, out: str, mlp: str
+) -> Iterator[tuple[str, tuple[Target, ...]]]:
+    yield f"{stream}_attn.qkv", fused(width, *(f"{block}.attn.{product.format(part)}" for part in "qkv"))
+    yield f"{stream}_attn.proj", same(f"{block}.attn.{out}")
+    yield f"{stream}_attn.norm.query_norm.scale", same(f"{block}.attn.{norm.format('q')}.weight")
+    yield f"{stream}_attn.norm.key_norm.scale", same(f"{block}.attn.{norm.format('k')}.weight")
+    yield f"{stream}_mlp.0", same(f"{block}.{mlp}.linear_in")
+    yield f"{stream}_mlp.2", same(f"{block}.{mlp}.linear_out")
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    """The config of diffusers' Flux2Transformer2DModel.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: it is of FLUX.2 dev.
+    """
+    if "guidance_in.in_layer.weight" in shapes:
+        raise ValueError(
+            "it takes the guidance scale as an input, as FLUX.2 dev does; klein alone is supported"
+        )
+    width, channels = shapes["img_in.weight"]
+    (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
+    return {
+        "patch_size": 1,
+        "in_channels": channels,
+        "num_layers": count(shapes, "double_blocks"),
+        "num_single_layers": count(shapes, "single_blocks"),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": width // head_dim,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "timestep_guidance_channels": shapes["time_in.in_layer.weight"][1],
+        "mlp_ratio": shapes["double_blocks.0.img_mlp.2.weight"][1] / width,
+        "axes_dims_rope": [head_dim // ROPE_AXES] * ROPE_AXES,
+        "rope_theta": ROPE_THETA,
+        "eps": 1e-6,
+        "guidance_embeds": False,
+    }
+
+
+def lora_names(linears: Shapes) -> Table:
+    """The names in flux2's model.py."""
+    layers, single_layers = (count(linears, f"{kind}transformer_blocks") for kind in ("", "single_"))
+    return table(layers, single_layers, linears["proj_out"][1])
+
+
+FAMILY = Family(
+    pipeline="Flux2KleinPipeline",
+    transformer="Flux2Transformer2DModel",
+    grid="even",  # np.linspace(1, 1 / n, n)
+    mu="by tokens and steps",  # compute_empirical_mu
+    defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0)},  # of Flux2KleinPipeline.__call__
+    distilled=Defaults(GuidanceInput.NONE, 4, 1.0),  # its example; it ignores the scale
+    latents=None,
+    lora_names=lora_names,
+    mark="double_stream_modulation_img.linear.weight",
+    original=OriginalFile(
+        mark="double_stream_modulation_img.lin.weight",
+        config=config,
+        table=lambda shapes, known: table(
+            known["num_layers"], known["num_single_layers"], shapes["img_in.weight"][0]
+        ),
+        scheduler=lambda shapes: {"shift": 3.0, "use_dynamic_shifting": True},
+        text_encoders={"text_encoder": "qwen3_4b"},
+    ),
+    distilled_steps={"flux.2-klein-4b": 4, "flux.2-klein-9b": 4, "flux2-klein-4b": 4, "flux2-klein-9b": 4},
+)
