@@ -14,6 +14,8 @@ INSTALLED := $(VENV)/.installed-local
 INSTALLED_DEV := $(VENV)/.installed-dev
 PROTOS_VENV := .venv-protos
 PROTOS_TOOLS := $(PROTOS_VENV)/.installed-grpcio-tools-1.71.2-mypy-protobuf-3.6.0
+AUDIT_VENV := .venv-audit
+AUDIT_TOOLS := $(AUDIT_VENV)/.installed-pip-audit-2.10.1-cyclonedx-bom-7.5.0
 BUF := node_modules/.bin/buf
 PROTOS := $(sort $(wildcard protos/triptych/v1/*.proto))
 CODE := shared services tests benchmarks training
@@ -86,6 +88,22 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 	$(BUF) lint protos
 	$(BUF) breaking protos --against '$(BUF_AGAINST)'
 
+# PyPI is asked for one package first: where it does not answer, pip-audit would skip them all and say that all is well.
+.PHONY: audit
+audit: $(INSTALLED) $(AUDIT_TOOLS) ## Look for known vulnerabilities of the installed packages
+	@$(AUDIT_VENV)/bin/python -c '$(ASK_PYPI)' 2>/dev/null || \
+	  { echo 'pypi.org, which knows of vulnerabilities, does not answer: nothing was audited (make sbom works without it)' >&2; exit 1; }
+	@PIPAPI_PYTHON_LOCATION=$(BIN)/python $(AUDIT_VENV)/bin/pip-audit --local --skip-editable --progress-spinner off
+
+define ASK_PYPI
+import json, urllib.request as u; json.load(u.urlopen("https://pypi.org/pypi/pip/23.2.1/json", timeout=10))["vulnerabilities"]
+endef
+
+.PHONY: sbom
+sbom: $(INSTALLED) $(AUDIT_TOOLS) ## Write sbom.cdx.json, what is installed as a CycloneDX bill of materials
+	@$(AUDIT_VENV)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.cdx.json
+	@echo sbom.cdx.json
+
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
@@ -102,7 +120,7 @@ training/node_modules: training/package.json
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(PROTOS_VENV) node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) $(AUDIT_VENV) sbom.cdx.json node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch comes first and exactly, so that the version is the tested one; TORCH=... chooses another.
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
@@ -124,6 +142,12 @@ $(PROTOS_TOOLS):
 	rm -rf $(PROTOS_VENV)
 	$(PYTHON) -m venv $(PROTOS_VENV)
 	$(PROTOS_VENV)/bin/python -m pip install --quiet grpcio-tools==1.71.2 mypy-protobuf==3.6.0 setuptools
+	@touch $@
+
+$(AUDIT_TOOLS):
+	@$(PYTHON) -m venv --clear $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0 \
+	  || { echo 'pip-audit and cyclonedx-bom are not installed, and no package index answers: run this once where one does' >&2; exit 1; }
 	@touch $@
 
 $(BUF):
