@@ -116,6 +116,11 @@ app(["{command}", "--help"], standalone_mode=False)
     assert not packages & {"torch", "transformers", "grpc", "numpy", "asyncio", "pydantic_settings"}
 
 
+def test_the_gateway_carries_no_torch_and_its_help_no_server() -> None:
+    assert not packages_after("import triptych_gateway.server") & {"torch", "transformers", "safetensors"}
+    assert not packages_after("import triptych_gateway.__main__") & {"torch", "starlette", "uvicorn", "grpc"}
+
+
 def test_a_client_carries_no_torch() -> None:
     assert not packages_after("import triptych.client") & {"torch", "transformers", "safetensors"}
 

@@ -89,6 +89,7 @@ class Generation:
 
 
 Progress = Callable[[pb2.StepCompleted], object]
+Metadata = Sequence[tuple[str, str]]
 
 
 class AsyncClient:
@@ -154,16 +155,23 @@ class AsyncClient:
                 folded.add(event)
         return folded.generation()
 
-    async def stream(
+    def stream(
         self, prompt: str | Sequence[str], **options: Unpack[GenerationOptions]
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
         Leaving it early cancels the work; with `contextlib.aclosing`, at once.
         """
-        sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        return self.events(generate_request(prompt, options), timeout=options.get("timeout"))
+
+    async def events(
+        self, request: pb2.GenerateRequest, *, timeout: float | None = None, metadata: Metadata = ()
+    ) -> AsyncGenerator[pb2.GenerateResponse]:
+        """The same for a request as the proto has it, with metadata, e.g. ("authorization", "Bearer ...")."""
+        sent = _Sent(request, timeout, self._retry_seconds)
+        with_metadata: dict[str, Any] = {"metadata": metadata} if metadata else {}
         while True:
-            call = self._stub.Generate(sent.request, timeout=sent.timeout())
+            call = self._stub.Generate(sent.request, timeout=sent.timeout(), **with_metadata)
             try:
                 with _errors():
                     async for event in call:
@@ -178,12 +186,13 @@ class AsyncClient:
                 yield _WAITING
             await asyncio.sleep(pause)
 
-    async def model(self) -> pb2.ImageGenerationServiceGetModelResponse:
-        """Describes the served model, its defaults and limits."""
+    async def model(self, *, metadata: Metadata = ()) -> pb2.ImageGenerationServiceGetModelResponse:
+        """Describes the served model, its defaults and limits. The metadata is sent with the call."""
+        with_metadata: dict[str, Any] = {"metadata": metadata} if metadata else {}
         request = pb2.ImageGenerationServiceGetModelRequest()
         try:
             with _errors():
-                return await self._stub.GetModel(request, timeout=_MODEL_SECONDS)
+                return await self._stub.GetModel(request, timeout=_MODEL_SECONDS, **with_metadata)
         except TriptychError as error:
             raise await asyncio.to_thread(explained_by_tls, error, self._address, self._tls) from error
 

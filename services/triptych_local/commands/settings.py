@@ -81,6 +81,15 @@ def check_target(address: str) -> str:
 Target = Annotated[str, AfterValidator(check_target)]
 
 
+def check_http(address: str | None) -> str | None:
+    """Raises ValueError unless a gateway that others know the port of can listen there."""
+    from triptych.serving.addresses import check_listen  # imports grpc, which --help does not need
+
+    if address is not None and (check_listen(address).startswith("unix:") or address.endswith(":0")):
+        raise ValueError(f"'{address}' is not host:port with a port of its own")
+    return address
+
+
 class ClientTls(Options):
     """How a command speaks TLS to the coordinator at --target, and by which key that knows it."""
 
@@ -309,6 +318,11 @@ class UpSettings(Options):
         le=65535,
         description="Serve metrics for Prometheus on 127.0.0.1: the coordinator's at this port, the stages' "
         "at the next ones. Default: not.",
+    )
+    http: Annotated[str | None, AfterValidator(check_http), Written(form="HOST:PORT")] = Field(
+        None,
+        description="Also run the gateway there, which OpenAI's clients and browsers speak to, e.g. "
+        "127.0.0.1:8000. Default: not.",
     )
     replicas: Replicas
     services: ServicesSettings

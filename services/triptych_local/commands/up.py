@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 
-from triptych.serving.addresses import unix_path
+from triptych.serving.addresses import claim, unix_path
 from triptych_local.certificate_set import CertificateSet
 from triptych_local.commands.settings import UpSettings
 from triptych_local.output import note, say
@@ -17,6 +17,7 @@ from triptych_local.running.programs import (
     StageKey,
     asks_who_calls,
     fused_program,
+    gateway_program,
     split_programs,
     with_metrics,
 )
@@ -24,6 +25,8 @@ from triptych_local.running.programs import (
 
 async def up(asked: UpSettings) -> None:
     """Runs the services on Unix sockets or on ports until it is cancelled. Raises StartError."""
+    if asked.http:
+        claim(asked.http)  # a port that is taken is better found before a model is loaded
     services = asked.services.pinned()
     with ExitStack() as stack:
         if asked.tcp:
@@ -46,7 +49,11 @@ async def up(asked: UpSettings) -> None:
         if asked.metrics_port is not None:
             programs = with_metrics(programs, asked.metrics_port)
         try:
-            async with running(programs, note):
+            async with AsyncExitStack() as runs:
+                await runs.enter_async_context(running(programs, note))
+                if asked.http:
+                    gateway = gateway_program(asked.http, addresses.coordinator, certificates)
+                    await runs.enter_async_context(running([gateway], note))
                 _tell(addresses, asked, certificates)
                 await (asyncio.Event().wait() if certificates is None else keep_renewed(certificates))
         except asyncio.CancelledError:
@@ -76,6 +83,7 @@ def _tell(addresses: Addresses, asked: UpSettings, certificates: CertificateSet 
     lines = [
         f"ready on {coordinator}",
         *(f"         {address}" for address in others),
+        *([f"         http://{asked.http}/v1, for OpenAI's clients"] if asked.http else []),
         f'  triptych generate "a red fire truck" -o truck.png{target}',
         f"  grpcurl {plaintext} {server} triptych.v1.ImageGenerationService/GetModel",
     ]

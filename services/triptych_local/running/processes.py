@@ -32,6 +32,8 @@ WAITING_SECONDS = 30.0
 SILENT_SECONDS = 1800.0
 """One that neither serves nor says anything for so long is killed: a model is loaded or fetched in less."""
 
+HTTP = "http://"
+
 Say = Callable[[str], None]
 
 
@@ -39,6 +41,7 @@ Say = Callable[[str], None]
 class Program:
     """A service to run as a process: its module, the address it listens on, its other options.
 
+    An address that begins with http:// is of a service whose health is a page, the others speak gRPC.
     environment: what its environment has besides this process's.
     health_address: where it says without TLS whether it serves; None: where it listens.
     """
@@ -59,7 +62,7 @@ class Program:
         """The command line, run so that the process ends with this one."""
         run = [sys.executable, "-m", "triptych_local.running.supervised", self.module]
         # Nobody here has to be told of a stop beforehand, as a load balancer would.
-        return [*run, "--listen", self.address, "--drain-seconds", "0", *self.options]
+        return [*run, "--listen", self.address.removeprefix(HTTP), "--drain-seconds", "0", *self.options]
 
 
 class ServiceProcess:
@@ -199,6 +202,12 @@ async def _ends_before(process: asyncio.subprocess.Process, work: Coroutine[Any,
 async def _until_hung(address: str) -> None:
     """Returns when the server at an address has not answered for HUNG_SECONDS."""
     answered = time.monotonic()
+    if address.startswith(HTTP):
+        while time.monotonic() - answered < HUNG_SECONDS:
+            await asyncio.sleep(LIVENESS_SECONDS)
+            if await _has_page(address):
+                answered = time.monotonic()
+        return
     async with open_channel(address) as channel:
         while time.monotonic() - answered < HUNG_SECONDS:
             await asyncio.sleep(LIVENESS_SECONDS)
@@ -254,12 +263,29 @@ async def until_serving(address: str) -> None:
 
 async def serves(address: str, tls: Tls | None = None) -> bool:
     """Whether a server answers at the address and says that it serves."""
+    if address.startswith(HTTP):
+        return await _has_page(address)
     async with open_channel(address, tls) as channel:
         try:
             response = await _health(channel)
         except grpc.RpcError:
             return False
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _has_page(address: str) -> bool:
+    """Whether http://host:port/health is 200."""
+    host, _, port = address.removeprefix(HTTP).rpartition(":")
+    try:
+        async with asyncio.timeout(LIVENESS_SECONDS):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            try:
+                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
 
 
 async def connected(address: str, tls: Tls | None = None) -> None:

@@ -16,10 +16,11 @@ from triptych.serving.keys import KeysFile, new_key
 from triptych.serving.settings import CallerOptions, ServerSettings
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings
+from triptych_local.certificate_set import CertificateSet
 from triptych_local.options import command_line
 from triptych_local.output import write_private
 from triptych_local.running.folders import COORDINATOR_SOCKET
-from triptych_local.running.processes import Program
+from triptych_local.running.processes import HTTP, Program
 from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas, ServicesSettings
 from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
@@ -168,6 +169,16 @@ def _usable_cores() -> int:
 def _numbered(name: str, index: int, separator: str) -> str:
     """The first replica has the name alone, the second is number 2."""
     return f"{name}{separator}{index + 1}" if index else name
+
+
+def gateway_program(address: str, coordinator: str, certificates: CertificateSet | None = None) -> Program:
+    """The gateway at host:port, in front of the coordinator, which it calls as a client."""
+    options = ["--coordinator", coordinator]
+    if certificates is not None:
+        mine = certificates.of("client")
+        options += ["--tls-roots", str(mine.roots)]
+        options += ["--tls-client-certificate", str(mine.certificate), "--tls-client-key", str(mine.key)]
+    return Program("gateway", "triptych_gateway", f"{HTTP}{address}", options)
 
 
 def fused_program(addresses: Addresses, choice: ModelChoice) -> Program:

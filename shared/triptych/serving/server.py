@@ -247,7 +247,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     loaded = await load()
     server = Server(loaded.services, settings, loaded.shared_memory)
     await server.start()
-    stopped = _stop_signal(name)
+    stopped = stop_signal(name)
     seconds = time.monotonic() - started
     log.info("ready on %s in %.1f s (%s)", server.address, seconds, loaded.description)
     log.info("stopping after %s", (await stopped).name)
@@ -274,7 +274,8 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
     sys.exit(0)
 
 
-def _stop_signal(name: str) -> asyncio.Future[signal.Signals]:
+def stop_signal(name: str) -> asyncio.Future[signal.Signals]:
+    """The first SIGTERM or SIGINT, when it comes; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[signal.Signals] = loop.create_future()
 

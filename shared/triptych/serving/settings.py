@@ -219,7 +219,7 @@ class SharedMemoryOptions(Options):
     )
 
 
-S = TypeVar("S", bound=ServerSettings)
+S = TypeVar("S", bound=Options)
 
 
 def read_settings(kind: type[S], program: str, arguments: Sequence[str] | None = None) -> S:

@@ -1,0 +1,106 @@
+"""The gateway's application: which path is whose."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import grpc
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, ExceptionHandler
+
+from triptych.client import AsyncClient
+from triptych.errors import TriptychError
+from triptych.serving.addresses import is_local
+from triptych_gateway.bodies import BoundedBodies
+from triptych_gateway.browsers import Guarded
+from triptych_gateway.errors import HttpError, http_error, json_response
+from triptych_gateway.images import Images
+from triptych_gateway.models import Models
+from triptych_gateway.settings import GatewaySettings
+
+
+class Health:
+    """Whether the gateway runs, and whether it can make pictures."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self.stopping = False
+
+    async def live(self, request: Request) -> Response:
+        """GET /health."""
+        del request
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /health/ready: 503 while it stops, and where the coordinator and its stages do not answer."""
+        del request
+        if self.stopping:
+            raise HttpError(503, "the gateway stops", "stopping")
+        try:
+            await self._client.model()
+        except TriptychError as error:
+            if error.code not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise HttpError(503, error.message, "unavailable", headers={"Retry-After": "1"}) from error
+        return json_response({"status": "ok"})
+
+
+def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -> ASGIApp:
+    """The application, in front of a coordinator's client."""
+    images, models = Images(client, settings), Models(client, settings)
+    routes = [
+        Route("/v1/images/generations", images.generate, methods=["POST"]),
+        Route("/v1/images/edits", images.edit, methods=["POST"]),
+        Route("/v1/images/variations", images.vary, methods=["POST"]),
+        Route("/v1/images/{id}", images.fetch, methods=["GET"]),
+        Route("/v1/models", models.list, methods=["GET"]),
+        Route("/v1/models/{id:path}", models.get, methods=["GET"]),
+        Route("/health", health.live, methods=["GET"]),
+        Route("/health/ready", health.ready, methods=["GET"]),
+    ]
+    handlers = {
+        HttpError: _refused,
+        TriptychError: _failed,
+        HTTPException: _no_route,
+        ClientDisconnect: _gone,
+    }
+    inner: ASGIApp = Starlette(
+        routes=routes,
+        exception_handlers={kind: cast(ExceptionHandler, one) for kind, one in handlers.items()},
+    )
+    inner = BoundedBodies(inner, settings.max_body_bytes, settings.max_bodies_bytes)
+    if settings.cors_origin:
+        exposed = ["Retry-After"]
+        inner = CORSMiddleware(
+            inner, settings.cors_origin, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
+        )
+    own = [settings.public_url] if settings.public_url else []
+    return Guarded(inner, [*settings.cors_origin, *own], is_local(settings.listen))
+
+
+async def _refused(request: Request, error: HttpError) -> Response:
+    del request
+    return error.response()
+
+
+async def _failed(request: Request, error: TriptychError) -> Response:
+    del request
+    return http_error(error).response()
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    """A path or method that is none, or a form that cannot be read."""
+    del request
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    code = codes.get(error.status_code, "invalid_request")
+    return HttpError(error.status_code, error.detail, code, headers=error.headers or {}).response()
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    """Nobody reads it."""
+    del request, error
+    return Response(status_code=499)

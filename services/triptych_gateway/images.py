@@ -1,0 +1,272 @@
+"""OpenAI's Images API: /v1/images/generations, /edits and /variations, and pictures by their address."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from starlette.requests import Request
+from starlette.responses import Response
+
+from triptych.client import AsyncClient, Metadata
+from triptych.errors import TriptychError, invalid_argument
+from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_gateway.bodies import read_fields
+from triptych_gateway.credentials import Credentials
+from triptych_gateway.errors import HttpError, http_error, json_response
+from triptych_gateway.event_stream import EventStream, server_sent
+from triptych_gateway.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
+from triptych_gateway.kept import KeptPictures
+from triptych_gateway.pictures import enlarged, mask_of_transparency, recorded_prompt
+from triptych_gateway.settings import GatewaySettings
+
+T = TypeVar("T")
+Events = AsyncGenerator[pb.GenerateResponse]
+
+PLAIN_PROMPT = "a picture"
+"""Of a variation of a picture that does not say what it shows, which is made without guidance."""
+
+
+class Images:
+    """The handlers."""
+
+    def __init__(self, client: AsyncClient, settings: GatewaySettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._credentials = Credentials(settings)
+        self._kept = KeptPictures(settings.url_bytes, settings.url_seconds)
+
+    async def generate(self, request: Request) -> Response:
+        """POST /v1/images/generations."""
+        fields = await self._fields(request)
+        return await self._answer(request, fields, "image_generation")
+
+    async def edit(self, request: Request) -> Response:
+        """POST /v1/images/edits: `image`, and a mask whose transparent pixels are made anew.
+
+        Without a mask a picture's own transparent pixels are its mask, and without those all of it is edited.
+        Where a mask is, it is made anew as a whole, and everything else stays to the bit, unless `strength`
+        and `preserve` say otherwise.
+        """
+        fields = await self._fields(request)
+        image = _file(fields, "image")
+        masked = _file(fields, "mask") if "mask" in fields else None
+        mask = await _of_file("image" if masked is None else "mask", mask_of_transparency, masked or image)
+        if mask is not None:
+            fields = {"strength": 1.0, "preserve": True} | fields | {"mask": base64.b64encode(mask).decode()}
+        elif masked is not None:
+            raise invalid_argument(("mask", "has no transparent pixel, and those are what is edited"))
+        return await self._answer(request, fields, "image_edit")
+
+    async def vary(self, request: Request) -> Response:
+        """POST /v1/images/variations: another picture like `image`, of the prompt that its file says."""
+        fields = await self._fields(request)
+        image = _file(fields, "image")
+        if not {"prompt", "prompts"} & fields.keys():
+            prompt = await _of_file("image", recorded_prompt, image)
+            said = {"prompt": prompt} if prompt else {"prompt": PLAIN_PROMPT, "guidance_scale": 1.0}
+            fields = said | fields
+        return await self._answer(request, fields, "image_generation")
+
+    async def fetch(self, request: Request) -> Response:
+        """GET /v1/images/{id}: a picture of an answer with addresses, while it is kept."""
+        kept = self._kept.get(request.path_params["id"])
+        if kept is None:
+            raise HttpError(404, "there is no such picture, or no longer", "not_found")
+        shown = {"Cross-Origin-Resource-Policy": "cross-origin"}  # its address is enough, on any page
+        return Response(kept.data, headers=shown, media_type=kept.media_type)
+
+    async def _fields(self, request: Request) -> dict[str, Any]:
+        return await read_fields(request, self._settings.body_seconds)
+
+    async def _answer(self, request: Request, fields: dict[str, Any], kind: str) -> Response:
+        """Makes the pictures that the fields ask for; `kind` is what a stream's events are called."""
+        asked = read_image_request(fields, self._settings.model_alias)
+        try:
+            return await while_connected(request, self._made(request, asked, kind))
+        except TriptychError as error:
+            raise _called(asked, error) from error
+
+    async def _made(self, request: Request, asked: ImageRequest, kind: str) -> Response:
+        metadata = self._credentials.of(request)
+        asked.choose_steps(await self._client.model(metadata=metadata) if asked.needs_model() else None)
+        events = self._events(asked.parameters, metadata)
+        if not asked.stream:
+            return await self._collected(request, asked, events)
+        began = await anext(events)  # so that what is refused is an answer with a status
+        return EventStream(_stream(asked, kind, began, events), events.aclose)
+
+    async def _events(self, parameters: GenerationParameters, metadata: Metadata) -> Events:
+        """Those of a generation, from the one on that says that it was accepted."""
+        sent = pb.GenerateRequest(parameters=parameters)
+        seconds = self._settings.request_seconds
+        async with aclosing(self._client.events(sent, timeout=seconds, metadata=metadata)) as events:
+            async for event in events:
+                if event.WhichOneof("event") != "waiting":
+                    yield event
+
+    async def _collected(self, request: Request, asked: ImageRequest, events: Events) -> Response:
+        """All pictures in one answer."""
+        accepted, images, warnings = pb.Accepted(), list[pb.GeneratedImage](), list[str]()
+        async with aclosing(events):
+            async for event in events:
+                match event.WhichOneof("event"):
+                    case "accepted":
+                        accepted = event.accepted
+                        warnings += accepted.warnings
+                    case "image":
+                        images.append(event.image)
+                    case "finished":
+                        warnings += event.finished.warnings
+        described = Described(asked, accepted.parameters)
+        return json_response(
+            {
+                "created": int(time.time()),
+                **described.fields(),
+                "data": self._data(request, asked, images, described.kind),
+                **({"warnings": warnings} if warnings else {}),
+            }
+        )
+
+    def _data(
+        self, request: Request, asked: ImageRequest, images: list[pb.GeneratedImage], kind: str
+    ) -> list[dict[str, Any]]:
+        files = [file_of(image) for image in images]
+        if not asked.as_url:
+            data = [{"b64_json": base64.b64encode(file).decode()} for file in files]
+        else:
+            if sum(map(len, files)) > self._kept.max_bytes:
+                message = "the pictures together are larger than what is kept here: take them as b64_json"
+                raise invalid_argument(("response_format", message))
+            base = self._settings.public_url or str(request.base_url).rstrip("/")
+            names = [self._kept.keep(file, f"image/{kind}") for file in files]
+            data = [{"url": f"{base}/v1/images/{name}"} for name in names]
+        return [one | {"seed": image.seed} for one, image in zip(data, images, strict=True)]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What an answer says of its pictures."""
+
+    asked: ImageRequest
+    parameters: GenerationParameters
+
+    @property
+    def kind(self) -> str:
+        """Of their files."""
+        return self.parameters.output_format.WhichOneof("format") or "png"
+
+    def fields(self, always_quality: bool = False) -> dict[str, str]:
+        """By the API's names."""
+        fields = {
+            "background": "opaque",
+            "output_format": self.kind,
+            "size": f"{self.parameters.width}x{self.parameters.height}",
+        }
+        if self.asked.quality in ANSWERED_QUALITIES or always_quality:
+            answered = self.asked.quality in ANSWERED_QUALITIES
+            fields["quality"] = self.asked.quality if answered else "auto"
+        if self.asked.user:
+            fields["safety_identifier"] = self.asked.user
+        return fields
+
+
+async def _stream(
+    asked: ImageRequest, kind: str, began: pb.GenerateResponse, events: Events
+) -> AsyncGenerator[bytes]:
+    """Server-sent events: a partial image for each preview, a completed one for each picture, or an error.
+
+    Steps are comments, which say to whoever is between that the connection is alive.
+    """
+    described, partial = Described(asked, began.accepted.parameters), 0
+    fields = described.fields(always_quality=True)
+    width, height = described.parameters.width, described.parameters.height
+    try:
+        async for event in events:
+            match event.WhichOneof("event"):
+                case "step_completed":
+                    step = event.step_completed
+                    yield b": step %d of %d\n\n" % (step.step, step.num_steps)
+                    if not step.previews or partial == asked.partial_images:
+                        continue
+                    for index, preview in enumerate(step.previews):
+                        file = await asyncio.to_thread(enlarged, preview, width, height, described.kind)
+                        said = {"partial_image_index": partial, "image_index": index}
+                        yield _picture(f"{kind}.partial_image", file, fields | said)
+                    partial += 1
+                case "image":
+                    said = {"image_index": event.image.index, "seed": event.image.seed}
+                    yield _picture(f"{kind}.completed", file_of(event.image), fields | said)
+    except TriptychError as error:
+        yield server_sent("error", {"type": "error", **_called(asked, error).body()})
+
+
+def _picture(kind: str, file: bytes, fields: dict[str, Any]) -> bytes:
+    b64 = base64.b64encode(file).decode()
+    return server_sent(kind, {"type": kind, "b64_json": b64, "created_at": int(time.time()), **fields})
+
+
+def file_of(image: pb.GeneratedImage) -> bytes:
+    """A picture's file, of whatever kind."""
+    return image.png or image.webp or image.jpeg
+
+
+def _called(asked: ImageRequest, error: TriptychError) -> HttpError:
+    """The error with the client's name of the field that is wrong."""
+    said = http_error(error)
+    if said.param is not None:
+        said.param = asked.called(said.param)
+    if error.code is grpc.StatusCode.NOT_FOUND and not asked.parameters.loras:
+        said.param, said.code = "model", "model_not_found"
+    return said
+
+
+def _file(fields: dict[str, Any], name: str) -> bytes:
+    """The file of a field, whose place in `fields` its base64 takes, as JSON has it."""
+    value = fields.get(name)
+    if isinstance(value, list):
+        raise invalid_argument((name, f"holds {len(value)} files, and one is read"))
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except ValueError as error:
+            raise invalid_argument((name, "is neither a file of a form nor base64")) from error
+    if not isinstance(value, bytes) or not value:
+        raise invalid_argument((name, "must be the file of a picture"))
+    fields[name] = base64.b64encode(value).decode()
+    return value
+
+
+async def _of_file(name: str, read: Callable[[bytes], T], file: bytes) -> T:
+    """What a function says of a file, in a thread. Raises TriptychError, by the field's name."""
+    try:
+        return await asyncio.to_thread(read, file)
+    except ValueError as error:
+        raise invalid_argument((name, str(error))) from error
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work, which is cancelled when the client leaves. Its body must have been read."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise HttpError(499, "the client left", "cancelled")
+    finally:
+        for task in (leaving, working):
+            task.cancel()
+        await asyncio.wait([working, leaving])
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,70 @@
+"""What the gateway itself does to pictures: masks as OpenAI has them, and previews at full size.
+
+Files come from strangers: three decoders are tried, size is checked before a pixel is decoded, and whatever
+goes wrong is a ValueError. All functions here can take long: call them off the event loop.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 1 << 24
+
+
+def mask_of_transparency(file: bytes) -> bytes | None:
+    """A PNG as large as the picture, white where it is transparent; None if it is nowhere.
+
+    Raises ValueError for a file that is no picture.
+    """
+    with _opened(file) as picture:
+        if not picture.has_transparency_data:
+            return None
+        alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return None
+    written = io.BytesIO()
+    ImageOps.invert(alpha).save(written, "PNG")
+    return written.getvalue()
+
+
+def recorded_prompt(file: bytes) -> str | None:
+    """The prompt that a PNG of this server says it was made from; None if it says none.
+
+    Raises ValueError for a file that is no picture.
+    """
+    with _opened(file) as picture:
+        record = picture.info.get("triptych")
+    try:
+        prompt = json.loads(record)["prompt"] if isinstance(record, str) else None
+    except (ValueError, KeyError, TypeError, RecursionError):  # some other program's text
+        return None
+    return prompt if isinstance(prompt, str) and prompt.strip() else None
+
+
+def enlarged(preview: bytes, width: int, height: int, kind: str) -> bytes:
+    """A preview as a picture of so many pixels, in a file of a kind: png, webp or jpeg."""
+    written = io.BytesIO()
+    with Image.open(io.BytesIO(preview), formats=["PNG"]) as picture:
+        picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC).save(written, kind)
+    return written.getvalue()
+
+
+@contextmanager
+def _opened(file: bytes) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(file), formats=["PNG", "JPEG", "WEBP"]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                size = f"{picture.width}x{picture.height}"
+                raise ValueError(f"must have at most {MAX_PIXELS} pixels, not {size}")
+            if getattr(picture, "is_animated", False):
+                raise ValueError("must not be animated")
+            yield picture
+    except ValueError:
+        raise
+    except Exception as error:  # decoders raise whatever they meet in a broken file
+        raise ValueError("is no PNG, JPEG or WebP file that can be read") from error
