@@ -179,7 +179,6 @@ def run(settings: GatewaySettings) -> NoReturn:
     """Serves, then exits: with 0 after a signal, with 1 and one log line if the gateway cannot start."""
     log_to_stderr("gateway", settings.log_level, settings.log_requests)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are whatever strangers send
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     end_at_once_when_told("gateway")
     try:
         asyncio.run(serve(settings))

@@ -15,7 +15,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -25,12 +25,12 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.errors import TriptychError, from_rpc_error, internal, retry_after_seconds
+from triptych.errors import TriptychError, internal, retry_after_seconds
 from triptych.file_kinds import kind_of_file
 from triptych.generation_options import GenerationOptions, generate_request
-from triptych.serving.channels import BlockingChannels, open_channel, target, tls_of
-from triptych.serving.diagnosis import explained_by_tls
-from triptych.serving.sent_keys import check_confidential, chosen_key, keyed
+from triptych.serving.channels import BlockingChannels, open_channel, tls_of
+from triptych.serving.diagnosis import explained_by_tls, rpc_errors
+from triptych.serving.sent_keys import key_for, keyed
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
@@ -124,7 +124,7 @@ class AsyncClient:
         self._retry_seconds = retry_seconds
         self._address: str | None = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
-        api_key = _key_for(address, self._tls is not None or insecure, api_key)
+        api_key = key_for(address, self._tls is not None or insecure, api_key)
         channel = open_channel(address, self._tls, max_message_bytes)
         self._channel: grpc.aio.Channel | None = channel
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(keyed(channel, api_key))  # type: ignore[assignment]
@@ -173,7 +173,7 @@ class AsyncClient:
         while True:
             call = self._stub.Generate(sent.request, timeout=sent.timeout(), **with_metadata)
             try:
-                with _errors():
+                with rpc_errors():
                     async for event in call:
                         if sent.is_new(event):
                             yield event
@@ -191,7 +191,7 @@ class AsyncClient:
         with_metadata: dict[str, Any] = {"metadata": metadata} if metadata else {}
         request = pb2.ImageGenerationServiceGetModelRequest()
         try:
-            with _errors():
+            with rpc_errors():
                 return await self._stub.GetModel(request, timeout=_MODEL_SECONDS, **with_metadata)
         except TriptychError as error:
             raise await asyncio.to_thread(explained_by_tls, error, self._address, self._tls) from error
@@ -232,7 +232,7 @@ class Client:
         self._closed = False
         self._address = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
-        self._api_key = _key_for(address, self._tls is not None or insecure, api_key)
+        self._api_key = key_for(address, self._tls is not None or insecure, api_key)
         self._channels = BlockingChannels(address, self._tls, max_message_bytes)
         self._channels.latest()
 
@@ -266,7 +266,7 @@ class Client:
             stub = ImageGenerationServiceStub(keyed(channel, self._api_key))
             call = stub.Generate(sent.request, timeout=sent.timeout())
             try:
-                with _errors():
+                with rpc_errors():
                     for event in call:
                         if sent.is_new(event):
                             yield event
@@ -286,7 +286,7 @@ class Client:
         stub = ImageGenerationServiceStub(keyed(self._channels.latest(), self._api_key))
         request = pb2.ImageGenerationServiceGetModelRequest()
         try:
-            with _errors():
+            with rpc_errors():
                 return stub.GetModel(request, timeout=_MODEL_SECONDS)
         except TriptychError as error:
             raise explained_by_tls(error, self._address, self._tls) from error
@@ -417,30 +417,3 @@ async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -
         await call.aclose()
     else:
         call.cancel()
-
-
-def _key_for(address: str, confidential: bool, api_key: str | None) -> str | None:
-    """The key that goes to an address. Raises ValueError where it must not go, or it is none."""
-    chosen = chosen_key(api_key)
-    if chosen is not None:
-        check_confidential(target(address), confidential)
-    return chosen
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _explained(from_rpc_error(error)) from error
-
-
-def _explained(error: TriptychError) -> TriptychError:
-    """The same, with what to set where gRPC says only that a message was too large."""
-    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or "larger than max" not in error.message:
-        return error
-    message = (
-        f"{error.message}: give the client a larger max_message_bytes, the coordinator a larger"
-        " --max-message-bytes, or ask for fewer or smaller pictures at once"
-    )
-    return TriptychError(error.code, message, error.details)

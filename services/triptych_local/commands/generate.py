@@ -22,7 +22,8 @@ from triptych.serving.channels import target
 from triptych.serving.diagnosis import why_no_connection
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
-from triptych_local.commands.settings import ClientTls, GenerateSettings, Place
+from triptych_local.commands.client_tls import ClientTls
+from triptych_local.commands.settings import GenerateSettings, Place
 from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
 from triptych_local.running.folders import CERTIFICATES, standing_coordinator, well_known_folder

@@ -1,6 +1,6 @@
-"""Why a client cannot connect to a server, in a sentence: gRPC says little, and that in OpenSSL's words.
+"""Why a client's call failed, in a sentence: of TLS gRPC says little, and that in OpenSSL's words.
 
-It makes a TLS handshake of its own, with the same files.
+What is wrong there is found by a TLS handshake of its own, with the same files.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 
 import grpc
 
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, from_rpc_error
 from triptych.serving.addresses import unix_path
 from triptych.serving.channels import Tls, target
 
@@ -24,6 +25,25 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 """HTTP/2's first words and empty SETTINGS, to which a server answers with its own."""
 _EXPIRED, _NOT_YET_VALID, _OTHER_NAME, _OTHER_IP = 10, 9, 62, 64
 _UNTRUSTED = (18, 19, 20, 21)
+
+
+@contextlib.contextmanager
+def rpc_errors() -> Iterator[None]:
+    """Raises TriptychError for an RpcError of the block, with what to set if a message was too large."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _with_what_to_set(from_rpc_error(error)) from error
+
+
+def _with_what_to_set(error: TriptychError) -> TriptychError:
+    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or "larger than max" not in error.message:
+        return error
+    message = (
+        f"{error.message}: give the client a larger max_message_bytes, the coordinator a larger"
+        " --max-message-bytes, or ask for fewer or smaller pictures at once"
+    )
+    return TriptychError(error.code, message, error.details)
 
 
 def explained_by_tls(error: TriptychError, address: str | None, tls: Tls | None) -> TriptychError:

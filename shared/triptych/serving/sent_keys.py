@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from triptych.serving.addresses import is_local
+from triptych.serving.channels import target
 
 API_KEY_VARIABLE = "TRIPTYCH_API_KEY"
 
@@ -70,3 +71,11 @@ class KeyedChannel:
 def keyed(channel: Any, key: str | None) -> Any:
     """The channel, whose calls carry the key if there is one."""
     return channel if key is None else KeyedChannel(channel, lambda: key)
+
+
+def key_for(address: str, confidential: bool, api_key: str | None) -> str | None:
+    """The key that goes to an address. Raises ValueError where it must not go, or it is none."""
+    chosen = chosen_key(api_key)
+    if chosen is not None:
+        check_confidential(target(address), confidential)
+    return chosen

@@ -264,7 +264,6 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
     """
     keep_freed_memory()
     log_to_stderr(name, settings.log_level, settings.log_requests)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines repeat, less clearly, what is logged here
     end_at_once_when_told(name)  # while loading, there is nothing to save
     try:
         asyncio.run(serve(name, settings, load))
