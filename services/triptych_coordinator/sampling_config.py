@@ -32,8 +32,8 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if family is None or embedded not in family.defaults:
         supported = ", ".join(family.pipeline for family in FAMILIES)
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
-    distilled = checkpoint.index.get("is_distilled") is True
-    defaults = family.distilled if family.distilled and distilled else family.defaults[embedded]
+    distilled = family.distilled if checkpoint.index.get("is_distilled") is True else None
+    defaults = distilled or family.defaults[embedded]
     steps = family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.parity import test_flux2_transformer as flux2_tests
 from tests.parity import test_flux_transformer as flux_tests
 from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
@@ -20,6 +21,7 @@ from triptych.compute.lora_changes import FusedTensors, added, place, weights_of
 from triptych.compute.lora_files import Modules, read_lora_file
 from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.flux import FluxTransformer
+from triptych_denoiser.models.flux2 import Flux2Transformer
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
@@ -98,6 +100,17 @@ def flux_case() -> Case:
     )
 
 
+def flux2_case() -> Case:
+    config = flux2_tests.SMALL
+    return Case(
+        Flux2Transformer,
+        flux2_tests.reference(config),
+        reference_library.Flux2KleinPipeline,
+        flux2_tests.inputs(config, 2, 4, 3),
+        flux2_tests.expected_velocity,
+    )
+
+
 def z_image_case() -> Case:
     config = z_image_tests.SMALL
     return Case(
@@ -109,7 +122,7 @@ def z_image_case() -> Case:
     )
 
 
-CASES = {"SD3": sd3_case, "FLUX": flux_case, "Z-Image": z_image_case}
+CASES = {"SD3": sd3_case, "FLUX": flux_case, "FLUX.2": flux2_case, "Z-Image": z_image_case}
 
 
 @pytest.fixture(params=CASES)
@@ -225,6 +238,61 @@ def test_kohyas_fused_single_block_is_split_by_its_widths(tmp_path: Path) -> Non
     deltas = {"attn.to_q": q, "attn.to_k": k, "attn.to_v": v, "proj_mlp": mlp}
 
     expected = merged(case, {f"{block}.{module}": change for module, change in deltas.items()})
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
+
+
+FLUX2_BLOCKS: dict[str, tuple[int, int]] = {
+    **{
+        f"double_blocks.{i}.{stream}_{module}": shape
+        for i in range(2)
+        for stream in ("img", "txt")
+        for module, shape in {
+            "attn.qkv": (3 * 48, 48),
+            "attn.proj": (48, 48),
+            "mlp.0": (6 * 48, 48),
+            "mlp.2": (48, 3 * 48),
+        }.items()
+    },
+    "single_blocks.0.linear1": (9 * 48, 48),
+    "single_blocks.1.linear2": (48, 4 * 48),
+    "img_in": (48, 16),
+    "txt_in": (48, 40),
+    "time_in.in_layer": (48, 256),
+}
+
+
+def test_kohyas_flux2_layout_gives_what_diffusers_gives(tmp_path: Path) -> None:
+    case = flux2_case()
+    lora = kohya_lora(FLUX2_BLOCKS, alpha=2.0)
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.7, case.with_lora(lora, 0.7))
+
+
+def test_the_authors_flux2_layout_gives_what_diffusers_gives(tmp_path: Path) -> None:
+    case = flux2_case()
+    modulations = {
+        "double_stream_modulation_img.lin": (6 * 48, 48),
+        "double_stream_modulation_txt.lin": (6 * 48, 48),
+        "single_stream_modulation.lin": (3 * 48, 48),
+        "final_layer.linear": (16, 48),
+    }
+    generator = torch.Generator().manual_seed(1)
+    lora = {
+        f"diffusion_model.{name}.lora_{part}.weight": 0.3 * torch.randn(shape, generator=generator)
+        for name, (rows, columns) in (FLUX2_BLOCKS | modulations).items()
+        for part, shape in (("A", (RANK, columns)), ("B", (rows, RANK)))
+    }
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.3, case.with_lora(lora, 0.3))
+
+
+def test_a_lora_of_flux2s_last_modulation_has_its_halves_swapped(tmp_path: Path) -> None:
+    """As the checkpoint has them, which diffusers' conversion of LoRAs forgets: merged by hand."""
+    case, name = flux2_case(), "final_layer.adaLN_modulation.1"
+    lora = kohya_lora({name: (2 * 48, 48)}, alpha=2.0)
+    shift, scale = delta(lora, name).chunk(2)
+
+    expected = merged(case, {"norm_out.linear": torch.cat([scale, shift])})
     check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
+from tests.parity.test_flux2_transformer import PUBLIC as FLUX2
 from tests.parity.test_flux_transformer import PUBLIC as FLUX
 from tests.parity.test_sd3_transformer import PUBLIC as SD3
 from tests.parity.test_z_image_transformer import REAL as Z_IMAGE
@@ -25,11 +26,11 @@ from triptych.compute import loading
 from triptych.families import family_of_transformer
 from triptych.families.family import GuidanceInput
 from triptych.families.layouts import diffusers_tensors
-from triptych_coordinator.sampling.sigmas import DynamicShift
+from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
-from triptych_vae_codec.models.autoencoder_kl import build as build_codec
+from triptych_vae_codec.models import load_autoencoder
 
 reference: Any = diffusers  # most of it has no types
 
@@ -73,6 +74,11 @@ QWEN3_4B: dict[str, Any] = {
     "vocab_size": 151936,
     "tie_word_embeddings": True,
 }
+QWEN3_8B: dict[str, Any] = QWEN3_4B | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
+}
 SD3_ENCODERS: dict[str, Component] = {
     "text_encoder": ("CLIPTextModelWithProjection", CLIP_L),
     "text_encoder_2": ("CLIPTextModelWithProjection", CLIP_G),
@@ -83,16 +89,32 @@ FLUX_ENCODERS: dict[str, Component] = {
     "text_encoder_2": ("T5EncoderModel", T5_XXL),
 }
 Z_IMAGE_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3Model", QWEN3_4B)}
-PIPELINES: dict[str, tuple[str, dict[str, Component], tuple[float, float]]] = {
-    "SD3Transformer2DModel": ("StableDiffusion3Pipeline", SD3_ENCODERS, (1.5305, 0.0609)),
-    "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, (0.3611, 0.1159)),
-    "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, (0.3611, 0.1159)),
+FLUX2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_4B)}
+VAE_SIZES = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+
+
+def autoencoder_kl(scaling_factor: float, shift_factor: float) -> Component:
+    scales = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    convs = {"use_quant_conv": False, "use_post_quant_conv": False}
+    return "AutoencoderKL", {**VAE_SIZES, "latent_channels": 16, **convs, **scales}
+
+
+FLUX2_VAE: Component = (
+    "AutoencoderKLFlux2",
+    {**VAE_SIZES, "latent_channels": 32, "batch_norm_eps": 1e-4, "patch_size": (2, 2)},
+)
+PIPELINES: dict[str, tuple[str, dict[str, Component], Component]] = {
+    "SD3Transformer2DModel": ("StableDiffusion3Pipeline", SD3_ENCODERS, autoencoder_kl(1.5305, 0.0609)),
+    "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
+    "Flux2Transformer2DModel": ("Flux2KleinPipeline", FLUX2_ENCODERS, FLUX2_VAE),
+    "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
 }
 TEXT_MODELS: dict[str, tuple[Any, Any]] = {
     "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
     "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
     "T5EncoderModel": (T5EncoderModel, T5Config),
     "Qwen3Model": (Qwen3Model, Qwen3Config),
+    "Qwen3ForCausalLM": (Qwen3ForCausalLM, Qwen3Config),
 }
 DYNAMIC = {
     "shift": 3.0,
@@ -103,7 +125,7 @@ DYNAMIC = {
     "max_image_seq_len": 4096,
 }
 
-SD3_CLASS, FLUX_CLASS, Z_IMAGE_CLASS = PIPELINES
+SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, Z_IMAGE_CLASS = PIPELINES
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3-medium-diffusers": (SD3_CLASS, SD3["SD3-medium"][0], {"shift": 3.0}),
     "stable-diffusion-3.5-medium": (SD3_CLASS, SD3["SD3.5-medium"][0], {"shift": 3.0}),
@@ -111,10 +133,20 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3.5-large-turbo": (SD3_CLASS, SD3["SD3.5-large"][0], {"shift": 3.0}),
     "FLUX.1-dev": (FLUX_CLASS, FLUX["FLUX.1-dev"][0], DYNAMIC),
     "FLUX.1-schnell": (FLUX_CLASS, FLUX["FLUX.1-schnell"][0], {"shift": 1.0}),
+    "FLUX.2-klein-4B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-4B"][0], DYNAMIC),
+    "FLUX.2-klein-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
+    "FLUX.2-klein-base-4B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-4B"][0], DYNAMIC),
+    "FLUX.2-klein-base-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
     "Z-Image": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 6.0}),
     "Z-Image-Turbo": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 3.0}),
 }
 """By the repository's name: the transformer's class and config, and the scheduler's config."""
+INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "FLUX.2" in name}
+"""What model_index.json says besides."""
+
+
+OF_NO_USE = {"lm_head.weight", "bn.num_batches_tracked"}
+"""A head for words, and a count of training."""
 
 
 class Recorded(Mapping[str, Tensor]):
@@ -140,23 +172,17 @@ class Published(Checkpoint):
 
     def __init__(self, name: str, folder: Path) -> None:
         class_name, transformer, scheduler = MODELS[name]
-        pipeline, encoders, (scale, shift) = PIPELINES[class_name]
-        vae = {
-            "block_out_channels": (128, 256, 512, 512),
-            "layers_per_block": 2,
-            "latent_channels": 16,
-            "use_quant_conv": False,
-            "use_post_quant_conv": False,
-            "scaling_factor": scale,
-            "shift_factor": shift,
-        }
+        pipeline, encoders, vae = PIPELINES[class_name]
+        if name.startswith("FLUX.2") and name.endswith("9B"):
+            encoders = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_8B)}
         self.components: dict[str, Component] = {
             "transformer": (class_name, transformer),
-            "vae": ("AutoencoderKL", vae),
+            "vae": vae,
             "scheduler": ("FlowMatchEulerDiscreteScheduler", scheduler),
             **encoders,
         }
-        index = {component: ["", kind] for component, (kind, _) in self.components.items()}
+        index: dict[str, Any] = {component: ["", kind] for component, (kind, _) in self.components.items()}
+        index |= INDICES.get(name, {})
         root = folder / name
         root.mkdir()
         (root / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
@@ -181,12 +207,12 @@ class Published(Checkpoint):
 def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors by the names that the published files have, on "meta"."""
     with META:
-        if class_name == "AutoencoderKL":
+        if class_name.startswith("AutoencoderKL"):
             blocks = {
                 "down_block_types": ("DownEncoderBlock2D",) * 4,
                 "up_block_types": ("UpDecoderBlock2D",) * 4,
             }
-            return dict(reference.AutoencoderKL(**config, **blocks).state_dict())
+            return dict(getattr(reference, class_name)(**config, **blocks).state_dict())
         if class_name not in TEXT_MODELS:
             return dict(getattr(reference, class_name)(**config).state_dict())
         model_class, config_class = TEXT_MODELS[class_name]
@@ -194,9 +220,9 @@ def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tens
     if class_name == "T5EncoderModel":
         tensors.pop("encoder.embed_tokens.weight")  # it is shared.weight
         return tensors
-    prefix = "model." if class_name == "Qwen3Model" else "text_model."
+    prefix = "model." if class_name.startswith("Qwen3") else "text_model."
     return {
-        name if name.startswith((prefix, "text_projection")) else prefix + name: tensor
+        name if name.startswith((prefix, "text_projection", "lm_head")) else prefix + name: tensor
         for name, tensor in tensors.items()
     }
 
@@ -215,19 +241,22 @@ def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
     assert not checkpoint.unused("transformer")
 
 
-@pytest.mark.parametrize("name", ["stable-diffusion-3.5-large", "FLUX.1-dev", "Z-Image"])
+@pytest.mark.parametrize(
+    "name",
+    ["stable-diffusion-3.5-large", "FLUX.1-dev", "FLUX.2-klein-4B", "FLUX.2-klein-9B", "Z-Image"],
+)
 def test_vae_and_text_encoders_use_every_tensor(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Published(name, tmp_path)
-    build_codec(checkpoint.config("vae"), checkpoint.tensors("vae"), "meta", torch.bfloat16)
+    load_autoencoder(checkpoint, META, "bfloat16", "none")
     # Buffers that no file has are real in a text encoder: only the weights are left without memory.
     monkeypatch.setattr(loading, "fill", copy_without_memory)
     encoders = [component for component in checkpoint.components if component.startswith("text_encoder")]
     for component in encoders:
         load_text_model(checkpoint, component, torch.bfloat16, torch.device("cpu"))
     for component in ("vae", *encoders):
-        assert not checkpoint.unused(component), component
+        assert checkpoint.unused(component) <= OF_NO_USE, component
 
 
 @pytest.mark.parametrize(
@@ -239,6 +268,10 @@ def test_vae_and_text_encoders_use_every_tensor(
         ("stable-diffusion-3.5-large-turbo", 4, 1.0, GuidanceInput.BRANCHES, 3.0),
         ("FLUX.1-dev", 28, 3.5, GuidanceInput.EMBEDDED, DynamicShift(256, 4096, 0.5, 1.15)),
         ("FLUX.1-schnell", 4, 1.0, GuidanceInput.NONE, 1.0),
+        ("FLUX.2-klein-4B", 4, 1.0, GuidanceInput.NONE, EmpiricalShift()),
+        ("FLUX.2-klein-9B", 4, 1.0, GuidanceInput.NONE, EmpiricalShift()),
+        ("FLUX.2-klein-base-4B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
+        ("FLUX.2-klein-base-9B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
         ("Z-Image", 50, 6.0, GuidanceInput.BRANCHES, 6.0),
         ("Z-Image-Turbo", 8, 1.0, GuidanceInput.BRANCHES, 3.0),
     ],

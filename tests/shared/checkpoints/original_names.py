@@ -87,6 +87,48 @@ def flux_transformer(tensors: Tensors) -> Tensors:
     )
 
 
+def flux2_transformer(tensors: Tensors) -> Tensors:
+    tensors = _swapped(dict(tensors), ("norm_out.linear",))
+    for parts, fused in (
+        (("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.qkv"),
+        (("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.qkv"),
+    ):
+        tensors = _joined(tensors, parts, fused)
+    return _renamed(
+        tensors,
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj\.", r"single_blocks.\1.linear1."),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out\.", r"single_blocks.\1.linear2."),
+        (
+            r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight$",
+            r"single_blocks.\1.norm.query_norm.scale",
+        ),
+        (
+            r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight$",
+            r"single_blocks.\1.norm.key_norm.scale",
+        ),
+        (r"^transformer_blocks\.", "double_blocks."),
+        (r"\.attn\.norm_q\.weight$", ".img_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_k\.weight$", ".img_attn.norm.key_norm.scale"),
+        (r"\.attn\.norm_added_q\.weight$", ".txt_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_added_k\.weight$", ".txt_attn.norm.key_norm.scale"),
+        (r"\.attn\.to_out\.0\.", ".img_attn.proj."),
+        (r"\.attn\.to_add_out\.", ".txt_attn.proj."),
+        (r"\.ff\.linear_in\.", ".img_mlp.0."),
+        (r"\.ff\.linear_out\.", ".img_mlp.2."),
+        (r"\.ff_context\.linear_in\.", ".txt_mlp.0."),
+        (r"\.ff_context\.linear_out\.", ".txt_mlp.2."),
+        (r"^x_embedder\.", "img_in."),
+        (r"^context_embedder\.", "txt_in."),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_1\.", "time_in.in_layer."),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_2\.", "time_in.out_layer."),
+        (r"^time_guidance_embed\.guidance_embedder\.linear_1\.", "guidance_in.in_layer."),
+        (r"^time_guidance_embed\.guidance_embedder\.linear_2\.", "guidance_in.out_layer."),
+        (r"^(double|single)_stream_modulation(_img|_txt)?\.linear\.", r"\1_stream_modulation\2.lin."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+    )
+
+
 def z_image_transformer(tensors: Tensors) -> Tensors:
     tensors = _joined(tensors, ("attention.to_q", "attention.to_k", "attention.to_v"), "attention.qkv")
     return _renamed(
@@ -100,6 +142,7 @@ def z_image_transformer(tensors: Tensors) -> Tensors:
 TRANSFORMERS = {
     "SD3Transformer2DModel": sd3_transformer,
     "FluxTransformer2DModel": flux_transformer,
+    "Flux2Transformer2DModel": flux2_transformer,
     "ZImageTransformer2DModel": z_image_transformer,
 }
 
@@ -150,6 +193,8 @@ def _joined(tensors: Tensors, parts: tuple[str, ...], fused: str) -> Tensors:
 
 def _swapped(tensors: Tensors, modules: Iterable[str]) -> Tensors:
     for name in (f"{module}.{parameter}" for module in modules for parameter in ("weight", "bias")):
+        if name not in tensors:
+            continue
         scale, shift = tensors[name].chunk(2)
         tensors[name] = torch.cat([shift, scale])
     return tensors

@@ -1,4 +1,4 @@
-"""Original files of SD3, SD3.5, FLUX.1 and Z-Image are read as if diffusers had saved them, to the bit."""
+"""Original files of every family are read as if diffusers had saved them, to the bit."""
 
 import json
 import shutil
@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.shared.checkpoints import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
+from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
+from triptych_coordinator.sampling.sigmas import EmpiricalShift
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
@@ -125,6 +127,57 @@ def test_flux_at_its_own_width_is_what_diffusers_converts_it_to(tmp_path: Path) 
         checkpoint.tensors("transformer"),
         converters.convert_flux_transformer_checkpoint_to_diffusers(dict(original)),
     )
+
+
+def flux2_transformer(**config: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 16, "num_layers": 2, "num_single_layers": 3, "joint_attention_dim": 24}
+    sizes |= {"attention_head_dim": 16, "num_attention_heads": 2, "guidance_embeds": False}
+    return reference.Flux2Transformer2DModel(**sizes | config, axes_dims_rope=(4, 4, 4, 4))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_flux2_transformer_comes_back_to_the_bit(prefix: str, tmp_path: Path) -> None:
+    model = flux2_transformer()
+    original = original_names.flux2_transformer(model.state_dict())
+    file = save(prefixed(prefix, original), tmp_path / "flux-2-klein-4b.safetensors")
+    checkpoint = open_checkpoint(str(file))
+    assert checkpoint.class_name("transformer") == "Flux2Transformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_flux2_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+    assert_config(checkpoint.config("transformer"), model)
+    sampling = sampling_of(checkpoint)
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (4, 1.0)
+    assert sampling.schedule.shift == EmpiricalShift()
+
+
+def test_a_file_of_flux2_dev_is_refused(tmp_path: Path) -> None:
+    original = original_names.flux2_transformer(flux2_transformer(guidance_embeds=True).state_dict())
+    file = save(original, tmp_path / "flux2-dev.safetensors")
+    with pytest.raises(CheckpointError, match=r"as FLUX\.2 dev does; klein alone is supported"):
+        open_checkpoint(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "base_is_distilled", "steps", "scale"),
+    [
+        ("flux-2-klein-4b", False, 4, 1.0),
+        ("flux-2-klein-base-4b", False, 50, 4.0),
+        ("my-klein", False, 50, 4.0),
+        ("my-klein", True, 4, 1.0),
+    ],
+)
+def test_a_file_is_distilled_if_its_name_or_its_base_is(
+    name: str, base_is_distilled: bool, steps: int, scale: float, tmp_path: Path
+) -> None:
+    flux2_pipeline(base_is_distilled).save_pretrained(tmp_path / "base")
+    model = flux2_transformer(joint_attention_dim=48)
+    file = save(original_names.flux2_transformer(model.state_dict()), tmp_path / f"{name}.safetensors")
+    sampling = sampling_of(open_checkpoint(str(file), base=str(tmp_path / "base")))
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (steps, scale)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
