@@ -10,7 +10,7 @@ from annotated_types import Ge
 from pydantic import Field
 
 from triptych.serving.settings import Options
-from triptych_local.cli import COMMANDS, Command
+from triptych_local.cli import COMMANDS, app
 from triptych_local.options import Written, command_line, parameters, read
 
 
@@ -93,5 +93,5 @@ def test_values_become_words_of_another_program() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_two_options_of_a_command_have_one_name(command: str) -> None:
-    names = [name for option in parameters(Command(command)._settings()) for name in option.opts]
+    names = [name for option in parameters(app.commands[command]._settings()) for name in option.opts]
     assert sorted(names) == sorted(set(names))
