@@ -21,6 +21,7 @@ from triptych_gateway.browsers import Guarded
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.images import Images
 from triptych_gateway.models import Models
+from triptych_gateway.sdapi import SdApi
 from triptych_gateway.settings import GatewaySettings
 
 
@@ -59,6 +60,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -
         Route("/v1/images/{id}", images.fetch, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.get, methods=["GET"]),
+        *SdApi(client, settings).routes(),
         Route("/health", health.live, methods=["GET"]),
         Route("/health/ready", health.ready, methods=["GET"]),
     ]
@@ -83,21 +85,26 @@ def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -
 
 
 async def _refused(request: Request, error: HttpError) -> Response:
-    del request
-    return error.response()
+    return _shaped(request, error)
 
 
 async def _failed(request: Request, error: TriptychError) -> Response:
-    del request
-    return http_error(error).response()
+    return _shaped(request, http_error(error))
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
     """A path or method that is none, or a form that cannot be read."""
-    del request
     codes = {404: "not_found", 405: "method_not_allowed"}
     code = codes.get(error.status_code, "invalid_request")
-    return HttpError(error.status_code, error.detail, code, headers=error.headers or {}).response()
+    return _shaped(request, HttpError(error.status_code, error.detail, code, headers=error.headers or {}))
+
+
+def _shaped(request: Request, error: HttpError) -> Response:
+    """As the API of the path has errors."""
+    if not request.url.path.startswith("/sdapi/"):
+        return error.response()
+    body = {"error": error.code, "detail": error.message, "body": "", "errors": error.message}
+    return json_response(body, error.status, error.headers)
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from starlette.requests import Request
@@ -19,15 +19,15 @@ from triptych.errors import TriptychError, invalid_argument
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_gateway.bodies import read_fields
+from triptych_gateway.connected import while_connected
 from triptych_gateway.credentials import Credentials
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.event_stream import EventStream, server_sent
 from triptych_gateway.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
 from triptych_gateway.kept import KeptPictures
-from triptych_gateway.pictures import enlarged, mask_of_transparency, recorded_prompt
+from triptych_gateway.pictures import enlarged, mask_of_transparency, of_file, recorded_prompt
 from triptych_gateway.settings import GatewaySettings
 
-T = TypeVar("T")
 Events = AsyncGenerator[pb.GenerateResponse]
 
 PLAIN_PROMPT = "a picture"
@@ -58,7 +58,7 @@ class Images:
         fields = await self._fields(request)
         image = _file(fields, "image")
         masked = _file(fields, "mask") if "mask" in fields else None
-        mask = await _of_file("image" if masked is None else "mask", mask_of_transparency, masked or image)
+        mask = await of_file("image" if masked is None else "mask", mask_of_transparency, masked or image)
         if mask is not None:
             fields = {"strength": 1.0, "preserve": True} | fields | {"mask": base64.b64encode(mask).decode()}
         elif masked is not None:
@@ -70,7 +70,7 @@ class Images:
         fields = await self._fields(request)
         image = _file(fields, "image")
         if not {"prompt", "prompts"} & fields.keys():
-            prompt = await _of_file("image", recorded_prompt, image)
+            prompt = await of_file("image", recorded_prompt, image)
             said = {"prompt": prompt} if prompt else {"prompt": PLAIN_PROMPT, "guidance_scale": 1.0}
             fields = said | fields
         return await self._answer(request, fields, "image_generation")
@@ -242,31 +242,3 @@ def _file(fields: dict[str, Any], name: str) -> bytes:
         raise invalid_argument((name, "must be the file of a picture"))
     fields[name] = base64.b64encode(value).decode()
     return value
-
-
-async def _of_file(name: str, read: Callable[[bytes], T], file: bytes) -> T:
-    """What a function says of a file, in a thread. Raises TriptychError, by the field's name."""
-    try:
-        return await asyncio.to_thread(read, file)
-    except ValueError as error:
-        raise invalid_argument((name, str(error))) from error
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work, which is cancelled when the client leaves. Its body must have been read."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise HttpError(499, "the client left", "cancelled")
-    finally:
-        for task in (leaving, working):
-            task.cancel()
-        await asyncio.wait([working, leaving])
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

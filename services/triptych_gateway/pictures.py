@@ -6,12 +6,18 @@ goes wrong is a ValueError. All functions here can take long: call them off the 
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
+
+from triptych.errors import invalid_argument
+
+T = TypeVar("T")
 
 MAX_PIXELS = 1 << 24
 
@@ -44,6 +50,38 @@ def recorded_prompt(file: bytes) -> str | None:
     except (ValueError, KeyError, TypeError, RecursionError):  # some other program's text
         return None
     return prompt if isinstance(prompt, str) and prompt.strip() else None
+
+
+def drawn_mask(file: bytes, inverted: bool, blur: float) -> bytes:
+    """A PNG of a drawn mask, white where it was drawn: on transparency, or white itself.
+
+    Inverted first, then blurred with a Gaussian of so many pixels. Raises ValueError.
+    """
+    with _opened(file) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        alpha = upright.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        mask = upright.convert("L") if alpha is None or alpha.getextrema()[0] == 255 else alpha
+    if inverted:
+        mask = ImageOps.invert(mask)
+    if blur:
+        mask = mask.filter(ImageFilter.GaussianBlur(blur))
+    written = io.BytesIO()
+    mask.save(written, "PNG")
+    return written.getvalue()
+
+
+def texts_of(file: bytes) -> dict[str, str]:
+    """What a PNG says in its texts before the pixels. Raises ValueError for a file that is no picture."""
+    with _opened(file) as picture:
+        return {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
+
+
+async def of_file(name: str, read: Callable[[bytes], T], file: bytes) -> T:
+    """What a function says of a file, in a thread. Raises TriptychError, by the field's name."""
+    try:
+        return await asyncio.to_thread(read, file)
+    except ValueError as error:
+        raise invalid_argument((name, str(error))) from error
 
 
 def enlarged(preview: bytes, width: int, height: int, kind: str) -> bytes:
