@@ -61,12 +61,15 @@ class TextEncoder(TextEncoderServiceServicer):
     def __init__(self) -> None:
         self.encoded: list[str] = []
         self.scopes: list[bytes] = []
+        self.failures: list[Exception] = []
         self.loras: list[str] = []
         self.lora_calls: list[dict[str, float]] = []
         self.name = MODEL
         self.pooled_projection_dim = WIDTH
 
     async def Encode(self, request: Any, context: Any) -> Any:
+        if self.failures:
+            raise self.failures.pop(0)
         self.encoded += request.prompts
         self.scopes.append(request.cache_scope)
         self.lora_calls.append({lora.name: lora.weight for lora in request.loras})

@@ -13,11 +13,14 @@ import grpc.aio
 import pytest
 
 from tests.coordinator.conftest import House
+from tests.coordinator.numpy_stages import serve
 from tests.serving import refused
 from tests.shared.serving.credentials import bearer, write_keys
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import internal, invalid_argument, retry_after_seconds
 from triptych.serving.keys import Key, new_key
+from triptych.serving.reloading import Reloaded
+from triptych.serving.sent_keys import read_key
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
@@ -27,6 +30,8 @@ from triptych.v1.image_generation_pb2_grpc import (
     add_ImageGenerationServiceServicer_to_server,
 )
 from triptych.v1.lora_pb2 import Lora
+from triptych_coordinator.fleet.connections import Wiring
+from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorLimits
 
 Ask = Callable[..., Any]
@@ -148,27 +153,50 @@ async def test_prompts_of_others_cannot_be_found_out_by_what_is_remembered(
         assert not any(record.id.encode() in scope for scope in scopes)
 
 
-async def test_no_prompt_is_ever_logged(
-    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_prompt_is_ever_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """Of requests that work, that are wrong, and that a stage fails on, quoting them."""
     caplog.set_level(logging.DEBUG)
     assert (await house.images(MARKER, negative_prompts=[MARKER])).images
     error = await refused(house.images(MARKER, negative_prompts=[MARKER, MARKER], height=-1))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    encode = house.text_encoder.Encode
-
-    for failure in (invalid_argument(("prompts[0]", f"{MARKER}: no")), internal("x"), KeyError(MARKER)):
-
-        async def failing(request: Any, context: Any, failure: Exception = failure) -> Any:
-            raise failure
-
-        monkeypatch.setattr(house.text_encoder, "Encode", failing)
-        await house.stop_stage("text")
-        await house.start_stage("text")
-        own = await refused(house.images(f"{MARKER} {failure!r}"))
+    failures = house.text_encoder.failures
+    for number, name in enumerate(("quoting", "inside", "crashing")):
+        quoting = invalid_argument(("prompts[0]", f"{MARKER}: no"))
+        failures.append((quoting, internal("x"), KeyError(MARKER))[number])
+        own = await refused(house.images(f"{MARKER} {name}"))
         assert own.code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
-        monkeypatch.setattr(house.text_encoder, "Encode", encode)
+    del quoting
     assert "is ejected" in caplog.text
     assert "internal error" in caplog.text
     assert MARKER not in caplog.text
+
+
+async def test_stages_take_calls_of_the_coordinators_key_alone_and_its_file_may_be_replaced(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits
+) -> None:
+    """A stage that does not know the coordinator is no fault of a client's credential: it is not there."""
+    (first, one), (second, two) = (new_key(name, ["coordinator"]) for name in ("first", "second"))
+    write_keys(tmp_path / "stages.json", [one])
+    sent = tmp_path / "stage-key"
+    sent.write_text("tk_of_nobody\n")
+    key = Reloaded(sent, read_key).value
+    house = House(checkpoint, tmp_path, limits)
+    wiring = Wiring(max_message_bytes=64 << 20, resolve_seconds=0.1, api_key=key)
+    stubs = wiring.stubs(*(house.address(stage) for stage in ("text", "denoiser", "vae")))
+    house.servicer = ImageGenerationServicer(checkpoint, stubs, limits)
+    servicers = {"text": house.text_encoder, "denoiser": house.denoiser, "vae": house.vae_codec}
+    for stage, servicer in servicers.items():
+        known = tmp_path / "stages.json"
+        house.servers[stage] = await serve(servicer, house.address(stage), keys_file=known)
+    await house.start_coordinator()
+    try:
+        error = await refused(house.images("a cat"))
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert "the API key is none of those that this server knows" in error.message
+        sent.write_text(first)
+        assert (await house.images("a cat", seconds=30)).images
+        write_keys(tmp_path / "stages.json", [two])
+        sent.write_text(second)
+        assert (await house.images("a dog", seconds=30)).images
+    finally:
+        await house.stop()
