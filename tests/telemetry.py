@@ -4,9 +4,12 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 Attributes = Mapping[str, str | bool]
 
@@ -17,6 +20,21 @@ def metric_reader() -> InMemoryMetricReader:
     reader = InMemoryMetricReader()
     metrics.set_meter_provider(MeterProvider([reader]))
     return reader
+
+
+@functools.cache
+def span_exporter() -> InMemorySpanExporter:
+    """Has every span that ended, from the first call on."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+def spans(trace_id: str) -> list[ReadableSpan]:
+    """Those of a trace, written as W3C does, in the order of their ends."""
+    found = span_exporter().get_finished_spans()
+    return [one for one in found if one.context and trace.format_trace_id(one.context.trace_id) == trace_id]
 
 
 def points(name: str, attributes: Attributes | None = None) -> Iterator[Any]:

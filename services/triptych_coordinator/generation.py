@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.families.family import GuidanceInput
-from triptych.telemetry import instruments
-from triptych.telemetry.instruments import PART
+from triptych.telemetry import instruments, tracing
+from triptych.telemetry.instruments import PART, QUEUE_SECONDS
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
@@ -69,7 +69,8 @@ async def generation_events(
     latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
-    async for step in sample(velocities, solution, guided, initial.edit, initial.first_step):
+    steps = sample(velocities, solution, guided, initial.edit, initial.first_step)
+    async for step in tracing.in_steps(steps, num_steps):
         latents, number = step.latents, step.number - initial.first_step
         instruments.steps.add(1)
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
@@ -104,6 +105,7 @@ async def generation_events(
 
 
 def _note_phases(queue_milliseconds: float, finished: pb.Finished) -> None:
+    tracing.note({QUEUE_SECONDS: queue_milliseconds / 1000, "triptych.rows": finished.rows})
     for phase, milliseconds in (
         ("queue", queue_milliseconds),
         ("encode", finished.encode_milliseconds),

@@ -7,15 +7,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 
 import torch
+from opentelemetry.trace import Span, get_current_span
 from torch import Tensor
 
 from triptych.compute.thread import compute
 from triptych.errors import deadline_exceeded, out_of_memory, resource_exhausted, unavailable
-from triptych.telemetry import instruments
-from triptych.telemetry.instruments import QUEUE
+from triptych.telemetry import instruments, tracing
+from triptych.telemetry.instruments import COMPUTE_SECONDS, QUEUE, QUEUE_SECONDS
 from triptych_denoiser.costs import Costs, Sizes
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.row import Row
@@ -55,6 +57,7 @@ class _Call:
     velocities: dict[int, Tensor] = field(default_factory=dict)
     reused: set[int] = field(default_factory=set)
     compute_seconds: float = 0.0
+    span: Span = field(default_factory=get_current_span)
 
     def take(self, index: int, velocity: Tensor, reused: bool) -> None:
         self.velocities[index] = velocity
@@ -136,7 +139,7 @@ class Batcher:
         self._put(self._entries(call, arrived))
         self._arrived.set()
         if self._passes is None or self._passes.done():
-            self._passes = asyncio.create_task(self._run_passes())
+            self._passes = asyncio.create_task(self._run_passes(), context=Context())  # nobody's own
         try:
             async with asyncio.timeout(timeout):
                 await call.done
@@ -148,6 +151,7 @@ class Batcher:
         reused = [index in call.reused for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
         instruments.queue_duration.record(queue_seconds, _ROWS)
+        tracing.note({QUEUE_SECONDS: queue_seconds, COMPUTE_SECONDS: call.compute_seconds})
         return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
 
     async def close(self) -> None:
@@ -246,9 +250,12 @@ class Batcher:
 
     async def _run_pass(self, batch: _Batch) -> None:
         rows = [waiting.row for waiting in batch.rows]
+        calls = {waiting.call.span for waiting in batch.rows}
+        tokens = sum(waiting.tokens for waiting in batch.rows)
         started = time.monotonic()
         try:
-            predicted = await compute(self._predictor.predict, rows)
+            with tracing.batch(calls, {"triptych.batch.rows": len(rows), "triptych.batch.tokens": tokens}):
+                predicted = await compute(self._predictor.predict, rows)
         except torch.OutOfMemoryError as error:
             self._make_smaller(batch.rows, error)
             return

@@ -32,6 +32,7 @@ from triptych.serving.channels import BlockingChannels, open_channel, tls_of
 from triptych.serving.diagnosis import explained_by_tls, rpc_errors
 from triptych.serving.sent_keys import key_for, keyed
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
+from triptych.telemetry import tracing
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
@@ -169,8 +170,9 @@ class AsyncClient:
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """The same for a request as the proto has it, with metadata, e.g. ("authorization", "Bearer ...")."""
         sent = _Sent(request, timeout, self._retry_seconds)
-        with_metadata: dict[str, Any] = {"metadata": metadata} if metadata else {}
         while True:
+            all_metadata = (*metadata, *(tracing.sent() or ()))
+            with_metadata: dict[str, Any] = {"metadata": all_metadata} if all_metadata else {}
             call = self._stub.Generate(sent.request, timeout=sent.timeout(), **with_metadata)
             try:
                 with rpc_errors():
@@ -264,7 +266,7 @@ class Client:
         while True:
             channel = self._channels.latest()  # which lives as long as it is held here
             stub = ImageGenerationServiceStub(keyed(channel, self._api_key))
-            call = stub.Generate(sent.request, timeout=sent.timeout())
+            call = stub.Generate(sent.request, timeout=sent.timeout(), metadata=tracing.sent())
             try:
                 with rpc_errors():
                     for event in call:

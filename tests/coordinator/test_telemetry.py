@@ -1,15 +1,21 @@
 """What a coordinator's metrics say of requests, over real sockets."""
 
 import asyncio
+from collections import Counter
 
 import grpc
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
 
 from tests import telemetry
 from tests.coordinator.conftest import House
 from tests.serving import refused
+from triptych.client import AsyncClient
 from triptych.errors import resource_exhausted
 from triptych.telemetry.instruments import CACHE, HIT, PART, REASON, RPC_METHOD, RPC_STATUS, STAGE, STATE
+from triptych.v1 import image_generation_pb2 as pb
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
 
 DENOISER = {STAGE: "denoiser"}
 GENERATE_IMAGES = "triptych.v1.ImageGenerationService/GenerateImages"
@@ -84,3 +90,58 @@ async def test_a_fleet_says_how_many_replicas_are_ready_and_a_cache_what_it_hold
     await house.images("a very particular cat")
     again = telemetry.value("triptych.cache.lookups", {CACHE: "prompts", HIT: True})
     assert again > hits
+
+
+async def traced(house: House, number: int, steps: int, prompt: str = "a cat") -> list[ReadableSpan]:
+    """The spans of a request whose client has a trace."""
+    telemetry.span_exporter()
+    trace_id = f"{number:032x}"
+    parameters = GenerationParameters(prompts=[prompt], num_inference_steps=steps)
+    request = pb.GenerateImagesRequest(parameters=parameters)
+    await house.stub.GenerateImages(request, metadata=[("traceparent", f"00-{trace_id}-{7:016x}-01")])
+    await asyncio.sleep(0.1)
+    return telemetry.spans(trace_id)
+
+
+async def test_a_trace_goes_from_the_client_through_every_step_to_every_stage(house: House) -> None:
+    found = await traced(house, 0xA, 3, prompt="a secret cat")
+    by_id = {one.context.span_id: one for one in found}
+    names = Counter(one.name for one in found)
+    assert names["step"] == names["denoiser"] == 3
+    assert names["text encoder"] == names["VAE codec"] == 1
+    predicted = [one for one in found if one.name == "triptych.v1.DenoiserService/Predict"]
+    assert len(predicted) >= 3
+    for one in predicted:
+        path = [one.name]
+        while one.parent.span_id in by_id:
+            one = by_id[one.parent.span_id]
+            path.append(one.name)
+        assert path[1:] == ["denoiser", "step", GENERATE_IMAGES]
+        assert one.parent.span_id == 7
+    assert "secret" not in "".join(one.to_json() for one in found)
+
+
+async def test_a_replay_is_an_attempt_of_one_span(house: House) -> None:
+    house.denoiser.failures = [resource_exhausted("its queue is full", 0.05)]
+    found = await traced(house, 0xB, 1)
+    (call,) = [one for one in found if one.name == "denoiser"]
+    codes = [event.attributes[RPC_STATUS] for event in call.events]
+    assert codes == ["RESOURCE_EXHAUSTED", "OK"]
+
+
+async def test_many_steps_are_folded(house: House) -> None:
+    found = await traced(house, 0xC, 150)
+    names = Counter(one.name for one in found)
+    assert names["step"] == names["denoiser"] == 75
+
+
+@pytest.mark.parametrize("api_key", [None, "a-key"])
+async def test_a_clients_own_span_is_where_the_trace_begins(house: House, api_key: str | None) -> None:
+    telemetry.span_exporter()
+    with trace.get_tracer("a client").start_as_current_span("mine") as mine:
+        async with AsyncClient(house.address("coordinator"), api_key=api_key) as client:
+            await client.generate("a cat", num_inference_steps=1)
+    await asyncio.sleep(0.1)
+    found = telemetry.spans(trace.format_trace_id(mine.get_span_context().trace_id))
+    (request,) = [one for one in found if one.name.endswith("/Generate")]
+    assert request.parent.span_id == mine.get_span_context().span_id

@@ -29,3 +29,17 @@ async def test_a_denoiser_says_what_it_serves_and_what_waits(denoiser: Denoiser)
     before = telemetry.value("triptych.cache.size", {CACHE: "conditioning"})
     await denoiser.stub.PutConditioning(prompt.upload())
     assert telemetry.value("triptych.cache.size", {CACHE: "conditioning"}) > before
+
+
+async def test_a_batch_links_to_the_calls_that_share_it(denoiser: Denoiser) -> None:
+    exporter = telemetry.span_exporter()
+    prompt = Prompt.random(4)
+    await denoiser.stub.PutConditioning(prompt.upload())
+    one = request(random_latents(1), [0.5], [[prompt]])
+    await denoiser.stub.Predict(one, metadata=[("traceparent", f"00-{0xD:032x}-{7:016x}-01")])
+    (call,) = [found for found in telemetry.spans(f"{0xD:032x}") if found.name.endswith("/Predict")]
+    batches = [found for found in exporter.get_finished_spans() if found.name == "batch"]
+    (batch,) = [found for found in batches if call.context in [link.context for link in found.links]]
+    assert batch.parent is None
+    assert batch.attributes["triptych.batch.rows"] == call.attributes["triptych.batch.rows"] == 1
+    assert call.attributes["triptych.compute.seconds"] > 0

@@ -61,7 +61,13 @@ def test_every_setting_of_a_stage_is_an_option_of_up() -> None:
     assert FusedSettings.model_fields.keys() - ServicesSettings.model_fields.keys() == {
         "listen",
         "drain_seconds",
+        "health_listen",
+        "insecure",
         "metrics_listen",
+        "tls_allowed_names",
+        "tls_certificate",
+        "tls_client_roots",
+        "tls_key",
     }
     for option in ("--max-running", "--determinism", "--log-level"):
         assert option in CliRunner().invoke(app, ["up", "--help"]).output

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -163,7 +164,7 @@ class Fleet(Generic[S, D]):
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
                 failure, ended = failure_of(error), time.monotonic()
-                self._metrics.attempted(ended - began, error.code.name)
+                self._metrics.attempted(replica.address, ended - began, error.code.name)
                 busy_until[replica] = ended + (errors.retry_after_seconds(error) or 0)
                 if failure is Failure.TRANSIENT:
                     if ended - began >= retries.attempt_timeout:  # it answers questions, but finishes nothing
@@ -179,7 +180,7 @@ class Fleet(Generic[S, D]):
                 self._metrics.retried(failure)
                 continue
             replica.succeed()
-            self._metrics.attempted(time.monotonic() - began, "OK")
+            self._metrics.attempted(replica.address, time.monotonic() - began, "OK")
             if times is not None:
                 took = times(answer)
                 replica.measure(took.queue + took.compute, outstanding)
@@ -400,7 +401,7 @@ class Fleet(Generic[S, D]):
             self._lead()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=Context())  # no request's own
         self._background.add(task)
         task.add_done_callback(partial(set.discard, self._background))
         return task

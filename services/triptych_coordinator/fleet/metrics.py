@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from triptych.telemetry import instruments
-from triptych.telemetry.instruments import PART, REASON, RPC_STATUS, RPC_SYSTEM, STAGE, STATE
+from opentelemetry.trace import get_current_span
+
+from triptych.telemetry import instruments, tracing
+from triptych.telemetry.instruments import (
+    COMPUTE_SECONDS,
+    PART,
+    QUEUE_SECONDS,
+    REASON,
+    RPC_STATUS,
+    RPC_SYSTEM,
+    STAGE,
+    STATE,
+)
 from triptych_coordinator.fleet.replica import Replica, StageTimes
 from triptych_coordinator.fleet.retries import Failure
 
@@ -29,13 +40,15 @@ class FleetMetrics:
             fleet, lambda _: sum(one.calls for one in list(replicas.values())), self.attributes
         )
 
-    def attempted(self, seconds: float, status: str) -> None:
-        """A replica answered, or failed, after so long."""
+    def attempted(self, address: str, seconds: float, status: str) -> None:
+        """The replica at an address answered, or failed, after so long: an attempt of the current span."""
+        get_current_span().add_event("attempt", {"server.address": address, RPC_STATUS: status})
         attributes = {RPC_SYSTEM: "grpc", RPC_STATUS: status, **self.attributes}
         instruments.client_call_duration.record(seconds, attributes)
 
     def took(self, seconds: float, times: StageTimes) -> None:
         """An answer took so long, by the stage's own account of it."""
+        tracing.note({QUEUE_SECONDS: times.queue, COMPUTE_SECONDS: times.compute})
         wire = max(0.0, seconds - times.queue - times.compute)
         for part, each in (("queue", times.queue), ("compute", times.compute), ("wire", wire)):
             instruments.stage_call_time.record(each, self.attributes | {PART: part})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from triptych import errors
 from triptych.errors import TriptychError
+from triptych.telemetry.tracing import span
 from triptych.tensors import array_to_message, array_view
 from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
@@ -176,7 +177,9 @@ class RequestDenoiser:
             return predicted
 
         job = Job(math.prod(shape), self.model.model.fingerprint, is_prepared)
-        return await self.fleet.call(predict, job, self.deadline, attrgetter("times"))
+        rows = {"triptych.rows": shape[0] * shape[1]}
+        with span("denoiser", rows):
+            return await self.fleet.call(predict, job, self.deadline, attrgetter("times"))
 
     async def _predict_on(
         self,

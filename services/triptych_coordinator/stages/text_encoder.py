@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.digests import conditioning_digest
+from triptych.telemetry.tracing import note, span
 from triptych.v1 import lora_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet
@@ -55,6 +56,7 @@ class TextEncoders:
         }
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
+        note({"triptych.prompts": len(found), "triptych.prompts.cached": len(encoded)})
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
@@ -86,7 +88,8 @@ class TextEncoders:
             await asyncio.to_thread(_check_conditionings, response, len(prompts), model)
             return response
 
-        response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
+        with span("text encoder", {"triptych.prompts": len(prompts)}):
+            response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
         encoded = {
             prompt: EncodedPrompt(conditioning, truncated, response.fingerprint, tuple(response.warnings))
             for prompt, conditioning, truncated in zip(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.telemetry.tracing import span
 from triptych.tensors import array_view
 from triptych.v1 import vae_codec_pb2
 from triptych.wire.messages import with_tensor
@@ -107,4 +108,5 @@ class VaeCodecs:
             check_fingerprint(response.fingerprint, fingerprint)
             return read(response), StageTimes(0.0, response.compute_milliseconds / 1000)
 
-        return (await self.fleet.call(call, Job(pixels, fingerprint), deadline, itemgetter(1)))[0]
+        with span("VAE codec", {"triptych.pixels": pixels}):
+            return (await self.fleet.call(call, Job(pixels, fingerprint), deadline, itemgetter(1)))[0]

@@ -247,8 +247,7 @@ class UpSettings(Options):
         None,
         ge=1,
         le=65535,
-        description="Serve metrics for Prometheus on 127.0.0.1: the coordinator's at this port, the stages' "
-        "at the next ones. Default: not.",
+        description="Port of 127.0.0.1 for Prometheus; the stages have the next ones. Default: none.",
     )
     http: Annotated[str | None, AfterValidator(check_http), Written(form="HOST:PORT")] = Field(
         None,

@@ -42,7 +42,10 @@ class DirectStub:
 def _stream(behaviour: Callable[..., AsyncGenerator[Any]]) -> Callable[..., AsyncGenerator[Any]]:
     """A streaming method, which keeps to its deadline by itself."""
 
-    def call(request: Any, /, *, timeout: float | None = None) -> AsyncGenerator[Any]:
+    def call(
+        request: Any, /, *, timeout: float | None = None, metadata: object = None
+    ) -> AsyncGenerator[Any]:
+        del metadata  # the caller's span is current here too
         return behaviour(request, DirectContext(timeout))
 
     return call
@@ -51,7 +54,8 @@ def _stream(behaviour: Callable[..., AsyncGenerator[Any]]) -> Callable[..., Asyn
 def _answer(behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """A unary method, cancelled when its time is over."""
 
-    async def call(request: Any, /, *, timeout: float | None = None) -> Any:
+    async def call(request: Any, /, *, timeout: float | None = None, metadata: object = None) -> Any:
+        del metadata
         try:
             async with asyncio.timeout(timeout) as limit:
                 return await behaviour(request, DirectContext(timeout))

@@ -17,6 +17,7 @@ import grpc.aio
 from triptych.errors import TriptychError
 from triptych.serving.authorization import CLIENT, RPCS
 from triptych.serving.callers import current_caller
+from triptych.telemetry.tracing import trace_id
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,12 @@ class _Lines(logging.Formatter):
             what = record.getMessage().partition("\n")[0]  # the next lines show tasks with their exceptions
             record = logging.makeLogRecord(record.__dict__ | {"msg": what, "args": None})
         return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """As logging has it, and the trace that the line belongs to, if there is one."""
+        found = trace_id()
+        line = super().formatMessage(record)
+        return f"{line} trace_id={found}" if found else line
 
     def formatException(self, ei: ExceptionInfo) -> str:
         """As logging has it."""

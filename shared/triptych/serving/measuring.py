@@ -10,11 +10,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from opentelemetry.trace import INVALID_SPAN, StatusCode
 
 from triptych.errors import TriptychError, retry_after_seconds
-from triptych.telemetry import instruments
+from triptych.telemetry import instruments, tracing
 from triptych.telemetry.instruments import REASON, RPC_METHOD, RPC_STATUS, RPC_SYSTEM
 
+_UNTRACED = ("/GetModel", "/HoldRegion")
+"""Questions of those who watch, and what lasts as long as a connection."""
 _REFUSED = (
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -30,6 +33,8 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
     """Counts the call of the block, by how it ends. `method` is "/package.Service/Method", as gRPC has it."""
     began, status = time.monotonic(), "OK"
     name = method.removeprefix("/")
+    traced = method.startswith("/triptych.") and not method.endswith(_UNTRACED)
+    span = tracing.received(name, context.invocation_metadata()) if traced else INVALID_SPAN
     try:
         yield
     except TriptychError as error:
@@ -49,6 +54,10 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
     finally:
         attributes = {RPC_SYSTEM: "grpc", RPC_METHOD: name, RPC_STATUS: status}
         instruments.server_call_duration.record(time.monotonic() - began, attributes)
+        span.set_attributes(attributes)
+        if status not in ("OK", "CANCELLED"):
+            span.set_status(StatusCode.ERROR, status)
+        span.end()
 
 
 def _reason(error: TriptychError) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from triptych.serving.addresses import is_local
 from triptych.serving.channels import target
 
+Metadata = tuple[tuple[str, str], ...]
+
 API_KEY_VARIABLE = "TRIPTYCH_API_KEY"
 
 
@@ -61,9 +63,9 @@ class KeyedChannel:
         return self._carrying(self._channel.unary_stream(method, *codecs, **others))
 
     def _carrying(self, usual: Callable[..., Any]) -> Callable[..., Any]:
-        def call(request: Any, /, *, timeout: float | None = None) -> Any:
-            metadata = (("authorization", f"Bearer {self._key()}"),)
-            return usual(request, timeout=timeout, metadata=metadata)
+        def call(request: Any, /, *, timeout: float | None = None, metadata: Metadata | None = None) -> Any:
+            key = ("authorization", f"Bearer {self._key()}")
+            return usual(request, timeout=timeout, metadata=(*(metadata or ()), key))
 
         return call
 

@@ -33,6 +33,9 @@ QUEUE = "triptych.queue.name"
 """requests (a coordinator's), rows (a denoiser's) or compute (every stage's thread that computes)."""
 CACHE = "triptych.cache.name"
 HIT = "triptych.cache.hit"
+QUEUE_SECONDS = "triptych.queue.seconds"
+"""Of a span, as the next one."""
+COMPUTE_SECONDS = "triptych.compute.seconds"
 
 _meter = metrics.get_meter(METER)
 Owner = TypeVar("Owner")

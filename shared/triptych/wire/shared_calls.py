@@ -16,6 +16,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from triptych.errors import internal
+from triptych.telemetry import tracing
 from triptych.v1 import shared_memory_pb2, shared_memory_pb2_grpc
 from triptych.wire.messages import TensorChannel, TensorView, WithTensor, tensor_field
 from triptych.wire.regions import Region, open_region
@@ -98,7 +99,7 @@ class SharedMemoryChannel(TensorChannel):
         def call(request: Any, /, *, timeout: float | None = None) -> Any:
             if isinstance(request, WithTensor):
                 return self._call(usual, request, timeout)
-            return usual(request, timeout=timeout)
+            return usual(request, timeout=timeout, metadata=tracing.sent())
 
         return call
 
@@ -111,14 +112,15 @@ class SharedMemoryChannel(TensorChannel):
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:  # which it says of a lost region
                     raise
-        return await usual(request, timeout=_seconds_until(ends))
+        return await usual(request, timeout=_seconds_until(ends), metadata=tracing.sent())
 
     async def _call_in(
         self, held: _HeldRegion, usual: Any, request: WithTensor, timeout: float | None
     ) -> Any:
         try:
             held.region.write(request.tensor.data)
-            response = await usual(request.in_region(held.region.name), timeout=timeout)
+            message = request.in_region(held.region.name)
+            response = await usual(message, timeout=timeout, metadata=tracing.sent())
             taken_out = _taken_out(response, held.region)
         except BaseException:
             held.call.cancel()
