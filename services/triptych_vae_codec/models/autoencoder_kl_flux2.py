@@ -80,7 +80,9 @@ def build(
     with torch.device("meta"):
         model = AutoencoderKLFlux2(AutoencoderKLFlux2Config.from_dict(config)).to(dtype)
     model.bn.float()
-    model.bn.num_batches_tracked = torch.zeros((), dtype=torch.int64)  # off "meta": a count that is not read
+    # A count of training, which files may lack; off "meta" it is not read.
+    counted = "bn.num_batches_tracked" in set(tensors)
+    model.bn.num_batches_tracked = torch.zeros((), dtype=torch.int64) if counted else None
     load(model, tensors, device, quantize)
     variance = model.bn.running_var
     if variance is not None and not variance.is_meta and not (variance >= 0).all():

@@ -17,7 +17,16 @@ from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Family, LatentSpace
-from triptych.families.layouts import Shapes, Table, clip_table, diffusers_tensors, vae_config, vae_table
+from triptych.families.layouts import (
+    FLUX2_VAE_MARK,
+    Shapes,
+    Table,
+    clip_table,
+    diffusers_tensors,
+    flux2_vae_config,
+    vae_config,
+    vae_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,14 +234,14 @@ def _transformer(files: list[Path], stored: Mapping[str, Stored], family: Family
 
 def _vae_inside(files: list[Path], tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
-        if family.latents and prefix + _VAE_MARK in tensors:
+        if prefix + _VAE_MARK in tensors:
             return {"vae": _vae(files, _under(prefix, tensors), _scales(family.latents))}
     return {}
 
 
 def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
     """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
-    if family.original.vae_file is None or family.latents is None:
+    if family.original.vae_file is None:
         return {}
     file = beside(path, family.original.vae_file)
     if not file.is_file():
@@ -254,10 +263,11 @@ def _vae_alone(
         }
         return {"vae": _vae([path], tensors, scales)}, family
     for family in FAMILIES:
-        if family.latents and family.original.vae_file == path.name and _VAE_MARK in tensors:
+        known = family.original.vae_file == path.name and FLUX2_VAE_MARK not in tensors
+        if known and _VAE_MARK in tensors:
             return {"vae": _vae([path], tensors, _scales(family.latents))}, family
     raise CheckpointError(
-        f"{path} is a VAE, but it does not say whether SD3's or FLUX.1's: name with --base a checkpoint of "
+        f"{path} is a VAE, but it does not say whose: name with --base a checkpoint of "
         "its family, or call FLUX.1's ae.safetensors"
     )
 
@@ -305,12 +315,16 @@ def _family_of_base(base: Checkpoint) -> Family:
     return family
 
 
-def _scales(latents: LatentSpace) -> dict[str, float]:
+def _scales(latents: LatentSpace | None) -> dict[str, float]:
+    if latents is None:
+        return {}
     return {"scaling_factor": latents.scaling_factor, "shift_factor": latents.shift_factor}
 
 
 def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, float]) -> Part:
     shapes = _shapes(stored)
+    if FLUX2_VAE_MARK in shapes:
+        return Part("AutoencoderKLFlux2", flux2_vae_config(shapes), files, stored, vae_table(shapes))
     return Part("AutoencoderKL", vae_config(shapes) | scales, files, stored, vae_table(shapes))
 
 

@@ -7,6 +7,7 @@ loaders/single_file_utils.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ Target = tuple[str, "Callable[[Tensor], Tensor] | None"]
 
 Table = Mapping[str, tuple[Target, ...]]
 """What each original name gives. Names stand for a module (its weight and bias) or for one tensor."""
+
+FLUX2_VAE_MARK = "bn.running_mean"
+"""A tensor that no autoencoder but FLUX.2's has."""
 
 
 def diffusers_tensors(
@@ -56,8 +60,14 @@ def clip_table(shapes: Shapes) -> Table:
 
 
 def vae_table(shapes: Shapes) -> Table:
-    """AutoencoderKL. The decoder's blocks count from the pixels here, from the latents in diffusers."""
-    table: dict[str, tuple[Target, ...]] = {}
+    """AutoencoderKL and AutoencoderKLFlux2.
+
+    The decoder's blocks count from the pixels here, from the latents in diffusers.
+    """
+    table: dict[str, tuple[Target, ...]] = {
+        "encoder.quant_conv": same("quant_conv"),  # FLUX.2's: SD1's are not in encoder and decoder
+        "decoder.post_quant_conv": same("post_quant_conv"),
+    }
     for coder in ("encoder", "decoder"):
         table[f"{coder}.norm_out"] = same(f"{coder}.conv_norm_out")
         table[f"{coder}.mid.attn_1.norm"] = same(f"{coder}.mid_block.attentions.0.group_norm")
@@ -98,9 +108,20 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "norm_num_groups": 32,
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
-        "use_quant_conv": "quant_conv.weight" in shapes,
-        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "use_quant_conv": not shapes.keys().isdisjoint({"quant_conv.weight", "encoder.quant_conv.weight"}),
+        "use_post_quant_conv": not shapes.keys().isdisjoint(
+            {"post_quant_conv.weight", "decoder.post_quant_conv.weight"}
+        ),
     }
+
+
+def flux2_vae_config(shapes: Shapes) -> dict[str, Any]:
+    """The config of diffusers' AutoencoderKLFlux2. Raises KeyError for a tensor that is missing."""
+    config = vae_config(shapes)
+    side = math.isqrt(shapes[FLUX2_VAE_MARK][0] // config["latent_channels"])
+    levels = range(len(config["block_out_channels"]))
+    decoder = [shapes[f"decoder.up.{level}.block.0.conv1.weight"][0] for level in levels]
+    return config | {"decoder_block_out_channels": decoder, "patch_size": [side, side], "sample_size": 1024}
 
 
 def _vae_levels(shapes: Shapes) -> tuple[int, int]:

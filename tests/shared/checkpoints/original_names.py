@@ -170,6 +170,14 @@ def autoencoder(tensors: Tensors, levels: int) -> Tensors:
     )
 
 
+def flux2_autoencoder(tensors: Tensors, levels: int) -> Tensors:
+    return _renamed(
+        autoencoder(tensors, levels),
+        (r"^quant_conv\.", "encoder.quant_conv."),
+        (r"^post_quant_conv\.", "decoder.post_quant_conv."),
+    )
+
+
 def _renamed(tensors: Tensors, *rules: tuple[str, str]) -> Tensors:
     renamed = {}
     for name, tensor in tensors.items():
