@@ -199,7 +199,7 @@ async def test_flux_inpainting(strength: float, tmp_path: Path) -> None:
         tmp_path,
         strength,
         {"image": [PICTURE] * 2, "mask_image": [MASK] * 2},
-        {"image": png(PICTURE), "mask": png(MASK)},
+        {"image": png(PICTURE), "mask": png(MASK), "read_as_diffusers": True},
     )
 
 
