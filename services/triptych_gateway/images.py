@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from collections.abc import AsyncGenerator
@@ -25,7 +24,13 @@ from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.event_stream import EventStream, server_sent
 from triptych_gateway.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
 from triptych_gateway.kept import KeptPictures
-from triptych_gateway.pictures import enlarged, mask_of_transparency, of_file, recorded_prompt
+from triptych_gateway.pictures import (
+    enlarged,
+    in_thread,
+    mask_of_transparency,
+    of_file,
+    recorded_prompt,
+)
 from triptych_gateway.settings import GatewaySettings
 
 Events = AsyncGenerator[pb.GenerateResponse]
@@ -197,7 +202,7 @@ async def _stream(
                     if not step.previews or partial == asked.partial_images:
                         continue
                     for index, preview in enumerate(step.previews):
-                        file = await asyncio.to_thread(enlarged, preview, width, height, described.kind)
+                        file = await in_thread(enlarged, preview, width, height, described.kind)
                         said = {"partial_image_index": partial, "image_index": index}
                         yield _picture(f"{kind}.partial_image", file, fields | said)
                     partial += 1

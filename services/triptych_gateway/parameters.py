@@ -6,6 +6,7 @@ base64.
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ def read_parameter(name: str, value: Any, said: str) -> GenerationParameters:
     """
     field = FIELDS[name]
     try:
+        if not _is_unicode(value):
+            raise ValueError("has half a surrogate pair, which is no text")
         if is_repeated(field) and not isinstance(value, list):
             value = [value]
         if field.message_type is not None and isinstance(value, str):
@@ -34,6 +37,15 @@ def read_parameter(name: str, value: Any, said: str) -> GenerationParameters:
     except (ParseError, ValueError, TypeError, RecursionError) as error:
         said_so = re.sub(r"^Failed to parse \w+ field: ", "", str(error)).strip().rstrip(".")
         raise invalid_argument((said, said_so)) from error
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts in it can be encoded: protobuf breaks down on some that cannot (7.36)."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_repeated(field: FieldDescriptor) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ from triptych.errors import invalid_argument
 T = TypeVar("T")
 
 MAX_PIXELS = 1 << 24
+_THREADS = ThreadPoolExecutor(2, "pictures")
+"""Few: a small file can hold MAX_PIXELS, which take memory in each."""
 
 
 def mask_of_transparency(file: bytes) -> bytes | None:
@@ -55,9 +58,12 @@ def recorded_prompt(file: bytes) -> str | None:
 def drawn_mask(file: bytes, inverted: bool, blur: float) -> bytes:
     """A PNG of a drawn mask, white where it was drawn: on transparency, or white itself.
 
-    Inverted first, then blurred with a Gaussian of so many pixels. Raises ValueError.
+    Inverted first, then blurred with a Gaussian of so many pixels. Raises ValueError; a JPEG is refused too,
+    which can take minutes to decode.
     """
     with _opened(file) as picture:
+        if picture.format == "JPEG":
+            raise ValueError("is a JPEG; a mask is a PNG or WebP file")
         upright = ImageOps.exif_transpose(picture)
         alpha = upright.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
         mask = upright.convert("L") if alpha is None or alpha.getextrema()[0] == 255 else alpha
@@ -76,10 +82,15 @@ def texts_of(file: bytes) -> dict[str, str]:
         return {str(name): text for name, text in picture.info.items() if isinstance(text, str)}
 
 
+async def in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """What it returns, computed beside the event loop, for few at once."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, function, *arguments)
+
+
 async def of_file(name: str, read: Callable[[bytes], T], file: bytes) -> T:
     """What a function says of a file, in a thread. Raises TriptychError, by the field's name."""
     try:
-        return await asyncio.to_thread(read, file)
+        return await in_thread(read, file)
     except ValueError as error:
         raise invalid_argument((name, str(error))) from error
 

@@ -22,7 +22,7 @@ from triptych_gateway.connected import while_connected
 from triptych_gateway.credentials import Credentials
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.jobs import Job, Jobs
-from triptych_gateway.pictures import drawn_mask, enlarged, of_file, texts_of
+from triptych_gateway.pictures import drawn_mask, enlarged, in_thread, of_file, texts_of
 from triptych_gateway.sdapi_request import SAMPLERS, SCHEDULERS, SdRequest, bytes_of, read_sd_request
 from triptych_gateway.settings import GatewaySettings
 
@@ -166,7 +166,7 @@ class SdApi:
             {
                 "images": [base64.b64encode(file).decode() for file in files],
                 "parameters": echoed,
-                "info": json.dumps(await asyncio.to_thread(_info, asked, accepted, images)),
+                "info": json.dumps(await in_thread(_info, asked, accepted, images)),
             }
         )
 
@@ -176,18 +176,30 @@ class SdApi:
         assert task is not None
         with self._jobs.running(_caller(request), task) as job:
             try:
-                while True:
-                    asked.parameters.preview_every = 1 if self._has_previews else 0
-                    try:
-                        return await self._collected(request, asked, job)
-                    except TriptychError as error:
-                        if not self._has_previews or http_error(error).param != "preview_every":
-                            raise
-                        self._has_previews = False
+                return await self._as_far_as_possible(request, asked, job)
             except asyncio.CancelledError:
                 if not job.interrupted or task.uncancel():
                     raise
                 raise HttpError(409, "the request was interrupted", "interrupted") from None
+
+    async def _as_far_as_possible(
+        self, request: Request, asked: SdRequest, job: Job
+    ) -> tuple[pb.Accepted, list[pb.GeneratedImage]]:
+        """Without what not every model has: colours of latents for previews, and weights in prompts."""
+        asked.parameters.preview_every = 1 if self._has_previews else 0
+        while True:
+            try:
+                return await self._collected(request, asked, job)
+            except TriptychError as error:
+                lacking = http_error(error).param
+                if lacking == "preview_every" and asked.parameters.preview_every:
+                    self._has_previews = False
+                    asked.parameters.ClearField("preview_every")
+                elif lacking == "prompt_weighting" and asked.parameters.prompt_weighting:
+                    asked.warnings.append("the model's text encoders take no weights: brackets are text")
+                    asked.parameters.ClearField("prompt_weighting")
+                else:
+                    raise
 
     async def _collected(
         self, request: Request, asked: SdRequest, job: Job
@@ -206,7 +218,7 @@ class SdApi:
                         job.step, job.num_steps = step.step, step.num_steps
                         if step.previews:
                             size = accepted.parameters.width, accepted.parameters.height
-                            job.preview = await asyncio.to_thread(enlarged, step.previews[0], *size, "png")
+                            job.preview = await in_thread(enlarged, step.previews[0], *size, "png")
                     case "image":
                         images.append(event.image)
                     case "finished":

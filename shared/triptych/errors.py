@@ -201,5 +201,5 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
 def _clipped(text: str, max_bytes: int) -> str:
     encoded = text.encode(errors="replace")
     if len(encoded) <= max_bytes:
-        return text
+        return encoded.decode()  # without half surrogates, which JSON can say and protobuf cannot
     return encoded[: max_bytes - 3].decode(errors="ignore") + "..."

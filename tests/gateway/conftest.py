@@ -85,11 +85,16 @@ def ask_for(url: str, headers: Mapping[str, str] | None = None, **fields: Any) -
 
 
 @asynccontextmanager
-async def gateway_to(servicer: ScriptedCoordinator, folder: Path, **settings: Any) -> AsyncIterator[str]:
-    """The address of a gateway of a scripted coordinator; both in this process, over real sockets."""
+async def gateway_to(
+    servicer: ScriptedCoordinator, folder: Path, asks: Mapping[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[str]:
+    """The address of a gateway of a scripted coordinator; both in this process, over real sockets.
+
+    asks: settings of the coordinator.
+    """
     coordinator = f"unix:{folder}/coordinator.sock"
     quick = {"drain_seconds": 0, "grace_seconds": 1}
-    server = Server([service(servicer)], ServerSettings(listen=coordinator, **quick))
+    server = Server([service(servicer)], ServerSettings(**{"listen": coordinator, **quick, **(asks or {})}))
     await server.start()
     given = {"listen": "127.0.0.1:0", "coordinator": coordinator, "retry_seconds": 0, **quick, **settings}
     gateway = Gateway(GatewaySettings(**given))

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from PIL import Image, ImageDraw, ImageOps
 
 from tests.gateway.conftest import Answer, Fleet, ask, gateway_to
 from tests.shared.scripted_coordinator import ScriptedCoordinator
+from triptych import errors
 from triptych.client import Client
+from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import sampling_pb2
 from triptych_gateway.sdapi_request import SAMPLERS, SCHEDULERS, read_sd_request
 
@@ -191,3 +195,33 @@ async def test_a_request_is_watched_and_interrupted_by_its_caller_alone(tmp_path
         answer = await asyncio.wait_for(asked, 20)
         assert (answer.status, answer.json()["error"]) == (409, "interrupted")
         await asyncio.wait_for(servicer.cancelled.wait(), 20)
+
+
+class Drawing(ScriptedCoordinator):
+    """One whose pictures are files."""
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        async with aclosing(super().Generate(request, context)) as events:
+            async for event in events:
+                if event.HasField("image"):
+                    event.image.png = base64.b64decode(encoded(Image.new("RGB", (8, 8))))
+                yield event
+
+
+async def test_a_model_without_previews_and_weights_makes_the_picture_all_the_same(tmp_path: Path) -> None:
+    servicer = Drawing()
+    servicer.cuts = [
+        (0, errors.invalid_argument(("preview_every", "must be 0"))),
+        (0, errors.invalid_argument(("prompt_weighting", "is not possible"))),
+    ]
+    async with gateway_to(servicer, tmp_path) as url:
+        first = await asyncio.to_thread(post, url, "txt2img", prompt="a (red) cube")
+        await asyncio.to_thread(post, url, "txt2img", prompt="a cube")
+    assert "brackets are text" in str(json.loads(first.json()["info"])["warnings"])
+    sent = [request.parameters for request in servicer.requests]
+    assert [(one.preview_every, one.prompt_weighting) for one in sent] == [
+        (1, True),
+        (0, True),
+        (0, False),
+        (0, False),
+    ]

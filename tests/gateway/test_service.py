@@ -5,9 +5,12 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import urllib.request
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ from tests.gateway.conftest import Answer, Fleet, ask, ask_for, free_port, gatew
 from tests.local.conftest import run
 from tests.shared.scripted_coordinator import ScriptedCoordinator
 from triptych import errors
+from triptych.serving.keys import KeysFile, new_key
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_gateway.server import listening_socket
 from triptych_gateway.settings import GatewaySettings
+from triptych_local.certificate_set import CertificateSet
 
 
 class Watched(ScriptedCoordinator):
@@ -262,3 +267,33 @@ def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "ERROR gateway: the certificate or its key cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_the_coordinator_knows_whose_key_a_client_shows(tmp_path: Path) -> None:
+    text, key = new_key("app", ["client"])
+    (tmp_path / "keys.json").write_bytes(KeysFile(keys=[key]).write())
+    asks = {"keys_file": tmp_path / "keys.json"}
+    async with gateway_to(ScriptedCoordinator(), tmp_path, asks) as url:
+        for sent, status in ((text, 200), (f"{text[:-1]}{'A' if text[-1] != 'A' else 'B'}", 401), ("", 401)):
+            shown = {"Authorization": f"Bearer {sent}"} if sent else {}
+            assert (await asked(url, headers=shown)).status == status
+        assert (await asyncio.to_thread(ask, f"{url}/health/ready")).status == 200
+
+
+async def test_keys_are_not_handed_on_where_others_listen(tmp_path: Path) -> None:
+    assert not GatewaySettings(coordinator="pictures.example.org:50050").hands_on_credentials()
+    for safe in ("https://pictures.example.org", "127.0.0.1:50050", "http://[::1]:50050", "unix:/run/c.sock"):
+        assert GatewaySettings(coordinator=safe).hands_on_credentials()
+    assert GatewaySettings(coordinator="c:1", insecure=True).hands_on_credentials()
+
+
+async def test_it_speaks_https(tmp_path: Path) -> None:
+    certificates = CertificateSet(tmp_path / "certificates")
+    certificates.renew(timedelta(days=2))
+    mine = certificates.of("coordinator")
+    files = {"tls_certificate": mine.certificate, "tls_key": mine.key}
+    async with gateway_to(ScriptedCoordinator(), tmp_path, **files) as url:
+        context = ssl.create_default_context(cafile=str(mine.roots))
+        address = url.replace("http://", "https://")
+        with await asyncio.to_thread(urllib.request.urlopen, f"{address}/health", context=context) as answer:
+            assert answer.status == 200

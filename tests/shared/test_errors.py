@@ -98,3 +98,10 @@ def test_details_of_unknown_kinds_are_kept_and_broken_ones_dropped() -> None:
 def received(status: bytes) -> TriptychError:
     metadata = grpc.aio.Metadata((errors.DETAILS_KEY, status))
     return from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.ABORTED, grpc.aio.Metadata(), metadata, "x"))
+
+
+def test_a_text_that_protobuf_cannot_hold_is_named_all_the_same() -> None:
+    """Half a surrogate pair, which JSON can say."""
+    error = errors.invalid_argument(("solver", "must not be '\ud800'"))
+    assert "solver: must not be '?'" in error.message
+    assert errors.to_status(error).details

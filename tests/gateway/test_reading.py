@@ -1,0 +1,65 @@
+"""Whatever a body says, it is read or refused by the field's name: never a fault of the gateway."""
+
+import json
+from typing import Any
+
+import grpc
+import hypothesis
+from hypothesis import strategies as st
+
+from triptych.errors import TriptychError
+from triptych_gateway.errors import HttpError, http_error
+from triptych_gateway.image_request import PARAMETERS, UNHEEDED, read_image_request
+from triptych_gateway.parameters import FIELDS
+from triptych_gateway.sdapi_request import CANNOT, NUMBERS, read_sd_request
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["auto", "64x64", "heun", "karras", "png", "low", "QUJD", "NaN", "\ud800", "Euler"])
+)
+NAMES = st.sampled_from(
+    ["name", "weight", "heun", "karras", "rho", "seeds", "quality", "sd_model_checkpoint"]
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+OWN = ["size", "quality", "output_compression", "response_format", "user", "stream", "partial_images"]
+SD = ["sampler_name", "scheduler", "batch_size", "n_iter", "seed", "subseed", "subseed_strength", "mask_blur"]
+SD += ["init_images", "mask", "denoising_strength", "override_settings", "prompt", "negative_prompt"]
+
+
+def refused_by_name(read: Any, *arguments: Any) -> None:
+    refused: HttpError | TriptychError | None = None
+    try:
+        read(*arguments)
+    except (HttpError, TriptychError) as error:
+        refused = error
+    if isinstance(refused, TriptychError):
+        assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+        refused = http_error(refused)
+    if refused is not None:
+        assert refused.status == 400
+        assert refused.param
+        refused.response()
+
+
+@hypothesis.example({"solver": "\ud800"})
+@hypothesis.example({"solver": ["\ud800"]})
+@hypothesis.example({"solver": json.loads('{"heun": ' * 900 + "1" + "}" * 900)})
+@hypothesis.example({"guidance_scale": "\ud800"})
+@hypothesis.given(st.dictionaries(st.sampled_from([*FIELDS, *PARAMETERS, *UNHEEDED, *OWN, "odd"]), JSON))
+def test_any_request_of_the_images_api(fields: dict[str, Any]) -> None:
+    refused_by_name(read_image_request, fields, ["gpt-*"])
+
+
+@hypothesis.given(st.dictionaries(st.sampled_from([*NUMBERS, *CANNOT, *SD, "odd"]), JSON), st.booleans())
+def test_any_request_of_sdapi(fields: dict[str, Any], has_image: bool) -> None:
+    refused_by_name(read_sd_request, fields, has_image)
