@@ -5,6 +5,7 @@ Run as a program, it is a service like any other: `python tests/shared/scripted_
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -29,7 +30,7 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
-        self.requests: list[pb2.GenerateRequest] = []
+        self.requests: deque[pb2.GenerateRequest] = deque(maxlen=8)
         self.cuts: list[tuple[int, errors.TriptychError]] = []
 
     async def Generate(
