@@ -12,84 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import random
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 import grpc.aio
-import numpy as np
-from numpy.typing import NDArray
 
-from triptych.errors import TriptychError, internal, retry_after_seconds
-from triptych.file_kinds import kind_of_file
+from triptych.errors import TriptychError
+from triptych.generation import Folded, Generation, Image, Progress
 from triptych.generation_options import GenerationOptions, generate_request
+from triptych.retries import RETRY_SECONDS, Sent
 from triptych.serving.channels import BlockingChannels, open_channel, tls_of
 from triptych.serving.diagnosis import explained_by_tls, rpc_errors
 from triptych.serving.sent_keys import key_for, keyed
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.telemetry import tracing
-from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb2
-from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 if TYPE_CHECKING:
     from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
+__all__ = ["RETRY_SECONDS", "AsyncClient", "Client", "Generation", "Image", "Metadata", "Progress"]
+
 _MODEL_SECONDS = 10.0
-RETRY_SECONDS = 30.0
-"""For so long after a generation failed it is sent again, unless it gets further or its timeout passes.
-
-Before each try it waits as long as the server's RetryInfo says, or 0.1 s at first and then twice as long each
-time, to 2 s, both with a jitter. Refusals (RESOURCE_EXHAUSTED) are the caller's to repeat.
-"""
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-
-@dataclass(frozen=True)
-class Image:
-    """A picture: a file that carries its parameters, and the seed that gives it alone.
-
-    The file is in `png`, `webp` or `jpeg`, as output_format asked for. `latents`, float32 [channels, height,
-    width] in latent pixels, come with the option return_latents.
-    """
-
-    index: int
-    png: bytes
-    seed: int
-    prompt: str
-    width: int
-    height: int
-    latents: NDArray[np.float32] | None = field(default=None, compare=False)
-    webp: bytes = b""
-    jpeg: bytes = b""
-
-    def save(self, path: str | Path) -> None:
-        """Writes the file. Raises ValueError when its name says that it is of another kind."""
-        kind = kind_of_file(path)
-        if kind is not None and not getattr(self, kind):
-            raise ValueError(
-                f"'{path}' is no name for this picture: ask for output_format={{'{kind}': {{}}}}"
-            )
-        Path(path).write_bytes(self.png or self.webp or self.jpeg)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A request's pictures, the parameters that give them again, warnings, timings and fingerprints."""
-
-    images: list[Image]
-    parameters: GenerationParameters
-    warnings: list[str]
-    finished: pb2.Finished
-
-
-Progress = Callable[[pb2.StepCompleted], object]
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -150,7 +98,7 @@ class AsyncClient:
 
         Cancelling it cancels the work.
         """
-        folded = _Folded(on_progress)
+        folded = Folded(on_progress)
         async with contextlib.aclosing(self.stream(prompt, **options)) as events:
             async for event in events:
                 folded.add(event)
@@ -169,7 +117,7 @@ class AsyncClient:
         self, request: pb2.GenerateRequest, *, timeout: float | None = None, metadata: Metadata = ()
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """The same for a request as the proto has it, with metadata, e.g. ("authorization", "Bearer ...")."""
-        sent = _Sent(request, timeout, self._retry_seconds)
+        sent = Sent(request, timeout, self._retry_seconds)
         while True:
             all_metadata = (*metadata, *(tracing.sent() or ()))
             with_metadata: dict[str, Any] = {"metadata": all_metadata} if all_metadata else {}
@@ -249,7 +197,7 @@ class Client:
 
         An exception in `on_progress`, or Ctrl-C, cancels the work.
         """
-        folded = _Folded(on_progress)
+        folded = Folded(on_progress)
         with contextlib.closing(self.stream(prompt, **options)) as events:
             for event in events:
                 folded.add(event)
@@ -262,7 +210,7 @@ class Client:
 
         Leaving it early cancels the work.
         """
-        sent = _Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
+        sent = Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:
             channel = self._channels.latest()  # which lives as long as it is held here
             stub = ImageGenerationServiceStub(keyed(channel, self._api_key))
@@ -306,111 +254,6 @@ class Client:
 
 
 _WAITING = pb2.GenerateResponse(waiting=pb2.Waiting(stage="coordinator"))
-
-
-class _Sent:
-    """A generation that may be sent again, and which of its events the caller has."""
-
-    def __init__(self, request: pb2.GenerateRequest, timeout: float | None, retry_seconds: float) -> None:
-        self.request = request
-        self._expires_at = None if timeout is None else time.monotonic() + timeout
-        self._retry_seconds = retry_seconds
-        self._failing_since: float | None = None
-        self._failures = 0
-        self._accepted = False
-        self._step = 0
-        self._images: set[int] = set()
-
-    def timeout(self) -> float | None:
-        """Seconds that are left."""
-        return None if self._expires_at is None else max(0.0, self._expires_at - time.monotonic())
-
-    def is_new(self, event: pb2.GenerateResponse) -> bool:
-        """Whether the caller has not had it. Learns from it how the request is sent again."""
-        match event.WhichOneof("event"):
-            case "accepted" if not self._accepted:
-                self._accepted = True
-                self._keep_seeds(event.accepted.parameters.seeds)
-            case "step_completed" if event.step_completed.step > self._step:
-                self._step = event.step_completed.step
-            case "image" if event.image.index not in self._images:
-                self._images.add(event.image.index)
-            case "accepted" | "step_completed" | "image":
-                return False
-            case "waiting":
-                return True  # which is no progress
-        self._failing_since, self._failures = None, 0
-        return True
-
-    def _keep_seeds(self, seeds: Sequence[int]) -> None:
-        """Those that the server chose; the request as it was may still be read in this process."""
-        if not self.request.parameters.seeds:
-            request = pb2.GenerateRequest()
-            request.CopyFrom(self.request)
-            request.parameters.seeds.extend(seeds)
-            self.request = request
-
-    def waits_anew(self) -> bool:
-        """Whether it failed for the first time since it got further."""
-        return self._failures == 1
-
-    def pause(self, error: TriptychError) -> float:
-        """Seconds to wait before it is sent again. Raises the error when it is not."""
-        now = time.monotonic()
-        self._failing_since = self._failing_since or now
-        told = retry_after_seconds(error)
-        seconds = min(0.1 * 2.0 ** min(self._failures, 30), 2.0) if told is None else told
-        seconds *= random.uniform(1.0, 1.2)
-        self._failures += 1
-        ends = min(self._expires_at or math.inf, self._failing_since + self._retry_seconds)
-        if error.code not in _RETRIED or now + seconds >= ends:
-            raise error
-        return seconds
-
-
-class _Folded:
-    """A generation's events, gathered."""
-
-    def __init__(self, on_progress: Progress | None) -> None:
-        self._on_progress = on_progress
-        self._accepted = pb2.Accepted()
-        self._images: list[Image] = []
-        self._finished: pb2.Finished | None = None
-
-    def add(self, event: pb2.GenerateResponse) -> None:
-        """Takes the next event. Kinds of a newer server are left out."""
-        match event.WhichOneof("event"):
-            case "accepted":
-                self._accepted = event.accepted
-            case "step_completed" if self._on_progress is not None:
-                self._on_progress(event.step_completed)
-            case "image":
-                self._images.append(_image(event.image))
-            case "finished":
-                self._finished = event.finished
-
-    def generation(self) -> Generation:
-        """The whole; a stream that ended without saying so is an error."""
-        if self._finished is None:
-            raise internal("the server ended the stream before it was finished")
-        accepted = self._accepted
-        warnings = [*accepted.warnings, *self._finished.warnings]
-        return Generation(self._images, accepted.parameters, warnings, self._finished)
-
-
-def _image(message: pb2.GeneratedImage) -> Image:
-    latents = message_to_array(message.latents, "latents") if message.HasField("latents") else None
-    return Image(
-        message.index,
-        message.png,
-        message.seed,
-        message.prompt,
-        message.width,
-        message.height,
-        latents,
-        message.webp,
-        message.jpeg,
-    )
 
 
 async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -> None:
