@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.single_file import SingleFile
-from triptych.checkpoints.weights import Weights, read_shapes
+from triptych.checkpoints.weights import open_weights, read_shapes
 from triptych.compute.lora_changes import place
 from triptych.compute.lora_files import Modules, read_lora_file
 from triptych.errors import CheckpointError, TriptychError
@@ -135,7 +135,7 @@ def safetensors(data: bytes) -> None:
     with suppress(CheckpointError):
         read_shapes(path)
     with suppress(CheckpointError):
-        for _ in Weights([path]).values():
+        for _ in open_weights([path]).values():
             pass
     with suppress(CheckpointError):
         SingleFile(path, None)
