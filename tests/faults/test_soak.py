@@ -7,11 +7,11 @@ from tests.faults.soak import not_flat, soak, telling_tasks
 from tests.local.conftest import running_up
 
 
-async def test_what_clients_ask_for_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint: Path) -> None:
+async def test_what_clients_ask_for_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     with (
         telling_tasks(tmp_path / "tasks"),
-        running_up(tmp_path / "run", *REPLICAS, "--model", tiny_checkpoint) as up,
+        running_up(tmp_path / "run", *REPLICAS) as up,
     ):
         samples, served = await soak(up, tmp_path / "tasks", 10, 2, 32)
     assert not served.wrong, served.wrong
