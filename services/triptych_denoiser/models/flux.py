@@ -34,6 +34,7 @@ from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
+from triptych_denoiser.models.two_streams import TwoStreams
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -81,7 +82,7 @@ class FluxConfig(ModelConfig):
             )
 
 
-class DoubleBlock(nn.Module):
+class DoubleBlock(TwoStreams):
     """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
 
     def __init__(self, config: FluxConfig) -> None:
@@ -105,23 +106,8 @@ class DoubleBlock(nn.Module):
         perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Image and text tokens, packed, of those before and the embedding [rows, width]."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.image_modulation(embedding)
-        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = (
-            self.text_modulation(embedding)
-        )
-        image_qkv = self.image_attention(modulate(image, shift, scale, rows.image))
-        text_qkv = self.text_attention(modulate(text, text_shift, text_scale, rows.text))
-        q, k, v = (rows.join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
-        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
-        attended = self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases)
-        image_attended, text_attended = rows.cut(attended)
-
-        image = add_gated(image, gate, self.image_attention.out(image_attended), rows.image)
-        image_mlp = self.image_mlp(modulate(image, mlp_shift, mlp_scale, rows.image))
-        image = add_gated(image, mlp_gate, image_mlp, rows.image)
-        text = add_gated(text, text_gate, self.text_attention.out(text_attended), rows.text)
-        text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale, rows.text))
-        return image, within_float16(add_gated(text, text_mlp_gate, text_mlp, rows.text))
+        modulations = self.image_modulation(embedding), self.text_modulation(embedding)
+        return self.passed(image, text, *modulations, rows, turns, perturbed)
 
 
 class SingleBlock(nn.Module):

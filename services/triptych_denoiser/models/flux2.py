@@ -43,6 +43,7 @@ from triptych_denoiser.models.transformer import (
     Transformer,
     running,
 )
+from triptych_denoiser.models.two_streams import TwoStreams
 
 MAX_SIZE = 256
 """The largest height or width, in latent pixels of 16 pixels each: 4096 pixels of the picture."""
@@ -119,7 +120,7 @@ def gated(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-class DoubleBlock(nn.Module):
+class DoubleBlock(TwoStreams):
     """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
 
     def __init__(self, config: Flux2Config) -> None:
@@ -142,21 +143,7 @@ class DoubleBlock(nn.Module):
         perturbed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Image and text tokens, packed, of those before."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = image_modulations
-        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = text_modulations
-        image_qkv = self.image_attention(modulate(image, shift, scale, rows.image))
-        text_qkv = self.text_attention(modulate(text, text_shift, text_scale, rows.text))
-        q, k, v = (rows.join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
-        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
-        attended = self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases)
-        image_attended, text_attended = rows.cut(attended)
-
-        image = add_gated(image, gate, self.image_attention.out(image_attended), rows.image)
-        image_mlp = self.image_mlp(modulate(image, mlp_shift, mlp_scale, rows.image))
-        image = add_gated(image, mlp_gate, image_mlp, rows.image)
-        text = add_gated(text, text_gate, self.text_attention.out(text_attended), rows.text)
-        text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale, rows.text))
-        return image, within_float16(add_gated(text, text_mlp_gate, text_mlp, rows.text))
+        return self.passed(image, text, image_modulations, text_modulations, rows, turns, perturbed)
 
 
 class SingleBlock(nn.Module):
