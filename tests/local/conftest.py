@@ -26,12 +26,23 @@ class Up:
     lines: list[str] = field(default_factory=list)
     _news: threading.Condition = field(default_factory=threading.Condition)
 
-    def read(self) -> None:
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._news:
-                self.lines.append(line.rstrip())
-                self._news.notify_all()
+        with self.process.stdout as said:
+            for line in said:
+                with self._news:
+                    self.lines.append(line.rstrip())
+                    self._news.notify_all()
+
+    def ended(self) -> int:
+        """Its exit status, once all that it said has been read."""
+        status = self.process.wait(START_SECONDS)
+        self._reader.join(START_SECONDS)
+        return status
 
     def wait_for(self, start: str, after: int = 0) -> str:
         """The first line with that start, not counting the first `after` lines."""
@@ -91,7 +102,6 @@ def running_up(folder: Path, *arguments: str | Path) -> Iterator[Up]:
         env=environment,
     )
     up = Up(process, environment)
-    threading.Thread(target=up.read, daemon=True).start()
     try:
         up.wait_for("ready on ")
         yield up
@@ -103,7 +113,7 @@ def stop(up: Up) -> int:
     """Ctrl-C, once; its exit status."""
     if up.process.poll() is None:
         up.process.send_signal(signal.SIGINT)
-    return up.process.wait(START_SECONDS)
+    return up.ended()
 
 
 @pytest.fixture(scope="session")

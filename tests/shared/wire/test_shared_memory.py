@@ -316,7 +316,7 @@ async def test_a_server_that_is_killed_leaves_nothing_and_its_successor_serves(t
         running = asyncio.create_task(echoed(stub))
         await asyncio.sleep(0.3)
         first.kill()
-        await first.wait()
+        await first.communicate()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await running
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -328,7 +328,7 @@ async def test_a_server_that_is_killed_leaves_nothing_and_its_successor_serves(t
             assert np.array_equal(await echoed(stub), LATENTS)
         finally:
             second.kill()
-            await second.wait()
+            await second.communicate()
 
 
 async def start_echo(address: str) -> asyncio.subprocess.Process:
