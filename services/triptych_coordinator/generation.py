@@ -132,8 +132,8 @@ async def _encode(
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     additional = parameters.composed_prompts()
-    guided = len(additional) > 0 or parameters.guided
-    negative_prompts = parameters.negative_prompts if guided and takes is GuidanceInput.BRANCHES else ()
+    guided = len(additional) > 0 or parameters.guided(takes)
+    negative_prompts = parameters.negative_prompts if guided else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.text_encoders.encode(
         [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras, scope
@@ -146,8 +146,8 @@ async def _encode(
     return Guided(
         digests(parameters.prompts),
         digests(negative_prompts),
-        parameters.guidance_scales(),
-        embedded=takes is GuidanceInput.EMBEDDED,
+        parameters.branch_scales(takes),
+        input_scales=parameters.guidance_scales() if takes is GuidanceInput.EMBEDDED else (),
         method=parameters.guidance_method,
         rescale=parameters.guidance_rescale,
         additional=[digests(prompts) for prompts in additional],

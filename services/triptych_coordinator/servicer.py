@@ -186,7 +186,7 @@ def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
     """What a request puts on the denoiser at once, in pictures as the model makes them by default."""
     usual = models.image_tokens(limits.default_height, limits.default_width)
     tokens = models.image_tokens(parameters.height, parameters.width) / usual
-    guided = limits.guidance is GuidanceInput.BRANCHES and parameters.guided
+    guided = parameters.guided(limits.guidance)
     others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
     usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
     return len(parameters.seeds) * tokens * (1 + guided + others) / usual_branches

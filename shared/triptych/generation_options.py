@@ -38,6 +38,7 @@ class GenerationOptions(TypedDict, total=False):
     step_reuse: sampling_pb2.StepReuse | None
     guidance_method: guidance_pb2.GuidanceMethod | None
     guidance_rescale: float | None
+    true_cfg_scale: float | None
     skip_layer_guidance: guidance_pb2.SkipLayerGuidance | None
     perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance | None
     compositions: Sequence[guidance_pb2.Composition] | None

@@ -1,10 +1,13 @@
 """The coordinator with models that take the guidance scale as an input, or not at all."""
 
+import io
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
 import pytest
+from PIL import Image
 
 from tests.coordinator.conftest import House, write_checkpoint
 from tests.coordinator.numpy_stages import MODEL
@@ -76,6 +79,20 @@ async def test_an_embedded_scale_and_a_weakened_model_work_together(embedded: Ho
     assert embedded.denoiser.guidance_scales == [[3.5]] * 3
     assert answer.finished.rows == 1 + 2 + 2
     assert embedded.text_encoder.encoded == ["a cat"]
+
+
+async def test_true_guidance_computes_the_negative_branch_beside_the_embedded_scale(embedded: House) -> None:
+    asked = {"seeds": [1], "negative_prompts": ["mud"], "true_cfg_scale": 2}
+    answer = await embedded.images("a cat", **asked)
+    assert embedded.denoiser.guidance_scales == [[3.5]] * 3
+    assert answer.finished.rows == 3 * 2
+    assert embedded.text_encoder.encoded == ["a cat", "mud"]
+    assert (answer.parameters.true_cfg_scale, answer.parameters.guidance_scale) == (2, 3.5)
+    with Image.open(io.BytesIO(answer.images[0].png)) as picture:
+        assert json.loads(picture.info["triptych"])["true_cfg_scale"] == 2
+        assert "True cfg scale: 2.0" in picture.info["parameters"]
+    plain = await embedded.images("a cat", seeds=[1])
+    assert plain.images[0].png != answer.images[0].png
 
 
 async def test_a_negative_prompt_that_no_step_uses_is_said(house: House) -> None:

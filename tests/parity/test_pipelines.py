@@ -105,6 +105,24 @@ async def test_flux_dev(guidance_scale: float, height: int, width: int, tmp_path
 
 
 @SIZES
+@pytest.mark.parametrize("guidance", [True, False], ids=["dev", "schnell"])
+async def test_flux_with_negative_prompts(guidance: bool, height: int, width: int, tmp_path: Path) -> None:
+    negative = ["mud", "a long and muddy road with nobody on it"]
+    scale = {"guidance_scale": 3.5} if guidance else {}
+    await assert_same_pictures(
+        flux_pipeline(guidance),
+        tmp_path,
+        {"negative_prompt": negative} | ({} if guidance else {"max_sequence_length": 256}),
+        {"negative_prompt": negative},
+        height=height,
+        width=width,
+        num_inference_steps=5,
+        true_cfg_scale=3.0,
+        **scale,
+    )
+
+
+@SIZES
 async def test_flux_schnell(height: int, width: int, tmp_path: Path) -> None:
     await assert_same_pictures(
         flux_pipeline(guidance=False, num_layers=1, num_single_layers=2),

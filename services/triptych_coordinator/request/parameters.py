@@ -126,6 +126,7 @@ class Parameters:
     loras: tuple[Lora, ...]
     guidance_method: GuidanceMethod = CLASSIFIER_FREE
     guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
+    true_cfg_scale: Annotated[float, Range(0, MAX_GUIDANCE_SCALE)] = 1.0
     skip_layer_guidance: SkipLayerGuidance | None = None
     perturbed_attention_guidance: PerturbedAttentionGuidance | None = None
     compositions: tuple[Composition, ...] = ()
@@ -141,10 +142,18 @@ class Parameters:
         """The guidance scale of each step."""
         return self.guidance_schedule.over(self.num_inference_steps, self.guidance_scale)
 
-    @property
-    def guided(self) -> bool:
-        """Whether some step has a scale above 1: up to 1 there is no guidance where branches are joined."""
-        return any(scale > 1 for scale in self.guidance_scales())
+    def branch_scales(self, takes: GuidanceInput) -> list[float]:
+        """The scale of each step at which a model that takes guidance so has its branches joined.
+
+        Up to 1 there is no guidance.
+        """
+        if takes is GuidanceInput.BRANCHES:
+            return self.guidance_scales()
+        return [self.true_cfg_scale] * self.num_inference_steps
+
+    def guided(self, takes: GuidanceInput) -> bool:
+        """Whether some step joins branches."""
+        return any(scale > 1 for scale in self.branch_scales(takes))
 
     @property
     def layer_guidances(self) -> tuple[LayerGuidance, ...]:

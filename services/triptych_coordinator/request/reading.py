@@ -109,6 +109,7 @@ class _Given:
             guidance_rescale=number(
                 self.message.guidance_rescale, "guidance_rescale", Range(0, 1), self.wrong
             ),
+            true_cfg_scale=self.true_cfg_scale(),
             skip_layer_guidance=self.layer_guidance("skip_layer_guidance", SkipLayerGuidance),
             perturbed_attention_guidance=self.layer_guidance(
                 "perturbed_attention_guidance", PerturbedAttentionGuidance
@@ -188,6 +189,17 @@ class _Given:
         if self.limits.guidance is GuidanceInput.EMBEDDED or not constant:
             return scale
         return max(scale, 1.0)  # what is done with less, so the answer says so
+
+    def true_cfg_scale(self) -> float:
+        if not self.message.HasField("true_cfg_scale"):
+            return 1.0
+        allowed = Range(0, MAX_GUIDANCE_SCALE)
+        scale = max(number(self.message.true_cfg_scale, "true_cfg_scale", allowed, self.wrong), 1.0)
+        if scale > 1 and self.limits.guidance is GuidanceInput.BRANCHES:
+            self.wrong["true_cfg_scale"] = (
+                "must be left out: this model's guidance_scale is that of classifier-free guidance already"
+            )
+        return scale
 
     def guidance_schedule(self, steps: int) -> GuidanceSchedule:
         schedule: GuidanceSchedule = read_choice(
@@ -360,29 +372,33 @@ def _check_record(parameters: Parameters, wrong: Wrong) -> None:
 
 def _check_guidance(parameters: Parameters, guidance: GuidanceInput, wrong: Wrong) -> None:
     """Refuses what the model cannot do, whatever the rest of the request is."""
-    if guidance is GuidanceInput.NONE and parameters.guided:
+    scales = parameters.guidance_scales()
+    if guidance is GuidanceInput.NONE and max(scales) > 1:
         field = "guidance_scale" if parameters.guidance_scale > 1 else "guidance_schedule"
         wrong[field] = (
             "this model was distilled to do without guidance: leave it out, or make the scale 1 or"
-            f" less, which means none, not {max(parameters.guidance_scales()):g}"
+            f" less, which means none, not {max(scales):g}"
         )
-    if guidance is not GuidanceInput.BRANCHES:
+    if guidance is not GuidanceInput.BRANCHES and not parameters.guided(guidance):
         _check_no_branches(parameters, wrong)
 
 
 def _check_no_branches(parameters: Parameters, wrong: Wrong) -> None:
     if any(parameters.negative_prompts):
         wrong["negative_prompts"] = (
-            "this model computes the prompt's branch alone, so a negative prompt cannot steer it (true"
-            " classifier-free guidance on top of distilled guidance is not supported): leave it out"
+            "this model's guidance is distilled, and it computes the prompt's branch alone: a negative prompt"
+            " steers it with a true_cfg_scale above 1, which doubles the work"
         )
-    reason = "this model computes the prompt's branch alone, and has no other to join with it: leave it out"
+    reason = (
+        "this model's guidance is distilled, and it computes the prompt's branch alone: there is another to"
+        " join with it if true_cfg_scale is above 1"
+    )
     if parameters.guidance_method != CLASSIFIER_FREE:
         wrong["guidance_method"] = reason
     if parameters.compositions:
         wrong["compositions"] = reason
     if parameters.guidance_rescale and not parameters.layer_guidances:
         wrong["guidance_rescale"] = (
-            "this model's guidance is distilled, and only what skip_layer_guidance or"
-            " perturbed_attention_guidance add could be rescaled: choose one of them, or leave it out"
+            "this model's guidance is distilled, and only what skip_layer_guidance,"
+            " perturbed_attention_guidance or true_cfg_scale add could be rescaled: choose one of them"
         )

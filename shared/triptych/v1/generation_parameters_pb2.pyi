@@ -42,6 +42,7 @@ class GenerationParameters(google.protobuf.message.Message):
     PERTURBED_ATTENTION_GUIDANCE_FIELD_NUMBER: builtins.int
     COMPOSITIONS_FIELD_NUMBER: builtins.int
     PROMPT_WEIGHTING_FIELD_NUMBER: builtins.int
+    TRUE_CFG_SCALE_FIELD_NUMBER: builtins.int
     IMAGE_FIELD_NUMBER: builtins.int
     STRENGTH_FIELD_NUMBER: builtins.int
     MASK_FIELD_NUMBER: builtins.int
@@ -77,6 +78,12 @@ class GenerationParameters(google.protobuf.message.Message):
     prompt_weighting: builtins.bool
     """Read marks in all prompts, negative and composed ones too, as weights of their parts: (text) 1.1 times, (text:1.3)
     1.3 times, [text] divided by 1.1, nested ones multiply; \\( \\) \\[ \\] \\\\ for the characters. Default: they are text.
+    """
+    true_cfg_scale: builtins.float
+    """Classifier-free guidance on top of what was distilled into a model, as diffusers' parameter of this name: velocity
+    u + s (c - u) of the prompt's velocity c and the negative prompt's u, at every step, joined by guidance_method. 0 to
+    100; 1 or less is none, and the answer says 1. It doubles the work. Refused where GetModel's guidance is
+    GUIDANCE_INPUT_BRANCHES: there guidance_scale is that. Default 1.
     """
     image: builtins.bytes
     """A picture to start from (image-to-image), as bytes of a PNG, JPEG or WebP file: at most 16 MiB and 2^24 pixels, not
@@ -118,8 +125,8 @@ class GenerationParameters(google.protobuf.message.Message):
 
     @property
     def negative_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """What to steer away from: none (the empty text), one for all prompts, or one per prompt. Refused unless GetModel's
-        guidance is GUIDANCE_INPUT_BRANCHES.
+        """What to steer away from: none (the empty text), one for all prompts, or one per prompt. Where
+        GetModel's guidance is not GUIDANCE_INPUT_BRANCHES, only with a true_cfg_scale above 1.
         """
 
     @property
@@ -206,6 +213,7 @@ class GenerationParameters(google.protobuf.message.Message):
         perturbed_attention_guidance: triptych.v1.guidance_pb2.PerturbedAttentionGuidance | None = ...,
         compositions: collections.abc.Iterable[triptych.v1.guidance_pb2.Composition] | None = ...,
         prompt_weighting: builtins.bool = ...,
+        true_cfg_scale: builtins.float | None = ...,
         image: builtins.bytes | None = ...,
         strength: builtins.float | None = ...,
         mask: builtins.bytes | None = ...,
@@ -219,8 +227,8 @@ class GenerationParameters(google.protobuf.message.Message):
         output_format: triptych.v1.output_format_pb2.OutputFormat | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preserve", b"preserve", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "variation", b"variation", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preserve", b"preserve", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload
@@ -239,6 +247,8 @@ class GenerationParameters(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_read_as_diffusers", b"_read_as_diffusers"]) -> typing.Literal["read_as_diffusers"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_strength", b"_strength"]) -> typing.Literal["strength"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_true_cfg_scale", b"_true_cfg_scale"]) -> typing.Literal["true_cfg_scale"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_width", b"_width"]) -> typing.Literal["width"] | None: ...
 

@@ -35,9 +35,13 @@ class _GuidanceInputEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     prompt's branch is computed.
     """
     GUIDANCE_INPUT_EMBEDDED: _GuidanceInput.ValueType  # 2
-    """As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+    """As an input, for which the model was distilled (FLUX.1-dev): one branch and no negative prompt,
+    but with a true_cfg_scale above 1.
+    """
     GUIDANCE_INPUT_NONE: _GuidanceInput.ValueType  # 3
-    """Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+    """Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed;
+    true_cfg_scale is as above.
+    """
 
 class GuidanceInput(_GuidanceInput, metaclass=_GuidanceInputEnumTypeWrapper):
     """How a model takes guidance_scale."""
@@ -49,9 +53,13 @@ GUIDANCE_INPUT_BRANCHES: GuidanceInput.ValueType  # 1
 prompt's branch is computed.
 """
 GUIDANCE_INPUT_EMBEDDED: GuidanceInput.ValueType  # 2
-"""As an input, for which the model was distilled (FLUX.1-dev): one branch, no negative prompt."""
+"""As an input, for which the model was distilled (FLUX.1-dev): one branch and no negative prompt,
+but with a true_cfg_scale above 1.
+"""
 GUIDANCE_INPUT_NONE: GuidanceInput.ValueType  # 3
-"""Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed."""
+"""Not at all: the model was distilled with guidance inside (FLUX.1-schnell). Only scale 1 is allowed;
+true_cfg_scale is as above.
+"""
 global___GuidanceInput = GuidanceInput
 
 @typing.final

@@ -437,7 +437,7 @@ def test_a_negative_prompt_that_cannot_steer_is_refused(limits: Limits) -> None:
     assert parsed(limits, negative_prompts=[""]).negative_prompts == ("",)
     violations = wrong(limits, negative_prompts=["mud"])
     assert list(violations) == ["negative_prompts"]
-    assert "true classifier-free guidance" in violations["negative_prompts"]
+    assert "a negative prompt steers it with a true_cfg_scale above 1" in violations["negative_prompts"]
 
 
 @pytest.mark.parametrize(
@@ -571,6 +571,31 @@ def test_what_needs_a_second_branch_is_refused_where_guidance_is_distilled(
     limits: Limits, field: str, value: Any
 ) -> None:
     assert set(wrong(limits, **{field: value})) == {field}
+
+
+@pytest.mark.parametrize("limits", [EMBEDDED, WITHOUT_GUIDANCE], ids=["embedded", "none"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_method", {"adaptive_projected": {}}),
+        ("compositions", [{"prompts": [{"prompt": "a dog"}]}]),
+        ("guidance_rescale", 0.5),
+        ("negative_prompts", ["a dog"]),
+    ],
+)
+def test_true_classifier_free_guidance_gives_a_distilled_model_two_branches(
+    limits: Limits, field: str, value: Any
+) -> None:
+    parameters = parsed(limits, true_cfg_scale=4, **{field: value})
+    assert parameters.branch_scales(limits.guidance) == [4.0] * 28
+    assert parameters_from_message(parameters_to_message(parameters), limits) == parameters
+
+
+def test_true_classifier_free_guidance_is_not_said_twice() -> None:
+    assert "guidance_scale is that" in wrong(true_cfg_scale=4)["true_cfg_scale"]
+    assert parsed(true_cfg_scale=1).true_cfg_scale == 1
+    assert parsed(EMBEDDED, true_cfg_scale=0.5).true_cfg_scale == 1
+    assert set(wrong(EMBEDDED, true_cfg_scale=101)) == {"true_cfg_scale"}
 
 
 def test_a_distilled_model_may_be_weakened_and_that_rescaled() -> None:

@@ -148,11 +148,20 @@ async def test_steps_outside_the_interval_do_not_compute_the_negative_branch() -
 async def test_an_embedded_scale_goes_to_the_model_and_needs_one_branch() -> None:
     denoiser = AnalyticDenoiser()
     scales = IntervalGuidance(0.25, 1.0).over(4, 3.5)
-    embedded = await last_latents(denoiser, noise(1), Guided([PROMPT], [], scales, embedded=True))
+    embedded = await last_latents(denoiser, noise(1), Guided([PROMPT], [], [1.0] * 4, input_scales=scales))
     assert denoiser.branches == [1] * 4
     assert denoiser.guidance == [1.0, 3.5, 3.5, 3.5]
     # this model ignores the scale, so nothing else may have used it
     assert np.array_equal(embedded, await sampled(noise(1), [1.0] * 4))
+
+
+async def test_branches_are_joined_beside_an_embedded_scale() -> None:
+    denoiser = AnalyticDenoiser()
+    both = Guided([PROMPT], [NEGATIVE], [4.0] * 4, input_scales=[3.5] * 4)
+    guided = await last_latents(denoiser, noise(1), both)
+    assert denoiser.branches == [2] * 4
+    assert denoiser.guidance == [3.5] * 4
+    assert np.array_equal(guided, await sampled(noise(1), [4.0] * 4))
 
 
 async def test_a_model_without_embedded_guidance_is_sent_no_scale() -> None:

@@ -15,13 +15,13 @@ from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE, Guid
 class Guided:
     """The conditioning of every sample, one guidance scale per step, and the methods of guidance.
 
-    scales: of a model with two branches, one of 1 or less is no guidance, as in diffusers.
+    scales: those at which branches are joined; one of 1 or less is no guidance, as in diffusers.
     positive, negative: the prompt's digest and the negative prompt's, of each sample. `negative` may be empty
         if no step needs it.
     additional: digests of prompts that are composed with the prompt.
     weights: the weight of the prompt and of each additional one: a number per sample each. Without additional
         prompts there are none.
-    embedded: whether the model takes the scale as an input. Then no step needs the negative prompt.
+    input_scales: those that the model takes as an input, if it does.
     """
 
     positive: Digests
@@ -32,7 +32,7 @@ class Guided:
     additional: Sequence[Digests] = ()
     weights: Sequence[Sequence[float]] = ()
     layer_guidances: Sequence[LayerGuidance] = ()
-    embedded: bool = False
+    input_scales: Sequence[float] = ()
 
     def branches(self, step: int) -> list[Branch]:
         """The branches that this step needs: without guidance, only the prompt's."""
@@ -45,7 +45,7 @@ class Guided:
 
     def input_scale(self, step: int) -> float | None:
         """The scale that the model takes as an input, if it does."""
-        return self.scales[step] if self.embedded else None
+        return self.input_scales[step] if self.input_scales else None
 
     def velocity(self, step: int, velocities: NDArray[np.float32], memory: Memory = None) -> Joined:
         """One velocity per sample, [B, C, h, w], from those of branches(step), [branches, B, C, h, w].
@@ -76,7 +76,7 @@ class Guided:
         return [guidance for guidance in self.layer_guidances if guidance.scale and guidance not in active]
 
     def _needs_negative(self, step: int) -> bool:
-        return not self.embedded and (self.scales[step] > 1 or len(self.additional) > 0)
+        return self.scales[step] > 1 or len(self.additional) > 0
 
     def _active(self, step: int) -> list[LayerGuidance]:
         return [guidance for guidance in self.layer_guidances if guidance.active(step, len(self.scales))]
