@@ -60,7 +60,7 @@ class Predictor:
     def tokens(self, row: Row) -> int:
         """Image and text tokens of a row."""
         _, height, width = row.latents.shape
-        return height * width // self.model.inputs.size_multiple**2 + len(row.conditioning.sequence)
+        return height * width // self.model.inputs.token_size**2 + len(row.conditioning.sequence)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Velocities:

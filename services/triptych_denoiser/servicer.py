@@ -107,6 +107,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             attention=self._attention,
             loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
             num_layers=inputs.num_layers,
+            token_size=inputs.token_size,
         )
 
     async def close(self) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from triptych.compute.thread import end_if_unwanted
-from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, ResnetBlock
+from triptych_vae_codec.models.autoencoder import Autoencoder
+from triptych_vae_codec.models.autoencoder_kl import ResnetBlock
 from triptych_vae_codec.tiling import decode_by_tiles, encode_by_tiles
 
 
@@ -21,7 +22,7 @@ def warm_up(codec: VaeCodec) -> None:
     codec.decode(mean)
 
 
-def interruptible(model: AutoencoderKL) -> None:
+def interruptible(model: Autoencoder) -> None:
     """Has a model end between its blocks when nobody waits for the picture any more."""
     for module in model.modules():
         if isinstance(module, ResnetBlock):
@@ -36,7 +37,7 @@ class VaeCodec:
     (a multiple of `downscale`; 0: none do).
     """
 
-    def __init__(self, model: AutoencoderKL, tile_size: int = 0) -> None:
+    def __init__(self, model: Autoencoder, tile_size: int = 0) -> None:
         self.model = model
         self.tile_size = tile_size
         self._latent_space = model.latent_space

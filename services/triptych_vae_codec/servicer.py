@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from triptych.compute.quantization import Quantization
     from triptych.compute.settings import StageSettings
     from triptych_vae_codec.codec import VaeCodec
-    from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+    from triptych_vae_codec.models.autoencoder import Autoencoder
 
 DecodeRequest = vae_codec_pb2.VaeCodecServiceDecodeRequest
 DecodeResponse = vae_codec_pb2.VaeCodecServiceDecodeResponse
@@ -166,7 +166,7 @@ def create_servicer(
     return VaeCodecServicer(codec, info, _max_pixels(codec, settings.max_message_bytes))
 
 
-def _create_codec(model: AutoencoderKL, options: VaeCodecOptions) -> VaeCodec:
+def _create_codec(model: Autoencoder, options: VaeCodecOptions) -> VaeCodec:
     """The codec that the options describe, compiled if they say so."""
     from triptych_vae_codec.codec import VaeCodec, interruptible, warm_up
 

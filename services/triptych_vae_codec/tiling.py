@@ -15,7 +15,8 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor, nn
 
-from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, GroupNorm
+from triptych_vae_codec.models.autoencoder import Autoencoder
+from triptych_vae_codec.models.autoencoder_kl import GroupNorm
 
 MIN_TILE = 64
 """The smallest tile, in pixels: less is mostly margin."""
@@ -79,7 +80,7 @@ class Tile:
         whole[..., self.rows.own(scale), self.columns.own(scale)] = part
 
 
-def decode_by_tiles(model: AutoencoderKL, latents: Tensor, tile_size: int) -> Tensor:
+def decode_by_tiles(model: Autoencoder, latents: Tensor, tile_size: int) -> Tensor:
     """model.decode(latents) up to rounding, for one row; `tile_size` in pixels."""
     first, *segments = model.decoder.segments()
     x: Tensor = first(model.post_quant_conv(latents))
@@ -88,7 +89,7 @@ def decode_by_tiles(model: AutoencoderKL, latents: Tensor, tile_size: int) -> Te
     return x
 
 
-def encode_by_tiles(model: AutoencoderKL, pixels: Tensor, tile_size: int) -> tuple[Tensor, Tensor]:
+def encode_by_tiles(model: Autoencoder, pixels: Tensor, tile_size: int) -> tuple[Tensor, Tensor]:
     """model.encode(pixels) up to rounding, for one row; `tile_size` in pixels."""
     *segments, last = model.encoder.segments()
     x = pixels

@@ -89,7 +89,8 @@ class Models:
 
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens the denoiser makes of a picture of that size in pixels."""
-        token = self.denoiser.latent_multiple * self.vae_codec.downscale
+        size = self.denoiser.token_size or self.denoiser.latent_multiple  # 0: it does not know the field yet
+        token = size * self.vae_codec.downscale
         return (height // token) * (width // token)
 
     def limits(self, name: str, sampling: Sampling, server: CoordinatorLimits, previews: bool) -> Limits:

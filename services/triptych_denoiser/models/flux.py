@@ -185,6 +185,7 @@ class FluxTransformer(Transformer):
         return Inputs(
             channels=self.config.in_channels // PACKING**2,
             size_multiple=PACKING,
+            token_size=PACKING,
             max_size=MAX_SIZE,
             default_size=DEFAULT_SIZE,
             joint_attention_dim=self.config.joint_attention_dim,

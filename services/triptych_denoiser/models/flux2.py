@@ -250,6 +250,7 @@ class Flux2Transformer(Transformer):
         return Inputs(
             channels=self.config.in_channels,
             size_multiple=1,
+            token_size=1,
             max_size=MAX_SIZE,
             default_size=DEFAULT_SIZE,
             joint_attention_dim=self.config.joint_attention_dim,

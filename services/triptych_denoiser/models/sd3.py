@@ -207,6 +207,7 @@ class SD3Transformer(Transformer):
         return Inputs(
             channels=config.in_channels,
             size_multiple=config.patch_size,
+            token_size=config.patch_size,
             max_size=config.pos_embed_max_size * config.patch_size,
             default_size=config.sample_size,
             joint_attention_dim=config.joint_attention_dim,

@@ -50,7 +50,8 @@ class Inputs:
     """What a transformer takes. Sizes are in latent pixels.
 
     channels: of the latents that go in and of the velocity that comes back.
-    size_multiple: what height and width must be multiples of (the patch, packing included).
+    size_multiple: what height and width must be multiples of.
+    token_size: the height and width of a token (the patch, packing included).
     max_size: the largest height or width.
     default_size: the height and width that the model was trained at.
     joint_attention_dim: width of a `sequence` vector.
@@ -65,6 +66,7 @@ class Inputs:
 
     channels: int
     size_multiple: int
+    token_size: int
     max_size: int
     default_size: int
     joint_attention_dim: int

@@ -229,6 +229,7 @@ class ZImageTransformer(Transformer):
         return Inputs(
             channels=self.config.in_channels,
             size_multiple=PATCH,
+            token_size=PATCH,
             max_size=min(MAX_SIZE, PATCH * min(self.config.axes_lens[1:])),
             default_size=DEFAULT_SIZE,
             joint_attention_dim=self.config.cap_feat_dim,

@@ -9,22 +9,23 @@ import torch
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantization
 from triptych.errors import CheckpointError
-from triptych_vae_codec.models import autoencoder_kl, autoencoder_kl_flux2
-from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
+from triptych_vae_codec.models import autoencoder_kl, autoencoder_kl_flux2, autoencoder_kl_qwen_image
+from triptych_vae_codec.models.autoencoder import Autoencoder
 from triptych_vae_codec.quantization import check_quantization, quantize_convolution
 
 COMPONENT = "vae"
 
 
-AUTOENCODERS: Mapping[str, Callable[..., AutoencoderKL]] = {
+AUTOENCODERS: Mapping[str, Callable[..., Autoencoder]] = {
     "AutoencoderKL": autoencoder_kl.build,
     "AutoencoderKLFlux2": autoencoder_kl_flux2.build,
+    "AutoencoderKLQwenImage": autoencoder_kl_qwen_image.build,
 }
 
 
 def load_autoencoder(
     checkpoint: Checkpoint, device: torch.device, dtype: str, quantization: Quantization
-) -> AutoencoderKL:
+) -> Autoencoder:
     """The checkpoint's autoencoder, its convolutions quantized or not, ready to run.
 
     Raises:

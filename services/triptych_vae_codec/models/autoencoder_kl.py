@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
-from triptych.compute.loading import check_names, fill
+from triptych_vae_codec.models.autoencoder import Autoencoder, Coder, Quantize, load
 from triptych_vae_codec.models.latent_space import LatentSpace, ScaledLatents
 
 EPS = 1e-6
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,16 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the channels change."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on x where the channels change.
 
-    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+    `norm` makes the norm of so many channels.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, channels_in, eps=EPS)
+        self.norm1 = norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = GroupNorm(groups, channels_out, eps=EPS)
+        self.norm2 = norm(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         changes = channels_in != channels_out
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if changes else nn.Identity()
@@ -131,6 +133,11 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         return self.conv_shortcut(x) + hidden  # type: ignore[no-any-return]
+
+
+def group_norm(config: AutoencoderKLConfig) -> Callable[[int], GroupNorm]:
+    """Makes the norms of a config's blocks."""
+    return partial(GroupNorm, config.norm_num_groups, eps=EPS)
 
 
 class Attention(nn.Module):
@@ -156,8 +163,8 @@ class MidBlock(nn.Module):
 
     def __init__(self, channels: int, config: AutoencoderKLConfig) -> None:
         super().__init__()
-        groups = config.norm_num_groups
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups) for _ in range(2))
+        norm, groups = group_norm(config), config.norm_num_groups
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, norm) for _ in range(2))
         self.attentions = nn.ModuleList(
             [Attention(channels, groups)] if config.mid_block_add_attention else []
         )
@@ -200,7 +207,7 @@ class DownBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, config: AutoencoderKLConfig, last: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, config.norm_num_groups)
+            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, group_norm(config))
             for i in range(config.layers_per_block)
         )
         self.downsamplers = nn.ModuleList([] if last else [Downsample(channels_out)])
@@ -218,7 +225,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, config: AutoencoderKLConfig, last: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, config.norm_num_groups)
+            ResnetBlock(channels_in if i == 0 else channels_out, channels_out, group_norm(config))
             for i in range(config.layers_per_block + 1)
         )
         self.upsamplers = nn.ModuleList([] if last else [Upsample(channels_out)])
@@ -230,7 +237,7 @@ class UpBlock(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Encoder(Coder):
     """[rows, 3, H, W] to [rows, 2 x latent_channels, H / downscale, W / downscale]."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
@@ -261,7 +268,7 @@ class Encoder(nn.Module):
         return [nn.Sequential(*segment) for segment in segments]
 
 
-class Decoder(nn.Module):
+class Decoder(Coder):
     """[rows, latent_channels, h, w] to [rows, 3, h x downscale, w x downscale]."""
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
@@ -292,8 +299,10 @@ class Decoder(nn.Module):
         return [nn.Sequential(*segment) for segment in segments]
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Autoencoder):
     """The autoencoder. Pixels are in [-1, 1]; latents are its own, which `latent_space` maps."""
+
+    config: AutoencoderKLConfig
 
     def __init__(self, config: AutoencoderKLConfig) -> None:
         super().__init__()
@@ -312,23 +321,6 @@ class AutoencoderKL(nn.Module):
         config = self.config
         return ScaledLatents(config.latent_channels, config.scaling_factor, config.shift_factor)
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
-        return self.normal(self.encoder(pixels))
-
-    def normal(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of what the encoder gave."""
-        mean, logvar = self.quant_conv(encoded).chunk(2, dim=1)
-        return mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [rows, 3, H, W], not clamped, of latents [rows, latent_channels, h, w]."""
-        return self.decoder(self.post_quant_conv(latents))  # type: ignore[no-any-return]
-
-
-Quantize = Callable[[nn.Module, str, nn.Module], None]
-"""Called with the autoencoder and the path and the module of everything that is loaded."""
-
 
 def build(
     config: Mapping[str, Any],
@@ -346,13 +338,3 @@ def build(
         model = AutoencoderKL(AutoencoderKLConfig.from_dict(config)).to(dtype)
     load(model, tensors, device, quantize)
     return model
-
-
-def load(
-    model: AutoencoderKL, tensors: Mapping[str, Tensor], device: str, quantize: Quantize | None = None
-) -> None:
-    """Gives an autoencoder on "meta" a checkpoint's weights. Raises ValueError if they do not fit it."""
-    model.requires_grad_(False).eval()
-    targets = model.state_dict()
-    check_names(targets, tensors)
-    fill(model, targets, tensors, torch.device(device), quantize and partial(quantize, model))

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig, Quantize, load
+from triptych_vae_codec.models.autoencoder import Quantize, load
+from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from triptych_vae_codec.models.latent_space import LatentSpace, NormalizedLatents
 
 

@@ -274,10 +274,11 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     LORAS_FIELD_NUMBER: builtins.int
     ATTENTION_FIELD_NUMBER: builtins.int
     NUM_LAYERS_FIELD_NUMBER: builtins.int
+    TOKEN_SIZE_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
-    """Height and width of latents must be multiples of this (the transformer's patch size)."""
+    """Height and width of latents must be multiples of this."""
     max_latent_size: builtins.int
     """Largest height or width in latent pixels."""
     default_latent_size: builtins.int
@@ -299,6 +300,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     num_layers: builtins.int
     """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
     all; of FLUX first those of two streams, then those of one; of Z-Image those over image and text.
+    """
+    token_size: builtins.int
+    """Height and width in latent pixels of one of the transformer's tokens (its patch size): the noise levels of some
+    models follow the number of tokens.
     """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
@@ -324,8 +329,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         attention: builtins.str = ...,
         num_layers: builtins.int = ...,
+        token_size: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "token_size", b"token_size"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
