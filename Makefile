@@ -16,9 +16,22 @@ PROTOS_VENV := .venv-protos
 PROTOS_TOOLS := $(PROTOS_VENV)/.installed-grpcio-tools-1.71.2-mypy-protobuf-3.6.0
 AUDIT_VENV := .venv-audit
 AUDIT_TOOLS := $(AUDIT_VENV)/.installed-pip-audit-2.10.1-cyclonedx-bom-7.5.0
+LOCK_VENV := .venv-lock
+LOCK_TOOLS := $(LOCK_VENV)/.installed-uv-0.13.8
+LOCK_FLAGS ?=
 BUF := node_modules/.bin/buf
 PROTOS := $(sort $(wildcard protos/triptych/v1/*.proto))
 CODE := shared services tests benchmarks training
+
+# What is installed where: a lock each in deploy/locks, with the extras that it has. `dev` has what all others have.
+LOCK_dev := dev training jwt
+LOCK_all := local jwt quantization
+LOCK_coordinator := coordinator telemetry jwt
+LOCK_gateway := gateway telemetry
+LOCK_text-encoder := text-encoder telemetry jwt quantization gguf
+LOCK_denoiser := denoiser telemetry jwt quantization gguf
+LOCK_vae-codec := vae-codec telemetry jwt quantization gguf
+LOCKS := dev all coordinator gateway text-encoder denoiser vae-codec
 
 OUT ?= image.png
 
@@ -88,12 +101,25 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 	$(BUF) lint protos
 	$(BUF) breaking protos --against '$(BUF_AGAINST)'
 
+# Pins that are still right stay: LOCK_FLAGS=--upgrade takes the newest, LOCK_FLAGS='--upgrade-package NAME' that of one.
+.PHONY: lock
+lock: $(LOCK_TOOLS) ## Pin all dependencies with their hashes, in deploy/locks: [LOCK_FLAGS=--upgrade]
+	@echo 'torch==$(TORCH)' > $(LOCK_VENV)/torch.txt
+	@$(foreach name,$(LOCKS),$(call write_lock,$(name)) &&) true
+
+# For every platform and Python that this project runs on.
+define write_lock
+$(LOCK_VENV)/bin/uv pip compile pyproject.toml $(addprefix --extra ,$(LOCK_$(1))) --output-file deploy/locks/$(1).txt $(LOCK_FLAGS) \
+	  --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command 'make lock' \
+	  --constraints $(LOCK_VENV)/torch.txt $(if $(filter dev,$(1)),,--constraints deploy/locks/dev.txt)
+endef
+
 # PyPI is asked for one package first: where it does not answer, pip-audit would skip them all and say that all is well.
 .PHONY: audit
-audit: $(INSTALLED) $(AUDIT_TOOLS) ## Look for known vulnerabilities of the installed packages
+audit: $(AUDIT_TOOLS) ## Look for known vulnerabilities of the locked packages
 	@$(AUDIT_VENV)/bin/python -c '$(ASK_PYPI)' 2>/dev/null || \
 	  { echo 'PyPI, which knows of vulnerabilities, does not answer: nothing was audited (make sbom works without it)' >&2; exit 1; }
-	@PIPAPI_PYTHON_LOCATION=$(BIN)/python $(AUDIT_VENV)/bin/pip-audit --local --skip-editable --progress-spinner off
+	@$(AUDIT_VENV)/bin/pip-audit --requirement deploy/locks/dev.txt --require-hashes --disable-pip --progress-spinner off
 
 define ASK_PYPI
 from packaging.version import Version; from pip_audit._service import PyPIService, ResolvedDependency; \
@@ -101,8 +127,8 @@ assert PyPIService(timeout=10).query(ResolvedDependency("pip", Version("23.2.1")
 endef
 
 .PHONY: sbom
-sbom: $(INSTALLED) $(AUDIT_TOOLS) ## Write sbom.cdx.json, what is installed as a CycloneDX bill of materials
-	@$(AUDIT_VENV)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.cdx.json
+sbom: $(AUDIT_TOOLS) ## Write sbom.cdx.json, the locked packages as a CycloneDX bill of materials
+	@$(AUDIT_VENV)/bin/python -W ignore -m cyclonedx_py requirements deploy/locks/all.txt --pyproject pyproject.toml --output-file sbom.cdx.json
 	@echo sbom.cdx.json
 
 .PHONY: bench
@@ -121,7 +147,7 @@ training/node_modules: training/package.json
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(PROTOS_VENV) $(AUDIT_VENV) sbom.cdx.json node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) $(AUDIT_VENV) $(LOCK_VENV) sbom.cdx.json node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch comes first and exactly, so that the version is the tested one; TORCH=... chooses another.
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
@@ -149,6 +175,11 @@ $(AUDIT_TOOLS):
 	@$(PYTHON) -m venv --clear $(AUDIT_VENV)
 	@$(AUDIT_VENV)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0 \
 	  || { echo 'pip-audit and cyclonedx-bom are not installed, and no package index answers: run this once where one does' >&2; exit 1; }
+	@touch $@
+
+$(LOCK_TOOLS):
+	@$(PYTHON) -m venv --clear $(LOCK_VENV)
+	@$(LOCK_VENV)/bin/python -m pip install --quiet uv==0.13.8
 	@touch $@
 
 $(BUF):
