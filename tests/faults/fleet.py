@@ -15,7 +15,8 @@ import psutil
 from tests.faults.broken_stage import BrokenStage
 from tests.faults.proxy import Proxy
 from tests.local.conftest import Up
-from triptych_local.running.processes import serves, until_serving
+from triptych.serving.health import serves
+from triptych_local.running.processes import until_serving
 
 STAGES = ("text_encoder", "denoiser", "vae_codec")
 REPLICAS = ("--text-encoders", "2", "--denoisers", "2", "--vae-codecs", "2")

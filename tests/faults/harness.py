@@ -29,7 +29,8 @@ from tests.faults.broken_stage import MISTAKES
 from tests.faults.fleet import REPLICAS, STAGES, Linked, all_serve, linked, processes
 from tests.faults.load import Load, Outcome, Picture
 from tests.local.conftest import START_SECONDS, Up, running_up
-from triptych_local.running.processes import serves, until_serving
+from triptych.serving.health import serves
+from triptych_local.running.processes import until_serving
 
 ATTEMPT_SECONDS = 10.0
 """Of coordinators whose connections or stages are harmed; the others have the default."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from triptych.serving.health import serves
 from triptych_local.running import processes
-from triptych_local.running.processes import Program, running, serves
+from triptych_local.running.processes import Program, running
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -20,6 +20,7 @@ from triptych.generation_options import GenerationOptions
 from triptych.serving.addresses import check_listen
 from triptych.serving.channels import target
 from triptych.serving.diagnosis import why_no_connection
+from triptych.serving.health import serves
 from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.commands.client_tls import ClientTls
@@ -27,7 +28,7 @@ from triptych_local.commands.settings import GenerateSettings, Place
 from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
 from triptych_local.running.folders import CERTIFICATES, standing_coordinator, well_known_folder
-from triptych_local.running.processes import connected, serves
+from triptych_local.running.processes import connected
 
 CONNECT_SECONDS = 5.0
 

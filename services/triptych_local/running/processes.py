@@ -15,15 +15,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from triptych.errors import StartError
 from triptych.serving.channels import Tls, open_channel
+from triptych.serving.health import has_page, health, serves
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 LIVENESS_SECONDS = 2.0
-"""How often a service is asked whether it is alive, and how long it may take to say so."""
+"""How often a service is asked whether it is alive."""
 HUNG_SECONDS = 20.0
 """One that does not say so for so long is killed."""
 STOP_SECONDS = 35.0
@@ -205,7 +205,7 @@ async def _until_hung(address: str) -> None:
     if address.startswith(HTTP):
         while time.monotonic() - answered < HUNG_SECONDS:
             await asyncio.sleep(LIVENESS_SECONDS)
-            if await _has_page(address):
+            if await has_page(address):
                 answered = time.monotonic()
         return
     async with open_channel(address) as channel:
@@ -215,15 +215,10 @@ async def _until_hung(address: str) -> None:
                 answered = time.monotonic()
 
 
-async def _health(channel: grpc.aio.Channel) -> health_pb2.HealthCheckResponse:
-    request = health_pb2.HealthCheckRequest()
-    return await health_pb2_grpc.HealthStub(channel).Check(request, timeout=LIVENESS_SECONDS)
-
-
 async def _answers(channel: grpc.aio.Channel) -> bool:
     """Whether a server says anything about its health."""
     try:
-        await _health(channel)
+        await health(channel)
     except grpc.aio.AioRpcError as error:
         return error.code() not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE)
     return True
@@ -259,33 +254,6 @@ async def until_serving(address: str) -> None:
     """Returns when the server at the address says that it serves."""
     while not await serves(address):
         await asyncio.sleep(0.1)
-
-
-async def serves(address: str, tls: Tls | None = None) -> bool:
-    """Whether a server answers at the address and says that it serves."""
-    if address.startswith(HTTP):
-        return await _has_page(address)
-    async with open_channel(address, tls) as channel:
-        try:
-            response = await _health(channel)
-        except grpc.RpcError:
-            return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-async def _has_page(address: str) -> bool:
-    """Whether http://host:port/health is 200."""
-    host, _, port = address.removeprefix(HTTP).rpartition(":")
-    try:
-        async with asyncio.timeout(LIVENESS_SECONDS):
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-            try:
-                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                return (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return False
 
 
 async def connected(address: str, tls: Tls | None = None) -> None:
