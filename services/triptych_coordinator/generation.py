@@ -32,6 +32,7 @@ from triptych_coordinator.stages.conditioning import EncodedPrompt
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
+from triptych_coordinator.vocabulary import Vocabulary
 
 
 async def generation_events(
@@ -39,6 +40,7 @@ async def generation_events(
     models: Models,
     sampling: Sampling,
     rgb: LatentRgb | None,
+    vocabulary: Vocabulary,
     parameters: Parameters,
     deadline: Deadline,
     stopwatch: Stopwatch,
@@ -56,7 +58,7 @@ async def generation_events(
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     finished.encode_milliseconds = stopwatch.lap()
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial))
+    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial, vocabulary))
 
     denoiser = RequestDenoiser(
         stages.denoisers,
@@ -161,8 +163,10 @@ def _accepted(
     guided: Guided,
     encoded: Mapping[WeightedText, EncodedPrompt],
     initial: InitialLatents,
+    vocabulary: Vocabulary,
 ) -> pb.Accepted:
-    warnings = [
+    warnings = vocabulary.warnings(parameters.prompts)
+    warnings += [
         f"the prompt {prompt.text!r} is too long for the text encoders; they did not read {entry.truncated!r}"
         for prompt, entry in encoded.items()
         if entry.truncated

@@ -32,6 +32,7 @@ from triptych_coordinator.stages.concurrent import interleaved
 from triptych_coordinator.stages.conditioning import ConditioningCache
 from triptych_coordinator.stages.fit import Models, serves
 from triptych_coordinator.stages.stages import Stages
+from triptych_coordinator.vocabulary import vocabulary_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -55,6 +56,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self._revision = checkpoint.revision
         self._sampling = sampling_of(checkpoint)
         self._latent_rgb = latent_rgb(checkpoint)
+        self._vocabulary = vocabulary_of(checkpoint)
         self._settings = limits
         self._admission = FairAdmission(limits.max_running, limits.max_waiting)
         self._quotas = Quotas()
@@ -117,6 +119,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
             loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
+            vocabulary=self._vocabulary.phrases,
+            example_prompts=self._vocabulary.example_prompts,
         )
 
     async def _events(
@@ -160,7 +164,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             ),
             aclosing(
                 generation_events(
-                    *(self._stages, models, self._sampling, self._latent_rgb),
+                    *(self._stages, models, self._sampling, self._latent_rgb, self._vocabulary),
                     *(parameters, deadline, stopwatch, scope),
                 )
             ) as events,

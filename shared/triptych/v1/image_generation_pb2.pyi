@@ -432,6 +432,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     GUIDANCE_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    VOCABULARY_FIELD_NUMBER: builtins.int
+    EXAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "triptych-small"."""
     default_height: builtins.int
@@ -462,6 +464,16 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the LoRAs that requests may use, at most 1000."""
 
+    @property
+    def vocabulary(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The words and phrases that it knows, in lower case; none from a model that was taught all of a language. A prompt
+        without any of them is drawn with a warning.
+        """
+
+    @property
+    def example_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Prompts that show what it draws."""
+
     def __init__(
         self,
         *,
@@ -478,7 +490,9 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         max_prompt_bytes: builtins.int = ...,
         guidance: global___GuidanceInput.ValueType = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
+        vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
+        example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse
