@@ -1,4 +1,4 @@
-"""Conditioning as the transformer takes it, remembered by digest."""
+"""Conditioning and references as the transformer takes them, remembered by digest."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ class Conditioning:
         return self.sequence.nbytes + self.pooled.nbytes
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A picture that samples attend to, on the model's device, in its dtype. Equal to nothing but itself.
+
+    latents: [channels, height, width].
+    """
+
+    latents: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensor."""
+        return self.latents.nbytes
+
+
 def prepare(
     sequence: Tensor, pooled: Tensor, device: torch.device, dtype: torch.dtype, text_positions: bool
 ) -> Conditioning:
@@ -49,5 +64,5 @@ def trailing_repeats(sequence: Tensor) -> int:
     return int(equal.flip(0).long().cumprod(0).sum())
 
 
-ConditioningCache = Cache[tuple[str, bytes], Conditioning]
-"""Conditioning by who sent it and its digest: nobody else learns whether it is here."""
+ConditioningCache = Cache[tuple[str, bytes], Conditioning | Reference]
+"""Conditioning and references by who sent them and digest: nobody else learns whether they are here."""

@@ -1,11 +1,10 @@
 """Features that are reused between evaluations: first-block caching, as a pure function.
 
 Where the first block adds nearly the same to the tokens as it did at an earlier evaluation of the same row,
-its reference, the other blocks are taken to add the same as there (Cheng, 2024, ParaAttention's first block
-cache; diffusers.hooks.first_block_cache). A replica that relied on having seen the reference would give a
-request other bits after a restart, or in other company. So a row brings its reference's latents and sigma
-along: what it gives is decided by what is asked, and the cache of features only saves computing the
-reference again.
+the other blocks are taken to add the same as there (Cheng, 2024, ParaAttention's first block
+cache; diffusers.hooks.first_block_cache). A replica that relied on having seen that evaluation would give
+a request other bits after a restart, or in other company. So a row brings its latents and sigma along: what
+it gives is decided by what is asked, and the cache of features only saves computing it again.
 """
 
 from __future__ import annotations
@@ -43,14 +42,15 @@ FeatureCache = Cache[Key, Features]
 
 
 def key_of(row: Row) -> Key:
-    """All that decides a row's features; conditioning and LoRAs are equal to nothing but themselves.
+    """All that decides a row's features; what it attends to and LoRAs are equal to nothing but themselves.
 
     They are named, not held: what their own caches forgot must not live on here.
     """
     latents = hashlib.sha256(row.latents.numpy().tobytes()).digest()
     loras = tuple((weakref.ref(lora), weight) for lora, weight in row.loras)
-    conditioning, layers = weakref.ref(row.conditioning), (row.skipped_layers, row.perturbed_layers)
-    return (latents, row.sigma, conditioning, row.guidance, row.shape, layers, loras)
+    attended = tuple(weakref.ref(each) for each in (row.conditioning, *row.references))
+    layers = row.skipped_layers, row.perturbed_layers
+    return (latents, row.sigma, attended, row.guidance, row.shape, layers, loras)
 
 
 class FirstBlockReuse:
@@ -60,19 +60,19 @@ class FirstBlockReuse:
     features: of each row that was not reused, after the pass.
     """
 
-    def __init__(self, thresholds: Sequence[float], references: Sequence[Features | None]) -> None:
-        """A threshold and the reference's features for each row; None computes all."""
+    def __init__(self, thresholds: Sequence[float], earlier: Sequence[Features | None]) -> None:
+        """A threshold and the earlier evaluation's features for each row; None computes all."""
         self.reused: list[bool] = []
         self.features: list[Features | None] = []
         self._thresholds = thresholds
-        self._references = references
+        self._earlier = earlier
 
     def __call__(self, before: Tensor, first: Tensor, others: Others) -> Tensor:
         """Tokens behind the last block, [rows, tokens, width], of those around the first block."""
         changes = first - before
         self.reused = [
-            reference is not None and relative_change(change, reference.first) <= threshold
-            for change, reference, threshold in zip(changes, self._references, self._thresholds, strict=True)
+            earlier is not None and relative_change(change, earlier.first) <= threshold
+            for change, earlier, threshold in zip(changes, self._earlier, self._thresholds, strict=True)
         ]
         last = self._last(first, others)
         self.features = [
@@ -85,9 +85,9 @@ class FirstBlockReuse:
         if not any(self.reused):
             return others(ALL_ROWS)
         last = torch.empty_like(first)
-        for index, (reused, reference) in enumerate(zip(self.reused, self._references, strict=True)):
-            if reused and reference is not None:
-                last[index] = first[index] + reference.others
+        for index, (reused, earlier) in enumerate(zip(self.reused, self._earlier, strict=True)):
+            if reused and earlier is not None:
+                last[index] = first[index] + earlier.others
         if not all(self.reused):
             computed = torch.tensor([i for i, reused in enumerate(self.reused) if not reused]).to(
                 first.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from triptych.compute.kernels import kernels_are_fixed
 from triptych.compute.lora_changes import added
 from triptych.compute.thread import turn
-from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.conditioning import Conditioning, Reference
 from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
@@ -58,23 +58,26 @@ class Predictor:
         return row.variant if mixes else (*row.variant, row.shape)
 
     def tokens(self, row: Row) -> int:
-        """Image and text tokens of a row."""
-        _, height, width = row.latents.shape
-        return height * width // self.model.inputs.token_size**2 + len(row.conditioning.sequence)
+        """Image and text tokens of a row, those of references included."""
+        inputs = self.model.inputs
+        beside = () if inputs.reference_same_size else row.references
+        pictures = (row.latents, *(reference.latents for reference in beside))
+        pixels = sum(picture.shape[-2] * picture.shape[-1] for picture in pictures)
+        return pixels // inputs.token_size**2 + len(row.conditioning.sequence)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Row]) -> Velocities:
         """Predicts rows of one group, 1 to max_rows of them, in one pass.
 
-        Reference rows whose features are forgotten are computed in passes before it.
+        Earlier evaluations whose features are forgotten are computed in passes before it.
         """
         if all(row.reuse is None for row in rows):
             return Velocities(self._forward(rows), [False] * len(rows))
-        references = [row.reuse.reference if row.reuse else None for row in rows]
-        found = self._found_features([row for row in references if row is not None])
+        earlier = [row.reuse.earlier if row.reuse else None for row in rows]
+        found = self._found_features([row for row in earlier if row is not None])
         reuse = FirstBlockReuse(
             [row.reuse.threshold if row.reuse else 0.0 for row in rows],
-            [found[key_of(row)] if row is not None else None for row in references],
+            [found[key_of(row)] if row is not None else None for row in earlier],
         )
         velocities = self._forward(rows, reuse=reuse)
         for row, features in zip(rows, reuse.features, strict=True):
@@ -113,10 +116,12 @@ class Predictor:
 
     def _group(self, rows: Sequence[Row]) -> RowGroup:
         """Rows of one shape as the transformer takes them."""
+        references = zip(*(row.references for row in rows), strict=True)
         return RowGroup(
             torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
             torch.stack([row.conditioning.sequence for row in rows]),
             rows[0].conditioning.trailing_repeats,
+            [torch.stack([each.latents for each in those]) for those in references],
         )
 
     def _others(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -251,6 +256,9 @@ def random_row(
         1 if inputs.text_positions else repeats,
     )
     sigma, guidance = torch.rand(2, generator=generator).tolist()
-    return Row(
-        normal(inputs.channels, height, width), sigma, conditioning, guidance if inputs.guidance else None
-    )
+    latents, scale = normal(inputs.channels, height, width), guidance if inputs.guidance else None
+    row = Row(latents, sigma, conditioning, scale)
+    if not inputs.reference_same_size:
+        return row
+    needed = normal(inputs.reference_channels, height, width)
+    return replace(row, references=(Reference(needed.to(predictor.device, predictor.dtype)),))

@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from triptych.digests import conditioning_digest
+from triptych.digests import conditioning_digest, reference_digest
 from triptych.errors import refuse
 from triptych.loras import lora_violations
 from triptych.tensors import message_to_torch
@@ -73,7 +73,7 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> T
     return latents
 
 
-def read_reference(
+def read_earlier(
     branch: denoiser_pb2.Branch, field: str, latents: Tensor, limits: ModelLimits
 ) -> Tensor | None:
     """The latents of the evaluation whose features a checked branch may reuse, [samples, ...] like `latents`.
@@ -84,23 +84,23 @@ def read_reference(
         TriptychError: INVALID_ARGUMENT that names every field that is wrong.
     """
     reuse, path = branch.feature_reuse, f"{field}.feature_reuse"
-    reference = None
+    earlier = None
     violations: list[Iterable[Violation]] = []
     if not 0 < reuse.threshold <= 1:
         violations.append([(f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1")])
     if reuse.HasField("latents"):
-        reference = message_to_torch(
+        earlier = message_to_torch(
             reuse.latents, f"{path}.latents", dtypes=["float32"], shape=list(latents.shape)
         )
         violations += [
-            _finite_violations(f"{path}.latents", reference, limits),
+            _finite_violations(f"{path}.latents", earlier, limits),
             _sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
             _guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
         ]
     elif reuse.sigmas or reuse.guidance_scales:
         violations.append([(path, "has sigmas or guidance scales of an evaluation without its latents")])
     refuse(chain.from_iterable(violations))
-    return reference
+    return earlier
 
 
 def read_conditioning(
@@ -130,17 +130,37 @@ def read_conditioning(
     return sequence, pooled
 
 
+def read_reference(request: denoiser_pb2.PutConditioningRequest, limits: ModelLimits) -> Tensor:
+    """The reference of a request that has one, float32 [reference_channels, height, width].
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT that names every field that is wrong.
+    """
+    if not limits.inputs.max_references:
+        refuse([("reference", "this model takes no references")])
+    shape: list[int | str] = [limits.inputs.reference_channels, "height", "width"]
+    reference = message_to_torch(request.reference, "reference", dtypes=["float32"], shape=shape)
+    violations = [
+        *_size_violations("reference", reference, limits),
+        *_finite_violations("reference", reference, limits),
+    ]
+    if request.HasField("sequence") or request.HasField("pooled"):
+        violations.append(("reference", "must come without sequence and pooled"))
+    if request.digest != reference_digest(request.reference):
+        violations.append(("digest", "is not that of the reference"))
+    refuse(violations)
+    return reference
+
+
 def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> Iterator[Violation]:
-    samples, _, height, width = latents.shape
+    samples = len(latents)
     fits = True
     if not 1 <= samples <= limits.max_samples:
         fits = False
         yield "latents", f"{samples} samples; allowed are 1 to {limits.max_samples}"
-    for name, size in (("height", height), ("width", width)):
-        multiple, largest = limits.inputs.size_multiple, limits.inputs.max_size
-        if size % multiple or not 0 < size <= largest:
-            fits = False
-            yield "latents", f"{name} is {size}; allowed are multiples of {multiple} up to {largest}"
+    for violation in _size_violations("latents", latents, limits):
+        fits = False
+        yield violation
     if branches * latents.nbytes > limits.max_message_bytes:
         fits = False
         yield (
@@ -150,6 +170,14 @@ def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> 
         )
     if fits:
         yield from _finite_violations("latents", latents, limits)
+
+
+def _size_violations(name: str, tensor: Tensor, limits: ModelLimits) -> Iterator[Violation]:
+    """Of the height and width of [..., height, width]."""
+    multiple, largest = limits.inputs.size_multiple, limits.inputs.max_size
+    for side, size in zip(("height", "width"), tensor.shape[-2:], strict=True):
+        if size % multiple or not 0 < size <= largest:
+            yield name, f"{side} is {size}; allowed are multiples of {multiple} up to {largest}"
 
 
 def _finite_violations(name: str, tensor: Tensor, limits: ModelLimits) -> Iterator[Violation]:
@@ -194,6 +222,7 @@ def _branch_violations(
             yield field, f"{len(digests)} of them for {samples} samples"
         elif any(len(digest) != DIGEST_BYTES for digest in digests):
             yield field, f"a digest has {DIGEST_BYTES} bytes"
+        yield from _references_violations(branch.references, samples, index, limits)
         for name in ("skipped_layers", "perturbed_layers"):
             for layer in getattr(branch, name):
                 if not 0 <= layer < limits.inputs.num_layers:
@@ -201,3 +230,21 @@ def _branch_violations(
                         f"branches[{index}].{name}",
                         f"{layer} is none of the {limits.inputs.num_layers} layers",
                     )
+
+
+def _references_violations(
+    references: Sequence[denoiser_pb2.ReferenceList], samples: int, branch: int, limits: ModelLimits
+) -> Iterator[Violation]:
+    """Of the references of a branch."""
+    field, inputs = f"branches[{branch}].references", limits.inputs
+    if inputs.reference_same_size and len(references) != samples:
+        yield field, f"{len(references)} of them for {samples} samples; this model needs one for each"
+    elif len(references) not in (0, samples):
+        yield field, f"{len(references)} of them for {samples} samples"
+    least = 1 if inputs.reference_same_size else 0
+    for index, one in enumerate(references[:samples]):
+        if not least <= len(one.digests) <= inputs.max_references:
+            allowed = f"allowed are {least} to {inputs.max_references}"
+            yield f"{field}[{index}].digests", f"{len(one.digests)} references; {allowed}"
+        elif any(len(digest) != DIGEST_BYTES for digest in one.digests):
+            yield f"{field}[{index}].digests", f"a digest has {DIGEST_BYTES} bytes"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from triptych.compute.lora_changes import Loras
-from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.conditioning import Conditioning, Reference
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Row:
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
     loras: what is added to the model's linears.
     skipped_layers, perturbed_layers: sorted, as Transformer takes them.
+    references: the pictures that it attends to.
     reuse: whether features may be those of an earlier evaluation; None computes everything.
     """
 
@@ -27,12 +28,17 @@ class Row:
     loras: Loras = ()
     skipped_layers: tuple[int, ...] = ()
     perturbed_layers: tuple[int, ...] = ()
+    references: tuple[Reference, ...] = ()
     reuse: FeatureReuse | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What equal rows have in common: latents' shape, text tokens, how many the last one stands for."""
-        return (*self.latents.shape, len(self.conditioning.sequence), self.conditioning.trailing_repeats)
+        """What equal rows have in common: latents' shape, text tokens, how many the last one stands for, and
+        references' shapes.
+        """
+        text = len(self.conditioning.sequence), self.conditioning.trailing_repeats
+        sizes = (size for reference in self.references for size in reference.latents.shape)
+        return (*self.latents.shape, *text, *sizes)
 
     @property
     def variant(self) -> tuple[object, ...]:
@@ -44,8 +50,8 @@ class Row:
 class FeatureReuse:
     """Up to which relative change of the first block's part the others' is reused, and from which row.
 
-    reference: an earlier evaluation of the same row; None for the first one, which computes all.
+    earlier: an earlier evaluation of the same row; None for the first one, which computes all.
     """
 
     threshold: float
-    reference: Row | None
+    earlier: Row | None

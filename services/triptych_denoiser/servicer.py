@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import grpc
@@ -13,16 +13,22 @@ import torch
 from triptych.compute.lora_changes import Loras
 from triptych.compute.lora_folder import LoraCache, fingerprint_with, warnings_of
 from triptych.compute.model_info import watch_model
-from triptych.errors import missing_conditioning
+from triptych.errors import missing_conditioning, refuse
 from triptych.serving.callers import current_share
 from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych.wire.messages import with_tensor
 from triptych_denoiser.batcher import Batcher
-from triptych_denoiser.conditioning import Conditioning, ConditioningCache, prepare
+from triptych_denoiser.conditioning import Conditioning, ConditioningCache, Reference, prepare
 from triptych_denoiser.models.attention import Backend
 from triptych_denoiser.predictor import Predictor
-from triptych_denoiser.requests import ModelLimits, read_conditioning, read_latents, read_reference
+from triptych_denoiser.requests import (
+    ModelLimits,
+    read_conditioning,
+    read_earlier,
+    read_latents,
+    read_reference,
+)
 from triptych_denoiser.row import FeatureReuse, Row
 from triptych_denoiser.settings import MAX_BRANCHES
 
@@ -83,7 +89,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         request: PutConditioningRequest,
         context: grpc.aio.ServicerContext[PutConditioningRequest, PutConditioningResponse],
     ) -> PutConditioningResponse:
-        """Remember a prompt's conditioning."""
+        """Remember a prompt's conditioning, or a reference."""
         # Hashing and copying some megabytes would hold up the event loop.
         await asyncio.to_thread(self._put, request)
         return PutConditioningResponse()
@@ -108,6 +114,9 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
             num_layers=inputs.num_layers,
             token_size=inputs.token_size,
+            max_references=inputs.max_references,
+            reference_channels=inputs.reference_channels,
+            reference_same_size=inputs.reference_same_size,
         )
 
     async def close(self) -> None:
@@ -116,7 +125,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
 
     def _rows(self, request: PredictRequest, latents: torch.Tensor, loras: Loras) -> list[Row]:
         """Branch after branch, each with every sample."""
-        digests = [digest for branch in request.branches for digest in branch.conditioning_digests]
+        digests = [digest for branch in request.branches for digest in _digests(branch)]
         owner = current_share()
         found = {digest: self._cache.get((owner, digest)) for digest in set(digests)}
         missing = [digest for digest in digests if found[digest] is None]
@@ -124,18 +133,51 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             raise missing_conditioning(missing)
         rows = []
         for index, branch in enumerate(request.branches):
-            conditionings = [c for digest in branch.conditioning_digests if (c := found[digest])]
-            rows += _branch_rows(request, branch, latents, conditionings, loras)
+            conditionings, references = self._attended(branch, f"branches[{index}]", latents, found)
+            rows += _branch_rows(request, branch, latents, conditionings, references, loras)
             if branch.HasField("feature_reuse"):
-                reference = read_reference(branch, f"branches[{index}]", latents, self._limits)
-                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, reference)
+                earlier = read_earlier(branch, f"branches[{index}]", latents, self._limits)
+                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, earlier)
         return rows
 
+    def _attended(
+        self,
+        branch: denoiser_pb2.Branch,
+        field: str,
+        latents: torch.Tensor,
+        found: Mapping[bytes, Conditioning | Reference | None],
+    ) -> tuple[list[Conditioning], list[tuple[Reference, ...]]]:
+        """What every sample of a branch attends to. Refuses what is not what it is named as."""
+        conditionings = [found[digest] for digest in branch.conditioning_digests]
+        pictures = [tuple(found[digest] for digest in one.digests) for one in branch.references]
+        kept = [each for each in conditionings if isinstance(each, Conditioning)]
+        references = [tuple(each for each in one if isinstance(each, Reference)) for one in pictures]
+        if len(kept) < len(conditionings):
+            refuse([(f"{field}.conditioning_digests", "one of them is a reference's, not conditioning's")])
+        if references != pictures:
+            refuse([(f"{field}.references", "one of them is conditioning's, not a reference's")])
+        if self._limits.inputs.reference_same_size:
+            sizes = {each.latents.shape[-2:] for one in references for each in one}
+            if sizes != {latents.shape[-2:]}:
+                refuse([(f"{field}.references", "must be of the size of the latents")])
+        return kept, references or [()] * len(latents)
+
     def _put(self, request: PutConditioningRequest) -> None:
-        sequence, pooled = read_conditioning(request, self._limits)
         device, dtype = self._predictor.device, self._predictor.dtype
-        conditioning = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
-        self._cache.put((current_share(), request.digest), conditioning)
+        kept: Conditioning | Reference
+        if request.HasField("reference"):
+            kept = Reference(read_reference(request, self._limits).to(device, dtype, copy=True))
+        else:
+            sequence, pooled = read_conditioning(request, self._limits)
+            kept = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
+        self._cache.put((current_share(), request.digest), kept)
+
+
+def _digests(branch: denoiser_pb2.Branch) -> Iterator[bytes]:
+    """Of all that a branch's samples attend to."""
+    yield from branch.conditioning_digests
+    for one in branch.references:
+        yield from one.digests
 
 
 def _branch_rows(
@@ -143,6 +185,7 @@ def _branch_rows(
     branch: denoiser_pb2.Branch,
     latents: torch.Tensor,
     conditionings: Sequence[Conditioning],
+    references: Sequence[tuple[Reference, ...]],
     loras: Loras,
 ) -> list[Row]:
     """Every sample under one branch."""
@@ -151,9 +194,9 @@ def _branch_rows(
         tuple(sorted(set(layers))) for layers in (branch.skipped_layers, branch.perturbed_layers)
     )
     return [
-        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed)
-        for latent, sigma, conditioning, scale in zip(
-            latents, request.sigmas, conditionings, scales, strict=True
+        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed, attended)
+        for latent, sigma, conditioning, scale, attended in zip(
+            latents, request.sigmas, conditionings, scales, references, strict=True
         )
     ]
 
@@ -165,13 +208,12 @@ def _reusing(
     if latents is None:
         return [replace(row, reuse=FeatureReuse(reuse.threshold, None)) for row in rows]
     scales = _one_for_each(reuse.guidance_scales, len(rows))
-    references = [
+    earlier = [
         replace(row, latents=latent, sigma=sigma, guidance=scale)
         for row, latent, sigma, scale in zip(rows, latents, reuse.sigmas, scales, strict=True)
     ]
     return [
-        replace(row, reuse=FeatureReuse(reuse.threshold, reference))
-        for row, reference in zip(rows, references, strict=True)
+        replace(row, reuse=FeatureReuse(reuse.threshold, one)) for row, one in zip(rows, earlier, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The digest that names a prompt's conditioning."""
+"""The digests that name a prompt's conditioning and a reference."""
 
 import hashlib
 import struct
@@ -12,8 +12,17 @@ def conditioning_digest(sequence: tensor_pb2.Tensor, pooled: tensor_pb2.Tensor) 
     Hashed are, for `sequence` and then `pooled`: the dtype's number (int32), the number of dimensions
     (uint32), each size (int64), the number of data bytes (uint64) and the data; integers little-endian.
     """
+    return _digest(sequence, pooled)
+
+
+def reference_digest(reference: tensor_pb2.Tensor) -> bytes:
+    """The same of one tensor: that of a reference is never that of a prompt's conditioning."""
+    return _digest(reference)
+
+
+def _digest(*tensors: tensor_pb2.Tensor) -> bytes:
     digest = hashlib.sha256()
-    for tensor in (sequence, pooled):
+    for tensor in tensors:
         sizes = tuple(tensor.shape)
         data = tensor.data
         digest.update(struct.pack(f"<iI{len(sizes)}qQ", tensor.dtype, len(sizes), *sizes, len(data)))

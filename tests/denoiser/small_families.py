@@ -47,6 +47,8 @@ FLUX: Config = {
     "guidance_embeds": True,
     "axes_dims_rope": (4, 6, 6),
 }
+FILL: Config = {**FLUX, "in_channels": 24 * CHANNELS, "out_channels": 4 * CHANNELS}
+"""Takes a masked picture and its mask, 5 times as many channels as the latents have."""
 FLUX2: Config = {
     "_class_name": "Flux2Transformer2DModel",
     "in_channels": CHANNELS,
@@ -83,6 +85,11 @@ def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Tr
 def write_flux(folder: Path, guidance: bool) -> Path:
     """FLUX.1-dev's kind of transformer with guidance, schnell's without; a block of each kind."""
     return _write(folder, {**FLUX, "num_layers": 1, "num_single_layers": 1, "guidance_embeds": guidance})
+
+
+def write_flux_fill(folder: Path) -> Path:
+    """FLUX.1 Fill's kind of transformer; a block of each kind."""
+    return _write(folder, {**FILL, "num_layers": 1, "num_single_layers": 1})
 
 
 def write_flux2(folder: Path) -> Path:

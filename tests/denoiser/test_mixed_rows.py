@@ -1,6 +1,7 @@
 """Rows of different sizes and text lengths in one pass: each has the bits that it has alone."""
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request
-from tests.denoiser.small_families import FLUX, FLUX2, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import FILL, FLUX, FLUX2, SD3, Z_IMAGE, Config, random_transformer
 from triptych.tensors import message_to_torch
-from triptych_denoiser.conditioning import Conditioning
+from triptych_denoiser.conditioning import Conditioning, Reference
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
 from triptych_denoiser.predictor import Predictor, create_predictor
 from triptych_denoiser.row import Row
@@ -24,6 +25,7 @@ FAMILIES: dict[str, Config] = {
     "SD3": SD3,
     "SD3.5": {**SD3, "qk_norm": "rms_norm", "dual_attention_layers": (0, 2)},
     "FLUX with guidance": FLUX,
+    "FLUX.1 Fill": FILL,
     "FLUX.2": FLUX2,
     "Z-Image": Z_IMAGE,
 }
@@ -59,6 +61,9 @@ def row(predictor: Predictor, shape: Shape, seed: int = 0, **others: Any) -> Row
     latents = torch.randn(inputs.channels, height, width, generator=generator)
     sigma, scale = torch.rand(2, generator=generator).tolist()
     conditioning = Conditioning(sequence, pooled, 1 if inputs.text_positions else repeats)
+    if inputs.reference_same_size:
+        masked = torch.randn(inputs.reference_channels, height, width, generator=generator)
+        others["references"] = (Reference(masked.to(predictor.dtype)),)
     return Row(latents, sigma, conditioning, 10 * scale if inputs.guidance else None, **others)
 
 
@@ -96,6 +101,33 @@ def test_rows_of_a_weakened_model_have_the_bits_of_alone(
     plain = [row(predictor, shape, seed) for seed, shape in enumerate(SHAPES)]
     weakened = predictor.predict(rows).velocities
     assert not any(map(torch.equal, weakened, predictor.predict(plain).velocities))
+
+
+@needs_mkl
+@pytest.mark.parametrize("layers", [{}, {"perturbed_layers": (0, 1)}])
+def test_rows_of_different_references_have_the_bits_of_alone(
+    predictor: Predictor, layers: dict[str, tuple[int, ...]]
+) -> None:
+    if predictor.model.inputs.max_references == 0 or predictor.model.inputs.reference_same_size:
+        pytest.skip("these rows have no references of their own sizes")
+    sizes: list[list[tuple[int, int]]] = [[(8, 8)], [(8, 8)], [(4, 10)], [(2, 2)], []]
+    if predictor.model.inputs.max_references > 1:
+        sizes += [[(4, 10), (8, 8)], [(8, 8), (4, 10)]]
+    pictures = [tuple(picture(predictor, size, seed) for size in one) for seed, one in enumerate(sizes)]
+    rows = [
+        row(predictor, SHAPES[seed % 2], 0, references=one, **layers) for seed, one in enumerate(pictures)
+    ]
+    assert_as_alone(predictor, rows)
+    together = predictor.predict(
+        [row(predictor, SHAPES[0], 0, references=one) for one in pictures]
+    ).velocities
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(together, 2))
+
+
+def picture(predictor: Predictor, size: tuple[int, int], seed: int) -> Reference:
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(predictor.model.inputs.reference_channels, *size, generator=generator)
+    return Reference(latents.to(predictor.dtype))
 
 
 some_shapes = st.lists(

@@ -84,25 +84,29 @@ def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: i
 
 
 @torch.inference_mode()
-def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it."""
     pipeline, latents = reference_library.Flux2KleinPipeline, given["latents"]
-    ids = pipeline._prepare_latent_ids(latents)
+    ids = all_ids = pipeline._prepare_latent_ids(latents)
+    references = given.get("references", [])
+    if references:
+        theirs_of_one = pipeline._prepare_image_ids([each[:1] for each in references])
+        all_ids = torch.cat([ids, theirs_of_one.repeat(len(latents), 1, 1)], dim=1)
     (packed,) = theirs(
-        hidden_states=pipeline._pack_latents(latents),
+        hidden_states=torch.cat([pipeline._pack_latents(each) for each in (latents, *references)], dim=1),
         timestep=(1000 * given["sigma"]).to(latents.dtype) / 1000,
         guidance=given.get("guidance"),
         encoder_hidden_states=given["sequence"],
         txt_ids=pipeline._prepare_text_ids(given["sequence"]),
-        img_ids=ids,
+        img_ids=all_ids,
         return_dict=False,
     )
-    unpacked: Tensor = pipeline._unpack_latents_with_ids(packed, ids)
+    unpacked: Tensor = pipeline._unpack_latents_with_ids(packed[:, : ids.shape[1]], ids)
     return unpacked
 
 
 @torch.inference_mode()
-def error(theirs: Any, given: dict[str, Tensor]) -> float:
+def error(theirs: Any, given: dict[str, Any]) -> float:
     return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
 
 
@@ -114,6 +118,15 @@ def test_velocities_are_those_of_diffusers(
     config = SMALL | variant
 
     assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+
+
+@pytest.mark.parametrize("sizes", [[(5, 7)], [(3, 9), (8, 2)], [(1, 1), (6, 5), (40, 2)]])
+def test_velocities_beside_references_are_those_of_diffusers(sizes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    pictures = [torch.randn(2, SMALL["in_channels"], *size, generator=generator) for size in sizes]
+    given = inputs(SMALL, 2, 5, 6) | {"references": pictures}
+
+    assert error(reference(SMALL), given) <= 1e-5
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 512])

@@ -52,7 +52,10 @@ REAL = {  # FLUX.1-schnell, as its config.json has it
     "pooled_projection_dim": 768,
     "guidance_embeds": False,
 }
+FILL = {"in_channels": 96, "out_channels": 16, "guidance_embeds": True}
+"""4 channels of latents, 4 of a masked picture and 16 of its mask, of 2 x 2 latent pixels each."""
 PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
+    "FLUX.1-Fill-dev": (REAL | {"guidance_embeds": True, "in_channels": 384, "out_channels": 64}, 11_902),
     "FLUX.1-schnell": (REAL, 11_891),
     "FLUX.1-dev": (REAL | {"guidance_embeds": True}, 11_901),
 }
@@ -82,27 +85,39 @@ def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: i
 
 
 @torch.inference_mode()
-def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it."""
     pipeline, latents = reference_library.FluxPipeline, given["latents"]
-    rows, channels, height, width = latents.shape
-    ids = pipeline._prepare_latent_image_ids(rows, height // 2, width // 2, latents.device, latents.dtype)
-    (packed,) = theirs(
-        hidden_states=pipeline._pack_latents(latents, rows, channels, height, width),
+    rows, _, height, width = latents.shape
+    pictures = [latents, *given.get("references", ())]
+    packed = [pipeline._pack_latents(each, *each.shape) for each in pictures]
+    ids = [
+        pipeline._prepare_latent_image_ids(rows, *(n // 2 for n in each.shape[2:]), None, latents.dtype)
+        for each in pictures
+    ]
+    if theirs.config.out_channels not in (None, theirs.config.in_channels):  # as FluxFillPipeline
+        hidden, ids = torch.cat(packed, dim=2), ids[:1]
+    else:  # as FluxKontextPipeline
+        hidden = torch.cat(packed, dim=1)
+        for each in ids[1:]:
+            each[..., 0] = 1
+    (velocity,) = theirs(
+        hidden_states=hidden,
         timestep=(1000 * given["sigma"]).to(latents.dtype) / 1000,
         guidance=given.get("guidance"),
         pooled_projections=given["pooled"],
         encoder_hidden_states=given["sequence"],
         txt_ids=torch.zeros(given["sequence"].shape[1], 3, dtype=latents.dtype),
-        img_ids=ids,
+        img_ids=torch.cat(ids),
         return_dict=False,
     )
-    unpacked: Tensor = pipeline._unpack_latents(packed, 8 * height, 8 * width, 8)
+    tokens = (height // 2) * (width // 2)
+    unpacked: Tensor = pipeline._unpack_latents(velocity[:, :tokens], 8 * height, 8 * width, 8)
     return unpacked
 
 
 @torch.inference_mode()
-def error(theirs: Any, given: dict[str, Tensor]) -> float:
+def error(theirs: Any, given: dict[str, Any]) -> float:
     return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
 
 
@@ -114,6 +129,41 @@ def test_velocities_are_those_of_diffusers(
     config = SMALL | variant
 
     assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+
+
+def picture(rows: int, channels: int, height: int, width: int) -> Tensor:
+    return torch.randn(rows, channels, height, width, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 14), (34, 2)])
+def test_velocities_beside_a_reference_are_those_of_diffusers(size: tuple[int, int]) -> None:
+    config = SMALL | {"guidance_embeds": True}
+    given = inputs(config, 2, 6, 10) | {"references": [picture(2, 4, *size)]}
+
+    assert error(reference(config), given) <= 1e-5
+
+
+def test_velocities_of_a_masked_picture_are_those_of_diffusers() -> None:
+    config = SMALL | FILL
+    given = inputs(config, 2, 6, 10)
+    given |= {"latents": given["latents"][:, :4], "references": [picture(2, 20, 6, 10)]}
+
+    assert error(reference(config), given) <= 1e-5
+    model = ours(reference(config))
+    assert (model.inputs.channels, model.inputs.reference_channels) == (4, 20)
+
+
+@torch.inference_mode()
+def test_in_perturbed_layers_patches_see_references() -> None:
+    model, given = ours(reference(SMALL | {"num_layers": 0, "num_single_layers": 1})), inputs(SMALL, 1, 4, 4)
+    velocities = [model(**given, references=[picture(1, 4, *size)]) for size in ((4, 4), (4, 6))]
+    perturbed = [
+        model(**given, references=[picture(1, 4, *size)], perturbed_layers=(0,)) for size in ((4, 4), (4, 6))
+    ]
+    assert not torch.isclose(*velocities).all(dim=1).any()
+    assert not torch.isclose(*perturbed).all(dim=1).any()
+    alone = {"perturbed_layers": (0,), "references": [picture(1, 4, 4, 4)]}
+    assert patches_that_a_change_of_the_first_reaches(model, given, **alone) == {(0, 0)}
 
 
 @pytest.mark.parametrize("tokens", [1, 77])
@@ -229,7 +279,8 @@ def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
     ("change", "sentence"),
     [
         ({"patch_size": 2}, "patch_size is 2; FLUX transformers have 1"),
-        ({"in_channels": 384, "out_channels": 64}, "in_channels is 384, out_channels 64; supported are"),
+        ({"out_channels": 20}, "out_channels is 20, but must be a multiple of 4 up to in_channels = 16"),
+        ({"out_channels": 6}, "out_channels is 6, but must be a multiple of 4"),
         ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
         ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope is \[4, 6\], but must be three even numbers"),
         ({"axes_dims_rope": [4, 5, 7]}, "axes_dims_rope"),

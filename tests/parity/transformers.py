@@ -21,7 +21,7 @@ def relative_error(velocity: Tensor, expected: Tensor) -> float:
 
 
 def patches_that_a_change_of_the_first_reaches(
-    model: nn.Module, given: dict[str, Tensor], patch: int = 2, **layers: tuple[int, ...]
+    model: nn.Module, given: dict[str, Tensor], patch: int = 2, **layers: Any
 ) -> set[tuple[int, int]]:
     """Rows and columns of the patches whose velocity changes with the latents of patch (0, 0)."""
     changed = given["latents"].clone()

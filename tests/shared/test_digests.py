@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from triptych.digests import conditioning_digest
+from triptych.digests import conditioning_digest, reference_digest
 from triptych.tensors import array_to_message
 from triptych.v1 import tensor_pb2
 
@@ -37,4 +37,7 @@ def test_whatever_differs_gives_another_digest() -> None:
         (tensor((2, 1), b"abcdefgh"), tensor((1,), b"ijkl", tensor_pb2.DTYPE_FLOAT16)),
         (tensor((1,), b"ijkl"), tensor((2, 1), b"abcdefgh")),
     ]
-    assert len({conditioning_digest(*pair) for pair in pairs}) == len(pairs)
+    references = {reference_digest(each) for pair in pairs for each in pair}
+    assert len({conditioning_digest(*pair) for pair in pairs} | references) == len(pairs) + len(
+        {each.SerializeToString() for pair in pairs for each in pair}
+    )

@@ -64,16 +64,21 @@ class FluxConfig(ModelConfig):
         """Channels of a token inside the blocks."""
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def out(self) -> int:
+        """Channels of a token's latents and velocity: those of in_channels beyond are a reference's."""
+        return self.in_channels if self.out_channels is None else self.out_channels
+
     def __post_init__(self) -> None:
         if self.patch_size != 1:
             raise ValueError(f"patch_size is {self.patch_size}; FLUX transformers have 1")
-        if self.out_channels not in (None, self.in_channels):
-            raise ValueError(
-                f"in_channels is {self.in_channels}, out_channels {self.out_channels}; supported are "
-                "transformers that take nothing but latents and text, whose channels are as many in as out"
-            )
         if self.in_channels % PACKING**2:
             raise ValueError(f"in_channels is {self.in_channels}, but must be a multiple of {PACKING**2}")
+        if not 0 < self.out <= self.in_channels or self.out % PACKING**2:
+            raise ValueError(
+                f"out_channels is {self.out_channels}, but must be a multiple of {PACKING**2} up to "
+                f"in_channels = {self.in_channels}"
+            )
         axes = self.axes_dims_rope
         if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
             raise ValueError(
@@ -136,7 +141,7 @@ class SingleBlock(nn.Module):
         shift, scale, gate = self.modulation(embedding)
         modulated = modulate(tokens, shift, scale, rows.both)
         q, k, v = (rows.both.groups(each) for each in self.attention(modulated))
-        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
+        biases = perturbed_biases(q, rows.target_parts) if perturbed else None
         attended = rows.both.pack(self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases))
         mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
         out = self.out(torch.cat([attended, mlp], dim=-1))
@@ -155,7 +160,8 @@ SINGLE_BLOCK: KeyTable = (
 class FluxTransformer(Transformer):
     """v = f(x, σ, conditioning, guidance) for the FLUX.1 family.
 
-    Its layers are the blocks of two streams, then those of one.
+    Its layers are the blocks of two streams, then those of one. Tokens of references (FLUX.1 Kontext) lie
+    behind those of the latents, unless the model takes a reference's channels beside theirs (FLUX.1 Fill).
     """
 
     config_class = FluxConfig
@@ -177,13 +183,14 @@ class FluxTransformer(Transformer):
         self.double_blocks = nn.ModuleList(DoubleBlock(config) for _ in range(config.num_layers))
         self.single_blocks = nn.ModuleList(SingleBlock(config) for _ in range(config.num_single_layers))
         self.final_modulation = Modulation(width, width, 2)
-        self.final = Linear(width, config.in_channels)
+        self.final = Linear(width, config.out)
 
     @property
     def inputs(self) -> Inputs:
         """What the model takes: text as long as the reference allows."""
+        beside = self.config.in_channels - self.config.out
         return Inputs(
-            channels=self.config.in_channels // PACKING**2,
+            channels=self.config.out // PACKING**2,
             size_multiple=PACKING,
             token_size=PACKING,
             max_size=MAX_SIZE,
@@ -194,6 +201,9 @@ class FluxTransformer(Transformer):
             text_positions=True,
             guidance=self.config.guidance_embeds,
             num_layers=self.config.num_layers + self.config.num_single_layers,
+            max_references=1,
+            reference_channels=(beside or self.config.out) // PACKING**2,
+            reference_same_size=beside > 0,
         )
 
     def mixed(
@@ -208,16 +218,17 @@ class FluxTransformer(Transformer):
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = F.silu(self.embed(sigma, pooled, guidance))
-        patches = [patchify(group.latents, PACKING).permute(0, 1, 4, 2, 3).flatten(2) for group in groups]
-        images = [self.patch_embed(each) for each in patches]
+        pictures = [self.pictures(group) for group in groups]
+        packed = [[_packed(picture) for picture in each] for each in pictures]
+        images = [self.patch_embed(torch.cat(each, dim=1)) for each in packed]
         texts = [self.text_embed(group.sequence) for group in groups]
-        rows = streams(images, texts, image_first=False)
+        references = [sum(picture.shape[1] for picture in each[1:]) for each in packed]
+        rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
         turns = [
-            self.turns(tokens, group.latents.shape[-2] // PACKING, group.latents.shape[-1] // PACKING)
-            for tokens, group in zip(rows.text.tokens, groups, strict=True)
+            self.turns(tokens, [_grid(picture) for picture in each]).to(image.device)
+            for tokens, each in zip(rows.text.tokens, pictures, strict=True)
         ]
-        turns = [each.to(image.device) for each in turns]
         blocks, doubles = [*self.double_blocks, *self.single_blocks], len(self.double_blocks)
 
         def through(layers: range, image: Tensor, text: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,8 +248,13 @@ class FluxTransformer(Transformer):
         first_image, first_text = through(range(min(1, doubles)), image, text, embedding)
         image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
+        modulated = rows.targets(rows.image.groups(modulate(image, shift, scale, rows.image)))
         return [self.velocity(*each) for each in zip(modulated, groups, strict=True)]
+
+    def pictures(self, group: RowGroup) -> list[Tensor]:
+        """What become tokens: the latents, with the channels of a reference of their size, and references."""
+        pictures = [group.latents, *group.references]
+        return [torch.cat(pictures, dim=1)] if self.inputs.reference_same_size else pictures
 
     def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
         """Like the latents, of modulated image tokens."""
@@ -257,9 +273,22 @@ class FluxTransformer(Transformer):
             embedding = embedding + self.guidance_embed(features)
         return embedding + self.pooled_embed(pooled)  # type: ignore[no-any-return]
 
-    def turns(self, tokens: int, rows: int, columns: int) -> Tensor:
-        """Cosines and sines of every token, float32: text at (0, 0, 0), the image's at (0, y, x)."""
-        angles = [axis_angles(max(rows, columns), dim, THETA) for dim in self.config.axes_dims_rope]
+    def turns(self, tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Cosines and sines of every token, float32: text at (0, 0, 0), the latents' at (0, y, x), the
+        reference's at (1, y, x). `grids`: rows and columns of both.
+        """
+        count = max(len(grids), *(size for grid in grids for size in grid))
+        angles = [axis_angles(count, dim, THETA) for dim in self.config.axes_dims_rope]
         axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
         text = torch.zeros(tokens, 3, dtype=torch.int64)
-        return turns_at(torch.cat([text, grid_positions(0, rows, columns)]), axes)
+        pictures = [grid_positions(first, *grid) for first, grid in enumerate(grids)]
+        return turns_at(torch.cat([text, *pictures]), axes)
+
+
+def _packed(picture: Tensor) -> Tensor:
+    """[rows, channels, height, width] to tokens of 2 x 2 latent pixels, channel after channel."""
+    return patchify(picture, PACKING).permute(0, 1, 4, 2, 3).flatten(2)
+
+
+def _grid(picture: Tensor) -> tuple[int, int]:
+    return picture.shape[-2] // PACKING, picture.shape[-1] // PACKING

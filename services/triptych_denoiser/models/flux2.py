@@ -49,6 +49,10 @@ MAX_SIZE = 256
 """The largest height or width, in latent pixels of 16 pixels each: 4096 pixels of the picture."""
 DEFAULT_SIZE = 64
 MAX_TOKENS = 512
+MAX_REFERENCES = 10
+"""Of a row: a bound of this server. The reference has none."""
+REFERENCE_DISTANCE = 10
+"""How far apart on the first axis the latents and the references are."""
 
 Modulations = tuple[Tensor, ...]
 """Shift, scale and gate, for attention and, if there are six, for the MLP: [rows, 1, width] each."""
@@ -173,7 +177,7 @@ class SingleBlock(nn.Module):
         heads = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         normed = self.norm_q(heads[0]), self.norm_k(heads[1]), heads[2]
         q, k, v = (rows.both.groups(each) for each in normed)
-        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
+        biases = perturbed_biases(q, rows.target_parts) if perturbed else None
         attended = rows.both.pack(self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases))
         out = self.out(torch.cat([attended, gated(mlp)], dim=-1))
         return within_float16(add_gated(tokens, gate, out, rows.both))
@@ -259,6 +263,8 @@ class Flux2Transformer(Transformer):
             text_positions=True,
             guidance=self.config.guidance_embeds,
             num_layers=self.config.num_layers + self.config.num_single_layers,
+            max_references=MAX_REFERENCES,
+            reference_channels=self.config.in_channels,
         )
 
     def mixed(
@@ -272,13 +278,16 @@ class Flux2Transformer(Transformer):
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = F.silu(self.embed(sigma, guidance, groups[0].latents.dtype))
-        images = [self.patch_embed(group.latents.flatten(2).mT) for group in groups]
+        pictures = [[group.latents, *group.references] for group in groups]
+        tokens = [torch.cat([picture.flatten(2).mT for picture in each], dim=1) for each in pictures]
+        images = [self.patch_embed(each) for each in tokens]
         texts = [self.text_embed(group.sequence) for group in groups]
-        rows = streams(images, texts, image_first=False)
+        references = [sum(reference[0, 0].numel() for reference in group.references) for group in groups]
+        rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
         turns = [
-            self.turns(tokens, *group.latents.shape[-2:]).to(image.device)
-            for tokens, group in zip(rows.text.tokens, groups, strict=True)
+            self.turns(count, [picture.shape[-2:] for picture in each]).to(image.device)
+            for count, each in zip(rows.text.tokens, pictures, strict=True)
         ]
         of_image, of_text = self.image_modulation(embedding), self.text_modulation(embedding)
         of_both = self.modulation(embedding)
@@ -302,7 +311,7 @@ class Flux2Transformer(Transformer):
         first_image, first_text = through(range(min(1, doubles)), image, text, ALL_ROWS)
         image = reuse(image, first_image, others)
         scale, shift = self.final_modulation(embedding)
-        modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
+        modulated = rows.targets(rows.image.groups(modulate(image, shift, scale, rows.image)))
         return [
             self.final(each).mT.unflatten(-1, group.latents.shape[-2:])
             for each, group in zip(modulated, groups, strict=True)
@@ -318,14 +327,17 @@ class Flux2Transformer(Transformer):
         features = timestep_features(rounded_guidance(guidance, dtype)).to(dtype)
         return embedding + self.guidance_embed(features)  # type: ignore[no-any-return]
 
-    def turns(self, tokens: int, rows: int, columns: int) -> Tensor:
-        """Cosines and sines of every token, float32: text at (0, 0, 0, l), the image's at (0, y, x, 0)."""
-        counts = (1, rows, columns, tokens)
+    def turns(self, tokens: int, grids: Sequence[Sequence[int]]) -> Tensor:
+        """Cosines and sines of every token, float32: text at (0, 0, 0, l), the latents' at (0, y, x, 0),
+        those of reference i, from 1, at (10 i, y, x, 0). `grids`: rows and columns of all pictures.
+        """
+        rows, columns = (max(sizes) for sizes in zip(*grids, strict=True))
+        counts = (REFERENCE_DISTANCE * (len(grids) - 1) + 1, rows, columns, tokens)
         angles = [
             axis_angles(count, dim, self.config.rope_theta)
             for count, dim in zip(counts, self.config.axes_dims_rope, strict=True)
         ]
         axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
         text = F.pad(torch.arange(tokens)[:, None], (3, 0))
-        image = F.pad(grid_positions(0, rows, columns), (0, 1))
-        return turns_at(torch.cat([text, image]), axes)
+        pictures = [grid_positions(REFERENCE_DISTANCE * i, *grid) for i, grid in enumerate(grids)]
+        return turns_at(torch.cat([text, F.pad(torch.cat(pictures), (0, 1))]), axes)

@@ -75,12 +75,16 @@ Stream: TypeAlias = EqualRows | MixedRows
 
 @dataclass(frozen=True)
 class Streams:
-    """The streams of a pass: image tokens, text tokens, and both of a row behind each other."""
+    """The streams of a pass: image tokens, text tokens, and both of a row behind each other.
+
+    references: how many of a row's last image tokens are those of references, by group.
+    """
 
     image: Stream
     text: Stream
     both: Stream
     image_first: bool
+    references: tuple[int, ...]
 
     @property
     def image_parts(self) -> list[slice]:
@@ -88,6 +92,20 @@ class Streams:
         if self.image_first:
             return [slice(0, tokens) for tokens in self.image.tokens]
         return [slice(tokens, None) for tokens in self.text.tokens]
+
+    @property
+    def target_parts(self) -> list[slice]:
+        """Which of a row's tokens are those of the picture that is made, by group."""
+        first = [0] * len(self.text.tokens) if self.image_first else self.text.tokens
+        sizes = zip(first, self.image.tokens, self.references, strict=True)
+        return [slice(start, start + image - references) for start, image, references in sizes]
+
+    def targets(self, image: Groups) -> list[Tensor]:
+        """Of each row's image tokens those of the picture that is made, by group."""
+        return [
+            tokens[:, : tokens.shape[1] - references]
+            for tokens, references in zip(image, self.references, strict=True)
+        ]
 
     def join(self, image: Tensor, text: Tensor) -> list[Tensor]:
         """Image and text of each row behind each other, by group."""
@@ -113,12 +131,19 @@ def rows_apart(packed: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> li
     ]
 
 
-def streams(image: Groups, text: Groups, *, image_first: bool) -> Streams:
-    """The streams of groups whose image and text are [rows, tokens, channels]."""
+def streams(
+    image: Groups, text: Groups, *, image_first: bool, references: Sequence[int] | None = None
+) -> Streams:
+    """The streams of groups whose image and text are [rows, tokens, channels].
+
+    `references`: how many of a row's last image tokens are those of references, by group; None for none.
+    """
     rows = [len(group) for group in image]
     image_tokens, text_tokens = ([group.shape[1] for group in groups] for groups in (image, text))
     both = [sum(pair) for pair in zip(image_tokens, text_tokens, strict=True)]
-    return Streams(_stream(rows, image_tokens), _stream(rows, text_tokens), _stream(rows, both), image_first)
+    apart = _stream(rows, image_tokens), _stream(rows, text_tokens)
+    of_references = tuple(references or [0] * len(rows))
+    return Streams(*apart, _stream(rows, both), image_first, of_references)
 
 
 def _stream(rows: Sequence[int], tokens: Sequence[int]) -> Stream:

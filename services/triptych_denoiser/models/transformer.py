@@ -33,16 +33,19 @@ def no_reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of one size and text length in a pass with others.
+    """Rows of one size and text length, with references of the same sizes, in a pass with others.
 
     latents: [rows, channels, height, width].
     sequence: [rows, tokens, joint_attention_dim].
     trailing_repeats: how many equal tokens the last one of `sequence` stands for.
+    references: the first reference of every row, the second of every row, and so on: [rows,
+        reference_channels, height, width] each.
     """
 
     latents: Tensor
     sequence: Tensor
     trailing_repeats: int = 1
+    references: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Inputs:
     guidance: whether the model was distilled to take the guidance scale.
     num_layers: the blocks that may be skipped or perturbed, counted from 0 through all stacks that see image
         and text.
+    max_references: the largest number of references of a row.
+    reference_channels: of a reference.
+    reference_same_size: whether every row needs one reference, as large as its latents, whose channels are
+        read beside theirs. Else its tokens lie behind those of the latents.
     """
 
     channels: int
@@ -75,6 +82,9 @@ class Inputs:
     text_positions: bool
     guidance: bool
     num_layers: int
+    max_references: int = 0
+    reference_channels: int = 0
+    reference_same_size: bool = False
 
 
 OUTSIDE_BLOCKS = (
@@ -108,8 +118,9 @@ class Transformer(nn.Module):
     """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
 
     Its arguments are groups (Sequence[RowGroup]), sigma and those of a call behind `sequence`, but for
-    `trailing_repeats`; `skipped_layers`, `perturbed_layers` and `reuse` are always given. `sigma`, `pooled`
-    and `guidance` are of all rows, group after group; several groups have no `reuse` but no_reuse.
+    `trailing_repeats` and `references`; `skipped_layers`, `perturbed_layers` and `reuse` are always given.
+    `sigma`, `pooled` and `guidance` are of all rows, group after group; several groups have no `reuse` but
+    no_reuse.
     """
 
     @classmethod
@@ -140,6 +151,7 @@ class Transformer(nn.Module):
         sequence: Tensor,
         pooled: Tensor | None = None,
         trailing_repeats: int = 1,
+        references: Sequence[Tensor] = (),
         **others: Any,
     ) -> Tensor:
         """The velocity dx/dσ of every row: [rows, channels, height, width], in the dtype of the latents.
@@ -151,6 +163,7 @@ class Transformer(nn.Module):
             pooled: [rows, pooled_projection_dim], unless that is 0.
             trailing_repeats: how many equal tokens the last token of `sequence` stands for; 1 where text
                 tokens have positions.
+            references: as RowGroup has them, as far as `inputs` has any.
             others: `guidance`, float32 [rows], if and only if it is taken; of the `num_layers`,
                 `skipped_layers`, which change nothing, and `perturbed_layers`, in which image tokens do not
                 see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
@@ -159,7 +172,7 @@ class Transformer(nn.Module):
         given = {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse} | others
         if pooled is not None:
             given["pooled"] = pooled
-        (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats)], sigma, **given)
+        (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats, references)], sigma, **given)
         return velocity
 
 

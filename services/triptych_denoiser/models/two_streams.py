@@ -36,7 +36,7 @@ class TwoStreams(nn.Module):
         image_qkv = self.image_attention(modulate(image, shift, scale, rows.image))
         text_qkv = self.text_attention(modulate(text, text_shift, text_scale, rows.text))
         q, k, v = (rows.join(*pair) for pair in zip(image_qkv, text_qkv, strict=True))
-        biases = perturbed_biases(q, rows.image_parts) if perturbed else None
+        biases = perturbed_biases(q, rows.target_parts) if perturbed else None
         attended = self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases)
         image_attended, text_attended = rows.cut(attended)
 

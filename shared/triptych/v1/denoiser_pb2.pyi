@@ -25,6 +25,7 @@ class Branch(google.protobuf.message.Message):
     SKIPPED_LAYERS_FIELD_NUMBER: builtins.int
     PERTURBED_LAYERS_FIELD_NUMBER: builtins.int
     FEATURE_REUSE_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
     @property
     def conditioning_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """One digest per sample, in the order of the samples. Samples may share a digest."""
@@ -45,6 +46,12 @@ class Branch(google.protobuf.message.Message):
     def feature_reuse(self) -> global___FeatureReuse:
         """Lets the later layers' part of a row be those of an earlier evaluation. Left out, everything is computed."""
 
+    @property
+    def references(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ReferenceList]:
+        """The pictures that each sample attends to beside its prompt, where GetModel says max_references: none, or a list per
+        sample, in the order of the samples.
+        """
+
     def __init__(
         self,
         *,
@@ -52,11 +59,34 @@ class Branch(google.protobuf.message.Message):
         skipped_layers: collections.abc.Iterable[builtins.int] | None = ...,
         perturbed_layers: collections.abc.Iterable[builtins.int] | None = ...,
         feature_reuse: global___FeatureReuse | None = ...,
+        references: collections.abc.Iterable[global___ReferenceList] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["feature_reuse", b"feature_reuse"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "feature_reuse", b"feature_reuse", "perturbed_layers", b"perturbed_layers", "skipped_layers", b"skipped_layers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["conditioning_digests", b"conditioning_digests", "feature_reuse", b"feature_reuse", "perturbed_layers", b"perturbed_layers", "references", b"references", "skipped_layers", b"skipped_layers"]) -> None: ...
 
 global___Branch = Branch
+
+@typing.final
+class ReferenceList(google.protobuf.message.Message):
+    """The pictures that a sample attends to. Their order is told from it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: builtins.int
+    @property
+    def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Digests of what PutConditioning brought as a reference, at most GetModel's max_references; exactly one where it says
+        reference_same_size.
+        """
+
+    def __init__(
+        self,
+        *,
+        digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digests", b"digests"]) -> None: ...
+
+global___ReferenceList = ReferenceList
 
 @typing.final
 class FeatureReuse(google.protobuf.message.Message):
@@ -202,15 +232,16 @@ global___PredictResponse = PredictResponse
 
 @typing.final
 class PutConditioningRequest(google.protobuf.message.Message):
-    """One prompt's conditioning under its digest."""
+    """One prompt's conditioning, or one reference, under its digest."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
     POOLED_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
     digest: builtins.bytes
-    """SHA-256 over the tensors, as in Conditioning."""
+    """SHA-256 over the tensors, as in Conditioning; of a reference over its one tensor."""
     @property
     def sequence(self) -> triptych.v1.tensor_pb2.Tensor:
         """float, shape [tokens, joint_attention_dim]."""
@@ -219,15 +250,22 @@ class PutConditioningRequest(google.protobuf.message.Message):
     def pooled(self) -> triptych.v1.tensor_pb2.Tensor:
         """float, shape [pooled_projection_dim]."""
 
+    @property
+    def reference(self) -> triptych.v1.tensor_pb2.Tensor:
+        """Instead of both: a picture as the VAE codec encoded it, float32, shape [reference_channels, height, width] in latent
+        pixels, height and width as those of latents.
+        """
+
     def __init__(
         self,
         *,
         digest: builtins.bytes = ...,
         sequence: triptych.v1.tensor_pb2.Tensor | None = ...,
         pooled: triptych.v1.tensor_pb2.Tensor | None = ...,
+        reference: triptych.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["pooled", b"pooled", "sequence", b"sequence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["pooled", b"pooled", "reference", b"reference", "sequence", b"sequence"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "reference", b"reference", "sequence", b"sequence"]) -> None: ...
 
 global___PutConditioningRequest = PutConditioningRequest
 
@@ -275,6 +313,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     ATTENTION_FIELD_NUMBER: builtins.int
     NUM_LAYERS_FIELD_NUMBER: builtins.int
     TOKEN_SIZE_FIELD_NUMBER: builtins.int
+    MAX_REFERENCES_FIELD_NUMBER: builtins.int
+    REFERENCE_CHANNELS_FIELD_NUMBER: builtins.int
+    REFERENCE_SAME_SIZE_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -305,6 +346,14 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Height and width in latent pixels of one of the transformer's tokens (its patch size): the noise levels of some
     models follow the number of tokens.
     """
+    max_references: builtins.int
+    """Largest number of references of a sample; 0 for a transformer that takes none."""
+    reference_channels: builtins.int
+    """Channels of a reference."""
+    reference_same_size: builtins.bool
+    """Every sample needs exactly one reference, of the size of its latents, whose channels are read beside theirs
+    (FLUX.1 Fill: a masked picture and its mask). Otherwise references have sizes of their own, and are optional.
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -330,8 +379,11 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         attention: builtins.str = ...,
         num_layers: builtins.int = ...,
         token_size: builtins.int = ...,
+        max_references: builtins.int = ...,
+        reference_channels: builtins.int = ...,
+        reference_same_size: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "token_size", b"token_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "token_size", b"token_size"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

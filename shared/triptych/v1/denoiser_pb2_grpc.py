@@ -66,7 +66,8 @@ class DenoiserServiceServicer(object):
         the model does not have); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the
         model;
         FAILED_PRECONDITION with an ErrorInfo of reason MISSING_CONDITIONING, whose metadata "digests" lists in
-        hexadecimal, separated by commas, what must be sent with PutConditioning before the call is repeated;
+        hexadecimal, separated by commas, what of conditioning and references must be sent with PutConditioning before the
+        call is repeated;
         RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -74,8 +75,8 @@ class DenoiserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PutConditioning(self, request, context):
-        """Uploads one prompt's conditioning, once per replica. Idempotent. The replica may forget it at any time; Predict
-        then says so.
+        """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
+        time; Predict then says so.
 
         Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
         """

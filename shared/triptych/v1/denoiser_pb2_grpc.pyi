@@ -34,7 +34,8 @@ class DenoiserServiceStub:
     the model does not have); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the
     model;
     FAILED_PRECONDITION with an ErrorInfo of reason MISSING_CONDITIONING, whose metadata "digests" lists in
-    hexadecimal, separated by commas, what must be sent with PutConditioning before the call is repeated;
+    hexadecimal, separated by commas, what of conditioning and references must be sent with PutConditioning before the
+    call is repeated;
     RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
     """
 
@@ -42,8 +43,8 @@ class DenoiserServiceStub:
         triptych.v1.denoiser_pb2.PutConditioningRequest,
         triptych.v1.denoiser_pb2.PutConditioningResponse,
     ]
-    """Uploads one prompt's conditioning, once per replica. Idempotent. The replica may forget it at any time; Predict
-    then says so.
+    """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
+    time; Predict then says so.
 
     Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
     """
@@ -70,7 +71,8 @@ class DenoiserServiceAsyncStub:
     the model does not have); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the
     model;
     FAILED_PRECONDITION with an ErrorInfo of reason MISSING_CONDITIONING, whose metadata "digests" lists in
-    hexadecimal, separated by commas, what must be sent with PutConditioning before the call is repeated;
+    hexadecimal, separated by commas, what of conditioning and references must be sent with PutConditioning before the
+    call is repeated;
     RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
     """
 
@@ -78,8 +80,8 @@ class DenoiserServiceAsyncStub:
         triptych.v1.denoiser_pb2.PutConditioningRequest,
         triptych.v1.denoiser_pb2.PutConditioningResponse,
     ]
-    """Uploads one prompt's conditioning, once per replica. Idempotent. The replica may forget it at any time; Predict
-    then says so.
+    """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
+    time; Predict then says so.
 
     Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
     """
@@ -108,7 +110,8 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         the model does not have); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit the
         model;
         FAILED_PRECONDITION with an ErrorInfo of reason MISSING_CONDITIONING, whose metadata "digests" lists in
-        hexadecimal, separated by commas, what must be sent with PutConditioning before the call is repeated;
+        hexadecimal, separated by commas, what of conditioning and references must be sent with PutConditioning before the
+        call is repeated;
         RESOURCE_EXHAUSTED with RetryInfo when the queue is full.
         """
 
@@ -118,8 +121,8 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         request: triptych.v1.denoiser_pb2.PutConditioningRequest,
         context: _ServicerContext,
     ) -> typing.Union[triptych.v1.denoiser_pb2.PutConditioningResponse, collections.abc.Awaitable[triptych.v1.denoiser_pb2.PutConditioningResponse]]:
-        """Uploads one prompt's conditioning, once per replica. Idempotent. The replica may forget it at any time; Predict
-        then says so.
+        """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
+        time; Predict then says so.
 
         Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
         """
