@@ -20,6 +20,8 @@ LOCK_VENV := .venv-lock
 LOCK_TOOLS := $(LOCK_VENV)/.installed-uv-0.13.8
 LOCK_FLAGS ?=
 BUF := node_modules/.bin/buf
+PAGE := services/triptych_gateway/web
+PAGE_TOOLS := $(PAGE)/node_modules/.package-lock.json
 PROTOS := $(sort $(wildcard protos/triptych/v1/*.proto))
 CODE := shared services tests benchmarks training
 
@@ -73,7 +75,7 @@ check: $(INSTALLED_DEV) protos-check ## Lint, formatting, types, import rules, f
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy shared services benchmarks
 	$(BIN)/lint-imports
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory buf; else echo 'npm is not here: skipped buf lint and buf breaking'; fi
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory buf page-check; else echo 'npm is not here: skipped buf lint, buf breaking and the page'; fi
 
 .PHONY: fmt
 fmt: $(INSTALLED_DEV) ## Format the code and apply safe fixes
@@ -100,6 +102,17 @@ endef
 buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 	$(BUF) lint protos
 	$(BUF) breaking protos --against '$(BUF_AGAINST)'
+
+.PHONY: page
+page: $(PAGE_TOOLS) ## Build the gateway's page from its sources
+	cd $(PAGE) && npm run --silent check && npm run --silent build
+
+.PHONY: page-check
+page-check: $(PAGE_TOOLS) ## Fail if the committed page is not what its sources give
+	@cd $(PAGE) && npm run --silent check
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	(cd $(PAGE) && npm run --silent build -- --logLevel warn --outDir "$$folder") && diff -rq "$$folder" $(PAGE)/../static \
+	  || { echo 'services/triptych_gateway/static is stale: run make page and commit' >&2; exit 1; }
 
 # Pins that are still right stay: LOCK_FLAGS=--upgrade takes the newest, LOCK_FLAGS='--upgrade-package NAME' that of one.
 .PHONY: lock
@@ -147,7 +160,7 @@ training/node_modules: training/package.json
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) $(PROTOS_VENV) $(AUDIT_VENV) $(LOCK_VENV) sbom.cdx.json node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) $(AUDIT_VENV) $(LOCK_VENV) sbom.cdx.json node_modules $(PAGE)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # torch comes first and exactly, so that the version is the tested one; TORCH=... chooses another.
 $(INSTALLED): pyproject.toml | $(VENV)/bin/python
@@ -180,6 +193,10 @@ $(AUDIT_TOOLS):
 $(LOCK_TOOLS):
 	@$(PYTHON) -m venv --clear $(LOCK_VENV)
 	@$(LOCK_VENV)/bin/python -m pip install --quiet uv==0.13.8
+	@touch $@
+
+$(PAGE_TOOLS): $(PAGE)/package-lock.json
+	cd $(PAGE) && npm ci --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 $(BUF):

@@ -21,6 +21,8 @@ from triptych_gateway.browsers import Guarded
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.images import Images
 from triptych_gateway.models import Models
+from triptych_gateway.page import page_routes
+from triptych_gateway.proto_json import ProtoJson
 from triptych_gateway.sdapi import SdApi
 from triptych_gateway.settings import GatewaySettings
 
@@ -61,6 +63,8 @@ def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{id:path}", models.get, methods=["GET"]),
         *SdApi(client, settings).routes(),
+        *ProtoJson(client, settings).routes(),
+        *page_routes(),
         Route("/health", health.live, methods=["GET"]),
         Route("/health/ready", health.ready, methods=["GET"]),
     ]

@@ -83,7 +83,7 @@ def _tell(addresses: Addresses, asked: UpSettings, certificates: CertificateSet 
     lines = [
         f"ready on {coordinator}",
         *(f"         {address}" for address in others),
-        *([f"         http://{asked.http}/v1, for OpenAI's clients"] if asked.http else []),
+        *([f"         http://{asked.http}, a page; /v1 there for OpenAI's clients"] if asked.http else []),
         f'  triptych generate "a red fire truck" -o truck.png{target}',
         f"  grpcurl {plaintext} {server} triptych.v1.ImageGenerationService/GetModel",
     ]
