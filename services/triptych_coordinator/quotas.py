@@ -1,4 +1,4 @@
-"""How many pictures a caller may have in a minute, by the quota of its key."""
+"""How many pictures a caller may have in a minute, by the quota of its credential."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from triptych.serving.callers import Caller
 
 MINUTE = 60.0
 _ROUNDING = 1e-9
+FEW = 1024
+"""So many callers are remembered whether or not they have anything to pay."""
 
 
 @dataclass
@@ -21,6 +23,12 @@ class _Bucket:
 
     left: float
     at: float
+    quota: float
+
+    def refill(self, now: float, quota: float) -> None:
+        """What has come since, of a quota that may be another one now."""
+        self.left = min(quota, self.left + (now - self.at) * quota / MINUTE)
+        self.at, self.quota = now, quota
 
 
 class Quotas:
@@ -33,6 +41,7 @@ class Quotas:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
+        self._many = FEW
 
     @asynccontextmanager
     async def charged(
@@ -77,7 +86,15 @@ class Quotas:
 
     def _refilled(self, share: str, quota: float) -> _Bucket:
         now = self._clock()
-        bucket = self._buckets.setdefault(share, _Bucket(quota, now))
-        bucket.left = min(quota, bucket.left + (now - bucket.at) * quota / MINUTE)
-        bucket.at = now
+        if len(self._buckets) >= self._many:
+            self._forget_full(now)
+        bucket = self._buckets.setdefault(share, _Bucket(quota, now, quota))
+        bucket.refill(now, quota)
         return bucket
+
+    def _forget_full(self, now: float) -> None:
+        """Full buckets are as good as none, and subjects of tokens are any number."""
+        for bucket in self._buckets.values():
+            bucket.refill(now, bucket.quota)
+        self._buckets = {name: one for name, one in self._buckets.items() if one.left < one.quota}
+        self._many = max(FEW, 2 * len(self._buckets))

@@ -1,6 +1,7 @@
 """What a coordinator does for callers that it knows: what they may use, their share, what stays theirs."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,15 @@ import pytest
 from tests.coordinator.conftest import House
 from tests.coordinator.numpy_stages import serve
 from tests.serving import refused
-from tests.shared.serving.credentials import bearer, write_keys
+from tests.shared.serving.credentials import (
+    AUDIENCE,
+    ISSUER,
+    Authority,
+    Signer,
+    bearer,
+    write_jwks,
+    write_keys,
+)
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import internal, invalid_argument, retry_after_seconds
 from triptych.serving.keys import Key, new_key
@@ -113,6 +122,116 @@ async def test_a_quota_is_the_keys_whatever_its_connections(
         assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert 20 < (retry_after_seconds(error) or 0) <= 30
         await house.ask(second, num_inference_steps=usual)
+
+
+class CertifiedHouse(KeyedHouse):
+    """A coordinator with mTLS that knows its callers by keys, tokens and certificates, and limits them."""
+
+    limits: list[dict[str, Any]]
+
+    async def start_coordinator(self) -> None:
+        folder, self.signer, self.authority = self.folder, Signer(), Authority()
+        write_keys(folder / "keys.json", self.keys)
+        write_jwks(folder / "jwks.json", self.signer)
+        self.write_limits()
+        own = dict(zip(("key", "pem"), self.authority.issue("localhost", {"dns": "localhost"}), strict=True))
+        for name, data in (own | {"root": self.authority.root}).items():
+            (folder / name).write_bytes(data)
+        settings = ServerSettings(
+            listen=self.address("coordinator"),
+            drain_seconds=0,
+            grace_seconds=0,
+            keys_file=folder / "keys.json",
+            jwks=str(folder / "jwks.json"),
+            jwt_issuer=ISSUER,
+            jwt_audience=AUDIENCE,
+            certificate_role=["spiffe://example.org/*=client"],
+            limits_file=folder / "limits.json",
+            tls_certificate=folder / "pem",
+            tls_key=folder / "key",
+            tls_client_roots=folder / "root",
+        )
+        add = partial(add_ImageGenerationServiceServicer_to_server, self.servicer)
+        self.servers["coordinator"] = Server([Service("triptych.v1.ImageGenerationService", add)], settings)
+        await self.servers["coordinator"].start()
+        self.channel = self.connected("painter")
+        self.stub = ImageGenerationServiceStub(self.channel)
+
+    def write_limits(self) -> None:
+        (self.folder / "limits.new").write_text(json.dumps({"limits": self.limits}))
+        (self.folder / "limits.new").replace(self.folder / "limits.json")
+
+    def connected(self, name: str) -> grpc.aio.Channel:
+        """As who has a certificate of that name."""
+        key, chain = self.authority.issue(name, {"uri": f"spiffe://example.org/{name}"})
+        credentials = grpc.ssl_channel_credentials(self.authority.root, key, chain)
+        override = (("grpc.ssl_target_name_override", "localhost"),)
+        return grpc.aio.secure_channel(self.address("coordinator"), credentials, options=override)
+
+
+@pytest.mark.parametrize("kind", ["key", "token", "certificate"])
+async def test_keys_tokens_and_certificates_are_limited_alike(
+    checkpoint: Checkpoint, tmp_path: Path, limits: CoordinatorLimits, kind: str
+) -> None:
+    given = {"loras": ["oil*"], "quota": 2}
+    key, record = new_key("painter", ["client"], loras=["oil*"], quota=2)
+    house = CertifiedHouse(checkpoint, tmp_path, limits)
+    house.keys = [record]
+    house.limits = [
+        {"group": "painters", **given},
+        {"certificate": "spiffe://example.org/painter", **given},
+        {"token": "*", "models": ["sd3*"]},
+        {"certificate": "*", "models": ["sd3*"]},
+    ]
+    await house.start(("text", "denoiser", "vae"))
+    try:
+        token = house.signer.token(groups=["painters"])
+        sent = {"key": bearer(key), "token": bearer(token), "certificate": ()}[kind]
+        who = {
+            "key": f"'painter' (key {record.id})",
+            "token": f"'alice' (token of '{ISSUER}', subject 'alice')",
+            "certificate": "'spiffe://example.org/painter'",
+        }[kind]
+
+        async def ask(**fields: Any) -> Any:
+            parameters = GenerationParameters(prompts=["a cat"], seeds=[1], **fields)
+            request = pb.GenerateImagesRequest(parameters=parameters)
+            return await house.stub.GenerateImages(request, metadata=sent, timeout=60)
+
+        question = pb.ImageGenerationServiceGetModelRequest()
+        model = await house.stub.GetModel(question, metadata=sent)
+        assert model.loras == ["oil paint"]
+        error = await refused(ask(loras=[Lora(name="ink")], num_inference_steps=1))
+        assert error.code is grpc.StatusCode.PERMISSION_DENIED
+        assert error.message == f"{who} may not use the LoRA 'ink', but 'oil*'"
+        usual = model.default_num_inference_steps
+        assert (await ask(num_inference_steps=2 * usual)).images
+        error = await refused(ask(num_inference_steps=usual))
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.message.startswith(f"{who} may have 2 pictures a minute")
+        assert 20 < (retry_after_seconds(error) or 0) <= 30
+        if kind != "key":  # which has its limits in its own file
+            house.limits[0]["quota"] = house.limits[1]["quota"] = 1000
+            house.write_limits()
+            async with asyncio.timeout(30):  # as it refills now
+                while isinstance(await outcome(ask(num_inference_steps=usual)), grpc.RpcError):
+                    await asyncio.sleep(0.01)
+        async with house.connected("other") as other:
+            stub = ImageGenerationServiceStub(other)
+            others = bearer(house.signer.token(sub="bob")) if kind == "token" else ()
+            error = await refused(stub.GetModel(question, metadata=others))
+            assert error.code is grpc.StatusCode.PERMISSION_DENIED
+            assert "may not use the model 'numpy-model', but 'sd3*'" in error.message
+    finally:
+        await house.stop()
+
+
+async def outcome(call: Any) -> Any:
+    """The answer, or the error."""
+    try:
+        return await call
+    except grpc.RpcError as error:
+        return error
 
 
 async def test_connections_of_one_key_have_one_share(

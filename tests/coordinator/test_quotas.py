@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from triptych.errors import TriptychError, resource_exhausted, retry_after_seconds
 from triptych.serving.callers import Caller
-from triptych_coordinator.quotas import Quotas
+from triptych_coordinator.quotas import FEW, Quotas
 
 
 class Clock:
@@ -57,6 +57,17 @@ async def test_a_minutes_pictures_at_once_and_then_as_they_refill() -> None:
     clock.now += 3600
     assert await ask(quotas, caller(6), 6) is None
     assert await ask(quotas, caller(6), 1) == 10.0
+
+
+async def test_callers_with_nothing_to_pay_are_forgotten() -> None:
+    clock = Clock()
+    quotas = Quotas(clock)
+    assert await ask(quotas, caller(1, "in debt"), 1000) is None
+    for number in range(10 * FEW):
+        clock.now += 1
+        assert await ask(quotas, caller(60, f"subject {number}"), 1) is None
+    assert len(quotas._buckets) <= FEW + 1
+    assert await ask(quotas, caller(1, "in debt"), 1) == 60 * 1000 - 10 * FEW
 
 
 async def test_who_has_no_quota_waits_for_nothing() -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc.aio
 
-from triptych.errors import TriptychError, permission_denied, unauthenticated
+from triptych.errors import StartError, TriptychError, permission_denied, unauthenticated
 from triptych.serving.callers import ROLES, Caller, Role, matches
 from triptych.serving.keys import PREFIX, find_key, read_keys
+from triptych.serving.limits import limited, read_limits
 from triptych.serving.reloading import Reloaded
 
 if TYPE_CHECKING:
@@ -56,7 +57,13 @@ class Authorization:
     """Knows callers by their credentials, and what each may call."""
 
     def __init__(self, options: CallerOptions) -> None:
-        """Raises StartError for a file that cannot be read."""
+        """Raises StartError for settings that do not go together and a file that cannot be read."""
+        if options.limits_file and not (options.jwks or options.certificate_role):
+            raise StartError(
+                "--limits-file is for tokens and certificates: it needs --jwks or --certificate-role. What a "
+                "key may have is in --keys-file"
+            )
+        self._limits = None if options.limits_file is None else Reloaded(options.limits_file, read_limits)
         self._open_health = options.open_health
         self._keys = None if options.keys_file is None else Reloaded(options.keys_file, read_keys)
         self._tokens = _tokens(options)
@@ -89,11 +96,14 @@ class Authorization:
         if text is not None:
             if text.startswith(PREFIX) or self._tokens is None:
                 return self._key_caller(text)
-            return await self._tokens.caller(text)
+            return self._limited(await self._tokens.caller(text))
         caller = self._certificate_caller(context) if self._certificate_roles else None
         if caller is None:
             raise unauthenticated(f"this server asks who calls, and the call does not say: {self._wanted()}")
-        return caller
+        return self._limited(caller)
+
+    def _limited(self, caller: Caller) -> Caller:
+        return caller if self._limits is None else limited(caller, self._limits.value())
 
     def _key_caller(self, text: str) -> Caller:
         if self._keys is None:

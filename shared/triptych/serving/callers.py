@@ -20,6 +20,7 @@ class Caller:
     kind: of its credential.
     id: what tells it from every other caller with such a credential: a key's id, issuer and subject of a
         token, the name in a certificate.
+    groups: those that a token says it is of.
     models, loras: patterns of the names that it may use; a * stands for any characters.
     quota: pictures as the model makes them by default that it may have in a minute; None for any number.
     """
@@ -28,6 +29,7 @@ class Caller:
     id: str
     name: str
     roles: frozenset[Role]
+    groups: frozenset[str] = frozenset()
     models: tuple[str, ...] = ("*",)
     loras: tuple[str, ...] = ("*",)
     quota: float | None = None

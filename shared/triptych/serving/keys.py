@@ -14,33 +14,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from triptych.serving.callers import Caller, Role
+from triptych.serving.limits import Limits, Name, first_fault
 
 PREFIX = "tk_"
 _KEY = re.compile(rf"{PREFIX}(?P<id>[0-9a-f]{{8}})_[A-Za-z0-9_-]{{43}}")
 _NOBODYS = bytes(32)
 
 
-def _check_name(name: str) -> str:
-    """Raises ValueError for a name that would spoil a line of a log."""
-    if not name.isprintable() or not name.strip():
-        raise ValueError("a name is printable characters")
-    return name
-
-
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_check_name)]
-Patterns = Annotated[tuple[Name, ...], Field(min_length=1)]
-
-
-class Key(BaseModel):
-    """What the file says of a key.
-
-    quota: pictures as the model makes them by default, in a minute; None for any number.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Key(Limits):
+    """What the file says of a key."""
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
     name: Name
@@ -48,13 +33,15 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     created: AwareDatetime
     expires: AwareDatetime | None = None
-    models: Patterns = ("*",)
-    loras: tuple[Name, ...] = ("*",)
-    quota: float | None = Field(None, gt=0, allow_inf_nan=False)
 
     def caller(self) -> Caller:
         """Who calls with it."""
-        return Caller("key", self.id, self.name, frozenset(self.roles), self.models, self.loras, self.quota)
+        return Caller(
+            *("key", self.id, self.name, frozenset(self.roles)),
+            models=self.models,
+            loras=self.loras,
+            quota=self.quota,
+        )
 
     def has_expired(self) -> bool:
         """Whether its time is over."""
@@ -74,9 +61,7 @@ class KeysFile(BaseModel):
         try:
             read = cls.model_validate_json(data)
         except ValidationError as error:
-            wrong = error.errors(include_input=False, include_context=False)[0]
-            place = ".".join(map(str, wrong["loc"])) or "it"
-            raise ValueError(f"{place}: {wrong['msg']}") from None
+            raise ValueError(first_fault(error)) from None
         if len({key.id for key in read.keys}) < len(read.keys):
             raise ValueError("keys: two have the same id")
         return read

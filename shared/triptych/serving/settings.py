@@ -122,6 +122,9 @@ class CallerOptions(Options):
     jwt_roles_claim: str = Field(
         "roles", description="The claim that has a token's roles: client, operator, coordinator."
     )
+    jwt_groups_claim: str = Field(
+        "groups", description="The claim that has the groups of a token, for --limits-file."
+    )
     jwt_leeway_seconds: float = Field(
         30, ge=0, le=600, description="How far the clock of who signs tokens may be from this one."
     )
@@ -129,6 +132,12 @@ class CallerOptions(Options):
         [],
         description="NAME=ROLE: who has a client certificate with that name has the role client, operator or "
         "coordinator. A * in NAME stands for any characters. Repeat it for more.",
+    )
+    limits_file: Path | None = Field(
+        None,
+        description="JSON file with the models, the LoRAs and the quota of tokens and certificates, by "
+        "subject, group or name; API keys have theirs in --keys-file. Default: none, they may have "
+        "everything.",
     )
     open_health: bool = Field(
         False, description="Health answers everybody, e.g. probes that have no credential."

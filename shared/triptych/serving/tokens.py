@@ -50,6 +50,7 @@ class Tokens:
         self._audience = options.jwt_audience
         self._algorithms = list(options.jwt_algorithms)
         self._roles_claim = options.jwt_roles_claim
+        self._groups_claim = options.jwt_groups_claim
         self._leeway = options.jwt_leeway_seconds
         self._file = None if "://" in options.jwks else Reloaded(Path(options.jwks), read_jwks)
         self._fetched = _Fetched(options.jwks) if self._file is None else None
@@ -81,10 +82,12 @@ class Tokens:
 
     def _caller_of(self, claims: Mapping[str, Any]) -> Caller:
         subject = str(claims["sub"])[:_LONGEST_NAME]
-        listed = claims.get(self._roles_claim, ())
-        said = listed.split() if isinstance(listed, str) else listed if isinstance(listed, list) else ()
-        roles = frozenset(role for role in ROLES if role in said)
-        return Caller("token", f"of {self._issuer!r}, subject {subject!r}", subject, roles)
+        said = _words(claims.get(self._roles_claim))
+        return Caller(
+            *("token", f"of {self._issuer!r}, subject {subject!r}", subject),
+            roles=frozenset(role for role in ROLES if role in said),
+            groups=frozenset(_words(claims.get(self._groups_claim))),
+        )
 
     async def _key(self, kid: str | None) -> jwt.PyJWK:
         if self._file is not None:
@@ -119,6 +122,12 @@ class Tokens:
             case jwt.InvalidSignatureError():
                 return "has a wrong signature"
         return "is not valid"
+
+
+def _words(claim: object) -> list[str]:
+    """Those of a claim that is a list of them, or one text with spaces between."""
+    listed = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
+    return [word for word in listed if isinstance(word, str)]
 
 
 class _Fetched:
