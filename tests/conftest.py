@@ -25,9 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither read nor write what this user's services remember between starts."""
+def _surroundings_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write what this user's services remember between starts.
+
+    They read the lines of services as people do.
+    """
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TRIPTYCH_LOG_FORMAT", "text")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -1,4 +1,4 @@
-"""How much time a request has left, and how much it took."""
+"""How much time a request has left."""
 
 import time
 from collections.abc import Callable
@@ -30,21 +30,3 @@ class Deadline:
         if left <= 0:
             raise errors.deadline_exceeded("the request's deadline passed")
         return min(left, at_most)
-
-
-class Stopwatch:
-    """Milliseconds since it was made, and between laps."""
-
-    def __init__(self) -> None:
-        self._started = self._lap_started = time.monotonic()
-
-    def lap(self) -> float:
-        """Milliseconds since the last lap, or the start."""
-        now = time.monotonic()
-        milliseconds = (now - self._lap_started) * 1000
-        self._lap_started = now
-        return milliseconds
-
-    def total(self) -> float:
-        """Milliseconds since the start."""
-        return (time.monotonic() - self._started) * 1000

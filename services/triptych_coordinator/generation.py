@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
@@ -14,7 +15,7 @@ from triptych.telemetry.instruments import PART, QUEUE_SECONDS
 from triptych.tensors import array_to_message
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
-from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
 from triptych_coordinator.request.choices import name_of
 from triptych_coordinator.request.output_formats import PNG
@@ -32,6 +33,7 @@ from triptych_coordinator.stages.conditioning import EncodedPrompt
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
+from triptych_coordinator.timings import MEASURED, Timings
 from triptych_coordinator.vocabulary import Vocabulary
 
 
@@ -43,7 +45,7 @@ async def generation_events(
     vocabulary: Vocabulary,
     parameters: Parameters,
     deadline: Deadline,
-    stopwatch: Stopwatch,
+    timings: Timings,
     scope: bytes = b"",
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """Accepted, a StepCompleted per step, a GeneratedImage per picture, and Finished.
@@ -51,13 +53,13 @@ async def generation_events(
     `scope`: for whom prompts are remembered. Errors are the stages'.
     """
     finished = pb.Finished(determinism=models.determinism)
-    queue_milliseconds = stopwatch.lap()
+    timings.enter("encode")
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
-    finished.encode_milliseconds = stopwatch.lap()
+    timings.enter("denoise")
     yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial, vocabulary))
 
     denoiser = RequestDenoiser(
@@ -72,14 +74,18 @@ async def generation_events(
     velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
     steps = sample(velocities, solution, guided, initial.edit, initial.first_step)
+    began = time.monotonic()
     async for step in tracing.in_steps(steps, num_steps):
+        timings.steps.append(time.monotonic() - began)
+        timings.rows = denoiser.rows
         latents, number = step.latents, step.number - initial.first_step
         instruments.steps.add(1)
         completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
         if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
             completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
         yield pb.GenerateResponse(step_completed=completed)
-    finished.denoise_milliseconds = stopwatch.lap()
+        began = time.monotonic()
+    timings.enter("decode")
 
     fingerprints = {
         "text_encoder": {entry.fingerprint for entry in encoded.values()},
@@ -88,33 +94,34 @@ async def generation_events(
     }
     async with aclosing(stages.vae_codecs.decode(latents, models, deadline)) as pictures:
         async for index, picture in pictures:
-            finished.decode_milliseconds += stopwatch.lap()
+            timings.enter("file")
             picture = await asyncio.to_thread(initial.preserve, picture)
             image = await _image(parameters, index, picture, fingerprints)
             if parameters.return_latents:
                 image.latents.CopyFrom(array_to_message(latents[index]))
             instruments.pictures.add(1)
+            timings.enter("client")
             yield pb.GenerateResponse(image=image)
-            stopwatch.lap()
+            timings.enter("decode")
 
     finished.fingerprints.extend(sorted(set().union(*fingerprints.values())))
     finished.rows, finished.evaluations = denoiser.rows, denoiser.evaluations
     finished.warnings.extend(_lora_warnings(denoiser, encoding))
     finished.reused_rows = velocities.reused_rows
-    finished.total_milliseconds = stopwatch.total()
-    _note_phases(queue_milliseconds, finished)
+    _note_phases(timings, finished)
     yield pb.GenerateResponse(finished=finished)
 
 
-def _note_phases(queue_milliseconds: float, finished: pb.Finished) -> None:
-    tracing.note({QUEUE_SECONDS: queue_milliseconds / 1000, "triptych.rows": finished.rows})
-    for phase, milliseconds in (
-        ("queue", queue_milliseconds),
-        ("encode", finished.encode_milliseconds),
-        ("denoise", finished.denoise_milliseconds),
-        ("decode", finished.decode_milliseconds),
-    ):
-        instruments.request_duration.record(milliseconds / 1000, {PART: phase})
+def _note_phases(timings: Timings, finished: pb.Finished) -> None:
+    timings.enter("client")
+    seconds = timings.phases
+    finished.encode_milliseconds = 1000 * seconds["encode"]
+    finished.denoise_milliseconds = 1000 * seconds["denoise"]
+    finished.decode_milliseconds = 1000 * seconds["decode"]
+    finished.total_milliseconds = 1000 * timings.total()
+    tracing.note({QUEUE_SECONDS: seconds["queue"], "triptych.rows": finished.rows})
+    for phase in MEASURED:
+        instruments.request_duration.record(seconds[phase], {PART: phase})
 
 
 def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:

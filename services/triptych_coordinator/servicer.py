@@ -13,11 +13,12 @@ from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
 from triptych.loras import MAX_LORAS
 from triptych.serving.callers import Caller, current_caller
+from triptych.serving.logs import note_figures
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.admission import FairAdmission
-from triptych_coordinator.deadlines import Deadline, Stopwatch
+from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
@@ -32,6 +33,7 @@ from triptych_coordinator.stages.concurrent import interleaved
 from triptych_coordinator.stages.conditioning import ConditioningCache
 from triptych_coordinator.stages.fit import Models, serves
 from triptych_coordinator.stages.stages import Stages
+from triptych_coordinator.timings import Timings, begin_timings
 from triptych_coordinator.vocabulary import vocabulary_of
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -131,12 +133,28 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         deadline = Deadline(context.time_remaining(), waiting.put_nowait)
         caller = current_caller()
         client = client_of(context.peer()) if caller is None else caller.share
-        async with aclosing(self._generate(request, caller, client, deadline)) as events:
+        async with aclosing(self._timed(request, caller, client, deadline)) as events:
             async for event in interleaved(events, waiting):
                 if isinstance(event, str):
                     yield pb.GenerateResponse(waiting=pb.Waiting(stage=event))
                 else:
                     yield event
+
+    async def _timed(
+        self,
+        request: pb.GenerateRequest | pb.GenerateImagesRequest,
+        caller: Caller | None,
+        client: str,
+        deadline: Deadline,
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The events of a request without those that say that it waits, and its figures for the log."""
+        timings = begin_timings()
+        try:
+            async with aclosing(self._generate(request, caller, client, deadline, timings)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            note_figures(timings.figures())
 
     async def _generate(
         self,
@@ -144,9 +162,9 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         caller: Caller | None,
         client: str,
         deadline: Deadline,
+        timings: Timings,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The events of a request without those that say that it waits."""
-        stopwatch, message = Stopwatch(), request.parameters
+        message = request.parameters
         check_permitted(caller, self._name, [lora.name for lora in message.loras])
         with self._admission.arriving(client):
             models = await self._models(deadline)
@@ -155,6 +173,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             limits = self._limits(models)
             # Files and brackets of strangers would hold up the event loop.
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+        note_figures(figures_of(parameters, self._name))
         load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
         pictures = load * steps / limits.default_num_inference_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
@@ -165,7 +184,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             aclosing(
                 generation_events(
                     *(self._stages, models, self._sampling, self._latent_rgb, self._vocabulary),
-                    *(parameters, deadline, stopwatch, scope),
+                    *(parameters, deadline, timings, scope),
                 )
             ) as events,
         ):
@@ -194,6 +213,12 @@ def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
     others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
     usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
     return len(parameters.seeds) * tokens * (1 + guided + others) / usual_branches
+
+
+def figures_of(parameters: Parameters, model: str) -> dict[str, str | int]:
+    """What the log says of a request."""
+    size = f"{parameters.width}x{parameters.height}"
+    return {"model": model, "size": size, "images": len(parameters.seeds)}
 
 
 def known_loras(message: GenerationParameters, models: Models) -> bool:

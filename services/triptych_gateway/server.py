@@ -177,7 +177,7 @@ async def serve(settings: GatewaySettings) -> None:
 
 def run(settings: GatewaySettings) -> NoReturn:
     """Serves, then exits: with 0 after a signal, with 1 and one log line if the gateway cannot start."""
-    log_to_stderr("gateway", settings.log_level, settings.log_requests)
+    log_to_stderr(settings, "gateway")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are whatever strangers send
     end_at_once_when_told("gateway")
     try:

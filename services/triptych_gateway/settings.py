@@ -1,11 +1,11 @@
 """What the gateway can be told."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from triptych.serving.settings import Address, Options
+from triptych.serving.settings import Address, LogOptions, Options
 
 
 def _check_target(address: str) -> str:
@@ -49,11 +49,6 @@ class ListenOptions(Options):
     )
     grace_seconds: float = Field(
         30, ge=0, description="When it is told to stop, how long running requests may take to end."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
-    log_requests: bool = Field(
-        False,
-        description="Also log what exceptions say of the requests that they failed on: it may quote prompts.",
     )
 
     @model_validator(mode="after")
@@ -114,7 +109,7 @@ class GatewayLimits(Options):
     )
 
 
-class GatewaySettings(GatewayLimits, CoordinatorOptions, ListenOptions):
+class GatewaySettings(GatewayLimits, CoordinatorOptions, LogOptions, ListenOptions):
     """The gateway's command line and environment."""
 
     def hands_on_credentials(self) -> bool:

@@ -1,7 +1,9 @@
 """What a coordinator's metrics say of requests, over real sockets."""
 
 import asyncio
+import logging
 from collections import Counter
+from collections.abc import Awaitable
 
 import grpc
 import pytest
@@ -145,3 +147,41 @@ async def test_a_clients_own_span_is_where_the_trace_begins(house: House, api_ke
     found = telemetry.spans(trace.format_trace_id(mine.get_span_context().trace_id))
     (request,) = [one for one in found if one.name.endswith("/Generate")]
     assert request.parent.span_id == mine.get_span_context().span_id
+
+
+async def line_of(call: Awaitable[object], caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The line at the end of a request that may fail."""
+    caplog.set_level(logging.INFO, "triptych.serving.logs")
+    caplog.clear()
+    await asyncio.gather(call, return_exceptions=True)
+    async with asyncio.timeout(10):
+        while not (lines := [one for one in caplog.records if hasattr(one, "figures")]):
+            await asyncio.sleep(0.02)
+    (line,) = lines
+    return line
+
+
+async def test_a_request_ends_with_one_line_that_has_its_figures(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.denoiser.failures = [resource_exhausted("its queue is full", 0.05)]
+    asked = house.images("a cat", num_images_per_prompt=2, num_inference_steps=3, guidance_scale=3)
+    line = await line_of(asked, caplog)
+    figures = line.figures  # type: ignore[attr-defined]
+    seconds = {name: value for name, value in figures.items() if name.startswith("seconds_")}
+    assert set(seconds) == {f"seconds_{part}" for part in ("queued", "encoding", "denoising", "decoding")}
+    assert seconds["seconds_denoising"] >= 0.05
+    assert sum(seconds.values()) <= line.call["seconds"]  # type: ignore[attr-defined]
+    counted = {name: figures[name] for name in ("images", "steps", "rows", "retries")}
+    assert counted == {"images": 2, "steps": 3, "rows": 12, "retries": 1}
+    assert "cat" not in line.getMessage() + str(figures)
+
+
+async def test_a_request_that_fails_says_how_far_it_came(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.denoiser.seconds = 5.0
+    line = await line_of(house.images("a cat", num_inference_steps=3, seconds=0.4), caplog)
+    assert line.call["status"] == "DEADLINE_EXCEEDED"  # type: ignore[attr-defined]
+    assert line.figures["steps"] == 0  # type: ignore[attr-defined]
+    assert line.figures["seconds_denoising"] > 0.1  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from triptych.telemetry.instruments import (
 )
 from triptych_coordinator.fleet.replica import Replica, StageTimes
 from triptych_coordinator.fleet.retries import Failure
+from triptych_coordinator.timings import current_timings
 
 
 class FleetMetrics:
@@ -26,6 +27,7 @@ class FleetMetrics:
 
     def __init__(self, stage: str) -> None:
         """`stage` as in errors, e.g. "text encoder"."""
+        self._stage = stage
         self.attributes = {STAGE: stage.lower().replace(" ", "_")}
 
     def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]]) -> None:
@@ -45,16 +47,24 @@ class FleetMetrics:
         get_current_span().add_event("attempt", {"server.address": address, RPC_STATUS: status})
         attributes = {RPC_SYSTEM: "grpc", RPC_STATUS: status, **self.attributes}
         instruments.client_call_duration.record(seconds, attributes)
+        if status == "OK":
+            timings = current_timings().stages[self._stage]
+            timings.calls += 1
+            timings.seconds += seconds
 
     def took(self, seconds: float, times: StageTimes) -> None:
         """An answer took so long, by the stage's own account of it."""
         tracing.note({QUEUE_SECONDS: times.queue, COMPUTE_SECONDS: times.compute})
+        timings = current_timings().stages[self._stage]
+        timings.queue_seconds += times.queue
+        timings.compute_seconds += times.compute
         wire = max(0.0, seconds - times.queue - times.compute)
         for part, each in (("queue", times.queue), ("compute", times.compute), ("wire", wire)):
             instruments.stage_call_time.record(each, self.attributes | {PART: part})
 
     def retried(self, failure: Failure) -> None:
         """A failed attempt is repeated."""
+        current_timings().stages[self._stage].retries += 1
         instruments.retries.add(1, self.attributes | {REASON: failure.name.lower()})
 
     def ejected(self) -> None:

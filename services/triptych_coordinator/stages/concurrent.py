@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -34,9 +35,13 @@ async def in_order(
 async def interleaved(
     events: AsyncGenerator[T, None], notices: asyncio.Queue[N]
 ) -> AsyncGenerator[T | N, None]:
-    """The events, and between them the notices as they come. Ends with the events."""
+    """The events, and between them the notices as they come. Ends with the events.
+
+    The events are made in one context, a copy of the current one.
+    """
+    context, loop = copy_context(), asyncio.get_running_loop()
     notice = asyncio.ensure_future(notices.get())
-    event = asyncio.ensure_future(_next(events))
+    event = loop.create_task(_next(events), context=context)
     try:
         while True:
             await asyncio.wait({event, notice}, return_when=asyncio.FIRST_COMPLETED)
@@ -45,7 +50,7 @@ async def interleaved(
                 notice = asyncio.ensure_future(notices.get())
             elif (item := event.result()) is not None:
                 yield item
-                event = asyncio.ensure_future(_next(events))
+                event = loop.create_task(_next(events), context=context)
             else:
                 return
     finally:

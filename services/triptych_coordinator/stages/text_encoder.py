@@ -20,6 +20,7 @@ from triptych_coordinator.stages.answers import FLOATS, check_fingerprint, nonse
 from triptych_coordinator.stages.concurrent import in_order
 from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt
 from triptych_coordinator.stages.fit import Models
+from triptych_coordinator.timings import current_timings
 
 if TYPE_CHECKING:
     from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceAsyncStub
@@ -57,6 +58,8 @@ class TextEncoders:
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
         note({"triptych.prompts": len(found), "triptych.prompts.cached": len(encoded)})
+        timings = current_timings()
+        timings.prompts, timings.cached_prompts = len(found), len(encoded)
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
 
 from triptych.serving.addresses import claim, unix_path
+from triptych.serving.log_lines import as_line, chosen_format, lines_of
+from triptych.serving.settings import LogOptions, with_environment
 from triptych_local.certificate_set import CertificateSet
 from triptych_local.commands.settings import UpSettings
 from triptych_local.output import note, say
@@ -28,6 +32,8 @@ async def up(asked: UpSettings) -> None:
     if asked.http:
         claim(asked.http)  # a port that is taken is better found before a model is loaded
     services = asked.services.pinned()
+    services.log_format = form = chosen_format(with_environment(LogOptions, services).log_format)
+    written = partial(as_line, lines_of("up", form), logging.INFO) if form == "json" else str
     with ExitStack() as stack:
         if asked.tcp:
             addresses = Addresses.on_ports(asked.base_port, asked.replicas)
@@ -50,14 +56,14 @@ async def up(asked: UpSettings) -> None:
             programs = with_metrics(programs, asked.metrics_port)
         try:
             async with AsyncExitStack() as runs:
-                await runs.enter_async_context(running(programs, note))
+                await runs.enter_async_context(running(programs, note, written))
                 if asked.http:
-                    gateway = gateway_program(asked.http, addresses.coordinator, certificates)
-                    await runs.enter_async_context(running([gateway], note))
+                    gateway = gateway_program(asked.http, addresses.coordinator, services, certificates)
+                    await runs.enter_async_context(running([gateway], note, written))
                 _tell(addresses, asked, certificates)
                 await (asyncio.Event().wait() if certificates is None else keep_renewed(certificates))
         except asyncio.CancelledError:
-            note("stopped")
+            note(written("stopped"))
 
 
 def _certificates(asked: UpSettings) -> CertificateSet:

@@ -19,6 +19,7 @@ import grpc.aio
 from triptych.errors import StartError
 from triptych.serving.channels import Tls, open_channel
 from triptych.serving.health import has_page, health, serves
+from triptych.serving.log_lines import error_in
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
@@ -35,6 +36,8 @@ SILENT_SECONDS = 1800.0
 HTTP = "http://"
 
 Say = Callable[[str], None]
+Written = Callable[[str], str]
+"""A line of what is said here, beside the lines of the services."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,10 @@ class Program:
 class ServiceProcess:
     """One service's process, and the next one if it crashes."""
 
-    def __init__(self, program: Program, say: Say) -> None:
+    def __init__(self, program: Program, say: Say, written: Written = str) -> None:
         self.program = program
-        self._say = say
+        self._pass_on = say
+        self._written = written
         self._said: deque[str] = deque(maxlen=40)
         self._heard = 0.0
         self._process: asyncio.subprocess.Process | None = None
@@ -106,6 +110,9 @@ class ServiceProcess:
         if self._process is not None:
             self._process.kill()
 
+    def _say(self, words: str) -> None:
+        self._pass_on(self._written(words))
+
     async def _spawn(self) -> asyncio.subprocess.Process:
         process = self._process = await asyncio.create_subprocess_exec(
             *self.program.command(),
@@ -132,7 +139,7 @@ class ServiceProcess:
             text = line.decode(errors="replace").rstrip()
             self._heard = time.monotonic()
             self._said.append(text)
-            self._say(text)
+            self._pass_on(text)
 
     async def _until_serving(self, process: asyncio.subprocess.Process) -> None:
         """Returns when it serves. Raises StartError when it ends instead."""
@@ -155,7 +162,7 @@ class ServiceProcess:
         """The last error it logged, without its date, or its last line, or how it ended."""
         if self._reader is not None:
             await self._reader
-        errors = [line.partition(" ERROR ")[2].partition(": ")[2] for line in self._said if " ERROR " in line]
+        errors = [error for line in self._said if (error := error_in(line)) is not None]
         return [_ending(process), *self._said, *errors][-1]
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
@@ -231,12 +238,14 @@ def _ending(process: asyncio.subprocess.Process) -> str:
 
 
 @asynccontextmanager
-async def running(programs: Sequence[Program], say: Say) -> AsyncIterator[list[ServiceProcess]]:
+async def running(
+    programs: Sequence[Program], say: Say, written: Written = str
+) -> AsyncIterator[list[ServiceProcess]]:
     """The programs as processes, all of which serve. On the way out the last is stopped first.
 
     Raises StartError when one does not start; the others are stopped then.
     """
-    processes = [ServiceProcess(program, say) for program in programs]
+    processes = [ServiceProcess(program, say, written) for program in programs]
     starts = [asyncio.create_task(process.start()) for process in processes]
     try:
         await asyncio.gather(*starts)

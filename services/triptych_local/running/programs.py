@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
 from triptych.serving.keys import KeysFile, new_key
-from triptych.serving.settings import CallerOptions, ServerSettings
+from triptych.serving.settings import CallerOptions, LogOptions, ServerSettings
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings
 from triptych_local.certificate_set import CertificateSet
@@ -171,9 +171,12 @@ def _numbered(name: str, index: int, separator: str) -> str:
     return f"{name}{separator}{index + 1}" if index else name
 
 
-def gateway_program(address: str, coordinator: str, certificates: CertificateSet | None = None) -> Program:
+def gateway_program(
+    address: str, coordinator: str, services: ServicesSettings, certificates: CertificateSet | None = None
+) -> Program:
     """The gateway at host:port, in front of the coordinator, which it calls as a client."""
-    options = ["--coordinator", coordinator]
+    told = {name: getattr(services, name) for name in services.model_fields_set}
+    options = ["--coordinator", coordinator, *command_line(LogOptions, told)]
     if certificates is not None:
         mine = certificates.of("client")
         options += ["--tls-roots", str(mine.roots)]

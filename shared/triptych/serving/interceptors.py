@@ -20,8 +20,9 @@ from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_sta
 from triptych.serving.arrivals import Arrivals
 from triptych.serving.authorization import Authorization
 from triptych.serving.callers import set_caller
-from triptych.serving.logs import logged, request_log
+from triptych.serving.logs import logged, note_caller, request_log
 from triptych.serving.measuring import measured
+from triptych.telemetry import tracing
 from triptych.wire.counting import holds_at_most
 from triptych.wire.messages import serializer
 
@@ -96,7 +97,11 @@ async def _of_callers(
     context: grpc.aio.ServicerContext[Any, Any],
 ) -> Any:
     """What is received of who may call. Raises TriptychError for others, whose message is not read."""
-    set_caller(await authorization.authorize(method, context))
+    caller = await authorization.authorize(method, context)
+    set_caller(caller)
+    note_caller(caller)
+    if caller is not None:
+        tracing.note({"enduser.id": caller.share})
     return await received(context)
 
 
@@ -189,7 +194,8 @@ async def _aborted(
     if isinstance(ending, grpc.aio.AbortError):
         return ending
     status = to_status(ending)
-    metadata = ((DETAILS_KEY, status.SerializeToString()),) if status.details else ()
+    details = ((DETAILS_KEY, status.SerializeToString()),) if status.details else ()
+    metadata = (*(context.trailing_metadata() or ()), *details)
     try:
         await context.abort(ending.code, status.message, trailing_metadata=metadata)
     except grpc.aio.AbortError as aborted:

@@ -263,7 +263,7 @@ def run(name: str, settings: ServerSettings, load: Callable[[], Awaitable[Loaded
     `name` is what log lines start with, e.g. "denoiser".
     """
     keep_freed_memory()
-    log_to_stderr(name, settings.log_level, settings.log_requests)
+    log_to_stderr(settings, name)
     end_at_once_when_told(name)  # while loading, there is nothing to save
     try:
         asyncio.run(serve(name, settings, load))

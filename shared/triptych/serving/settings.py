@@ -144,7 +144,25 @@ class CallerOptions(Options):
     )
 
 
-class ServerOptions(CallerOptions):
+LogFormat = Literal["auto", "text", "json"]
+
+
+class LogOptions(Options):
+    """What a service logs, and how."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
+    log_format: LogFormat = Field(
+        "auto",
+        description="Lines for people (text), or a JSON object each (json). auto: text on a terminal, else "
+        "json.",
+    )
+    log_requests: bool = Field(
+        False,
+        description="Also log what exceptions say of the requests that they failed on: it may quote prompts.",
+    )
+
+
+class ServerOptions(LogOptions, CallerOptions):
     """What is the same for all services of a machine."""
 
     max_message_bytes: int = Field(
@@ -152,11 +170,6 @@ class ServerOptions(CallerOptions):
     )
     grace_seconds: float = Field(
         30, ge=0, description="When it is told to stop, how long running calls may take to end."
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="What is logged.")
-    log_requests: bool = Field(
-        False,
-        description="Also log what exceptions say of the requests that they failed on: it may quote prompts.",
     )
 
 

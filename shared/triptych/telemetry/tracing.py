@@ -56,10 +56,13 @@ def sent() -> tuple[tuple[str, str], ...] | None:
     return tuple(carrier.items()) or None
 
 
-def trace_id() -> str | None:
-    """Of the current span, as W3C writes it; None without one."""
+def ids() -> dict[str, str]:
+    """trace_id and span_id of the current span, as W3C writes them; nothing without one."""
     found = trace.get_current_span().get_span_context()
-    return trace.format_trace_id(found.trace_id) if found.is_valid else None
+    if not found.is_valid:
+        return {}
+    trace_id, span_id = trace.format_trace_id(found.trace_id), trace.format_span_id(found.span_id)
+    return {"trace_id": trace_id, "span_id": span_id}
 
 
 @contextmanager
