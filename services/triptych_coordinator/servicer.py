@@ -14,6 +14,7 @@ from triptych.families.family import GuidanceInput
 from triptych.loras import MAX_LORAS
 from triptych.serving.callers import Caller, current_caller
 from triptych.serving.logs import note_figures
+from triptych.telemetry import tracing
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
@@ -35,6 +36,10 @@ from triptych_coordinator.stages.fit import Models, serves
 from triptych_coordinator.stages.stages import Stages
 from triptych_coordinator.timings import Timings, begin_timings
 from triptych_coordinator.vocabulary import vocabulary_of
+
+PROMPTS = "triptych.prompt"
+NEGATIVE_PROMPTS = "triptych.negative_prompt"
+"""Attributes of a request's span, where prompts may be seen."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -174,6 +179,9 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             # Files and brackets of strangers would hold up the event loop.
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
         note_figures(figures_of(parameters, self._name))
+        if self._settings.trace_prompts:
+            prompts = {PROMPTS: parameters.prompts, NEGATIVE_PROMPTS: parameters.negative_prompts}
+            tracing.note({name: list(texts) for name, texts in prompts.items()})
         load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
         pictures = load * steps / limits.default_num_inference_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)

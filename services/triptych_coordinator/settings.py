@@ -63,6 +63,10 @@ class CoordinatorLimits(Options):
         description="Remember encoded prompts for all callers together. Faster, but the time of an answer "
         "then tells a caller whether another one had used its prompt.",
     )
+    trace_prompts: bool = Field(
+        False,
+        description="Show prompts and negative prompts in traces, to all who may see those. Default: not.",
+    )
 
 
 class StageTlsOptions(Options):

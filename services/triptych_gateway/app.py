@@ -21,6 +21,7 @@ from triptych_gateway.browsers import Guarded
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.images import Images
 from triptych_gateway.models import Models
+from triptych_gateway.observed import Observed
 from triptych_gateway.page import page_routes
 from triptych_gateway.proto_json import ProtoJson
 from triptych_gateway.sdapi import SdApi
@@ -85,7 +86,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -
             inner, settings.cors_origin, allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
         )
     own = [settings.public_url] if settings.public_url else []
-    return Guarded(inner, [*settings.cors_origin, *own], is_local(settings.listen))
+    return Observed(Guarded(inner, [*settings.cors_origin, *own], is_local(settings.listen)), routes)
 
 
 async def _refused(request: Request, error: HttpError) -> Response:

@@ -1,18 +1,14 @@
-"""What keeps other people's pages from using a gateway through somebody's browser, and a line per request."""
+"""What keeps other people's pages from using a gateway through somebody's browser."""
 
 from __future__ import annotations
 
 import ipaddress
-import logging
-import time
 from collections.abc import Collection
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triptych_gateway.errors import HttpError
-
-log = logging.getLogger(__name__)
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -38,26 +34,16 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls it."""
-        began, status = time.monotonic(), 0
 
         async def guarded(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         refused = self._refused(scope)
-        try:
-            await (refused.response() if refused else self._app)(scope, receive, guarded)
-        finally:
-            # The path of a picture is its key, and other paths are a stranger's words.
-            name = getattr(scope.get("endpoint"), "__name__", "no such path")
-            seconds = time.monotonic() - began
-            level = logging.DEBUG if name in ("live", "ready") else logging.INFO
-            log.log(level, "%s %s: %s in %.2f s", scope.get("method"), name, status or "ended", seconds)
+        await (refused.response() if refused else self._app)(scope, receive, guarded)
 
     def _refused(self, scope: Scope) -> HttpError | None:
         headers = Headers(scope=scope)

@@ -22,6 +22,7 @@ from triptych.serving.addresses import claim, is_local, unix_path
 from triptych.serving.logs import log_to_stderr
 from triptych.serving.server import stop_signal
 from triptych.serving.stopping import end_at_once_when_told
+from triptych.telemetry.exporting import switched_on
 from triptych_gateway.app import Health, create_app
 from triptych_gateway.settings import GatewaySettings
 
@@ -164,6 +165,7 @@ def listening_socket(settings: GatewaySettings) -> tuple[socket.socket, str]:
 async def serve(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends the process at once. Raises StartError."""
     started = time.monotonic()
+    telemetry_off = switched_on("gateway", settings.metrics_listen)
     gateway = Gateway(settings)
     await gateway.start()
     stopped = stop_signal("gateway")
@@ -172,6 +174,7 @@ async def serve(settings: GatewaySettings) -> None:
     log.info("ready on %s in %.1f s (%s)", where, time.monotonic() - started, settings.coordinator)
     log.info("stopping after %s", (await stopped).name)
     await gateway.stop()
+    await asyncio.to_thread(telemetry_off)
     log.info("stopped")
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from triptych.serving.settings import Address, LogOptions, Options
+from triptych.serving.settings import Address, LogOptions, MetricsOptions, Options
 
 
 def _check_target(address: str) -> str:
@@ -27,7 +27,7 @@ def _check_origin(origin: str) -> str:
 Origin = Annotated[str, AfterValidator(_check_origin)]
 
 
-class ListenOptions(Options):
+class ListenOptions(MetricsOptions):
     """Where the gateway listens, and how it stops."""
 
     listen: Address = Field(

@@ -51,7 +51,7 @@ async def test_the_time_of_a_step_is_queue_compute_and_wire(house: House) -> Non
     assert took["queue"] == pytest.approx(0.004)
     assert took["compute"] == pytest.approx(0.010)
     passed = telemetry.total("rpc.client.call.duration", DENOISER) - whole
-    assert took["wire"] == pytest.approx(max(0.0, passed - 0.014), abs=0.005)
+    assert passed - 0.0141 <= took["wire"] <= passed  # a call that was faster than it says has no wire
 
 
 async def test_a_refusal_is_counted_by_its_reason(house: House) -> None:

@@ -180,11 +180,12 @@ class Fleet(Generic[S, D]):
                 self._metrics.retried(failure)
                 continue
             replica.succeed()
-            self._metrics.attempted(replica.address, time.monotonic() - began, "OK")
+            seconds = time.monotonic() - began
+            self._metrics.attempted(replica.address, seconds, "OK")
             if times is not None:
                 took = times(answer)
                 replica.measure(took.queue + took.compute, outstanding)
-                self._metrics.took(time.monotonic() - began, took)
+                self._metrics.took(seconds, took)
             return answer
 
     async def close(self) -> None:

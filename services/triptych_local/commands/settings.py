@@ -247,7 +247,8 @@ class UpSettings(Options):
         None,
         ge=1,
         le=65535,
-        description="Port of 127.0.0.1 for Prometheus; the stages have the next ones. Default: none.",
+        description="Port of 127.0.0.1 for Prometheus; the stages have the next ones, and then the gateway. "
+        "Default: none.",
     )
     http: Annotated[str | None, AfterValidator(check_http), Written(form="HOST:PORT")] = Field(
         None,

@@ -59,7 +59,10 @@ async def up(asked: UpSettings) -> None:
                 await runs.enter_async_context(running(programs, note, written))
                 if asked.http:
                     gateway = gateway_program(asked.http, addresses.coordinator, services, certificates)
-                    await runs.enter_async_context(running([gateway], note, written))
+                    fronts = [gateway]
+                    if asked.metrics_port is not None:
+                        fronts = with_metrics(fronts, asked.metrics_port + len(programs))
+                    await runs.enter_async_context(running(fronts, note, written))
                 _tell(addresses, asked, certificates)
                 await (asyncio.Event().wait() if certificates is None else keep_renewed(certificates))
         except asyncio.CancelledError:

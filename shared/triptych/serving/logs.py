@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -19,6 +20,7 @@ from triptych.errors import TriptychError
 from triptych.serving.authorization import CLIENT, RPCS
 from triptych.serving.callers import Caller
 from triptych.serving.log_lines import lines_of
+from triptych.serving.measuring import status_of_cancelled
 from triptych.serving.settings import LogOptions
 
 log = logging.getLogger(__name__)
@@ -115,11 +117,13 @@ def note_figures(figures: Mapping[str, str | int | float]) -> None:
 @contextmanager
 def logged(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
     """Logs how the call of the block ended, and nothing that it said."""
-    call, status = Call(method, context), "CANCELLED"
+    call, status = Call(method, context), "OK"
     _call.set(call)  # each call has a task of its own
     try:
         yield
-        status = "OK"
+    except (asyncio.CancelledError, GeneratorExit):
+        status = status_of_cancelled(context)
+        raise
     except TriptychError as error:
         status = error.code.name
         if error.code in _REFUSED:

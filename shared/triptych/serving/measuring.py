@@ -43,7 +43,7 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
             instruments.refusals.add(1, {RPC_METHOD: name, REASON: _reason(error)})
         raise
     except (asyncio.CancelledError, GeneratorExit):
-        status = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+        status = status_of_cancelled(context)
         raise
     except grpc.aio.AbortError:  # of gRPC's own health service, which says only then with what
         status = _code(context)
@@ -58,6 +58,11 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
         if status not in ("OK", "CANCELLED"):
             span.set_status(StatusCode.ERROR, status)
         span.end()
+
+
+def status_of_cancelled(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """What the status of a call that is being cancelled is to its client."""
+    return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
 
 
 def _reason(error: TriptychError) -> str:

@@ -54,7 +54,17 @@ Address = Annotated[str, AfterValidator(_check_listen)]
 AllowedName = Annotated[str, AfterValidator(_check_allowed_name)]
 
 
-class ListenOptions(Options):
+class MetricsOptions(Options):
+    """Where one service shows its metrics."""
+
+    metrics_listen: Annotated[str, AfterValidator(_check_metrics_listen)] | None = Field(
+        None,
+        description="host:port of an endpoint for Prometheus, which is open to all who reach it. Needs the "
+        "extra telemetry. Default: none. OTLP is switched on by OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
+
+
+class ListenOptions(MetricsOptions):
     """Where one service listens, who may connect, and who it tells of a stop beforehand."""
 
     listen: Address = Field(
@@ -85,11 +95,6 @@ class ListenOptions(Options):
     insecure: bool = Field(False, description="Listen without TLS on an address that other hosts may reach.")
     drain_seconds: float = Field(
         0.3, ge=0, description="After SIGTERM, how long to serve on while health says NOT_SERVING."
-    )
-    metrics_listen: Annotated[str, AfterValidator(_check_metrics_listen)] | None = Field(
-        None,
-        description="host:port of an endpoint for Prometheus, which is open to all who reach it. Needs the "
-        "extra telemetry. Default: none. OTLP is switched on by OTEL_EXPORTER_OTLP_ENDPOINT.",
     )
 
     @model_validator(mode="after")

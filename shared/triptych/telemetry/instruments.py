@@ -22,6 +22,9 @@ _TOKENS = tuple(64 * 2**power for power in range(12))
 RPC_METHOD = "rpc.method"
 RPC_STATUS = "rpc.response.status_code"
 RPC_SYSTEM = "rpc.system.name"
+HTTP_METHOD = "http.request.method"
+HTTP_ROUTE = "http.route"
+HTTP_STATUS = "http.response.status_code"
 STAGE = "triptych.stage"
 """text_encoder, denoiser or vae_codec."""
 PART = "triptych.part"
@@ -97,6 +100,14 @@ cache_lookups = _meter.create_counter(
 )
 cache_size = _sum("triptych.cache.size", "By", "What a cache holds.")
 process_memory = _sum("process.memory.usage", "By", "Memory of the process.")
+
+# The gateway.
+http_duration = _histogram(
+    "http.server.request.duration", "s", "Time that a request took, by route and status.", _SECONDS
+)
+http_requests_running = _sum(
+    "http.server.active_requests", "{request}", "Requests that are not answered yet."
+)
 
 # The coordinator.
 requests_running = _sum("triptych.requests.running", "{request}", "Requests that are worked on.")

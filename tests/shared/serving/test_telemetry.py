@@ -1,20 +1,16 @@
 """Metrics and traces leave a server's process: for Prometheus, and by OTLP over gRPC and HTTP."""
 
-import gzip
 import json
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
-from concurrent import futures
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 
+from tests import otlp
 from tests.shared.serving.test_server import Program as Scripted
 from tests.shared.serving.test_server import request
 from triptych.errors import StartError
@@ -53,64 +49,22 @@ def test_prometheus_reads_a_calls_time_by_method_and_status(started: list[Script
     assert 'service_namespace="triptych"' in text
 
 
-class Collector(metrics_service_pb2_grpc.MetricsServiceServicer):
-    """An OTLP receiver that keeps the names of metrics."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def take(self, message: Any) -> None:
-        for resource in message.resource_metrics:
-            for scope in resource.scope_metrics:
-                self.names |= {metric.name for metric in scope.metrics}
-
-    def Export(self, request: Any, context: Any) -> Any:
-        self.take(request)
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-
-def test_otlp_over_grpc_brings_metrics_at_the_latest_when_a_server_stops(
-    started: list[Scripted], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("receiver", [otlp.over_grpc, otlp.over_http])
+def test_otlp_brings_spans_and_metrics_at_the_latest_when_a_server_stops(
+    started: list[Scripted],
+    monkeypatch: pytest.MonkeyPatch,
+    receiver: Callable[[], AbstractContextManager[tuple[otlp.Received, dict[str, str]]]],
 ) -> None:
-    collector = Collector()
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(collector, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    program, _ = called(started)
-    program.process.terminate()
-    assert program.end() == 0
-    server.stop(None)
-    assert {"rpc.server.call.duration", "process.memory.usage"} <= collector.names
-
-
-def test_otlp_over_http_brings_metrics_too(started: list[Scripted], monkeypatch: pytest.MonkeyPatch) -> None:
-    collector = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.headers.get("Content-Encoding") == "gzip":
-                data = gzip.decompress(data)
-            collector.take(metrics_service_pb2.ExportMetricsServiceRequest.FromString(data))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Says nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-        monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    with receiver() as (received, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         program, _ = called(started)
         program.process.terminate()
         assert program.end() == 0
-        server.shutdown()
-    assert "rpc.server.call.duration" in collector.names
+    assert {"rpc.server.call.duration", "process.memory.usage"} <= received.metrics
+    (span,) = received.spans
+    assert (span.service, span.name) == ("coordinator", "triptych.v1.ImageGenerationService/GenerateImages")
+    assert span.attributes["rpc.response.status_code"] == "OK"
 
 
 def test_an_unknown_protocol_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,138 @@
+"""One trace from an HTTP client through the gateway and every service, as an OTLP receiver has it."""
+
+import json
+import socket
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import otlp, telemetry
+from tests.gateway.conftest import Answer, ask, ask_for, free_port
+from tests.gateway.test_service import asked, gateway_to
+from tests.local.conftest import running_up
+from tests.shared.scripted_coordinator import ScriptedCoordinator
+from triptych.telemetry.instruments import HTTP_ROUTE, HTTP_STATUS
+
+SECONDS = 60.0
+GENERATE = "triptych.v1.ImageGenerationService/Generate"
+ROUTE = "/v1/images/generations"
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A fleet whose spans are received, and where its gateway shows its metrics."""
+
+    received: otlp.Received
+    url: str
+    metrics: str
+
+    def ask(self, number: int, **fields: object) -> tuple[Answer, list[otlp.Span]]:
+        """The answer to a request of a trace, and the spans of that once the gateway's is there."""
+        trace_id = f"{number:032x}"
+        headers = {"traceparent": f"00-{trace_id}-{7:016x}-01", "x_request_id": f"order-{number}"}
+        answer = ask_for(self.url, headers, **fields)
+        until = time.monotonic() + SECONDS
+        services: set[str] = set()
+        while not services >= {"gateway", "coordinator", "text-encoder", "denoiser", "vae-codec"}:
+            assert time.monotonic() < until, f"spans came from {services} alone"
+            time.sleep(0.05)
+            services = {span.service for span in self.received.trace(trace_id)}
+        return answer, self.received.trace(trace_id)
+
+
+def five_free_ports() -> int:
+    """The first of them."""
+    while True:
+        first = min(free_port(), 65530)
+        with suppress(OSError), ExitStack() as stack:
+            for port in range(first, first + 5):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Traced]:
+    port, first = free_port(), five_free_ports()
+    metrics = f"http://127.0.0.1:{first + 4}/metrics"
+    options = ("--model", tiny_checkpoint, "--http", f"127.0.0.1:{port}", "--metrics-port", str(first))
+    with pytest.MonkeyPatch.context() as monkeypatch, otlp.over_grpc() as (received, environment):
+        for name, value in (environment | {"OTEL_BSP_SCHEDULE_DELAY": "100"}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TRIPTYCH_TRACE_PROMPTS", "true")
+        with running_up(tmp_path_factory.mktemp("run"), *options):
+            yield Traced(received, f"http://127.0.0.1:{port}", metrics)
+
+
+def path_of(span: otlp.Span, by_id: Mapping[str, otlp.Span]) -> list[str]:
+    """The names from a span up to the one that the client's own is above."""
+    path = [span.name]
+    while span.parent_id in by_id:
+        span = by_id[span.parent_id]
+        path.append(span.name)
+    assert span.parent_id == f"{7:016x}"
+    return path
+
+
+def test_one_trace_covers_client_gateway_coordinator_and_every_stage(traced: Traced) -> None:
+    answer, spans = traced.ask(0x1, prompt="a secret cat", num_inference_steps=2)
+    assert answer.headers["X-Request-Id"] == "order-1"
+    by_id = {span.span_id: span for span in spans}
+    names = Counter(span.name for span in spans)
+    assert names["step"] == names["denoiser"] == names["triptych.v1.DenoiserService/Predict"] == 2
+    above = {span.name: path_of(span, by_id)[1:] for span in spans}
+    top = [GENERATE, f"POST {ROUTE}"]
+    assert above["triptych.v1.TextEncoderService/Encode"] == ["text encoder", *top]
+    assert above["triptych.v1.DenoiserService/Predict"] == ["denoiser", "step", *top]
+    assert above["triptych.v1.VaeCodecService/Decode"] == ["VAE codec", *top]
+    (request,) = [span for span in spans if span.name == GENERATE]
+    assert request.attributes["triptych.prompt"] == ["a secret cat"]
+    assert not any("secret" in span.text for span in spans if span is not request)
+
+
+def test_every_call_of_a_denoiser_is_linked_from_the_batches_that_it_was_in(traced: Traced) -> None:
+    _, spans = traced.ask(0x2, prompt="a cat", num_inference_steps=3)
+    calls = {(s.trace_id, s.span_id) for s in spans if s.name == "triptych.v1.DenoiserService/Predict"}
+    until = time.monotonic() + SECONDS
+    linked: set[tuple[str, str]] = set()
+    while not calls <= linked and time.monotonic() < until:
+        time.sleep(0.05)
+        linked = {link for span in traced.received.spans if span.name == "batch" for link in span.links}
+    assert len(calls) == 3
+    assert calls <= linked
+
+
+def test_the_gateway_shows_requests_by_route_and_status(traced: Traced) -> None:
+    ask_for(traced.url, prompt="a cat", num_inference_steps=1)
+    ask(f"{traced.url}/no/such/path")
+    text = urllib.request.urlopen(traced.metrics, timeout=10).read().decode()
+    counted = [
+        line for line in text.splitlines() if line.startswith("http_server_request_duration_seconds_c")
+    ]
+    assert any(f'http_route="{ROUTE}"' in line and 'code="200"' in line for line in counted)
+    assert not any("/no/such" in line for line in counted)
+    assert "http_server_active_requests" in text
+
+
+async def test_a_stranger_decides_no_label_and_no_span_is_left_open(tmp_path: Path) -> None:
+    telemetry.metric_reader()
+    exporter = telemetry.span_exporter()
+    seen = {HTTP_ROUTE: ROUTE, HTTP_STATUS: 200}
+    before = telemetry.count("http.server.request.duration", seen)
+    async with gateway_to(ScriptedCoordinator(), tmp_path) as url:
+        assert (await asked(url)).status == 200
+        assert (await asked(f"{url}/elsewhere")).status == 404
+    assert telemetry.count("http.server.request.duration", seen) == before + 1
+    assert telemetry.value("http.server.active_requests") == 0
+    routes = {
+        point.attributes.get(HTTP_ROUTE, "") for point in telemetry.points("http.server.request.duration")
+    }
+    assert not any("elsewhere" in route for route in routes)
+    names = {span.name for span in exporter.get_finished_spans()}
+    assert {f"POST {ROUTE}", "POST"} <= names
+    assert json.dumps(sorted(names)).find("elsewhere") == -1
