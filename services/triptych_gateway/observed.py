@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opentelemetry.trace import StatusCode
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triptych.serving.logs import REQUEST_ID, request_id
@@ -32,9 +32,9 @@ class Observed:
     X-Request-Id, which the answer has too.
     """
 
-    def __init__(self, app: ASGIApp, routes: Iterable[Route]) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
-        self._routes: Mapping[Callable[..., Any], str] = {route.endpoint: route.path for route in routes}
+        self._routes: Mapping[Any, str] = dict(map(_endpoint_and_path, routes))
         self._running = 0
         instruments.http_requests_running.watch(self, lambda observed: observed._running, {})
 
@@ -72,6 +72,13 @@ class Observed:
                 if status >= 500 or not status:
                     span.set_status(StatusCode.ERROR)
                 span.end()
+
+
+def _endpoint_and_path(route: BaseRoute) -> tuple[Any, str]:
+    """What a request's scope has where it went to the route, and what metrics call that."""
+    if isinstance(route, Mount):
+        return route.app, route.path
+    return getattr(route, "endpoint", None), getattr(route, "path", "")
 
 
 def _log(attributes: Mapping[str, str | int], name: str, route: str, seconds: float) -> None:
