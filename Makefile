@@ -22,7 +22,7 @@ LOCK_FLAGS ?=
 BUF := node_modules/.bin/buf
 PAGE := services/triptych_gateway/web
 PAGE_TOOLS := $(PAGE)/node_modules/.package-lock.json
-PROTOS := $(sort $(wildcard protos/triptych/v1/*.proto))
+PROTOS := $(sort $(wildcard protos/triptych/*/*.proto))
 CODE := shared services tests benchmarks training
 
 # What is installed where: a lock each in deploy/locks, with the extras that it has. `dev` has what all others have.
@@ -83,14 +83,16 @@ fmt: $(INSTALLED_DEV) ## Format the code and apply safe fixes
 	$(BIN)/ruff format $(CODE)
 
 .PHONY: protos
-protos: $(PROTOS_TOOLS) ## Generate the Python stubs in shared/triptych/v1
+protos: $(PROTOS_TOOLS) ## Generate the Python stubs in shared/triptych/v1 and keda
 	$(call generate_stubs,shared)
 
 .PHONY: protos-check
 protos-check: $(PROTOS_TOOLS) ## Fail if the committed stubs are not what protos/ gives
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(call generate_stubs,"$$folder") && \
-	diff -r -x __init__.py -x __pycache__ "$$folder/triptych/v1" shared/triptych/v1 \
-	  || { echo 'shared/triptych/v1 is stale: run make protos and commit' >&2; exit 1; }
+	for package in v1 keda; do \
+	  diff -r -x __init__.py -x __pycache__ "$$folder/triptych/$$package" shared/triptych/$$package \
+	    || { echo "shared/triptych/$$package is stale: run make protos and commit" >&2; exit 1; }; \
+	done
 
 # protoc and its plugins with exact versions: stubs from the oldest supported grpcio-tools load on every newer runtime.
 define generate_stubs

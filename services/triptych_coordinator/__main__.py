@@ -4,12 +4,15 @@ from collections.abc import Callable
 from functools import partial
 
 from triptych.errors import StartError
+from triptych.keda.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
 from triptych.serving import reloading
 from triptych.serving.credentials import Reloaded, TlsFiles
 from triptych.serving.sent_keys import check_confidential, read_key
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
+from triptych_coordinator import external_scaler
+from triptych_coordinator.external_scaler import ExternalScalerServicer
 from triptych_coordinator.fleet.connections import ServerNames, Wiring
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorSettings
@@ -29,11 +32,20 @@ async def load(settings: CoordinatorSettings) -> Loaded:
     stubs = wiring.stubs(settings.text_encoder, settings.denoiser, settings.vae_codec, names)
     checkpoint = settings.open_checkpoint()
     servicer = ImageGenerationServicer(checkpoint, stubs, settings)
-    service = Service(
-        "triptych.v1.ImageGenerationService",
-        partial(add_ImageGenerationServiceServicer_to_server, servicer),
-    )
-    return Loaded([service], checkpoint.name, servicer.close)
+    return Loaded(services_of(servicer), checkpoint.name, servicer.close)
+
+
+def services_of(servicer: ImageGenerationServicer) -> list[Service]:
+    """What a coordinator's server serves."""
+    scaler = ExternalScalerServicer(servicer.demands)
+    add_scaler = partial(add_ExternalScalerServicer_to_server, scaler)
+    return [
+        Service(
+            "triptych.v1.ImageGenerationService",
+            partial(add_ImageGenerationServiceServicer_to_server, servicer),
+        ),
+        Service(external_scaler.NAME, add_scaler, scaler.end_streams),
+    ]
 
 
 def _stage_tls(settings: CoordinatorSettings) -> Reloaded | None:

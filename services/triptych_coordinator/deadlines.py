@@ -1,7 +1,8 @@
-"""How much time a request has left."""
+"""How much time a request or a wait has left."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from triptych import errors
 
@@ -30,3 +31,11 @@ class Deadline:
         if left <= 0:
             raise errors.deadline_exceeded("the request's deadline passed")
         return min(left, at_most)
+
+
+async def within(seconds: float, awaitable: Awaitable[object]) -> None:
+    """Waits for it, but not longer than that."""
+    try:
+        await asyncio.wait_for(awaitable, seconds)
+    except TimeoutError:
+        return

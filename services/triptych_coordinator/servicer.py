@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_coordinator.admission import FairAdmission
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
+from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
 from triptych_coordinator.permissions import cache_scope, check_permitted
@@ -74,6 +75,11 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             ConditioningCache(limits.conditioning_cache_bytes, keeps_newest=False, name="prompts"),
             partial(serves, name=self._name, revision=self._revision),
         )
+
+    @property
+    def demands(self) -> dict[str, Demand]:
+        """What each stage has to do, by its name in metrics."""
+        return self._stages.demands
 
     async def close(self) -> None:
         """Ends the connections to the stages."""
@@ -182,22 +188,31 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         if self._settings.trace_prompts:
             prompts = {PROMPTS: parameters.prompts, NEGATIVE_PROMPTS: parameters.negative_prompts}
             tracing.note({name: list(texts) for name, texts in prompts.items()})
-        load, steps = load_of(parameters, models, limits), parameters.num_inference_steps
+        rows, steps = rows_of(parameters, limits), parameters.num_inference_steps
+        load = load_of(parameters, models, limits)
         pictures = load * steps / limits.default_num_inference_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
-        async with (
-            self._quotas.charged(
-                caller, pictures, self._admission.admit(client, load, steps, request.priority)
-            ),
-            aclosing(
-                generation_events(
-                    *(self._stages, models, self._sampling, self._latent_rgb, self._vocabulary),
-                    *(parameters, deadline, timings, scope),
-                )
-            ) as events,
-        ):
-            async for event in events:
-                yield event
+        turn = self._turn(rows, self._admission.admit(client, load, steps, request.priority))
+        with self._stages.request_comes():
+            async with (
+                self._quotas.charged(caller, pictures, turn),
+                aclosing(
+                    generation_events(
+                        *(self._stages, models, self._sampling, self._latent_rgb, self._vocabulary),
+                        *(parameters, deadline, timings, scope),
+                    )
+                ) as events,
+            ):
+                async for event in events:
+                    yield event
+
+    @asynccontextmanager
+    async def _turn(self, rows: int, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """A request's turn. While it waits for that, its rows are outstanding at the denoisers."""
+        async with AsyncExitStack() as stack:
+            with self._stages.denoisers.demand.outstanding(rows):
+                await stack.enter_async_context(turn)
+            yield
 
     async def _models(self, deadline: Deadline, fresh: bool = False) -> Models:
         """What the stages serve. If that does not fit together they are asked again: it may be old."""
@@ -213,14 +228,19 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         return models.limits(self._name, self._sampling, self._settings, previews)
 
 
+def rows_of(parameters: Parameters, limits: Limits) -> int:
+    """How many rows of the denoiser a step of a request is: samples times branches."""
+    guided = parameters.guided(limits.guidance)
+    others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
+    return len(parameters.seeds) * (1 + guided + others)
+
+
 def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
     """What a request puts on the denoiser at once, in pictures as the model makes them by default."""
     usual = models.image_tokens(limits.default_height, limits.default_width)
     tokens = models.image_tokens(parameters.height, parameters.width) / usual
-    guided = parameters.guided(limits.guidance)
-    others = len(parameters.composed_prompts()) + len(parameters.layer_guidances)
     usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
-    return len(parameters.seeds) * tokens * (1 + guided + others) / usual_branches
+    return rows_of(parameters, limits) * tokens / usual_branches
 
 
 def figures_of(parameters: Parameters, model: str) -> dict[str, str | int]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ import pytest
 
 from tests.coordinator.numpy_stages import MODEL, Denoiser, TextEncoder, VaeCodec, serve
 from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.serving.server import Server, Service
+from triptych.keda.externalscaler_pb2_grpc import ExternalScalerStub
+from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
-from triptych.v1.image_generation_pb2_grpc import (
-    ImageGenerationServiceStub,
-    add_ImageGenerationServiceServicer_to_server,
-)
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from triptych_coordinator.__main__ import services_of
 from triptych_coordinator.fleet.connections import Wiring
 from triptych_coordinator.fleet.discovery import LookUp, look_up
 from triptych_coordinator.servicer import ImageGenerationServicer
@@ -86,12 +84,12 @@ class House:
         await self.start_coordinator()
 
     async def start_coordinator(self) -> None:
-        add = partial(add_ImageGenerationServiceServicer_to_server, self.servicer)
         settings = ServerSettings(listen=self.address("coordinator"), drain_seconds=0, grace_seconds=0)
-        self.servers["coordinator"] = Server([Service("triptych.v1.ImageGenerationService", add)], settings)
+        self.servers["coordinator"] = Server(services_of(self.servicer), settings)
         await self.servers["coordinator"].start()
         self.channel = grpc.aio.insecure_channel(self.address("coordinator"))
         self.stub: Any = ImageGenerationServiceStub(self.channel)
+        self.scaler: Any = ExternalScalerStub(self.channel)
 
     async def stop(self) -> None:
         await self.channel.close()

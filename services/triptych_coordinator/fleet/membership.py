@@ -5,7 +5,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -15,7 +15,8 @@ from google.protobuf.message import Message
 from triptych import errors
 from triptych.errors import TriptychError
 from triptych.v1 import model_pb2
-from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.deadlines import Deadline, within
+from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.metrics import FleetMetrics
 from triptych_coordinator.fleet.replica import Description, Job, Replica, S, Source, StageTimes, trusted
 from triptych_coordinator.fleet.retries import (
@@ -71,6 +72,7 @@ class Fleet(Generic[S, D]):
             fits: whether a model is the one that is wanted.
         """
         self._stage = stage
+        self.demand = Demand()
         self._metrics = FleetMetrics(stage)
         self._source = source
         self._question = question
@@ -93,7 +95,7 @@ class Fleet(Generic[S, D]):
         self._checking: set[Replica[S]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
-        self._metrics.watch(self, self._replicas)
+        self._metrics.watch(self, self._replicas, self.demand)
 
     async def description(self, deadline: Deadline, fresh: bool = False) -> D:
         """What the stage serves: the model of most replicas that serve the wanted one.
@@ -106,7 +108,8 @@ class Fleet(Generic[S, D]):
         """
         await self._first_health_checks(deadline)
         if self._leading is None:
-            await self._next_available(Job(), {}, deadline)
+            with self.demand.expected():
+                await self._next_available(Job(), {}, deadline)
         elif fresh or time.monotonic() - self._described_at > FRESH_SECONDS:
             await self._refreshed()
         assert self._leading is not None  # someone is or was ready
@@ -213,7 +216,7 @@ class Fleet(Generic[S, D]):
             soonest = min((until - time.monotonic() for until in busy_until.values()), default=limit)
             pause = min(limit - waited, limit if told else SILENT_SECONDS, max(soonest, _SHORTEST_PAUSE))
             self._news.clear()
-            await _within(pause, self._news.wait())
+            await within(pause, self._news.wait())
         return replica
 
     def _chosen(self, job: Job[S], busy_until: Mapping[Replica[S], float]) -> Replica[S] | None:
@@ -276,9 +279,9 @@ class Fleet(Generic[S, D]):
         await self._first_look(deadline)
         if self._first_round is None:
             checked = asyncio.gather(*(one.checked.wait() for one in self._replicas.values()))
-            self._first_round = self._in_background(_within(self._health_check.timeout, checked))
+            self._first_round = self._in_background(within(self._health_check.timeout, checked))
         if not self._first_round.done():
-            await _within(deadline.timeout(self._health_check.timeout), asyncio.shield(self._first_round))
+            await within(deadline.timeout(self._health_check.timeout), asyncio.shield(self._first_round))
 
     def _distrust(self, replica: Replica[S], mistake: str) -> None:
         """Others are preferred to it for a while."""
@@ -375,19 +378,25 @@ class Fleet(Generic[S, D]):
             self._following = True
             self._in_background(self._keep_looking())
         if not self._looked_up.is_set():
-            await _within(deadline.timeout(self._health_check.timeout), self._looked_up.wait())
+            await within(deadline.timeout(self._health_check.timeout), self._looked_up.wait())
 
     async def _keep_looking(self) -> None:
+        """Looks often while nobody is ready: who was scaled to zero may come with a new address."""
+        found = True
         while True:
             try:
                 self._update(await self._source.look_up())
+                found = True
             except OSError as error:  # those that are known stay
-                log.warning("cannot look up the %s at %s: %s", self._stage, self._source.address, error)
+                if found:
+                    log.warning("cannot look up the %s at %s: %s", self._stage, self._source.address, error)
+                found = False
             self._looked_up.set()
             period = self._source.look_up_seconds
             if period is None:
                 return
-            await asyncio.sleep(period if self._replicas else min(period, _SOONEST_LOOK))
+            ready = any(one.ready for one in self._replicas.values())
+            await asyncio.sleep(period if ready else min(period, _SOONEST_LOOK))
 
     def _update(self, addresses: Sequence[str]) -> None:
         """Takes in who joined, and lets go who left once their calls have ended."""
@@ -406,11 +415,3 @@ class Fleet(Generic[S, D]):
         self._background.add(task)
         task.add_done_callback(partial(set.discard, self._background))
         return task
-
-
-async def _within(seconds: float, awaitable: Awaitable[object]) -> None:
-    """Waits for it, but not longer than that."""
-    try:
-        await asyncio.wait_for(awaitable, seconds)
-    except TimeoutError:
-        return

@@ -17,6 +17,7 @@ from triptych.telemetry.instruments import (
     STAGE,
     STATE,
 )
+from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.replica import Replica, StageTimes
 from triptych_coordinator.fleet.retries import Failure
 from triptych_coordinator.timings import current_timings
@@ -30,8 +31,8 @@ class FleetMetrics:
         self._stage = stage
         self.attributes = {STAGE: stage.lower().replace(" ", "_")}
 
-    def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]]) -> None:
-        """Counts the replicas, and the calls that they work on, for as long as the fleet lives."""
+    def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]], demand: Demand) -> None:
+        """Counts the replicas, and what they have to do, for as long as the fleet lives."""
 
         def of_state(ready: bool, _: object) -> int:
             return sum(one.ready is ready for one in list(replicas.values()))
@@ -41,6 +42,8 @@ class FleetMetrics:
         instruments.stage_calls_running.watch(
             fleet, lambda _: sum(one.calls for one in list(replicas.values())), self.attributes
         )
+
+        instruments.stage_rows_outstanding.watch(fleet, lambda _: demand.rows, self.attributes)
 
     def attempted(self, address: str, seconds: float, status: str) -> None:
         """The replica at an address answered, or failed, after so long: an attempt of the current span."""

@@ -176,9 +176,9 @@ class RequestDenoiser:
             self._latest = denoiser
             return predicted
 
+        rows = shape[0] * shape[1]
         job = Job(math.prod(shape), self.model.model.fingerprint, is_prepared)
-        rows = {"triptych.rows": shape[0] * shape[1]}
-        with span("denoiser", rows):
+        with span("denoiser", {"triptych.rows": rows}), self.fleet.demand.outstanding(rows):
             return await self.fleet.call(predict, job, self.deadline, attrgetter("times"))
 
     async def _predict_on(

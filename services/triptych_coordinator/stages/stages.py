@@ -1,12 +1,15 @@
 """The three stages that serve one checkpoint."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest as AskDenoiser
 from triptych.v1.text_encoder_pb2 import TextEncoderServiceGetModelRequest as AskTextEncoder
 from triptych.v1.vae_codec_pb2 import VaeCodecServiceGetModelRequest as AskVaeCodec
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
+from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.membership import Fits, Fleet
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.stages.conditioning import ConditioningCache
@@ -55,6 +58,24 @@ class Stages:
         """Ends the connections; running calls are cancelled."""
         fleets = self.text_encoders.fleet, self.denoisers, self.vae_codecs.fleet
         await asyncio.gather(*(fleet.close() for fleet in fleets))
+
+    @property
+    def demands(self) -> dict[str, Demand]:
+        """What each has to do, by the name that metrics have for it."""
+        return {
+            "text_encoder": self.text_encoders.fleet.demand,
+            "denoiser": self.denoisers.demand,
+            "vae_codec": self.vae_codecs.fleet.demand,
+        }
+
+    @contextmanager
+    def request_comes(self) -> Iterator[None]:
+        """Says for the duration of a request that it needs denoisers and VAE codecs, before it comes so far.
+
+        They may start while others wait for a text encoder. Of that nothing is said: prompts may be known.
+        """
+        with self.denoisers.demand.expected(), self.vae_codecs.fleet.demand.expected():
+            yield
 
     async def models(self, deadline: Deadline, fresh: bool = False) -> Models:
         """What the stages serve, as Fleet.description. A request keeps to these fingerprints.

@@ -91,7 +91,8 @@ class TextEncoders:
             await asyncio.to_thread(_check_conditionings, response, len(prompts), model)
             return response
 
-        with span("text encoder", {"triptych.prompts": len(prompts)}):
+        count = {"triptych.prompts": len(prompts)}
+        with span("text encoder", count), self.fleet.demand.outstanding(len(prompts)):
             response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
         encoded = {
             prompt: EncodedPrompt(conditioning, truncated, response.fingerprint, tuple(response.warnings))

@@ -73,8 +73,8 @@ class VaeCodecs:
         def read(response: DecodeResponse) -> NDArray[np.uint8]:
             return read_array(response.pixels, "pixels", ["uint8"], (len(latents), height, width, 3))
 
-        pixels = len(latents) * height * width
-        return await self._call(lambda stub: stub.Decode, request, read, pixels, models, deadline)
+        sizes = len(latents), height * width
+        return await self._call(lambda stub: stub.Decode, request, read, sizes, models, deadline)
 
     async def encode(self, pixels: Picture, models: Models, deadline: Deadline) -> tuple[Latents, Latents]:
         """Mean and standard deviation, [1, C, h, w] each, of a picture's latents.
@@ -89,24 +89,29 @@ class VaeCodecs:
             mean = read_array(response.mean, "mean", ["float32"], shape)
             return mean, read_array(response.std, "std", ["float32"], shape)
 
-        return await self._call(lambda stub: stub.Encode, request, read, pixels.size // 3, models, deadline)
+        sizes = 1, pixels.size // 3
+        return await self._call(lambda stub: stub.Encode, request, read, sizes, models, deadline)
 
     async def _call(
         self,
         method: Callable[[VaeCodecServiceAsyncStub], Method[Any, Response]],
         request: Any,
         read: Callable[[Response], R],
-        pixels: int,
+        sizes: tuple[int, int],
         models: Models,
         deadline: Deadline,
     ) -> R:
-        """What `read` makes of the answer; it raises TriptychError for nonsense."""
-        fingerprint = models.vae_codec.model.fingerprint
+        """What `read` makes of the answer; it raises TriptychError for nonsense.
+
+        `sizes` are the pictures of the request, and the pixels of each.
+        """
+        fingerprint, (pictures, pixels) = models.vae_codec.model.fingerprint, sizes
 
         async def call(replica: Replica[VaeCodecServiceAsyncStub], seconds: float) -> tuple[R, StageTimes]:
             response = await attempt(method(replica.stub), request, seconds)
             check_fingerprint(response.fingerprint, fingerprint)
             return read(response), StageTimes(0.0, response.compute_milliseconds / 1000)
 
-        with span("VAE codec", {"triptych.pixels": pixels}):
-            return (await self.fleet.call(call, Job(pixels, fingerprint), deadline, itemgetter(1)))[0]
+        work = pictures * pixels
+        with span("VAE codec", {"triptych.pixels": work}), self.fleet.demand.outstanding(pictures):
+            return (await self.fleet.call(call, Job(work, fingerprint), deadline, itemgetter(1)))[0]

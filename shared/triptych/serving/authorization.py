@@ -27,6 +27,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _ALL: Final = frozenset[Role](ROLES)
 CLIENT: Final = frozenset[Role](["client"])
 _COORDINATOR: Final = frozenset[Role](["coordinator"])
+_OPERATOR: Final = frozenset[Role](["operator"])
 _WATCHERS: Final = frozenset[Role](["client", "operator"])
 _STAGE_WATCHERS: Final = frozenset[Role](["coordinator", "operator"])
 
@@ -45,6 +46,10 @@ RPCS: Final[Mapping[str, frozenset[Role]]] = {
     "/triptych.v1.VaeCodecService/Encode": _COORDINATOR,
     "/triptych.v1.VaeCodecService/GetModel": _STAGE_WATCHERS,
     "/triptych.v1.SharedMemoryService/HoldRegion": _COORDINATOR,
+    "/externalscaler.ExternalScaler/IsActive": _OPERATOR,
+    "/externalscaler.ExternalScaler/StreamIsActive": _OPERATOR,
+    "/externalscaler.ExternalScaler/GetMetricSpec": _OPERATOR,
+    "/externalscaler.ExternalScaler/GetMetrics": _OPERATOR,
     f"{HEALTH}Check": _ALL,
     f"{HEALTH}Watch": _ALL,
     f"{HEALTH}List": _ALL,

@@ -59,15 +59,21 @@ async def _nothing() -> None:
     """Closes nothing."""
 
 
+def _no_streams() -> None:
+    """Ends nothing."""
+
+
 @dataclass(frozen=True)
 class Service:
     """A gRPC service: its full name, and what adds its servicer to a server.
 
     E.g. "triptych.v1.DenoiserService" and partial(add_DenoiserServiceServicer_to_server, servicer).
+    end_streams: ends calls that would last for ever, when the server has drained.
     """
 
     name: str
     add: Callable[[grpc.aio.Server], None]
+    end_streams: Callable[[], None] = _no_streams
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ class Server:
             services = [*services, Service(SHARED_MEMORY, add)]
             interceptors.append(SharedMemoryInterceptor(shared_memory))
         self._names = [service.name for service in services]
+        self._end_streams = [service.end_streams for service in services]
         self._health = Health()
         self._server = grpc.aio.server(
             interceptors=interceptors,
@@ -175,6 +182,8 @@ class Server:
         """Says NOT_SERVING, serves on for drain_seconds, then lets running calls end within grace_seconds."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_seconds)
+        for end_streams in self._end_streams:
+            end_streams()
         if self._shared_memory is not None:
             self._shared_memory.close()
         await self._server.stop(self._settings.grace_seconds)

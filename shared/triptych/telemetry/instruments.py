@@ -136,6 +136,11 @@ replicas = _sum("triptych.stage.replicas", "{replica}", "Replicas that are known
 stage_calls_running = _sum(
     "triptych.stage.calls.running", "{call}", "Calls of a stage's work that are not answered yet."
 )
+stage_rows_outstanding = _sum(
+    "triptych.stage.rows.outstanding",
+    "{row}",
+    "Rows, prompts or pictures that a stage has not answered, or that wait for a replica or a turn.",
+)
 
 # The stages.
 batch_rows = _histogram("triptych.batch.rows", "{row}", "Rows of a forward pass.", _ROWS)

@@ -30,6 +30,7 @@ from tests.shared.serving.credentials import (
     write_keys,
 )
 from triptych.errors import StartError
+from triptych.keda import externalscaler_pb2
 from triptych.serving.authorization import RPCS
 from triptych.serving.callers import ROLES, Role, current_caller
 from triptych.serving.keys import new_key
@@ -42,9 +43,10 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def own_services() -> list[ServiceDescriptor]:
-    """Every service in triptych/v1."""
+    """Every service in triptych/v1, and the one that KEDA calls."""
     names = [info.name for info in pkgutil.iter_modules(triptych.v1.__path__) if info.name.endswith("_pb2")]
     files = [importlib.import_module(f"triptych.v1.{name}").DESCRIPTOR for name in names]
+    files.append(externalscaler_pb2.DESCRIPTOR)
     return [service for file in files for service in file.services_by_name.values()]
 
 

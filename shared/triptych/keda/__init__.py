@@ -1,0 +1,1 @@
+"""The interface of KEDA's external scalers, generated from protos/triptych/keda."""
