@@ -14,7 +14,7 @@ def qwen_image_vae(**config: Any) -> Any:
     defaults = {
         "base_dim": 8,
         "z_dim": LATENT_CHANNELS,
-        "dim_mult": (1, 2, 2, 2),
+        "dim_mult": [1, 2, 2, 2],
         "num_res_blocks": 1,
         "latents_mean": [0.1 * channel - 0.2 for channel in range(LATENT_CHANNELS)],
         "latents_std": [1 + 0.2 * channel for channel in range(LATENT_CHANNELS)],

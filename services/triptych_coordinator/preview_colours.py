@@ -45,12 +45,13 @@ def _numbers(value: Any) -> NDArray[np.float32]:
 
 
 def _well_known(checkpoint: Checkpoint) -> LatentRgb | None:
-    """That of the family whose VAE has the same scale and shift."""
+    """That of the family whose VAE has the same scale and shift, or mean and deviations."""
     config: Mapping[str, Any] = checkpoint.config("vae") if checkpoint.has("vae") else {}
-    scales = config.get("scaling_factor", 0.0), config.get("shift_factor", 0.0)
+    said = {"scaling_factor": 0.0, "shift_factor": 0.0, **config}
+    channels = config.get("latent_channels", config.get("z_dim"))
     for latents in (family.latents for family in FAMILIES if family.latents):
-        known = (latents.scaling_factor, latents.shift_factor) == scales
-        if known and config.get("latent_channels") == len(latents.rgb_factors):
+        known = all(said.get(name) == value for name, value in latents.vae_config.items())
+        if known and channels == len(latents.rgb_factors):
             factors, bias = (np.array(rgb, np.float32) for rgb in (latents.rgb_factors, latents.rgb_bias))
             return LatentRgb(factors, bias)
     return None

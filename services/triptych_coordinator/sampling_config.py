@@ -38,7 +38,9 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint.own_defaults)
-    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), family.mu)
+    known = distilled is not None or steps is not None
+    mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
+    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
     return Sampling(**vars(defaults), schedule=schedule)
 
 

@@ -10,6 +10,7 @@ from triptych_coordinator.sampling.sigmas import (
     TRAIN_TIMESTEPS,
     DynamicShift,
     EmpiricalShift,
+    FixedMu,
     FlowSchedule,
     Grid,
     Shift,
@@ -26,9 +27,9 @@ _UNSUPPORTED = (
 
 
 def flow_schedule(
-    config: Mapping[str, Any], grid: Grid = Grid.TRAINING, mu: MuName = "by tokens"
+    config: Mapping[str, Any], grid: Grid = Grid.TRAINING, mu: MuName | float = "by tokens"
 ) -> FlowSchedule:
-    """Reads a diffusers scheduler_config.json. `mu` is how its pipeline makes that of a dynamic shift.
+    """Reads a diffusers scheduler_config.json. `mu` is that of a dynamic shift, or how its pipeline makes it.
 
     Raises:
         StartError: the scheduler is another one, or has options that are not built.
@@ -74,8 +75,10 @@ def _time_shift_type(config: Mapping[str, Any]) -> str:
     return str(kind)
 
 
-def _shift(config: Mapping[str, Any], mu: MuName) -> Shift:
+def _shift(config: Mapping[str, Any], mu: MuName | float) -> Shift:
     if config.get("use_dynamic_shifting"):
+        if isinstance(mu, float):
+            return FixedMu(mu, _time_shift_type(config))
         return _dynamic_shift(config) if mu == "by tokens" else EmpiricalShift(_time_shift_type(config))
     shift = _number(config, "shift", 1.0)
     if shift <= 0:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from triptych.caches import Cache
+from triptych.compute.lora_changes import Loras
 from triptych_denoiser.models.transformer import ALL_ROWS, Others
 from triptych_denoiser.row import Row
 
@@ -47,10 +48,14 @@ def key_of(row: Row) -> Key:
     They are named, not held: what their own caches forgot must not live on here.
     """
     latents = hashlib.sha256(row.latents.numpy().tobytes()).digest()
-    loras = tuple((weakref.ref(lora), weight) for lora, weight in row.loras)
     attended = tuple(weakref.ref(each) for each in (row.conditioning, *row.references))
     layers = row.skipped_layers, row.perturbed_layers
-    return (latents, row.sigma, attended, row.guidance, row.shape, layers, loras)
+    return (latents, row.sigma, attended, row.guidance, row.shape, layers, named(row.loras))
+
+
+def named(loras: Loras) -> Key:
+    """LoRAs with their weights, as a part of a key."""
+    return tuple((weakref.ref(lora), weight) for lora, weight in loras)
 
 
 class FirstBlockReuse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from triptych.caches import Cache
 from triptych.compute.kernels import kernels_are_fixed
 from triptych.compute.lora_changes import added
 from triptych.compute.thread import turn
 from triptych_denoiser.conditioning import Conditioning, Reference
-from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of
+from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of, named
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
 from triptych_denoiser.row import Row
@@ -31,6 +33,10 @@ _GPU_TILES = (1024, 2048, 4096, 8192)
 _PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
 
 
+StaticTexts = Cache[Key, Tensor]
+"""What a model made of texts alone, by conditioning, skipped layers and LoRAs."""
+
+
 class Velocities(NamedTuple):
     """What rows give: float32 [channels, height, width] each on the CPU, and whose features were reused."""
 
@@ -42,7 +48,8 @@ class Velocities(NamedTuple):
 class Predictor:
     """A transformer that computes up to `max_rows` rows in one forward pass, of several shapes if `mixes`.
 
-    `device` and `dtype` are those that the model computes on and in; `features` are remembered.
+    `device` and `dtype` are those that the model computes on and in; `features` are remembered, and `texts`:
+    what the part of a model that sees text alone made of it.
     """
 
     model: Transformer
@@ -50,6 +57,7 @@ class Predictor:
     dtype: torch.dtype
     max_rows: int
     features: FeatureCache = field(default_factory=lambda: FeatureCache(1))
+    texts: StaticTexts = field(default_factory=lambda: StaticTexts(0, keeps_newest=False))
     mixes: bool = True
 
     def group(self, row: Row) -> tuple[object, ...]:
@@ -107,8 +115,8 @@ class Predictor:
             by_shape.setdefault(row.shape, []).append(index)
         order = [index for alike in by_shape.values() for index in alike]
         ordered = [rows[index] for index in order]
-        groups = [self._group([rows[index] for index in alike]) for alike in by_shape.values()]
         with added(self.model, rows[0].loras):
+            groups = [self._group([rows[index] for index in alike]) for alike in by_shape.values()]
             sigma = self._float32([row.sigma for row in ordered])
             predicted = self.model.mixed(groups, sigma, reuse=reuse, **self._others(ordered))
         velocities = [velocity for group in predicted for velocity in group.float().cpu()]
@@ -119,10 +127,21 @@ class Predictor:
         references = zip(*(row.references for row in rows), strict=True)
         return RowGroup(
             torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
-            torch.stack([row.conditioning.sequence for row in rows]),
+            torch.stack([self._text(row) for row in rows]),
             rows[0].conditioning.trailing_repeats,
             [torch.stack([each.latents for each in those]) for those in references],
         )
+
+    def _text(self, row: Row) -> Tensor:
+        """What the row's pass is given of its text, [tokens, ...]. The LoRAs of the pass are added."""
+        if not self.model.has_static_text:
+            return row.conditioning.sequence
+        key = (weakref.ref(row.conditioning), row.skipped_layers, named(row.loras))
+        text = self.texts.get(key)
+        if text is None:
+            text = self.model.static_text(row.conditioning.sequence, row.skipped_layers)
+            self.texts.put(key, text)
+        return text
 
     def _others(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Which layers are weakened, and the inputs that not every family takes."""
@@ -159,7 +178,8 @@ def create_predictor(
     """
     features = FeatureCache(options.feature_cache_mb << 20, name="features")
     rows = options.max_batch_rows
-    together = Predictor(model, device, dtype, rows, features, mixes=not options.compile)
+    texts = StaticTexts(options.static_text_cache_mb << 20, keeps_newest=False, name="static texts")
+    together = Predictor(model, device, dtype, rows, features, texts, mixes=not options.compile)
     if options.determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", rows)
         return together
@@ -173,7 +193,7 @@ def create_predictor(
         remember(verdict_file, verdict)
     if verdict == "one at a time":
         log.info("rows run one at a time: in company, their last bits would depend on it (%s)", when)
-        return Predictor(model, device, dtype, 1, features)
+        return Predictor(model, device, dtype, 1, features, texts)
     together.mixes = verdict == "of any sizes"
     log.info(
         "up to %d rows %s share a pass%s: %s, they have the same bits as alone",

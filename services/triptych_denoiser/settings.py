@@ -51,6 +51,12 @@ class DenoiserOptions(LoraOptions, CompileOptions):
         gt=0,
         description="Memory for the features of requests that reuse them between steps, in MB (2^20 bytes).",
     )
+    static_text_cache_mb: int = Field(
+        default=256,
+        ge=0,
+        description="Memory for what a part of the model that sees text alone made of it (Krea 2's text "
+        "fusion), in MB (2^20 bytes). 0: computed anew in every pass, to the same bits.",
+    )
 
 
 class DenoiserSettings(DenoiserOptions, SharedMemoryOptions, QuantizedStageSettings):

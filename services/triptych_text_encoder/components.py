@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from triptych.checkpoints.text_encoder_names import text_config
 from triptych.compute.quantization import Exceptions, torchao_quietly
 from triptych.errors import CheckpointError
 
@@ -30,13 +31,16 @@ _EXCEPTIONS = {
     "T5EncoderModel": Exceptions(weights_only=("wo",)),
     "Qwen3Model": Exceptions(weights_only=("down_proj",)),
     "Qwen3ForCausalLM": Exceptions(weights_only=("down_proj",)),
+    "Qwen3VLModel": Exceptions(weights_only=("down_proj",)),
+    "Qwen3VLForConditionalGeneration": Exceptions(weights_only=("down_proj",)),
 }
 #: What a checkpoint's names may begin with although transformers' do not, and the other way round.
-_PREFIXES = ("text_model.", "model.")
-#: What files have besides: tables that are computed here, CLIP's other half, heads for words, T5's decoder.
+_PREFIXES = ("text_model.", "model.", "language_model.", "model.language_model.")
+#: What files have besides: tables that are computed here, CLIP's other half, heads for words, T5's decoder,
+#: eyes.
 _UNUSED = re.compile(
     r"(?:^|\.)(?:position_ids|inv_freq|logit_scale|text_projection\.weight|visual_projection\.weight"
-    r"|lm_head\.weight|spiece_model)$|^(?:vision_model|decoder)\."
+    r"|lm_head\.weight|spiece_model)$|^(?:vision_model|decoder|(?:model\.)?visual)\."
 )
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -50,11 +54,11 @@ def load_text_model(
     quantizer: Quantizer | None = None,
     layers: int | None = None,
 ) -> Any:
-    """Load a CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel or Qwen3Model, ready for inference.
+    """Load a text encoder of CLIP, T5, Qwen3 or Qwen3-VL, ready for inference.
 
-    Weights go to the device one by one, linears quantized on the way. Names with and without the
-    `text_model.` or `model.` prefix are accepted, T5's embedding under any of its names; T5's `wo` is
-    float32 when dtype is float16. Of a Qwen3's layers, those behind the first `layers` are left out.
+    Weights go to the device one by one, linears quantized on the way. Names with and without the prefixes of
+    _PREFIXES are accepted, T5's embedding under any of its names; T5's `wo` is float32 when dtype is float16.
+    Of a Qwen's layers, those behind the first `layers` are left out; of a Qwen3-VL, its eyes are.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -99,7 +103,7 @@ def _without_memory(
     """The model with its weights on "meta"; buffers that no checkpoint has are real, on the device."""
     import torch
 
-    class_name, config = checkpoint.class_name(component), checkpoint.config(component)
+    class_name, config = checkpoint.class_name(component), text_config(checkpoint.config(component))
     if class_name in _CLIP_CLASSES:
         from triptych_text_encoder.clip import ClipConfig, ClipTextModel
 
@@ -207,8 +211,15 @@ def _transformers_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, 
             from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
             return Qwen3Model, Qwen3Config
+        case "Qwen3VLModel" | "Qwen3VLForConditionalGeneration":
+            from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+            from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+
+            return Qwen3VLTextModel, Qwen3VLTextConfig
         case other:
-            supported = "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel and Qwen3Model"
+            supported = (
+                "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, Qwen3Model and Qwen3VLModel"
+            )
             raise _unsupported(checkpoint, component, other, supported)
 
 

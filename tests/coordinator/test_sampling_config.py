@@ -9,7 +9,7 @@ from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families.family import GuidanceInput
-from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FlowSchedule, Grid
+from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FixedMu, FlowSchedule, Grid
 from triptych_coordinator.sampling_config import sampling_of
 
 
@@ -26,6 +26,7 @@ def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline"
         ("FluxPipeline", True, GuidanceInput.EMBEDDED, 28, 3.5, Grid.EVEN),
         ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
         ("Flux2KleinPipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
+        ("Krea2Pipeline", False, GuidanceInput.BRANCHES, 28, 5.5, Grid.EVEN),
         ("ZImagePipeline", False, GuidanceInput.BRANCHES, 50, 6.0, Grid.EVEN_BY_TORCH),
     ],
 )
@@ -58,9 +59,20 @@ def test_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
     [("PixArtSigmaPipeline", False), ("ZImagePipeline", True), ("Flux2KleinPipeline", True)],
 )
 def test_another_pipeline_is_refused(pipeline: str, embeds: bool, tmp_path: Path) -> None:
-    says = "supported are StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, ZImagePipeline"
+    says = "supported are StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, Krea2Pipeline, Z"
     with pytest.raises(StartError, match=f"is a {pipeline}; {says}"):
         sampling_of(write_checkpoint(tmp_path, pipeline, embeds))
+
+
+@pytest.mark.parametrize(
+    ("name", "shift"), [("krea2-turbo", FixedMu(1.15)), ("mine", DynamicShift(max_image_seq_len=6400))]
+)
+def test_krea2_turbos_mu_is_the_same_for_every_picture(
+    name: str, shift: DynamicShift | FixedMu, tmp_path: Path
+) -> None:
+    config = {"use_dynamic_shifting": True, "max_image_seq_len": 6400}
+    schedule = sampling_of(write_checkpoint(tmp_path / name, "Krea2Pipeline", **config)).schedule
+    assert schedule == FlowSchedule(shift, None, Grid.EVEN)
 
 
 def test_flux2s_shift_follows_tokens_and_steps(tmp_path: Path) -> None:
@@ -130,6 +142,7 @@ def test_a_model_without_guidance_has_no_default_for_it(tmp_path: Path) -> None:
         ("stable-diffusion-3.5-large-turbo", "StableDiffusion3Pipeline", 4),
         ("flux-2-klein-4b-fp8", "Flux2KleinPipeline", 4),
         ("FLUX.2-klein-9B", "Flux2KleinPipeline", 4),
+        ("krea2_turbo_fp8_scaled", "Krea2Pipeline", 8),
         ("Z-Image-Turbo", "ZImagePipeline", 8),
     ],
 )

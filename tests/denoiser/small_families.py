@@ -73,6 +73,21 @@ Z_IMAGE: Config = {
     "axes_lens": [100, 32, 32],
 }
 """For texts of up to 96 tokens."""
+KREA2: Config = {
+    "_class_name": "Krea2Transformer2DModel",
+    "in_channels": 4 * CHANNELS,
+    "num_layers": 3,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "text_hidden_dim": 16,
+    "num_text_layers": 2,
+    "text_num_attention_heads": 2,
+    "text_num_key_value_heads": 2,
+    "text_intermediate_size": 64,
+    "axes_dims_rope": (4, 2, 2),
+}
 
 
 def random_transformer(config: Config, dtype: torch.dtype = torch.float32) -> Transformer:
@@ -95,6 +110,11 @@ def write_flux_fill(folder: Path) -> Path:
 def write_flux2(folder: Path) -> Path:
     """FLUX.2 klein's kind of transformer."""
     return _write(folder, FLUX2)
+
+
+def write_krea2(folder: Path) -> Path:
+    """Krea 2's kind of transformer."""
+    return _write(folder, {**KREA2, "num_layers": 1})
 
 
 def write_z_image(folder: Path) -> Path:

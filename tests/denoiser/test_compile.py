@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.compiling import graphs, trace_alone
-from tests.denoiser.small_families import write_flux, write_flux2, write_z_image
+from tests.denoiser.small_families import write_flux, write_flux2, write_krea2, write_z_image
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.compilation import compile_modules
 from triptych.errors import StartError
@@ -29,13 +29,15 @@ PASSES = ((1, 12, 9), (2, 10, 40), (3, 16, 5), (5, 6, 33))
 """Rows, latent height and tokens of passes that the warm-up has not seen."""
 
 
-@pytest.fixture(params=["SD3", "FLUX", "FLUX.2", "Z-Image"])
+@pytest.fixture(params=["SD3", "FLUX", "FLUX.2", "Krea 2", "Z-Image"])
 def folder(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A small checkpoint of each family."""
     if request.param == "SD3":
         return tiny_checkpoint
     if request.param == "FLUX.2":
         return write_flux2(tmp_path)
+    if request.param == "Krea 2":
+        return write_krea2(tmp_path)
     return write_z_image(tmp_path) if request.param == "Z-Image" else write_flux(tmp_path, guidance=True)
 
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.serving import Prompt, random_latents, request, serving
-from tests.denoiser.small_families import CHANNELS, POOLED, WIDTH, write_flux, write_flux2, write_z_image
+from tests.denoiser.small_families import (
+    CHANNELS,
+    POOLED,
+    WIDTH,
+    write_flux,
+    write_flux2,
+    write_krea2,
+    write_z_image,
+)
 from tests.serving import refused
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest
@@ -20,6 +28,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "FLUX with guidance": lambda folder: write_flux(folder, guidance=True),
     "FLUX without": lambda folder: write_flux(folder, guidance=False),
     "FLUX.2": write_flux2,
+    "Krea 2": write_krea2,
     "Z-Image": write_z_image,
 }
 CAT = Prompt(torch.randn(7, WIDTH), torch.randn(POOLED))
@@ -41,6 +50,7 @@ def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
         ("FLUX with guidance", POOLED, True, (2, 512, 128)),
         ("FLUX without", POOLED, False, (2, 512, 128)),
         ("FLUX.2", 0, False, (1, 256, 64)),
+        ("Krea 2", 0, False, (2, 512, 128)),
         ("Z-Image", 0, False, (2, 64, 128)),
     ],
 )

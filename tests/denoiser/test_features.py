@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.small_families import FLUX, FLUX2, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import FLUX, FLUX2, KREA2, SD3, Z_IMAGE, Config, random_transformer
 from triptych.caches import entry_bytes
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
@@ -23,6 +23,7 @@ FAMILIES: dict[str, Config] = {
     "SD3": {**SD3, "pos_embed_max_size": 8},
     "FLUX": {**FLUX, "num_single_layers": LAYERS - 2},
     "FLUX.2": FLUX2,
+    "Krea 2": KREA2,
     "Z-Image": Z_IMAGE,
 }
 

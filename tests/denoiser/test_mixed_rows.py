@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request
-from tests.denoiser.small_families import FILL, FLUX, FLUX2, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import FILL, FLUX, FLUX2, KREA2, SD3, Z_IMAGE, Config, random_transformer
 from triptych.tensors import message_to_torch
 from triptych_denoiser.conditioning import Conditioning, Reference
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
@@ -27,6 +27,7 @@ FAMILIES: dict[str, Config] = {
     "FLUX with guidance": FLUX,
     "FLUX.1 Fill": FILL,
     "FLUX.2": FLUX2,
+    "Krea 2": KREA2,
     "Z-Image": Z_IMAGE,
 }
 Shape = tuple[int, int, int, int]

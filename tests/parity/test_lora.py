@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.parity import test_flux2_transformer as flux2_tests
 from tests.parity import test_flux_transformer as flux_tests
+from tests.parity import test_krea2_transformer as krea2_tests
 from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
@@ -22,6 +23,7 @@ from triptych.compute.lora_files import Modules, read_lora_file
 from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.flux2 import Flux2Transformer
+from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
@@ -111,6 +113,17 @@ def flux2_case() -> Case:
     )
 
 
+def krea2_case() -> Case:
+    config = krea2_tests.SMALL
+    return Case(
+        Krea2Transformer,
+        krea2_tests.reference(config),
+        reference_library.Krea2Pipeline,
+        krea2_tests.inputs(config, 2, 4, 6),
+        krea2_tests.expected_velocity,
+    )
+
+
 def z_image_case() -> Case:
     config = z_image_tests.SMALL
     return Case(
@@ -122,7 +135,13 @@ def z_image_case() -> Case:
     )
 
 
-CASES = {"SD3": sd3_case, "FLUX": flux_case, "FLUX.2": flux2_case, "Z-Image": z_image_case}
+CASES = {
+    "SD3": sd3_case,
+    "FLUX": flux_case,
+    "FLUX.2": flux2_case,
+    "Krea 2": krea2_case,
+    "Z-Image": z_image_case,
+}
 
 
 @pytest.fixture(params=CASES)
@@ -280,6 +299,36 @@ def test_the_authors_flux2_layout_gives_what_diffusers_gives(tmp_path: Path) -> 
     lora = {
         f"diffusion_model.{name}.lora_{part}.weight": 0.3 * torch.randn(shape, generator=generator)
         for name, (rows, columns) in (FLUX2_BLOCKS | modulations).items()
+        for part, shape in (("A", (RANK, columns)), ("B", (rows, RANK)))
+    }
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.3, case.with_lora(lora, 0.3))
+
+
+KREA2_MODULES: dict[str, tuple[int, int]] = {
+    **{f"blocks.1.attn.{module}": (32, 32) for module in ("wq", "wo", "gate")},
+    **{f"blocks.0.attn.{module}": (16, 32) for module in ("wk", "wv")},
+    **{f"blocks.1.mlp.{module}": (48, 32) for module in ("gate", "up")},
+    "blocks.1.mlp.down": (32, 48),
+    "txtfusion.layerwise_blocks.1.attn.wq": (24, 24),
+    "txtfusion.refiner_blocks.0.mlp.gate": (40, 24),
+    "txtfusion.projector": (1, 3),
+    "first": (32, 16),
+    "last.linear": (16, 32),
+    "tmlp.0": (32, 256),
+    "tmlp.2": (32, 32),
+    "tproj.1": (6 * 32, 32),
+    "txtmlp.1": (32, 24),
+    "txtmlp.3": (32, 32),
+}
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model."])
+def test_the_authors_krea2_layout_gives_what_diffusers_gives(prefix: str, tmp_path: Path) -> None:
+    case, generator = krea2_case(), torch.Generator().manual_seed(1)
+    lora = {
+        f"{prefix}{name}.lora_{part}.weight": 0.3 * torch.randn(shape, generator=generator)
+        for name, (rows, columns) in KREA2_MODULES.items()
         for part, shape in (("A", (RANK, columns)), ("B", (rows, RANK)))
     }
 

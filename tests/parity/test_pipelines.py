@@ -16,6 +16,7 @@ from PIL import Image
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
+from tests.tiny_krea2 import krea2_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
@@ -179,6 +180,31 @@ async def test_flux2_klein_distilled(tmp_path: Path) -> None:
         tmp_path,
         {"num_inference_steps": 4},
         {},  # the defaults: 4 steps, and there is no guidance
+        height=80,
+        width=112,
+    )
+
+
+@SIZES
+async def test_krea2_raw(height: int, width: int, tmp_path: Path) -> None:
+    negative = ["mud", ""]
+    await assert_same_pictures(
+        krea2_pipeline(),
+        tmp_path,
+        {"negative_prompt": negative, "guidance_scale": 3.0},
+        {"negative_prompt": negative, "guidance_scale": 4.0},  # c + 3 (c - u) = u + 4 (c - u)
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_krea2_turbo(tmp_path: Path) -> None:
+    await assert_same_pictures(
+        krea2_pipeline(is_distilled=True, num_key_value_heads=4),
+        tmp_path,
+        {"num_inference_steps": 8, "guidance_scale": 0.0},
+        {},  # the defaults: 8 steps, and no guidance
         height=80,
         width=112,
     )

@@ -12,6 +12,8 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
@@ -102,6 +104,38 @@ def qwen_model(hidden_size: int, layers: int = 3, head: bool = False) -> Any:
             )
         )
     )
+
+
+def qwen3_vl_model(hidden_size: int, layers: int = 3, head: bool = False) -> Any:
+    """A Qwen3-VL with its eyes, with a head for words or without."""
+    vocabulary = len(qwen_tokenizer())
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": hidden_size,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        **{mark: vocabulary - 1 - index for index, mark in enumerate(marks)},
+    )
+    return _with_random_weights((Qwen3VLForConditionalGeneration if head else Qwen3VLModel)(config))
 
 
 def t5_model(d_model: int) -> Any:

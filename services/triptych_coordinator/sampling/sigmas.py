@@ -66,7 +66,19 @@ class EmpiricalShift:
         return slope * num_inference_steps + (for_200_steps - 200.0 * slope)
 
 
-Shift: TypeAlias = float | DynamicShift | EmpiricalShift
+@dataclass(frozen=True)
+class FixedMu:
+    """A shift that is the same for every picture, as a mu: e^mu, or mu if linear."""
+
+    mu: float
+    time_shift_type: str = "exponential"
+
+    def shift(self, image_tokens: int, num_inference_steps: int) -> float:
+        """The shift of any picture."""
+        return math.exp(self.mu) if self.time_shift_type == "exponential" else self.mu
+
+
+Shift: TypeAlias = float | DynamicShift | EmpiricalShift | FixedMu
 """s, or what gives it for a picture's tokens and a number of steps."""
 
 

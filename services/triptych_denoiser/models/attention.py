@@ -33,7 +33,10 @@ _TRIED_SHAPE = (1, 2, 16, 64)
 
 
 class Attention(nn.Module):
-    """softmax(q kᵀ / √head_dim + bias) v, by the backend that `use_backend` set."""
+    """softmax(q kᵀ / √head_dim + bias) v, by the backend that `use_backend` set.
+
+    Keys and values may have fewer heads than queries: each serves as many neighbouring ones.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,6 +52,10 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         if self.backend == "flash-attn" and bias is None:
             return flash_attention(q, k, v)
+        if (
+            k.shape[1] != q.shape[1]
+        ):  # torch's kernels that know of it are not those that are fast with a bias
+            k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
         if self.backend == "math":
             with sdpa_kernel(SDPBackend.MATH):
                 attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

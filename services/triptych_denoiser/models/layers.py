@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,24 @@ class RMSNorm(ChangedModule, nn.Module):
         for change, times in self.changes:
             normed = normed if change.bias is None else normed + times * change.bias
         return normed
+
+
+class ZeroCentredRMSNorm(RMSNorm):
+    """x / rms(x) times (1 + weight), all in float32, in which the weight stays whatever the model's dtype."""
+
+    def __init__(self, dim: int, eps: float = EPS) -> None:
+        super().__init__(dim, eps)
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] to the same, in its dtype."""
+        weight = self.weight + 1.0
+        for change, times in self.changes:
+            weight = weight + times * change.delta(self.weight[:, None])[:, 0]
+        normed = F.rms_norm(x.float(), x.shape[-1:], weight, self.eps)
+        for change, times in self.changes:
+            normed = normed if change.bias is None else normed + times * change.bias
+        return normed.to(x.dtype)
 
 
 class Linear(ChangedModule, nn.Linear):
@@ -83,17 +101,31 @@ def tile_products(modules: Collection[nn.Module], token_tiles: Sequence[int]) ->
             module.tiles = found[kind]
 
 
-class TwoLayers(nn.Module):
-    """Linear, SiLU, linear: the embedders of time, guidance and pooled text."""
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    return F.gelu(x, approximate="tanh")
 
-    def __init__(self, dim_in: int, hidden: int, dim_out: int, *, bias: bool = True) -> None:
+
+class TwoLayers(nn.Module):
+    """Linear, SiLU or another activation, linear: the embedders of time, guidance and pooled text."""
+
+    def __init__(
+        self,
+        dim_in: int,
+        hidden: int,
+        dim_out: int,
+        *,
+        bias: bool = True,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.linear_1 = Linear(dim_in, hidden, bias=bias)
         self.linear_2 = Linear(hidden, dim_out, bias=bias)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[rows, dim_in] to [rows, dim_out]."""
-        return self.linear_2(F.silu(self.linear_1(rows)))  # type: ignore[no-any-return]
+        return self.linear_2(self.activation(self.linear_1(rows)))  # type: ignore[no-any-return]
 
 
 class Modulation(nn.Module):
@@ -129,7 +161,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, tokens, width] to the same."""
-        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.linear_2(gelu_tanh(self.linear_1(x)))  # type: ignore[no-any-return]
 
 
 class AttentionProjections(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.compute.loading import check_names, copy_weight, fill, storage_of
 from triptych.compute.lora_changes import ChangedModule, Place
 from triptych.compute.quantization import Quantizer
+from triptych_denoiser.models.layers import ZeroCentredRMSNorm
 from triptych_denoiser.models.transformer import Transformer
 
 
@@ -31,11 +32,20 @@ def build(
     """
     with torch.device("meta"):
         model = family.from_config(config)
-    model = model.to(dtype).requires_grad_(False).eval()
+    model = in_dtype(model, dtype).requires_grad_(False).eval()
     targets = model.checkpoint_keys()
     check_names(targets, tensors)
     finish = None if quantizer is None else partial(quantizer.finish, exceptions=model.exceptions)
     fill(model, targets, tensors, torch.device(device), finish)
+    return model
+
+
+def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """The model in a dtype, but for the norms whose weights are float32 in every one."""
+    model = model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, ZeroCentredRMSNorm):
+            module.float()
     return model
 
 

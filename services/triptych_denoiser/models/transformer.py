@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
@@ -36,7 +37,7 @@ class RowGroup:
     """Rows of one size and text length, with references of the same sizes, in a pass with others.
 
     latents: [rows, channels, height, width].
-    sequence: [rows, tokens, joint_attention_dim].
+    sequence: [rows, tokens, joint_attention_dim], or what Transformer.static_text made of each row's.
     trailing_repeats: how many equal tokens the last one of `sequence` stands for.
     references: the first reference of every row, the second of every row, and so on: [rows,
         reference_channels, height, width] each.
@@ -114,6 +115,9 @@ class Transformer(nn.Module):
     )
     """The linears that are quantized differently, or not."""
 
+    has_static_text: ClassVar[bool] = False
+    """Whether a part of the model sees text alone: see static_text."""
+
     mixed: Callable[..., list[Tensor]]
     """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
 
@@ -132,6 +136,14 @@ class Transformer(nn.Module):
     def inputs(self) -> Inputs:
         """What it takes."""
         raise NotImplementedError
+
+    def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+        """What the part of the model that sees nothing but one row's text makes of it: [tokens, ...].
+
+        It is the same in every step, and computed by itself: once for a conditioning, or anew, it has the
+        same bits. `sequence` is [tokens, joint_attention_dim].
+        """
+        return sequence
 
     def checkpoint_keys(self) -> dict[str, Tensor]:
         """diffusers' name of every weight, with the view of the parameter or buffer here that holds it.
@@ -169,9 +181,11 @@ class Transformer(nn.Module):
                 see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
                 behind the first one, all if it is left out.
         """
-        given = {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse} | others
+        given: dict[str, Any] = {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse} | others
         if pooled is not None:
             given["pooled"] = pooled
+        if self.has_static_text:
+            sequence = torch.stack([self.static_text(each, given["skipped_layers"]) for each in sequence])
         (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats, references)], sigma, **given)
         return velocity
 

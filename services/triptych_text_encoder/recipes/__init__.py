@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import FluxRecipe
 from triptych_text_encoder.recipes.flux2 import Flux2KleinRecipe
+from triptych_text_encoder.recipes.krea2 import Krea2Recipe
 from triptych_text_encoder.recipes.recipe import Recipe as Recipe
 from triptych_text_encoder.recipes.sd3 import SD3Recipe
 from triptych_text_encoder.recipes.z_image import ZImageRecipe
@@ -25,6 +26,7 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "StableDiffusion3Pipeline": SD3Recipe,
     "FluxPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
+    "Krea2Pipeline": Krea2Recipe,
     "ZImagePipeline": ZImageRecipe,
 }
 

@@ -59,7 +59,7 @@ class Checkpoint:
     def has(self, component: str) -> bool:
         """Whether the index names the component: a missing or null entry is an optional part left out."""
         entry = self.index.get(component)
-        return isinstance(entry, list) and len(entry) == 2 and entry != [None, None]
+        return isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
 
     def class_name(self, component: str) -> str:
         """The component's class in the index, e.g. "SD3Transformer2DModel"."""

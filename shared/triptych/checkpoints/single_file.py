@@ -12,11 +12,11 @@ from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.formats import read_contents
 from triptych.checkpoints.formats.stored import Stored
 from triptych.checkpoints.names import beside, names_of
-from triptych.checkpoints.text_encoder_names import kind_of, llama_table, width_of
+from triptych.checkpoints.text_encoder_names import kind_of, llama_table, text_config, width_of
 from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of
-from triptych.families.family import Family, LatentSpace
+from triptych.families.family import Family, LatentColours
 from triptych.families.layouts import (
     FLUX2_VAE_MARK,
     Shapes,
@@ -207,8 +207,8 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
-        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2 klein "
-        "and Z-Image as their authors, node editors, GGUF converters and diffusers have them"
+        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2 klein, "
+        "Krea 2 and Z-Image as their authors, node editors, GGUF converters and diffusers have them"
     )
 
 
@@ -258,7 +258,7 @@ def _vae_alone(
         if _DIFFUSERS_VAE_MARK in tensors:
             return {"vae": Part(None, None, [path], tensors, {})}, family
         config = base.config("vae")
-        scales: dict[str, float] = {
+        scales: dict[str, Any] = {
             name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
         }
         return {"vae": _vae([path], tensors, scales)}, family
@@ -299,7 +299,7 @@ def _encoder_alone(
         for component in base.index
         if base.has(component)
         and base.class_name(component) in classes
-        and base.config(component).get(kind.width) == width_of(kind, shapes)
+        and text_config(base.config(component)).get(kind.width) == width_of(kind, shapes)
     ]
     if len(fitting) != 1:
         which = f"as well {' as '.join(fitting)}" if fitting else "none of its own by class and width"
@@ -315,13 +315,11 @@ def _family_of_base(base: Checkpoint) -> Family:
     return family
 
 
-def _scales(latents: LatentSpace | None) -> dict[str, float]:
-    if latents is None:
-        return {}
-    return {"scaling_factor": latents.scaling_factor, "shift_factor": latents.shift_factor}
+def _scales(latents: LatentColours | None) -> dict[str, Any]:
+    return dict(latents.vae_config) if latents else {}
 
 
-def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, float]) -> Part:
+def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, Any]) -> Part:
     shapes = _shapes(stored)
     if FLUX2_VAE_MARK in shapes:
         return Part("AutoencoderKLFlux2", flux2_vae_config(shapes), files, stored, vae_table(shapes))

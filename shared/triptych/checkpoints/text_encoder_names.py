@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from triptych.families.layouts import Shapes, Table
 
-_PREFIXES = ("", "model.", "text_model.")
+_PREFIXES = ("", "model.", "text_model.", "language_model.", "model.language_model.")
 _BLOCK = re.compile(r"(?:enc\.)?blk\.(\d+)\.(.+)")
 
 
@@ -22,7 +23,7 @@ class TextEncoderKind:
 
     classes: of them.
     embedding: the tensor with a row per token.
-    mark: a tensor that no other kind has. Both names may have a prefix, `model.` or `text_model.`.
+    mark: a tensor that no other kind has. Both names may have a prefix of _PREFIXES.
     width: the key of its config that says how long the embedding's rows are.
     llama_mark: a tensor that llama.cpp's files have of this kind alone.
     llama_block, llama_others: what the names of llama.cpp give in transformers, of block N behind `blk.N.`
@@ -59,7 +60,7 @@ T5 = TextEncoderKind(
     llama_others={"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"},
 )
 QWEN3 = TextEncoderKind(
-    classes=("Qwen3Model", "Qwen3ForCausalLM"),
+    classes=("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen3VLForConditionalGeneration"),
     embedding="embed_tokens.weight",
     mark="layers.0.self_attn.q_norm.weight",
     width="hidden_size",
@@ -123,3 +124,8 @@ def width_of(kind: TextEncoderKind, names: Shapes) -> int | None:
 def _find(name: str, names: Shapes) -> tuple[int, ...] | None:
     """The shape of a tensor, whatever its prefix."""
     return next((names[prefix + name] for prefix in _PREFIXES if prefix + name in names), None)
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What a text encoder's config says of text: all of it, or a part where the model has eyes too."""
+    return dict(config.get("text_config") or config)

@@ -28,7 +28,8 @@ from triptych.families.layouts import Target
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SUFFIX = ".safetensors"
 
-_ADAPTER = r"(?:\.[^.]+)?"  # PEFT's name of it: lora_A.default.weight
+# PEFT's name of it, as in lora_A.default.weight. In mlp.up.lora_A.weight there is none: `up` is a module.
+_ADAPTER = r"(?:\.(?!(?:lora_[AB]|lora_down|lora_up|down|up)\.)[^.]+)?"
 _ENDINGS = {
     "down": rf"(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down){_ADAPTER}\.weight",
     "up": rf"(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up){_ADAPTER}\.weight",

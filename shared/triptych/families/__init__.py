@@ -1,9 +1,9 @@
 """The families of models, a file each: what is known of them beside what their checkpoints say."""
 
-from triptych.families import flux, flux2, sd3, z_image
+from triptych.families import flux, flux2, krea2, sd3, z_image
 from triptych.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY, flux2.FAMILY, z_image.FAMILY)
+FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY, flux2.FAMILY, krea2.FAMILY, z_image.FAMILY)
 
 
 def family_of(pipeline: str) -> Family | None:

@@ -37,19 +37,43 @@ class Defaults:
     guidance_scale: float
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """The latents of a VAE.
+@dataclass(frozen=True, kw_only=True)
+class LatentColours:
+    """Colours from -1 to 1 of a latent pixel: rgb = latents . factors + bias, three numbers a channel."""
 
-    scaling_factor, shift_factor: as in its config: the denoiser's latents are (z - shift) scale.
-    rgb_factors, rgb_bias: colours from -1 to 1 of a latent pixel, rgb = latents . factors + bias: three
-        numbers for each channel.
-    """
+    rgb_factors: tuple[tuple[float, float, float], ...]
+    rgb_bias: tuple[float, float, float]
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """What a VAE's config says of such latents alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace(LatentColours):
+    """The latents of a VAE with one shift and scale: the denoiser's are (z - shift) scale."""
 
     scaling_factor: float
     shift_factor: float
-    rgb_factors: tuple[tuple[float, float, float], ...]
-    rgb_bias: tuple[float, float, float]
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """See LatentColours."""
+        return {"scaling_factor": self.scaling_factor, "shift_factor": self.shift_factor}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalizedLatents(LatentColours):
+    """The latents of a VAE with statistics of each channel: the denoiser's are (z - mean) / std."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """See LatentColours."""
+        return {"latents_mean": list(self.mean), "latents_std": list(self.std)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,8 @@ class Family:
     mu: how that pipeline shifts them.
     defaults: by whether the transformer's config has guidance_embeds.
     distilled: those of a model whose model_index.json has is_distilled.
-    latents: those of its published VAE, if one scale and shift is for all channels.
+    distilled_mu: the mu of such a model, whatever its picture; None for that of the others.
+    latents: those of its published VAE, if their colours are known.
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
@@ -95,12 +120,13 @@ class Family:
     transformer: str
     grid: GridName
     defaults: Mapping[bool, Defaults]
-    latents: LatentSpace | None
+    latents: LatentColours | None
     lora_names: Callable[[Shapes], Table]
     mark: str
     original: OriginalFile
     mu: MuName = "by tokens"
     distilled: Defaults | None = None
+    distilled_mu: float | None = None
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
 
     def steps_if_distilled(self, names: Iterable[str]) -> int | None:

@@ -129,6 +129,36 @@ def flux2_transformer(tensors: Tensors) -> Tensors:
     )
 
 
+def krea2_transformer(tensors: Tensors) -> Tensors:
+    flat = {
+        name: tensor.flatten() if re.search(r"^transformer_blocks\..*scale_shift_table$", name) else tensor
+        for name, tensor in tensors.items()
+    }
+    return _renamed(
+        flat,
+        (r"^final_layer\.scale_shift_table$", "last.modulation.lin"),
+        (r"^final_layer\.norm\.weight$", "last.norm.scale"),
+        (r"^final_layer\.linear\.", "last.linear."),
+        (r"^transformer_blocks\.", "blocks."),
+        (r"^text_fusion\.", "txtfusion."),
+        (r"\.scale_shift_table$", ".mod.lin"),
+        (r"\.attn\.to_([qkv])\.", r".attn.w\1."),
+        (r"\.attn\.to_out\.0\.", ".attn.wo."),
+        (r"\.attn\.to_gate\.", ".attn.gate."),
+        (r"\.attn\.norm_([qk])\.weight$", r".attn.qknorm.\1norm.scale"),
+        (r"\.ff\.", ".mlp."),
+        (r"\.norm1\.weight$", ".prenorm.scale"),
+        (r"\.norm2\.weight$", ".postnorm.scale"),
+        (r"^img_in\.", "first."),
+        (r"^time_embed\.linear_1\.", "tmlp.0."),
+        (r"^time_embed\.linear_2\.", "tmlp.2."),
+        (r"^time_mod_proj\.", "tproj.1."),
+        (r"^txt_in\.norm\.weight$", "txtmlp.0.scale"),
+        (r"^txt_in\.linear_1\.", "txtmlp.1."),
+        (r"^txt_in\.linear_2\.", "txtmlp.3."),
+    )
+
+
 def z_image_transformer(tensors: Tensors) -> Tensors:
     tensors = _joined(tensors, ("attention.to_q", "attention.to_k", "attention.to_v"), "attention.qkv")
     return _renamed(
@@ -143,6 +173,7 @@ TRANSFORMERS = {
     "SD3Transformer2DModel": sd3_transformer,
     "FluxTransformer2DModel": flux_transformer,
     "Flux2Transformer2DModel": flux2_transformer,
+    "Krea2Transformer2DModel": krea2_transformer,
     "ZImageTransformer2DModel": z_image_transformer,
 }
 

@@ -1,0 +1,65 @@
+"""What a part of a model that sees text alone makes of it is computed once, to the bits that it has anew."""
+
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.denoiser.small_families import KREA2, random_transformer
+from triptych_denoiser.features import FeatureCache
+from triptych_denoiser.models.krea2 import Krea2Transformer
+from triptych_denoiser.predictor import Predictor, StaticTexts, random_row
+from triptych_denoiser.row import Row
+
+CPU = torch.device("cpu")
+
+
+def predictor_with(cache_bytes: int) -> Predictor:
+    texts = StaticTexts(cache_bytes, keeps_newest=False)
+    return Predictor(random_transformer(KREA2), CPU, torch.float32, 4, FeatureCache(1), texts)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Has the number of tokens of every text that was computed."""
+    lengths: list[int] = []
+    static_text = Krea2Transformer.static_text
+
+    def counted(self: Krea2Transformer, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+        lengths.append(len(sequence))
+        return static_text(self, sequence, skipped_layers)
+
+    monkeypatch.setattr(Krea2Transformer, "static_text", counted)
+    return lengths
+
+
+def rows_of(predictor: Predictor, *tokens: int, **others: Any) -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    return [random_row(predictor, 4, 6, count, 1, generator) for count in tokens]
+
+
+def test_a_text_is_computed_once_for_all_its_passes(computed: list[int]) -> None:
+    remembering, forgetting = predictor_with(1 << 20), predictor_with(0)
+    rows = rows_of(remembering, 7, 12)
+
+    known = [remembering.predict(rows).velocities for _ in range(3)]
+    assert computed == [7, 12]
+    anew = [forgetting.predict(rows).velocities for _ in range(3)]
+    assert computed == [7, 12] * 4
+
+    for velocities in (*known, *anew):
+        assert all(map(torch.equal, velocities, known[0]))
+
+
+def test_texts_are_no_more_than_the_cache_holds(computed: list[int]) -> None:
+    predictor = predictor_with(2_000)  # one text of 12 tokens of 32 channels
+    rows = rows_of(predictor, 12, 12)
+
+    predictor.predict(rows[:1])
+    predictor.predict(rows)
+    predictor.predict(rows[1:])
+
+    assert len(computed) == 2
+    assert predictor.texts.held_bytes() <= 2_000
