@@ -33,7 +33,7 @@ from triptych_coordinator.stages.conditioning import EncodedPrompt
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
-from triptych_coordinator.timings import MEASURED, Timings
+from triptych_coordinator.timings import MEASURED, StageTimings, Timings
 from triptych_coordinator.vocabulary import Vocabulary
 
 
@@ -115,13 +115,30 @@ async def generation_events(
 def _note_phases(timings: Timings, finished: pb.Finished) -> None:
     timings.enter("client")
     seconds = timings.phases
+    finished.queue_milliseconds = 1000 * seconds["queue"]
     finished.encode_milliseconds = 1000 * seconds["encode"]
     finished.denoise_milliseconds = 1000 * seconds["denoise"]
     finished.decode_milliseconds = 1000 * seconds["decode"]
+    finished.file_milliseconds = 1000 * seconds["file"]
     finished.total_milliseconds = 1000 * timings.total()
+    finished.step_milliseconds.extend(1000 * step for step in timings.steps)
+    finished.text_encoder.CopyFrom(_stage_time(timings.stages["text encoder"]))
+    finished.denoiser.CopyFrom(_stage_time(timings.stages["denoiser"]))
+    finished.vae_codec.CopyFrom(_stage_time(timings.stages["VAE codec"]))
+    finished.prompts, finished.cached_prompts = timings.prompts, timings.cached_prompts
     tracing.note({QUEUE_SECONDS: seconds["queue"], "triptych.rows": finished.rows})
     for phase in MEASURED:
         instruments.request_duration.record(seconds[phase], {PART: phase})
+
+
+def _stage_time(stage: StageTimings) -> pb.StageTime:
+    return pb.StageTime(
+        calls=stage.calls,
+        retries=stage.retries,
+        queue_milliseconds=1000 * stage.queue_seconds,
+        compute_milliseconds=1000 * stage.compute_seconds,
+        wire_milliseconds=1000 * stage.wire_seconds,
+    )
 
 
 def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArray[np.float32]:

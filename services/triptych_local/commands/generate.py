@@ -25,6 +25,7 @@ from triptych.tensors import message_to_array
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_local.commands.client_tls import ClientTls
 from triptych_local.commands.settings import GenerateSettings, Place
+from triptych_local.commands.timings import timing_lines
 from triptych_local.output import say, write_file
 from triptych_local.progress import Display, display
 from triptych_local.running.folders import CERTIFICATES, standing_coordinator, well_known_folder
@@ -48,7 +49,10 @@ async def generate(asked: GenerateSettings) -> None:
     latents_file = asked.save_latents
     if latents_file is not None and latents_file.suffix != ".npy":
         latents_file = latents_file.with_name(f"{latents_file.name}.npy")
-    await generate_files(asked.prompts, parameters, files, asked.place, latents_file)
+    finished = await generate_files(asked.prompts, parameters, files, asked.place, latents_file)
+    if asked.timings:
+        for line in timing_lines(finished):
+            say(line)
 
 
 async def generate_files(
@@ -57,14 +61,15 @@ async def generate_files(
     files: Sequence[Path],
     place: Place,
     latents_file: Path | None = None,
-) -> None:
+) -> pb.Finished:
     """Generates, and prints a line for each file on standard output: its name, its seed, the seconds so far.
 
-    Previews go to files beside the pictures', latents, if they come and have a file, into it.
+    Previews go to files beside the pictures', latents, if they come and have a file, into it. Returns what
+    the generation ended with.
 
     Raises StartError or TriptychError.
     """
-    started = time.monotonic()
+    started, finished = time.monotonic(), pb.Finished()
     with display() as shown:
         async with (
             connected_client(place, shown) as client,
@@ -74,6 +79,8 @@ async def generate_files(
             latents: list[NDArray[np.float32]] = []
             async for event in events:
                 _show(event, shown)
+                if event.HasField("finished"):
+                    finished = event.finished
                 for file, preview in zip(files, event.step_completed.previews, strict=False):
                     await asyncio.to_thread(write_file, preview_file(file), preview)
                 if event.HasField("image"):
@@ -88,6 +95,7 @@ async def generate_files(
                 written = BytesIO()
                 np.save(written, np.stack(latents), allow_pickle=False)
                 await asyncio.to_thread(write_file, latents_file, written.getvalue())
+    return finished
 
 
 def preview_file(file: Path) -> Path:

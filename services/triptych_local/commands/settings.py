@@ -127,6 +127,7 @@ class GenerateSettings(Options):
     )
     request: Request
     save_latents: Path | None = Field(None, description="Write the latents to a .npy file. Default: not.")
+    timings: bool = Field(False, description="Print a table of where the time went.")
     place: Place
 
     @model_validator(mode="after")

@@ -289,6 +289,14 @@ class Finished(google.protobuf.message.Message):
     REUSED_ROWS_FIELD_NUMBER: builtins.int
     DETERMINISM_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    FILE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    STEP_MILLISECONDS_FIELD_NUMBER: builtins.int
+    TEXT_ENCODER_FIELD_NUMBER: builtins.int
+    DENOISER_FIELD_NUMBER: builtins.int
+    VAE_CODEC_FIELD_NUMBER: builtins.int
+    PROMPTS_FIELD_NUMBER: builtins.int
+    CACHED_PROMPTS_FIELD_NUMBER: builtins.int
     encode_milliseconds: builtins.float
     """Encoding the prompts and the input picture, as the coordinator saw it."""
     denoise_milliseconds: builtins.float
@@ -309,6 +317,14 @@ class Finished(google.protobuf.message.Message):
     """What the stages together promise of the pictures' bits (see ModelInfo): "batch-invariant" if every one of them
     does, else "fast".
     """
+    queue_milliseconds: builtins.float
+    """From the request's arrival until its turn came."""
+    file_milliseconds: builtins.float
+    """Making files of the pictures."""
+    prompts: builtins.int
+    """Distinct prompts that the pictures needed, negative ones included."""
+    cached_prompts: builtins.int
+    """How many of them the coordinator had encoded before."""
     @property
     def fingerprints(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Distinct fingerprints of the replicas that computed the pictures (see ModelInfo)."""
@@ -318,6 +334,22 @@ class Finished(google.protobuf.message.Message):
         """What of LoRAs is not applied: it fits nothing in the transformer, or it is for text encoders that do not serve the
         LoRA.
         """
+
+    @property
+    def step_milliseconds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Each step that was taken, as the coordinator saw it."""
+
+    @property
+    def text_encoder(self) -> global___StageTime:
+        """Calls of the text encoders."""
+
+    @property
+    def denoiser(self) -> global___StageTime:
+        """Calls of the denoisers."""
+
+    @property
+    def vae_codec(self) -> global___StageTime:
+        """Calls of the VAE codecs."""
 
     def __init__(
         self,
@@ -332,10 +364,53 @@ class Finished(google.protobuf.message.Message):
         reused_rows: builtins.int = ...,
         determinism: builtins.str = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
+        queue_milliseconds: builtins.float = ...,
+        file_milliseconds: builtins.float = ...,
+        step_milliseconds: collections.abc.Iterable[builtins.float] | None = ...,
+        text_encoder: global___StageTime | None = ...,
+        denoiser: global___StageTime | None = ...,
+        vae_codec: global___StageTime | None = ...,
+        prompts: builtins.int = ...,
+        cached_prompts: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "fingerprints", b"fingerprints", "reused_rows", b"reused_rows", "rows", b"rows", "total_milliseconds", b"total_milliseconds", "warnings", b"warnings"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["denoiser", b"denoiser", "text_encoder", b"text_encoder", "vae_codec", b"vae_codec"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cached_prompts", b"cached_prompts", "decode_milliseconds", b"decode_milliseconds", "denoise_milliseconds", b"denoise_milliseconds", "denoiser", b"denoiser", "determinism", b"determinism", "encode_milliseconds", b"encode_milliseconds", "evaluations", b"evaluations", "file_milliseconds", b"file_milliseconds", "fingerprints", b"fingerprints", "prompts", b"prompts", "queue_milliseconds", b"queue_milliseconds", "reused_rows", b"reused_rows", "rows", b"rows", "step_milliseconds", b"step_milliseconds", "text_encoder", b"text_encoder", "total_milliseconds", b"total_milliseconds", "vae_codec", b"vae_codec", "warnings", b"warnings"]) -> None: ...
 
 global___Finished = Finished
+
+@typing.final
+class StageTime(google.protobuf.message.Message):
+    """How the time of a request's calls of a stage went, in milliseconds. Of calls at the same time, each counts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: builtins.int
+    RETRIES_FIELD_NUMBER: builtins.int
+    QUEUE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    COMPUTE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    WIRE_MILLISECONDS_FIELD_NUMBER: builtins.int
+    calls: builtins.int
+    """Calls that succeeded."""
+    retries: builtins.int
+    """Attempts that failed and were repeated."""
+    queue_milliseconds: builtins.float
+    """Waiting in the stage, as far as it says that."""
+    compute_milliseconds: builtins.float
+    """Computing, as far as it says that: a text encoder does not."""
+    wire_milliseconds: builtins.float
+    """The rest: making, sending and reading messages."""
+    def __init__(
+        self,
+        *,
+        calls: builtins.int = ...,
+        retries: builtins.int = ...,
+        queue_milliseconds: builtins.float = ...,
+        compute_milliseconds: builtins.float = ...,
+        wire_milliseconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "compute_milliseconds", b"compute_milliseconds", "queue_milliseconds", b"queue_milliseconds", "retries", b"retries", "wire_milliseconds", b"wire_milliseconds"]) -> None: ...
+
+global___StageTime = StageTime
 
 @typing.final
 class GenerateImagesRequest(google.protobuf.message.Message):
