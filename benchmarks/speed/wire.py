@@ -30,7 +30,7 @@ from benchmarks.speed.echo_server import RAW_SUFFIX, receive
 from triptych.serving.addresses import unix_path
 from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.channels import Tls, open_channel
-from triptych.serving.credentials import Reloaded
+from triptych.serving.credentials import reloaded_tls
 from triptych.tensors import array_to_message, array_view, message_to_array
 from triptych.v1.denoiser_pb2 import PredictRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
@@ -187,7 +187,7 @@ async def run(repetitions: int) -> Medians:
             ),
         ]
         async with serving(programs):
-            tls = Tls(Reloaded(certificates.of("coordinator")))
+            tls = Tls(reloaded_tls(certificates.of("coordinator")))
             return await measure(address, secured_address, tls, repetitions)
 
 

@@ -5,8 +5,8 @@ from functools import partial
 
 from triptych.errors import StartError
 from triptych.keda.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
-from triptych.serving import reloading
-from triptych.serving.credentials import Reloaded, TlsFiles
+from triptych.serving.credentials import TlsFiles, TlsMaterial, reloaded_tls
+from triptych.serving.reloading import Reloaded, reloaded_file
 from triptych.serving.sent_keys import check_confidential, read_key
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
@@ -48,13 +48,13 @@ def services_of(servicer: ImageGenerationServicer) -> list[Service]:
     ]
 
 
-def _stage_tls(settings: CoordinatorSettings) -> Reloaded | None:
+def _stage_tls(settings: CoordinatorSettings) -> Reloaded[TlsMaterial] | None:
     """Raises StartError if the files cannot be used."""
     if settings.tls_roots is None:
         return None
     certificate = settings.tls_client_certificate or settings.tls_certificate
     key = settings.tls_client_key or settings.tls_key
-    return Reloaded(TlsFiles(settings.tls_roots, certificate, key))
+    return reloaded_tls(TlsFiles(settings.tls_roots, certificate, key))
 
 
 def _stage_key(settings: CoordinatorSettings) -> Callable[[], str] | None:
@@ -67,7 +67,7 @@ def _stage_key(settings: CoordinatorSettings) -> Callable[[], str] | None:
             check_confidential(address.strip(), settings.tls_roots is not None or settings.insecure)
         except ValueError as error:
             raise StartError(f"--stage-key-file: {error}") from error
-    return reloading.Reloaded(settings.stage_key_file, read_key).value
+    return reloaded_file(settings.stage_key_file, read_key).latest
 
 
 def main() -> None:

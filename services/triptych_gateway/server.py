@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from triptych.client import AsyncClient
 from triptych.errors import StartError
 from triptych.serving.addresses import claim, is_local, unix_path
+from triptych.serving.credentials import TlsFiles, server_context
 from triptych.serving.logs import log_to_stderr
 from triptych.serving.server import stop_signal
 from triptych.serving.stopping import end_at_once_when_told
@@ -111,18 +112,15 @@ class Gateway:
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=round(settings.grace_seconds),
             backlog=BACKLOG,
-            ssl_certfile=settings.tls_certificate,
-            ssl_keyfile=settings.tls_key,
         )
         self._server = _Server(config)
         self._serving: asyncio.Task[Any] | None = None
 
     async def start(self) -> None:
         """Returns when it takes connections. Raises StartError for a certificate that cannot be used."""
-        try:
-            self._server.config.load()
-        except OSError as error:
-            raise StartError(f"the certificate or its key cannot be used: {error}") from error
+        config, files = self._server.config, (self._settings.tls_certificate, self._settings.tls_key)
+        config.load()
+        config.ssl = None if None in files else server_context(TlsFiles(None, *files))
         self._serving = asyncio.create_task(self._server.serve([self._socket]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ from tests.shared.serving.credentials import (
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import internal, invalid_argument, retry_after_seconds
 from triptych.serving.keys import Key, new_key
-from triptych.serving.reloading import Reloaded
+from triptych.serving.reloading import reloaded_file
 from triptych.serving.sent_keys import read_key
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
@@ -298,7 +298,7 @@ async def test_stages_take_calls_of_the_coordinators_key_alone_and_its_file_may_
     write_keys(tmp_path / "stages.json", [one])
     sent = tmp_path / "stage-key"
     sent.write_text("tk_of_nobody\n")
-    key = Reloaded(sent, read_key).value
+    key = reloaded_file(sent, read_key).latest
     house = House(checkpoint, tmp_path, limits)
     wiring = Wiring(max_message_bytes=64 << 20, resolve_seconds=0.1, api_key=key)
     stubs = wiring.stubs(*(house.address(stage) for stage in ("text", "denoiser", "vae")))

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.gateway.conftest import Answer, Fleet, ask, ask_for, free_port, gateway_to
 from tests.local.conftest import run
 from tests.shared.scripted_coordinator import ScriptedCoordinator
 from triptych import errors
+from triptych.serving import credentials
 from triptych.serving.keys import KeysFile, new_key
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_gateway.server import listening_socket
@@ -265,7 +268,7 @@ def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "triptych_gateway", "--listen", "127.0.0.1:0", *files]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
-    assert "ERROR gateway: the certificate or its key cannot be used" in result.stderr
+    assert f"ERROR gateway: {tmp_path}/key.pem holds no certificate in PEM form" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -297,3 +300,31 @@ async def test_it_speaks_https(tmp_path: Path) -> None:
         address = url.replace("http://", "https://")
         with await asyncio.to_thread(urllib.request.urlopen, f"{address}/health", context=context) as answer:
             assert answer.status == 200
+
+
+async def test_new_connections_have_the_newest_certificate_and_half_of_one_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials, "CHECK_SECONDS", 0.0)
+    certificates = CertificateSet(tmp_path / "certificates")
+    certificates.renew(timedelta(days=2))
+    mine = certificates.of("coordinator")
+    first = certificates.read("coordinator").pem
+    files = {"tls_certificate": mine.certificate, "tls_key": mine.key}
+    async with gateway_to(ScriptedCoordinator(), tmp_path, **files) as url:
+        host, port = url.removeprefix("http://").rsplit(":", 1)
+
+        async def shown() -> str:
+            return await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)), ca_certs=mine.roots)
+
+        def same(text: str, pem: bytes) -> bool:
+            return ssl.PEM_cert_to_DER_cert(text) == x509.load_pem_x509_certificate(pem).public_bytes(
+                Encoding.DER
+            )
+
+        assert same(await shown(), first)
+        certificates.certificate("coordinator").write_bytes(first[:300])
+        assert same(await shown(), first)
+        certificates.renew(timedelta(days=3))
+        second = certificates.read("coordinator").pem
+        assert same(await shown(), second)

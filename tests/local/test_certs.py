@@ -24,7 +24,7 @@ from tests.serving import refused
 from triptych.client import AsyncClient, Client
 from triptych.errors import TriptychError
 from triptych.serving.channels import Tls, open_channel
-from triptych.serving.credentials import CHECK_SECONDS, Reloaded
+from triptych.serving.credentials import CHECK_SECONDS, reloaded_tls
 from triptych.v1 import denoiser_pb2
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych_local.certificate_set import HOLDERS, ROOT, CertificateSet
@@ -147,7 +147,7 @@ async def test_a_stage_takes_no_calls_of_a_client_and_the_coordinator_none_witho
 ) -> None:
     addresses, certificates = fleet
     mine, question = certificates.of("client"), denoiser_pb2.DenoiserServiceGetModelRequest()
-    async with open_channel(addresses.stages[1], Tls(Reloaded(mine))) as channel:
+    async with open_channel(addresses.stages[1], Tls(reloaded_tls(mine))) as channel:
         refusal = await refused(DenoiserServiceStub(channel).GetModel(question))
     assert refusal.code is grpc.StatusCode.PERMISSION_DENIED
     assert "does not take calls from spiffe://triptych.local/triptych-client" in refusal.message

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from triptych.serving.channels import Tls, open_channel
-from triptych.serving.credentials import Reloaded
+from triptych.serving.credentials import TlsMaterial
 from triptych.serving.diagnosis import why_no_connection
+from triptych.serving.reloading import Reloaded
 from triptych.serving.sent_keys import KeyedChannel
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
@@ -56,7 +57,7 @@ class Wiring:
     max_message_bytes: int
     resolve_seconds: float
     look_up: LookUp = look_up
-    tls: Reloaded | None = None
+    tls: Reloaded[TlsMaterial] | None = None
     api_key: Callable[[], str] | None = None
 
     def stubs(

@@ -60,10 +60,10 @@ class ClientTls(Options):
     def _api_key(self) -> str | None:
         if self.api_key_file is None:
             return None
-        from triptych.serving.reloading import Reloaded
+        from triptych.serving.reloading import reloaded_file
         from triptych.serving.sent_keys import read_key
 
-        return Reloaded(self.api_key_file, read_key).value()
+        return reloaded_file(self.api_key_file, read_key).latest()
 
     def _of_tls(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from triptych.errors import StartError, TriptychError, permission_denied, unauth
 from triptych.serving.callers import ROLES, Caller, Role, matches
 from triptych.serving.keys import PREFIX, find_key, read_keys
 from triptych.serving.limits import limited, read_limits
-from triptych.serving.reloading import Reloaded
+from triptych.serving.reloading import reloaded_file
 
 if TYPE_CHECKING:
     from triptych.serving.settings import CallerOptions
@@ -68,9 +68,11 @@ class Authorization:
                 "--limits-file is for tokens and certificates: it needs --jwks or --certificate-role. What a "
                 "key may have is in --keys-file"
             )
-        self._limits = None if options.limits_file is None else Reloaded(options.limits_file, read_limits)
+        self._limits = (
+            None if options.limits_file is None else reloaded_file(options.limits_file, read_limits)
+        )
         self._open_health = options.open_health
-        self._keys = None if options.keys_file is None else Reloaded(options.keys_file, read_keys)
+        self._keys = None if options.keys_file is None else reloaded_file(options.keys_file, read_keys)
         self._tokens = _tokens(options)
         self._certificate_roles = [_pattern_and_role(text) for text in options.certificate_role]
 
@@ -108,12 +110,12 @@ class Authorization:
         return self._limited(caller)
 
     def _limited(self, caller: Caller) -> Caller:
-        return caller if self._limits is None else limited(caller, self._limits.value())
+        return caller if self._limits is None else limited(caller, self._limits.latest())
 
     def _key_caller(self, text: str) -> Caller:
         if self._keys is None:
             raise unauthenticated(f"this server takes no API keys: {self._wanted()}")
-        key = find_key(text, self._keys.value())
+        key = find_key(text, self._keys.latest())
         if key is None:
             raise unauthenticated("the API key is none of those that this server knows, or it was revoked")
         if key.expires is not None and key.has_expired():

@@ -15,7 +15,8 @@ import grpc
 import grpc.aio
 
 from triptych.serving.addresses import grpc_target
-from triptych.serving.credentials import Reloaded, TlsFiles, TlsMaterial, channel_credentials
+from triptych.serving.credentials import TlsFiles, TlsMaterial, channel_credentials, reloaded_tls
+from triptych.serving.reloading import Reloaded
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 
 _PORTS = {"http": 80, "https": 443}
@@ -45,7 +46,7 @@ class Tls:
         address, localhost for a Unix socket.
     """
 
-    material: Reloaded
+    material: Reloaded[TlsMaterial]
     server_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ def tls_of(
         return None
     if address.lower().startswith("http://"):
         raise ValueError(f"'{address}' is without TLS, and certificates are given: it is https://")
-    return Tls(Reloaded(files), server_name)
+    return Tls(reloaded_tls(files), server_name)
 
 
 def open_channel(
@@ -131,7 +132,9 @@ class ReloadingChannel(grpc.aio.Channel):
     gRPC cannot change those of a channel (grpc#41779), so it is a new one for each.
     """
 
-    def __init__(self, reloaded: Reloaded, connect: Callable[[TlsMaterial], grpc.aio.Channel]) -> None:
+    def __init__(
+        self, reloaded: Reloaded[TlsMaterial], connect: Callable[[TlsMaterial], grpc.aio.Channel]
+    ) -> None:
         self._reloaded = reloaded
         self._connect = connect
         material = reloaded.latest()

@@ -6,20 +6,17 @@ together yet is not taken: what was read before stays, and the log says why.
 
 from __future__ import annotations
 
-import logging
 import ssl
 import threading
-import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import grpc
 
 from triptych.errors import StartError
+from triptych.serving.reloading import Reloaded
 from triptych.serving.settings import ListenOptions
-
-log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
 """How often files are looked at, at most, while somebody connects or calls."""
@@ -41,11 +38,16 @@ class TlsFiles:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("a certificate and its key go together: one of them is missing")
 
+    def paths(self) -> list[Path]:
+        """Those that there are."""
+        return [file for file in (self.certificate, self.roots, self.key) if file is not None]
+
 
 @dataclass(frozen=True)
 class TlsMaterial:
     """What is in the files."""
 
+    files: TlsFiles
     roots: bytes | None
     certificate: bytes | None
     key: bytes | None
@@ -65,7 +67,7 @@ def read_material(files: TlsFiles) -> TlsMaterial:
 
 
 def _read(files: TlsFiles) -> TlsMaterial:
-    return TlsMaterial(*(_bytes(file) for file in (files.roots, files.certificate, files.key)))
+    return TlsMaterial(files, *(_bytes(file) for file in (files.roots, files.certificate, files.key)))
 
 
 def _bytes(file: Path | None) -> bytes | None:
@@ -100,59 +102,9 @@ def _check_pair(certificate: Path, key: Path) -> None:
         raise StartError(f"cannot read {key}: {error.strerror}") from error
 
 
-_Stamps: TypeAlias = tuple[tuple[int, ...], ...]
-
-
-class Reloaded:
-    """What is in the files, read again after they changed. May be shared by threads.
-
-    Raises StartError if they cannot be used at first.
-    """
-
-    def __init__(self, files: TlsFiles) -> None:
-        self.files = files
-        self._lock = threading.Lock()
-        self._stamps = _stamps(files)
-        self._material = read_material(files)
-        self._refused: _Stamps | None = None
-        self._looked_at = time.monotonic()
-
-    def latest(self) -> TlsMaterial:
-        """The newest that fits together; the same object until there is another."""
-        with self._lock:
-            if time.monotonic() - self._looked_at >= CHECK_SECONDS:
-                self._look()
-                self._looked_at = time.monotonic()
-            return self._material
-
-    def _look(self) -> None:
-        stamps = _stamps(self.files)
-        if stamps == self._stamps:
-            return
-        try:
-            material = read_material(self.files)
-        except StartError as error:
-            if stamps != self._refused:
-                log.warning("keeping the certificate and roots read before: %s", error)
-                self._refused = stamps
-            return
-        self._stamps, self._refused = stamps, None
-        if material != self._material:
-            self._material = material
-            log.info("read %s again", self.files.certificate or self.files.roots)
-
-
-def _stamps(files: TlsFiles) -> _Stamps:
-    """What changes when a file does, also when a link above it does."""
-    return tuple(_stamp(file) for file in (files.roots, files.certificate, files.key) if file is not None)
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    try:
-        status = file.stat()
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def reloaded_tls(files: TlsFiles) -> Reloaded[TlsMaterial]:
+    """What is in the files, read again when they change. Raises StartError if they cannot be used."""
+    return Reloaded(files.paths(), partial(read_material, files), CHECK_SECONDS)
 
 
 def server_files(options: ListenOptions) -> TlsFiles | None:
@@ -167,7 +119,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 
     Raises StartError if the files cannot be used.
     """
-    reloaded = Reloaded(files)
+    reloaded = reloaded_tls(files)
     given = reloaded.latest()
     giving = threading.Lock()
 
@@ -190,6 +142,33 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
 def _server_configuration(material: TlsMaterial) -> grpc.ServerCertificateConfiguration:
     pairs = [(material.key, material.certificate)]
     return grpc.ssl_server_certificate_configuration(pairs, material.roots)  # type: ignore[arg-type]
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """The same for servers that are not gRPC's and ask for no client certificate.
+
+    Raises StartError if the files cannot be used.
+    """
+    reloaded = Reloaded(files.paths(), partial(_context, files), CHECK_SECONDS)
+    first = reloaded.latest()
+
+    def use_newest(connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = reloaded.latest()
+
+    first.sni_callback = use_newest
+    return first
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    assert files.certificate is not None
+    read_material(files)  # which says what is wrong
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+    except OSError as error:  # SSLError is one
+        raise StartError(f"{files.certificate} changes while it is read") from error
+    return context
 
 
 def channel_credentials(material: TlsMaterial) -> grpc.ChannelCredentials:

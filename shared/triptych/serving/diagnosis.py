@@ -101,20 +101,20 @@ def _why(address: str, connection: socket.socket, tls: Tls) -> str | None:
         return f"{server} and this client do not agree on TLS: {error.reason}"
     except (ConnectionError, TimeoutError):
         return f"{server} does not speak TLS"
-    if tls.material.files.certificate is None:
+    if tls.material.latest().files.certificate is None:
         return f"{server} closed the connection: it asks for a client certificate, and none is given"
     if _has_expired(tls):
-        return f"the client certificate in {tls.material.files.certificate} has expired"
+        return f"the client certificate in {tls.material.latest().files.certificate} has expired"
     return (
         f"{server} closed the connection: it does not take the client certificate in "
-        f"{tls.material.files.certificate}, which must come from a root among its --tls-client-roots"
+        f"{tls.material.latest().files.certificate}, which must come from a root among its --tls-client-roots"
     )
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
-    files = tls.material.files
+    files = tls.material.latest().files
     if files.roots is None:
         context.load_default_certs()
     else:
@@ -156,7 +156,7 @@ def _wrong_certificate(error: ssl.SSLCertVerificationError, address: str, name: 
 
 
 def _roots(tls: Tls) -> str:
-    file = tls.material.files.roots
+    file = tls.material.latest().files.roots
     return "a root that gRPC knows: name the file of its roots" if file is None else f"a root in {file}"
 
 
@@ -175,7 +175,7 @@ def _names(address: str, tls: Tls) -> list[str]:
 
 def _has_expired(tls: Tls) -> bool:
     """Whether a handshake in memory that trusts nothing but the client's certificate finds it too old."""
-    files = tls.material.files
+    files = tls.material.latest().files
     if files.certificate is None:
         return False
     asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

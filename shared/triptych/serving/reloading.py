@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -15,63 +17,92 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_BYTES = 16 << 20
+RETRY_SECONDS = 1.0
+"""How soon files are read again that could not be read and have not changed since."""
+
+_Stamps = tuple[tuple[int, ...], ...]
 
 
 class Reloaded(Generic[T]):
-    """What a file says now.
+    """What some files say together now. May be shared by threads.
 
-    A version that cannot be read is said in the log, and the one before it stays until the next: write files
-    whole, beside their place, and rename them, as `triptych keys` does and as Kubernetes mounts secrets.
+    What cannot be read, or does not fit together yet, is said in the log, once, and what was read before
+    stays: Kubernetes swaps a link above its files, others write one file after the other.
     """
 
-    def __init__(self, file: Path, read: Callable[[bytes], T]) -> None:
-        """`read` raises ValueError with a sentence that tells nothing of what the file holds.
+    def __init__(self, files: Sequence[Path], read: Callable[[], T], seconds: float = 0.0) -> None:
+        """Looks whether the files have changed when it is asked, at most once in so many seconds.
 
         Raises:
-            StartError: the file cannot be read.
+            StartError: `read` raised it, with a sentence that tells nothing secret of what the files hold.
         """
-        self._file = file
+        self._files = files
         self._read = read
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._stamps = _stamps(files)
+        self._value = read()
+        self._refused: _Stamps | None = None
+        self._retry_at = 0.0
+        self._next_look = time.monotonic() + seconds
+
+    def latest(self) -> T:
+        """As of the newest versions that can be read; the same object until there is another."""
+        with self._lock:
+            if time.monotonic() >= self._next_look:
+                self._look()
+                self._next_look = time.monotonic() + self._seconds
+            return self._value
+
+    def _look(self) -> None:
+        stamps = _stamps(self._files)
+        if stamps == self._stamps or (stamps == self._refused and time.monotonic() < self._retry_at):
+            return
         try:
-            self._version = _version(file)
-            self._value = self._read_file()
-        except (OSError, ValueError) as error:
-            raise StartError(f"cannot read {file}: {_sentence(error)}") from error
+            value = self._read()
+        except StartError as error:
+            if stamps != self._refused:
+                log.error("%s; what was read before stays", error)
+            self._refused, self._retry_at = stamps, time.monotonic() + RETRY_SECONDS
+            return
+        self._stamps, self._refused = stamps, None
+        if value != self._value:
+            self._value = value
+            log.info("read %s again, which has changed", self._files[0])
 
-    def value(self) -> T:
-        """As of the newest version that can be read. Looks at the file's date each time, which is cheap."""
-        try:
-            version = _version(self._file)
-            if version != self._version:
-                self._version = version
-                self._value = self._read_file()
-                log.info("read %s, which has changed", self._file)
-        except (OSError, ValueError) as error:
-            self._complain(_sentence(error))
-        else:
-            self._complaint = ""
-        return self._value
 
-    _complaint = ""
+def reloaded_file(file: Path, parse: Callable[[bytes], T]) -> Reloaded[T]:
+    """What one file says now; looked at for every call, which is cheap.
 
-    def _complain(self, sentence: str) -> None:
-        """Once, not for each call."""
-        if sentence != self._complaint:
-            self._complaint = sentence
-            log.error("cannot read %s: %s; what it said before still counts", self._file, sentence)
+    `parse` raises ValueError with a sentence that tells nothing of what the file holds.
 
-    def _read_file(self) -> T:
-        with self._file.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+    Raises:
+        StartError: the file cannot be read.
+    """
+    return Reloaded([file], partial(_parsed, file, parse))
+
+
+def _parsed(file: Path, parse: Callable[[bytes], T]) -> T:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        return self._read(data)
+        return parse(data)
+    except OSError as error:
+        raise StartError(f"cannot read {file}: {error.strerror or 'it cannot be opened'}") from error
+    except ValueError as error:
+        raise StartError(f"cannot read {file}: {error}") from error
 
 
-def _version(file: Path) -> tuple[int, ...]:
-    found = os.stat(file)
-    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+def _stamps(files: Sequence[Path]) -> _Stamps:
+    """What changes when a file does, also when a link above it does."""
+    return tuple(map(_stamp, files))
 
 
-def _sentence(error: OSError | ValueError) -> str:
-    return error.strerror or "it cannot be opened" if isinstance(error, OSError) else str(error)
+def _stamp(file: Path) -> tuple[int, ...]:
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

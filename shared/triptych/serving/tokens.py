@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from triptych.errors import StartError, TriptychError, unauthenticated, unavailable
 from triptych.serving.callers import ROLES, Caller
-from triptych.serving.reloading import Reloaded
+from triptych.serving.reloading import reloaded_file
 
 try:
     import jwt
@@ -52,7 +52,7 @@ class Tokens:
         self._roles_claim = options.jwt_roles_claim
         self._groups_claim = options.jwt_groups_claim
         self._leeway = options.jwt_leeway_seconds
-        self._file = None if "://" in options.jwks else Reloaded(Path(options.jwks), read_jwks)
+        self._file = None if "://" in options.jwks else reloaded_file(Path(options.jwks), read_jwks)
         self._fetched = _Fetched(options.jwks) if self._file is None else None
 
     async def caller(self, text: str) -> Caller:
@@ -91,7 +91,7 @@ class Tokens:
 
     async def _key(self, kid: str | None) -> jwt.PyJWK:
         if self._file is not None:
-            key = _chosen(self._file.value(), kid)
+            key = _chosen(self._file.latest(), kid)
         else:
             assert self._fetched is not None
             key = await self._fetched.key(kid)

@@ -11,7 +11,7 @@ import pytest
 from tests.certificates import Issuer
 from tests.coordinator.numpy_stages import Denoiser, serve
 from triptych.errors import unavailable
-from triptych.serving.credentials import Reloaded, TlsFiles
+from triptych.serving.credentials import TlsFiles, reloaded_tls
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
 from triptych_coordinator.fleet.connections import ServerNames, Wiring
 from triptych_coordinator.fleet.replica import Replica
@@ -42,7 +42,7 @@ def wiring(issuer: Issuer, *found: str) -> Wiring:
         return list(found)
 
     certificate, key = issuer.write("coordinator", "coordinator")
-    return Wiring(1 << 20, 5.0, look_up, Reloaded(TlsFiles(issuer.roots, certificate, key)))
+    return Wiring(1 << 20, 5.0, look_up, reloaded_tls(TlsFiles(issuer.roots, certificate, key)))
 
 
 async def model_names(wires: Wiring, address: str, names: ServerNames | None = None) -> list[str]:

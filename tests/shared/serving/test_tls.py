@@ -20,7 +20,7 @@ from triptych.client import AsyncClient, Client
 from triptych.errors import StartError, TriptychError
 from triptych.serving import credentials
 from triptych.serving.allowed_names import check_pattern, matches
-from triptych.serving.credentials import Reloaded, TlsFiles
+from triptych.serving.credentials import TlsFiles, reloaded_tls
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
 
@@ -201,7 +201,7 @@ def test_files_that_do_not_fit_together_are_refused(issuer: Issuer, tmp_path: Pa
         (TlsFiles(tmp_path / "none"), f"cannot read {tmp_path}/none: No such file"),
     ):
         with pytest.raises(StartError, match=says):
-            Reloaded(files)
+            reloaded_tls(files)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ async def test_half_a_pair_is_not_taken(
         new = issuer.new("renewed", "127.0.0.1")
         certificate.write_bytes(new.pem)
         assert await called(running.address, roots=issuer.roots) == "scripted"
-        assert caplog.text.count("keeping the certificate and roots read before: the key in") == 1
+        assert caplog.text.count("what was read before stays") == 1
         key.write_bytes(new.key_pem)
         assert await called(running.address, roots=issuer.roots) == "scripted"
         assert "is not for 'x': it has renewed" in await called(
