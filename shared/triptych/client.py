@@ -1,4 +1,4 @@
-"""Clients for ImageGeneration: Client, and AsyncClient with the same methods to await.
+"""Clients for ImageGeneration: Client, AsyncClient with the same methods to await, and a diffusers-like one.
 
 with Client("127.0.0.1:50051") as client:
     client.generate("a zebra to the left of a red fire truck", seed=1).images[0].save("zebra.png")
@@ -23,6 +23,7 @@ import grpc.aio
 from triptych.errors import TriptychError
 from triptych.generation import Folded, Generation, Image, Progress
 from triptych.generation_options import GenerationOptions, generate_request
+from triptych.pipeline import Pipeline
 from triptych.retries import RETRY_SECONDS, Sent
 from triptych.serving.channels import BlockingChannels, open_channel, tls_of
 from triptych.serving.diagnosis import explained_by_tls, rpc_errors
@@ -35,7 +36,16 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 if TYPE_CHECKING:
     from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
-__all__ = ["RETRY_SECONDS", "AsyncClient", "Client", "Generation", "Image", "Metadata", "Progress"]
+__all__ = [
+    "RETRY_SECONDS",
+    "AsyncClient",
+    "Client",
+    "Generation",
+    "Image",
+    "Metadata",
+    "Pipeline",
+    "Progress",
+]
 
 _MODEL_SECONDS = 10.0
 Metadata = Sequence[tuple[str, str]]
@@ -46,7 +56,7 @@ class AsyncClient:
 
     Make it where an event loop runs. Every method raises TriptychError with the server's code, message and
     details. An address that cannot be one is a ValueError; an answer of more than `max_message_bytes` is
-    refused. retry_seconds: see RETRY_SECONDS; 0 for no retry.
+    refused. retry_seconds: see RETRY_SECONDS; 0 for no retry. None for any option is as if it were not given.
 
     It speaks TLS to https:// and if one of these is given: PEM files, which may be replaced while it runs, of
     the roots that the server's certificate must come from (by default those that gRPC has inside), and of the
@@ -66,23 +76,23 @@ class AsyncClient:
         key: str | Path | None = None,
         server_name: str | None = None,
         api_key: str | None = None,
-        insecure: bool = False,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        retry_seconds: float = RETRY_SECONDS,
+        insecure: bool | None = None,
+        max_message_bytes: int | None = None,
+        retry_seconds: float | None = None,
     ) -> None:
-        self._retry_seconds = retry_seconds
+        self._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
         self._address: str | None = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
-        api_key = key_for(address, self._tls is not None or insecure, api_key)
-        channel = open_channel(address, self._tls, max_message_bytes)
+        api_key = key_for(address, self._tls is not None or bool(insecure), api_key)
+        channel = open_channel(address, self._tls, _bound(max_message_bytes))
         self._channel: grpc.aio.Channel | None = channel
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(keyed(channel, api_key))  # type: ignore[assignment]
 
     @classmethod
-    def from_stub(cls, stub: ImageGenerationServiceAsyncStub, retry_seconds: float = RETRY_SECONDS) -> Self:
+    def from_stub(cls, stub: ImageGenerationServiceAsyncStub, retry_seconds: float | None = None) -> Self:
         """A client of a stub that someone else closes; a servicer's in this process streams by generators."""
         client = cls.__new__(cls)
-        client._retry_seconds = retry_seconds
+        client._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
         client._channel = client._address = client._tls = None
         client._stub = stub
         return client
@@ -174,16 +184,16 @@ class Client:
         key: str | Path | None = None,
         server_name: str | None = None,
         api_key: str | None = None,
-        insecure: bool = False,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        retry_seconds: float = RETRY_SECONDS,
+        insecure: bool | None = None,
+        max_message_bytes: int | None = None,
+        retry_seconds: float | None = None,
     ) -> None:
-        self._retry_seconds = retry_seconds
+        self._retry_seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
         self._closed = False
         self._address = address
         self._tls = tls_of(address, roots, certificate, key, server_name)
-        self._api_key = key_for(address, self._tls is not None or insecure, api_key)
-        self._channels = BlockingChannels(address, self._tls, max_message_bytes)
+        self._api_key = key_for(address, self._tls is not None or bool(insecure), api_key)
+        self._channels = BlockingChannels(address, self._tls, _bound(max_message_bytes))
         self._channels.latest()
 
     def generate(
@@ -254,6 +264,10 @@ class Client:
 
 
 _WAITING = pb2.GenerateResponse(waiting=pb2.Waiting(stage="coordinator"))
+
+
+def _bound(max_message_bytes: int | None) -> int:
+    return DEFAULT_MAX_MESSAGE_BYTES if max_message_bytes is None else max_message_bytes
 
 
 async def _end(call: AsyncGenerator[Any] | grpc.aio.UnaryStreamCall[Any, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from triptych.errors import invalid_argument
@@ -60,6 +60,7 @@ class GenerationOptions(TypedDict, total=False):
 
 def generate_request(prompt: str | Sequence[str], options: GenerationOptions) -> GenerateRequest:
     """The request; a value that its field cannot hold is refused here, by the field's name."""
+    check_names(options)
     given: dict[str, Any] = {"prompts": _listed(prompt)}
     given |= {name: value for name, value in options.items() if value is not None}
     given.pop("timeout", None)
@@ -80,6 +81,13 @@ def generate_request(prompt: str | Sequence[str], options: GenerationOptions) ->
         return GenerateRequest(parameters=parameters, priority=priority)
     except (TypeError, ValueError) as error:
         raise invalid_argument(("priority", str(error))) from error
+
+
+def check_names(options: Iterable[str]) -> None:
+    """Raises INVALID_ARGUMENT for a name that is no option, whatever its value."""
+    for name in options:
+        if name not in GenerationOptions.__annotations__:
+            raise invalid_argument((name, "is no option of a generation"))
 
 
 def _with_field(field: str, value: Any) -> GenerationParameters:
