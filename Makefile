@@ -35,6 +35,11 @@ LOCK_denoiser := denoiser telemetry jwt quantization gguf
 LOCK_vae-codec := vae-codec telemetry jwt quantization gguf
 LOCKS := dev all coordinator gateway text-encoder denoiser vae-codec
 
+ENGINE ?= docker
+IMAGES ?= coordinator gateway text-encoder denoiser vae-codec
+TAG ?= latest
+IMAGE_FLAGS ?=
+
 OUT ?= image.png
 
 # The user's words reach the shell as environment variables, never as shell text, and $(value) keeps make from
@@ -145,6 +150,14 @@ endef
 sbom: $(AUDIT_TOOLS) ## Write sbom.cdx.json, the locked packages as a CycloneDX bill of materials
 	@$(AUDIT_VENV)/bin/python -W ignore -m cyclonedx_py requirements deploy/locks/all.txt --pyproject pyproject.toml --output-file sbom.cdx.json
 	@echo sbom.cdx.json
+
+.PHONY: images
+images: ## Build the container images: [ENGINE=docker TAG=latest IMAGE_FLAGS="--build-arg ..."]
+	@for target in $(IMAGES); do \
+	  $(ENGINE) build --file deploy/Containerfile --target "$$target" --tag "triptych/$$target:$(TAG)" $(IMAGE_FLAGS) \
+	    --build-arg VERSION="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+	    --build-arg REVISION="$$(git rev-parse HEAD)" --build-arg SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" . || exit 1; \
+	done
 
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
