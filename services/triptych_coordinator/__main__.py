@@ -10,10 +10,12 @@ from triptych.serving.reloading import Reloaded, reloaded_file
 from triptych.serving.sent_keys import check_confidential, read_key
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
+from triptych.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
-from triptych_coordinator import external_scaler
+from triptych_coordinator import external_scaler, fleet_service
 from triptych_coordinator.external_scaler import ExternalScalerServicer
 from triptych_coordinator.fleet.connections import ServerNames, Wiring
+from triptych_coordinator.fleet_service import FleetServicer
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_coordinator.settings import CoordinatorSettings
 
@@ -44,6 +46,7 @@ def services_of(servicer: ImageGenerationServicer) -> list[Service]:
             "triptych.v1.ImageGenerationService",
             partial(add_ImageGenerationServiceServicer_to_server, servicer),
         ),
+        Service(fleet_service.NAME, partial(add_FleetServiceServicer_to_server, FleetServicer(servicer))),
         Service(external_scaler.NAME, add_scaler, scaler.end_streams),
     ]
 

@@ -93,8 +93,8 @@ class FairAdmission:
         """Cost of each client that runs or waits; who comes begins where the least served one is."""
         self._throughput = _Throughput()
         instruments.queue_length.watch(self, lambda admission: len(admission._waiting), _REQUESTS)
-        instruments.queue_age.watch(self, FairAdmission._age, _REQUESTS)
-        instruments.requests_running.watch(self, FairAdmission._num_running, {})
+        instruments.queue_age.watch(self, FairAdmission.oldest_seconds, _REQUESTS)
+        instruments.requests_running.watch(self, FairAdmission.num_running, {})
 
     @asynccontextmanager
     async def admit(self, client: str, load: float, steps: int, priority: int = 0) -> AsyncIterator[None]:
@@ -140,10 +140,15 @@ class FairAdmission:
             self._arriving[client] -= 1
             self._arriving += Counter()  # without those that are 0
 
-    def _num_running(self) -> int:
+    def num_running(self) -> int:
+        """Requests that have their turn."""
         return sum(list(self._running.values()))
 
-    def _age(self) -> float:
+    def num_waiting(self) -> int:
+        """Requests that wait for it."""
+        return len(self._waiting)
+
+    def oldest_seconds(self) -> float:
         """Seconds that the request which came first has been waiting."""
         now = time.monotonic()
         return now - min((one.since for one in list(self._waiting)), default=now)

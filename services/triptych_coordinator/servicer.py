@@ -24,6 +24,7 @@ from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.generation import generation_events
+from triptych_coordinator.last_minute import LastMinute
 from triptych_coordinator.permissions import cache_scope, check_permitted
 from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.quotas import Quotas
@@ -60,30 +61,31 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         Raises:
             StartError: the checkpoint's pipeline or scheduler is not supported, or its files cannot be read.
         """
-        self._name = checkpoint.name
+        self.name = checkpoint.name
         self._revision = checkpoint.revision
         self._sampling = sampling_of(checkpoint)
         self._latent_rgb = latent_rgb(checkpoint)
         self._vocabulary = vocabulary_of(checkpoint)
         self._settings = limits
-        self._admission = FairAdmission(limits.max_running, limits.max_waiting)
+        self.admission = FairAdmission(limits.max_running, limits.max_waiting)
         self._quotas = Quotas()
-        self._stages = Stages(
+        self.steps, self.pictures = LastMinute[float](), LastMinute[None]()
+        self.stages = Stages(
             stubs,
             HealthCheck(limits.health_check_seconds),
             RetryPolicy(limits.attempts, limits.attempt_seconds, limits.max_wait_seconds),
             ConditioningCache(limits.conditioning_cache_bytes, keeps_newest=False, name="prompts"),
-            partial(serves, name=self._name, revision=self._revision),
+            partial(serves, name=self.name, revision=self._revision),
         )
 
     @property
     def demands(self) -> dict[str, Demand]:
         """What each stage has to do, by its name in metrics."""
-        return self._stages.demands
+        return self.stages.demands
 
     async def close(self) -> None:
         """Ends the connections to the stages."""
-        await self._stages.close()
+        await self.stages.close()
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
@@ -115,7 +117,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     ) -> pb.ImageGenerationServiceGetModelResponse:
         """See image_generation.proto."""
         caller = current_caller()
-        check_permitted(caller, self._name)
+        check_permitted(caller, self.name)
         models = await self._models(Deadline(context.time_remaining()))
         limits = self._limits(models)
         return pb.ImageGenerationServiceGetModelResponse(
@@ -163,6 +165,10 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         try:
             async with aclosing(self._generate(request, caller, client, deadline, timings)) as events:
                 async for event in events:
+                    if event.HasField("step_completed"):
+                        self.steps.add(timings.steps[-1])
+                    elif event.HasField("image"):
+                        self.pictures.add(None)
                     yield event
         finally:
             note_figures(timings.figures())
@@ -176,15 +182,15 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         timings: Timings,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         message = request.parameters
-        check_permitted(caller, self._name, [lora.name for lora in message.loras])
-        with self._admission.arriving(client):
+        check_permitted(caller, self.name, [lora.name for lora in message.loras])
+        with self.admission.arriving(client):
             models = await self._models(deadline)
             if not known_loras(message, models):
                 models = await self._models(deadline, fresh=True)  # it may be new in the folder
             limits = self._limits(models)
             # Files and brackets of strangers would hold up the event loop.
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
-        note_figures(figures_of(parameters, self._name))
+        note_figures(figures_of(parameters, self.name))
         if self._settings.trace_prompts:
             prompts = {PROMPTS: parameters.prompts, NEGATIVE_PROMPTS: parameters.negative_prompts}
             tracing.note({name: list(texts) for name, texts in prompts.items()})
@@ -192,13 +198,13 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         load = load_of(parameters, models, limits)
         pictures = load * steps / limits.default_num_inference_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
-        turn = self._turn(rows, self._admission.admit(client, load, steps, request.priority))
-        with self._stages.request_comes():
+        turn = self._turn(rows, self.admission.admit(client, load, steps, request.priority))
+        with self.stages.request_comes():
             async with (
                 self._quotas.charged(caller, pictures, turn),
                 aclosing(
                     generation_events(
-                        *(self._stages, models, self._sampling, self._latent_rgb, self._vocabulary),
+                        *(self.stages, models, self._sampling, self._latent_rgb, self._vocabulary),
                         *(parameters, deadline, timings, scope),
                     )
                 ) as events,
@@ -210,22 +216,22 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     async def _turn(self, rows: int, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
         """A request's turn. While it waits for that, its rows are outstanding at the denoisers."""
         async with AsyncExitStack() as stack:
-            with self._stages.denoisers.demand.outstanding(rows):
+            with self.stages.denoisers.demand.outstanding(rows):
                 await stack.enter_async_context(turn)
             yield
 
     async def _models(self, deadline: Deadline, fresh: bool = False) -> Models:
         """What the stages serve. If that does not fit together they are asked again: it may be old."""
-        models = await self._stages.models(deadline, fresh)
-        served = self._name, self._revision, self._sampling.guidance
+        models = await self.stages.models(deadline, fresh)
+        served = self.name, self._revision, self._sampling.guidance
         if not fresh and not models.fits(*served):
-            models = await self._stages.models(deadline, fresh=True)
+            models = await self.stages.models(deadline, fresh=True)
         models.check_fit(*served)
         return models
 
     def _limits(self, models: Models) -> Limits:
         previews = self._latent_rgb is not None
-        return models.limits(self._name, self._sampling, self._settings, previews)
+        return models.limits(self.name, self._sampling, self._settings, previews)
 
 
 def rows_of(parameters: Parameters, limits: Limits) -> int:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from opentelemetry.trace import Span, get_current_span
@@ -35,12 +36,17 @@ class Prediction:
     """A call's velocities, float32 [rows, channels, height, width], and how its time went.
 
     reused: whose features were those of another evaluation.
+    batch_rows: of the passes, on average; other calls' rows share them.
+    waiting_rows, oldest_row_seconds: what still waits, and for how long the first.
     """
 
     velocities: Tensor
     reused: Sequence[bool]
     queue_seconds: float
     compute_seconds: float
+    batch_rows: float
+    waiting_rows: int
+    oldest_row_seconds: float
 
 
 Key = tuple[object, ...]
@@ -57,6 +63,7 @@ class _Call:
     velocities: dict[int, Tensor] = field(default_factory=dict)
     reused: set[int] = field(default_factory=set)
     compute_seconds: float = 0.0
+    batches: list[int] = field(default_factory=list)
     span: Span = field(default_factory=get_current_span)
 
     def take(self, index: int, velocity: Tensor, reused: bool) -> None:
@@ -152,7 +159,10 @@ class Batcher:
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
         instruments.queue_duration.record(queue_seconds, _ROWS)
         tracing.note({QUEUE_SECONDS: queue_seconds, COMPUTE_SECONDS: call.compute_seconds})
-        return Prediction(velocities, reused, queue_seconds, call.compute_seconds)
+        return Prediction(
+            *(velocities, reused, queue_seconds, call.compute_seconds),
+            *(fmean(call.batches), len(self._queue), self._age()),
+        )
 
     async def close(self) -> None:
         """Refuses what waits, and lets the pass that runs end."""
@@ -267,6 +277,7 @@ class Batcher:
         self._note(batch.rows, seconds)
         for call in {waiting.call for waiting in batch.rows}:
             call.compute_seconds += seconds
+            call.batches.append(len(rows))
         for waiting, velocity, reused in zip(batch.rows, *predicted, strict=True):
             waiting.call.take(waiting.index, velocity, reused)
         expected = min(len(rows) + self._count(batch.kind), self._predictor.max_rows)

@@ -40,6 +40,11 @@ COMMANDS = {
     alone. Services that run with them take renewed ones by themselves. A real fleet has an issuer, such as
     cert-manager, that writes such files.
     """,
+    "top": """Watch a fleet live: requests, stages and replicas, queues, batch sizes and times.
+
+    It is what the coordinator knows of now and of the last minute, so nothing else has to run. Where callers
+    have roles, it is for operators.
+    """,
     "bench": """Measure throughput and latency of the services at an address under load.
 
     Closed loops keep so many requests running; open loops send requests at a rate, as strangers would.

@@ -244,10 +244,10 @@ async def test_connections_of_one_key_have_one_share(
         two_pictures = partial(house.ask, seeds=[1, 2], num_images_per_prompt=2)
         asked = [asyncio.create_task(two_pictures(key)) for key in (one, one, two)]
         async with asyncio.timeout(30):
-            while len(house.servicer._admission._served) < 2 or house.servicer._admission._waiting == []:
+            while len(house.servicer.admission._served) < 2 or house.servicer.admission._waiting == []:
                 await asyncio.sleep(0.01)
-        assert house.servicer._admission._served.keys() == {f"key {record.id}", f"key {other.id}"}
-        assert [waiting.client for waiting in house.servicer._admission._waiting] == [f"key {record.id}"]
+        assert house.servicer.admission._served.keys() == {f"key {record.id}", f"key {other.id}"}
+        assert [waiting.client for waiting in house.servicer.admission._waiting] == [f"key {record.id}"]
         house.denoiser.open.set()
         assert all(response.images for response in await asyncio.gather(*asked))
 

@@ -18,7 +18,16 @@ from triptych.v1 import model_pb2
 from triptych_coordinator.deadlines import Deadline, within
 from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.metrics import FleetMetrics
-from triptych_coordinator.fleet.replica import Description, Job, Replica, S, Source, StageTimes, trusted
+from triptych_coordinator.fleet.replica import (
+    Answer,
+    Description,
+    Job,
+    Replica,
+    S,
+    Source,
+    StageTimes,
+    trusted,
+)
 from triptych_coordinator.fleet.retries import (
     RETRY_AFTER_SECONDS,
     Failure,
@@ -71,9 +80,9 @@ class Fleet(Generic[S, D]):
             retries: how calls of its work are repeated.
             fits: whether a model is the one that is wanted.
         """
-        self._stage = stage
+        self.stage = stage
         self.demand = Demand()
-        self._metrics = FleetMetrics(stage)
+        self.metrics = FleetMetrics(stage)
         self._source = source
         self._question = question
         self._positive = positive
@@ -95,7 +104,12 @@ class Fleet(Generic[S, D]):
         self._checking: set[Replica[S]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._following = False
-        self._metrics.watch(self, self._replicas, self.demand)
+        self.metrics.watch(self, self._replicas, self.demand)
+
+    @property
+    def replicas(self) -> list[Replica[S]]:
+        """All that are known."""
+        return list(self._replicas.values())
 
     async def description(self, deadline: Deadline, fresh: bool = False) -> D:
         """What the stage serves: the model of most replicas that serve the wanted one.
@@ -167,7 +181,7 @@ class Fleet(Generic[S, D]):
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
                 failure, ended = failure_of(error), time.monotonic()
-                self._metrics.attempted(replica.address, ended - began, error.code.name)
+                self.metrics.attempted(replica.address, ended - began, error.code.name)
                 busy_until[replica] = ended + (errors.retry_after_seconds(error) or 0)
                 if failure is Failure.TRANSIENT:
                     if ended - began >= retries.attempt_timeout:  # it answers questions, but finishes nothing
@@ -179,16 +193,17 @@ class Fleet(Generic[S, D]):
                     busy_until[replica] = math.inf
                 hopeless = failure is Failure.OF_THE_REQUEST or failures == retries.attempts
                 if hopeless or all(busy_until.get(one) == math.inf for one in self._suitable(job)):
-                    raise explained(error, self._stage, replica.address, retries) from error
-                self._metrics.retried(failure)
+                    raise explained(error, self.stage, replica.address, retries) from error
+                self.metrics.retried(failure)
                 continue
             replica.succeed()
             seconds = time.monotonic() - began
-            self._metrics.attempted(replica.address, seconds, "OK")
+            self.metrics.attempted(replica.address, seconds, "OK")
+            took = StageTimes() if times is None else times(answer)
+            replica.answers.add(Answer(seconds, took))
             if times is not None:
-                took = times(answer)
                 replica.measure(took.queue + took.compute, outstanding)
-                self._metrics.took(seconds, took)
+                self.metrics.took(seconds, took)
             return answer
 
     async def close(self) -> None:
@@ -211,7 +226,7 @@ class Fleet(Generic[S, D]):
                 deadline.timeout(self.retries.max_wait)
                 raise self._nobody(job)
             if waited >= SILENT_SECONDS and not told:
-                deadline.on_waiting(self._stage)
+                deadline.on_waiting(self.stage)
                 told = True
             soonest = min((until - time.monotonic() for until in busy_until.values()), default=limit)
             pause = min(limit - waited, limit if told else SILENT_SECONDS, max(soonest, _SHORTEST_PAUSE))
@@ -265,13 +280,13 @@ class Fleet(Generic[S, D]):
         others = any(one.ready for one in self._replicas.values())
         if job.fingerprint is not None and others:
             return errors.unavailable(
-                f"no {self._stage} at {self._source.address} computes as the one that this request began on "
+                f"no {self.stage} at {self._source.address} computes as the one that this request began on "
                 f"(fingerprint {job.fingerprint}); sent again, the request begins on another",
                 _SOON_SECONDS,
             )
         reason = self._last_error or "nobody was found there"
         return errors.unavailable(
-            f"the {self._stage} at {self._source.address} cannot be reached: {reason}", RETRY_AFTER_SECONDS
+            f"the {self.stage} at {self._source.address} cannot be reached: {reason}", RETRY_AFTER_SECONDS
         )
 
     async def _first_health_checks(self, deadline: Deadline) -> None:
@@ -287,17 +302,15 @@ class Fleet(Generic[S, D]):
         """Others are preferred to it for a while."""
         seconds = replica.distrust()
         if seconds is not None:
-            self._metrics.ejected()
-            log.warning(
-                "the %s at %s is ejected for %g s: %s", self._stage, replica.address, seconds, mistake
-            )
+            self.metrics.ejected()
+            log.warning("the %s at %s is ejected for %g s: %s", self.stage, replica.address, seconds, mistake)
             self._last_error = mistake
 
     def _eject(self, replica: Replica[S], error: TriptychError) -> None:
         """It gets no work until it has answered a question."""
         if replica.ready:
-            self._metrics.ejected()
-            log.warning("the %s at %s is ejected: %s", self._stage, replica.address, without_request(error))
+            self.metrics.ejected()
+            log.warning("the %s at %s is ejected: %s", self.stage, replica.address, without_request(error))
             self._last_error = without_request(error)
             replica.fail()
             self._lead()
@@ -325,7 +338,7 @@ class Fleet(Generic[S, D]):
                 self._eject(replica, error)
                 self._last_error = error.message
                 if not replica.failures:
-                    self._in_background(replica.say_not_there(self._stage, error))
+                    self._in_background(replica.say_not_there(self.stage, error))
                 replica.failures += 1
             replica.checked.set()
         self._checking.discard(replica)
@@ -345,14 +358,14 @@ class Fleet(Generic[S, D]):
         replica.description, replica.ready = described, True
         self._descriptions[described.model.fingerprint] = described
         if not was_ready or before != replica.fingerprint:
-            log.info("the %s at %s is ready", self._stage, replica.address)
+            log.info("the %s at %s is ready", self.stage, replica.address)
             self._news.set()
             self._lead()
             if replica.fingerprint != self._leading:
                 log.warning(
                     "the %s at %s computes otherwise than the others (%s, fingerprint %s): requests go to it "
                     "only when more replicas do as it does",
-                    self._stage, replica.address, described.model.name, replica.fingerprint,
+                    self.stage, replica.address, described.model.name, replica.fingerprint,
                 )  # fmt: skip
         if replica.fingerprint == self._leading:
             self._described_at = time.monotonic()
@@ -365,7 +378,7 @@ class Fleet(Generic[S, D]):
             found = leading([one.fingerprint for one in group if one.fingerprint is not None], self._leading)
             if found is not None:
                 if self._leading not in (None, found):
-                    log.warning("requests of a %s begin on fingerprint %s from now on", self._stage, found)
+                    log.warning("requests of a %s begin on fingerprint %s from now on", self.stage, found)
                 self._leading = found
                 for replica in known:
                     if replica.ready and replica.fingerprint != found:
@@ -389,7 +402,7 @@ class Fleet(Generic[S, D]):
                 found = True
             except OSError as error:  # those that are known stay
                 if found:
-                    log.warning("cannot look up the %s at %s: %s", self._stage, self._source.address, error)
+                    log.warning("cannot look up the %s at %s: %s", self.stage, self._source.address, error)
                 found = False
             self._looked_up.set()
             period = self._source.look_up_seconds
@@ -406,7 +419,7 @@ class Fleet(Generic[S, D]):
                 self._replicas[address] = replica
                 self._check_health(replica)
         for address in self._replicas.keys() - set(addresses):
-            log.info("the %s at %s left", self._stage, address)
+            log.info("the %s at %s left", self.stage, address)
             self._in_background(self._replicas.pop(address).leave())
             self._lead()
 

@@ -20,6 +20,7 @@ from triptych.telemetry.instruments import (
 from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.replica import Replica, StageTimes
 from triptych_coordinator.fleet.retries import Failure
+from triptych_coordinator.last_minute import LastMinute
 from triptych_coordinator.timings import current_timings
 
 
@@ -29,6 +30,7 @@ class FleetMetrics:
     def __init__(self, stage: str) -> None:
         """`stage` as in errors, e.g. "text encoder"."""
         self._stage = stage
+        self.retries, self.ejections = LastMinute[Failure](), LastMinute[None]()
         self.attributes = {STAGE: stage.lower().replace(" ", "_")}
 
     def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]], demand: Demand) -> None:
@@ -67,9 +69,11 @@ class FleetMetrics:
 
     def retried(self, failure: Failure) -> None:
         """A failed attempt is repeated."""
+        self.retries.add(failure)
         current_timings().stages[self._stage].retries += 1
         instruments.retries.add(1, self.attributes | {REASON: failure.name.lower()})
 
     def ejected(self) -> None:
         """A replica gets no work for a while."""
+        self.ejections.add(None)
         instruments.ejections.add(1, self.attributes)

@@ -14,6 +14,7 @@ from triptych.v1 import model_pb2
 from triptych_coordinator.fleet.retries import Method
 from triptych_coordinator.fleet.routing import MeasuredPace
 from triptych_coordinator.fleet.uploads import Uploads
+from triptych_coordinator.last_minute import LastMinute
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,25 @@ async def _not_for_tls() -> None:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """How the time of a call went, by the stage's own answer, in seconds."""
+    """How the time of a call went, by the stage's own answer, in seconds, and what a denoiser says of itself.
 
-    queue: float
-    compute: float
+    batch_rows: rows of the passes that the call's were in, on average.
+    waiting_rows, oldest_row: rows that still wait, and for how many seconds the first.
+    """
+
+    queue: float = 0.0
+    compute: float = 0.0
+    batch_rows: float = 0.0
+    waiting_rows: int = 0
+    oldest_row: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """That a replica did work, in so many seconds as the coordinator saw it."""
+
+    seconds: float
+    times: StageTimes
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,7 @@ class Replica(Generic[S]):
         self.ready = False
         self.failures = 0
         self.uploads = Uploads()
+        self.answers = LastMinute[Answer]()
         self.outstanding = 0.0
         self.last_chosen = 0
         self.checked = asyncio.Event()

@@ -223,7 +223,11 @@ def _predicted(response: denoiser_pb2.PredictResponse, shape: tuple[int, ...]) -
     reused = list(response.reused) or [False] * (branches * samples)
     if len(reused) != branches * samples:
         raise nonsense(f"reused: is of {len(reused)} rows, not of {branches * samples}")
-    times = StageTimes(response.queue_milliseconds / 1000, response.compute_milliseconds / 1000)
+    times = StageTimes(
+        response.queue_milliseconds / 1000,
+        response.compute_milliseconds / 1000,
+        *(response.batch_rows, response.waiting_rows, response.oldest_row_milliseconds / 1000),
+    )
     return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), times)
 
 

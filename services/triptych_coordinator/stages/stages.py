@@ -1,8 +1,9 @@
 """The three stages that serve one checkpoint."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest as AskDenoiser
 from triptych.v1.text_encoder_pb2 import TextEncoderServiceGetModelRequest as AskTextEncoder
@@ -56,8 +57,12 @@ class Stages:
 
     async def close(self) -> None:
         """Ends the connections; running calls are cancelled."""
-        fleets = self.text_encoders.fleet, self.denoisers, self.vae_codecs.fleet
-        await asyncio.gather(*(fleet.close() for fleet in fleets))
+        await asyncio.gather(*(fleet.close() for fleet in self.fleets))
+
+    @property
+    def fleets(self) -> Sequence[Fleet[Any, Any]]:
+        """Text encoders, denoisers, VAE codecs."""
+        return self.text_encoders.fleet, self.denoisers, self.vae_codecs.fleet
 
     @property
     def demands(self) -> dict[str, Demand]:

@@ -55,9 +55,10 @@ class ClientTls(Options):
 
     def of_client(self) -> dict[str, Any]:
         """As the keywords of AsyncClient. Raises StartError if the key's file cannot be read."""
-        return {**self._of_tls(), "api_key": self._api_key(), "insecure": self.insecure}
+        return {**self._of_tls(), "api_key": self.api_key(), "insecure": self.insecure}
 
-    def _api_key(self) -> str | None:
+    def api_key(self) -> str | None:
+        """That of its file; None without one. Raises StartError if the file cannot be read."""
         if self.api_key_file is None:
             return None
         from triptych.serving.reloading import reloaded_file

@@ -144,18 +144,24 @@ async def connected_client(place: Place, shown: Display) -> AsyncIterator[AsyncC
 async def _address(place: Place) -> tuple[str | None, ClientTls]:
     """The coordinator at --target, or that of `triptych up` if its model is wanted and it is there."""
     if place.target is not None:
-        await _check_answers(place.target, place.tls)
+        await check_answers(place.target, place.tls)
         return place.target, place.tls
-    wanted = place.fused or place.choice.model_fields_set
-    standing = None if wanted else standing_coordinator(well_known_folder())
+    if place.fused or place.choice.model_fields_set:
+        return None, place.tls
+    return await standing_address(place.tls)
+
+
+async def standing_address(given: ClientTls) -> tuple[str | None, ClientTls]:
+    """The coordinator of `triptych up`, if it serves."""
+    standing = standing_coordinator(well_known_folder())
     if standing is not None:
-        for tls in (place.tls, ClientTls.of_folder(well_known_folder() / CERTIFICATES)):
+        for tls in (given, ClientTls.of_folder(well_known_folder() / CERTIFICATES)):
             if tls is not None and await serves(standing, tls.at(standing)):
                 return standing, tls
-    return None, place.tls
+    return None, given
 
 
-async def _check_answers(address: str, given: ClientTls) -> None:
+async def check_answers(address: str, given: ClientTls) -> None:
     """Raises StartError when nobody listens at the address, it is none, or TLS keeps it from being called."""
     try:
         check_listen(address if address.startswith("unix:") else target(address))

@@ -330,6 +330,19 @@ class RevokeKeySettings(Options):
     id: Annotated[str, Argument] = Field(description="The id or the name of the key.")
 
 
+class TopSettings(Options):
+    """Of `triptych top`."""
+
+    target: Target | None = Field(
+        None,
+        description="A coordinator's address: unix:/path, host:port or https://host:port. Default: that of "
+        "`triptych up`.",
+    )
+    tls: ClientTls
+    once: bool = Field(False, description="Print one table and end, for scripts.")
+    interval: float = Field(2, ge=0.1, le=3600, description="Seconds between two looks.")
+
+
 class BenchSettings(Options):
     """Of `triptych bench`."""
 

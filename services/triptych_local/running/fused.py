@@ -19,10 +19,12 @@ from triptych.serving.allocator import keep_freed_memory
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings, with_environment
 from triptych.v1.denoiser_pb2_grpc import add_DenoiserServiceServicer_to_server
+from triptych.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server
 from triptych.v1.image_generation_pb2_grpc import add_ImageGenerationServiceServicer_to_server
 from triptych.v1.text_encoder_pb2_grpc import add_TextEncoderServiceServicer_to_server
 from triptych.v1.vae_codec_pb2_grpc import add_VaeCodecServiceServicer_to_server
 from triptych_coordinator.fleet.connections import Stubs, in_this_process
+from triptych_coordinator.fleet_service import FleetServicer
 from triptych_coordinator.servicer import ImageGenerationServicer
 from triptych_local.running.direct import DirectStub
 from triptych_local.running.settings import FusedSettings, ModelChoice
@@ -87,6 +89,7 @@ async def load(settings: FusedSettings) -> Loaded:
         ("DenoiserService", add_DenoiserServiceServicer_to_server, fused.denoiser),
         ("VaeCodecService", add_VaeCodecServiceServicer_to_server, fused.vae_codec),
         ("ImageGenerationService", add_ImageGenerationServiceServicer_to_server, fused.coordinator),
+        ("FleetService", add_FleetServiceServicer_to_server, FleetServicer(fused.coordinator)),
     ]
     services = [Service(f"triptych.v1.{name}", partial(add, servicer)) for name, add, servicer in servicers]
     return Loaded(services, f"{settings.model}, {settings.dtype} on {settings.device}", fused.close)

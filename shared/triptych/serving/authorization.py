@@ -37,6 +37,7 @@ RPCS: Final[Mapping[str, frozenset[Role]]] = {
     "/triptych.v1.ImageGenerationService/Generate": CLIENT,
     "/triptych.v1.ImageGenerationService/GenerateImages": CLIENT,
     "/triptych.v1.ImageGenerationService/GetModel": _WATCHERS,
+    "/triptych.v1.FleetService/GetFleet": _OPERATOR,
     "/triptych.v1.TextEncoderService/Encode": _COORDINATOR,
     "/triptych.v1.TextEncoderService/GetModel": _STAGE_WATCHERS,
     "/triptych.v1.DenoiserService/Predict": _COORDINATOR,

@@ -190,12 +190,21 @@ class PredictResponse(google.protobuf.message.Message):
     REUSED_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
     TEXT_ENCODER_LORAS_FIELD_NUMBER: builtins.int
+    BATCH_ROWS_FIELD_NUMBER: builtins.int
+    WAITING_ROWS_FIELD_NUMBER: builtins.int
+    OLDEST_ROW_MILLISECONDS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
     """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
     """Milliseconds the rows waited for a forward pass."""
     compute_milliseconds: builtins.float
     """Milliseconds the forward passes took."""
+    batch_rows: builtins.float
+    """Rows of the forward passes that computed the call's rows, on average: those of other calls share them."""
+    waiting_rows: builtins.int
+    """Rows that still wait."""
+    oldest_row_milliseconds: builtins.float
+    """How long the first of them has been waiting, in milliseconds."""
     @property
     def velocities(self) -> triptych.v1.tensor_pb2.Tensor:
         """float32, shape [branches, samples, channels, height, width], in the order of the request."""
@@ -224,9 +233,12 @@ class PredictResponse(google.protobuf.message.Message):
         reused: collections.abc.Iterable[builtins.bool] | None = ...,
         warnings: collections.abc.Iterable[builtins.str] | None = ...,
         text_encoder_loras: collections.abc.Iterable[builtins.str] | None = ...,
+        batch_rows: builtins.float = ...,
+        waiting_rows: builtins.int = ...,
+        oldest_row_milliseconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["velocities", b"velocities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "text_encoder_loras", b"text_encoder_loras", "velocities", b"velocities", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "oldest_row_milliseconds", b"oldest_row_milliseconds", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "text_encoder_loras", b"text_encoder_loras", "velocities", b"velocities", "waiting_rows", b"waiting_rows", "warnings", b"warnings"]) -> None: ...
 
 global___PredictResponse = PredictResponse
 
