@@ -4,13 +4,13 @@ import io
 import json
 import re
 import shutil
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, PngImagePlugin
 
 from tests.gateway.conftest import Fleet, ask
 
@@ -131,12 +131,198 @@ def test_a_request_outlives_a_restart_of_the_gateway(page: Any, fleet: Fleet) ->
     services["triptych_local.running.fused"].suspend()
     try:
         generate(page, "a boat", Steps="3", Seed="3")
-        expect(page.locator(".stage .progress")).to_contain_text("Asking")
+        expect(page.locator(".stage .progress")).to_contain_text("Waiting for its turn")
         services["triptych_gateway"].kill()
         expect(page.locator(".stage .progress")).to_contain_text("Trying again")
     finally:
         services["triptych_local.running.fused"].resume()
     expect(page.locator(".stage figcaption")).to_contain_text("seed 3")
+
+
+def picture(folder: Path, *colours: str) -> Path:
+    """A PNG of 64 x 64 pixels, in stripes."""
+    image = Image.new("RGB", (64, 64))
+    for at, colour in enumerate(colours):
+        image.paste(colour, (at * 64 // len(colours), 0, 64, 64))
+    image.save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+def start_from(page: Any, file: Path) -> None:
+    page.get_by_label("Start from a picture…").set_input_files(file)
+    expect(page.get_by_alt_text("The picture to start from")).to_be_visible()
+
+
+def last_request(page: Any) -> Any:
+    """The parameters of the request that the block makes."""
+    return page.expect_request("**/triptych/v1/generate")
+
+
+def shown(page: Any, folder: Path) -> Image.Image:
+    """The picture that is shown large."""
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save").click()
+    download.value.save_as(folder / "shown.png")
+    with Image.open(folder / "shown.png") as image:
+        return image.convert("RGB")
+
+
+def test_what_is_painted_is_made_anew_and_the_rest_stays(page: Any, tmp_path: Path) -> None:
+    file = picture(tmp_path, "red", "blue")
+    start_from(page, file)
+    page.get_by_role("button", name="Paint a mask").click()
+    board = page.locator(".board canvas")
+    page.get_by_label("Brush size", exact=True).fill("16")
+    box = board.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.up()
+    board.press("Space")  # in the middle, by keys
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Use this mask").click()
+    with last_request(page) as asked:
+        generate(page, Steps="3")
+    parameters = asked.value.post_data_json["parameters"]
+    assert (parameters["strength"], parameters["preserve"]) == (1, True)
+    with Image.open(io.BytesIO(b64decode(parameters["mask"]))) as mask:
+        assert mask.size == (64, 64)
+        assert {mask.convert("L").getpixel(at) for at in ((32, 32), (63, 0))} == {0}, "undone, and untouched"
+        assert mask.convert("L").getpixel((13, 32)) == 255
+    expect(tiles(page)).to_have_count(1)
+    with Image.open(file) as before:
+        changed = ImageChops.difference(shown(page, tmp_path), before).getbbox()
+    assert changed is not None
+    assert changed[2] <= 40, "what is to the right of the mask stays to the bit"
+
+
+def test_a_frame_that_is_dragged_extends_the_picture(page: Any, tmp_path: Path) -> None:
+    file = picture(tmp_path, "red", "blue")
+    start_from(page, file)
+    page.get_by_role("button", name="Extend").click()
+    page.get_by_role("slider", name="Pixels to the right side").press("ArrowRight")
+    edge = page.get_by_role("slider", name="Pixels to the bottom")
+    box = edge.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + 60, steps=5)
+    page.mouse.up()
+    bottom = int(edge.get_attribute("aria-valuenow"))
+    assert bottom > 0
+    page.get_by_role("button", name="Use this frame").click()
+    generate(page, Steps="2")
+    expect(tiles(page)).to_have_count(1)
+    extended = shown(page, tmp_path)
+    assert extended.size == (80, 64 + bottom)
+    assert extended.getpixel((8, 8)) == (255, 0, 0)
+
+
+def test_a_file_says_how_it_was_made_and_is_made_again(page: Any, tmp_path: Path) -> None:
+    generate(page, "a zebra", Steps="3", Seed="7")
+    expect(tiles(page)).to_have_count(1)
+    first = shown(page, tmp_path)
+    generate(page, "something else", Steps="2", Seed="8")
+    expect(tiles(page)).to_have_count(2)
+    drop(page, tmp_path / "shown.png")
+    page.get_by_role("button", name="Use its settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a zebra")
+    page.keyboard.press("Control+Enter")
+    expect(tiles(page)).to_have_count(3)
+    assert ImageChops.difference(shown(page, tmp_path), first).getbbox() is None
+
+
+@pytest.mark.parametrize("kind", ["webp", "jpeg"])
+def test_files_of_other_kinds_say_how_they_were_made(
+    page: Any, fleet: Fleet, tmp_path: Path, kind: Any
+) -> None:
+    prompt = 'a "fox" & <owl>, \u00fc'
+    made = fleet.openai().images.generate(
+        prompt=prompt, output_format=kind, extra_body={"seed": 5, "num_inference_steps": 2}
+    )
+    assert made.data is not None
+    (tmp_path / kind).write_bytes(b64decode(made.data[0].b64_json or ""))
+    drop(page, tmp_path / kind)
+    page.get_by_role("button", name="Use its settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("5")
+
+
+def test_the_text_of_other_tools_is_read(page: Any, tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    settings = 'Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 4.5, Seed: 12, Size: 128x64, Notes: "b, c"'
+    texts.add_text("parameters", f"a cat, sitting\nNegative prompt: a dog\n{settings}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png", pnginfo=texts)
+    drop(page, tmp_path / "other.png")
+    page.get_by_role("button", name="Use its settings").click()
+    with last_request(page) as asked:
+        page.keyboard.press("Control+Enter")
+    assert asked.value.post_data_json["parameters"] == {
+        "prompts": ["a cat, sitting"],
+        "negative_prompts": ["a dog"],
+        "width": 128,
+        "height": 64,
+        "num_inference_steps": 20,
+        "guidance_scale": 4.5,
+        "num_images_per_prompt": 1,
+        "seeds": ["12"],
+        "solver": {"dpmpp_2m": {}},
+        "sigma_schedule": {"karras": {}},
+        "preview_every": 1,
+    }
+
+
+def drop(page: Any, file: Path) -> None:
+    """Drops a file on the page."""
+    page.evaluate(
+        """([name, data]) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            const carried = new DataTransfer();
+            carried.items.add(new File([bytes], name));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: carried, bubbles: true }));
+        }""",
+        [file.name, b64encode(file.read_bytes()).decode()],
+    )
+
+
+def test_vary_and_more_steps_ask_for_what_they_say(page: Any) -> None:
+    generate(page, Steps="2", Seed="7")
+    expect(tiles(page)).to_have_count(1)
+    with last_request(page) as asked:
+        page.get_by_role("button", name="More steps").click()
+    parameters = asked.value.post_data_json["parameters"]
+    assert (parameters["num_inference_steps"], parameters["seeds"]) == (4, ["7"])
+    expect(tiles(page)).to_have_count(2)
+    with last_request(page) as asked:
+        page.get_by_role("button", name="Vary").click()
+    assert asked.value.post_data_json["parameters"]["variation"]["strengths"] == [0.25]
+    expect(tiles(page)).to_have_count(6)
+
+
+def test_other_parameters_are_those_that_the_server_describes(page: Any) -> None:
+    page.locator("summary", has_text="More").click()
+    page.get_by_label("Solver").select_option("euler_ancestral")
+    page.get_by_label("Eta").fill("0.5")
+    page.get_by_label("Eta").press("Tab")
+    page.get_by_label("Sigma schedule").select_option("karras")
+    with last_request(page) as asked:
+        generate(page, Steps="2")
+    parameters = asked.value.post_data_json["parameters"]
+    assert parameters["solver"] == {"euler_ancestral": {"eta": 0.5}}
+    assert parameters["sigma_schedule"] == {"karras": {}}
+    expect(tiles(page)).to_have_count(1)
+
+
+def test_a_grid_has_a_picture_for_each_pair_of_values(page: Any) -> None:
+    page.get_by_label("Prompt", exact=True).fill("a cat")
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.locator("summary", has_text="Grid").click()
+    page.get_by_label("Values across").fill("1, 3")
+    page.get_by_label("Down", exact=True).select_option("prompt")
+    page.get_by_label("Values down").fill("cat, dog")
+    page.get_by_role("button", name="Make 4 pictures").click()
+    expect(page.locator("table img:not([alt=Preview])")).to_have_count(4)
+    expect(page.locator("table th")).to_have_text(["Guidance scale 1", "Guidance scale 3", "cat", "dog"])
+    expect(page.get_by_role("button", name="Save the grid")).to_be_visible()
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed: make page does it")
@@ -145,7 +331,14 @@ def test_nothing_stands_in_the_way_of_people_who_use_it_otherwise(page: Any, sch
     page.emulate_media(color_scheme=scheme)
     generate(page, Steps="2")
     expect(tiles(page)).to_have_count(1)
+    for section in ("More", "Grid"):
+        page.locator("summary", has_text=section).click()
     assert violations(page) == []
+    page.get_by_role("button", name="Start from it").click()
+    for button in ("Paint a mask", "Extend"):
+        page.get_by_role("button", name=button).click()
+        assert violations(page) == []
+        page.keyboard.press("Escape")
 
 
 def violations(page: Any) -> list[str]:

@@ -7,7 +7,7 @@ export default defineConfig({
   build: {
     outDir: "../static",
     emptyOutDir: true,
-    target: "es2022",
+    target: "es2023",
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
     reportCompressedSize: false,

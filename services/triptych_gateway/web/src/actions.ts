@@ -2,14 +2,12 @@
 
 import { getModel, getParameters, keepKey, Refused } from "./api";
 import { asked, begin, change, drawnSeed, form, fromParameters, model, readSeed } from "./form";
-import type { Picture } from "./gallery";
+import type { Inputs, Picture } from "./gallery";
 import { run } from "./jobs";
-import { away, needsKey, say } from "./page";
-import { signal } from "@preact/signals";
-import type { Field, Parameters } from "./types";
-
-/** What the server takes beside what has a place of its own in the form. */
-export const fields = signal<Field[]>([]);
+import { away, dropped, fields, needsKey, problem, say } from "./page";
+import { recorded } from "./recorded";
+import { inputs, startAs, startFrom, startParameters, withInputs } from "./start";
+import type { Parameters } from "./types";
 
 const PAUSE = 2000;
 
@@ -42,41 +40,68 @@ export async function useKey(key: string): Promise<void> {
 }
 
 /** Runs what the form says; a seed that is not locked is drawn first. */
-export function generateFromForm(): void {
-  const said = form.value;
-  if (!said) return;
-  if (!said.prompt.trim()) {
+export async function generateFromForm(): Promise<void> {
+  if (!form.value) return;
+  if (!form.value.prompt.trim()) {
     say("A prompt is needed");
     document.getElementById("prompt")?.focus();
     return;
   }
-  if (!said.seedLocked || readSeed(said.seed) === null) change({ seed: drawnSeed() });
-  void run(asked(form.value!));
+  const { seed, seedLocked } = form.value;
+  if (!seedLocked || readSeed(seed) === null) change({ seed: drawnSeed() });
+  const files = inputs();
+  run(await withInputs({ ...asked(form.value), ...startParameters() }, files), files);
 }
 
-export function useSettings(parameters: Parameters): void {
+/** The form says what a picture was made with. */
+export async function useSettings(parameters: Parameters, files: Inputs = {}): Promise<void> {
   if (!model.value) return;
   form.value = fromParameters(parameters, model.value);
+  await startAs(parameters, files);
+  form.value = { ...form.value, ...sizeOf(parameters) };
   say("The form has the settings of this picture");
+}
+
+function sizeOf(parameters: Parameters): { width?: number; height?: number } {
+  const { width, height } = parameters;
+  return { ...(width ? { width: Number(width) } : {}), ...(height ? { height: Number(height) } : {}) };
 }
 
 const VARIED = 0.25;
 const VARIATIONS = 4;
 
 /** Pictures much like it: its noise, mixed with a little of other noise. */
-export function vary(picture: Picture): void {
+export async function vary({ parameters, inputs: files }: Picture): Promise<void> {
+  const variation = { seeds: [drawnSeed()], strengths: [VARIED] };
   const count = Math.min(VARIATIONS, model.value?.max_images ?? 1);
-  const { strength: _, ...parameters } = picture.parameters;
-  void run({
-    ...parameters,
-    num_images_per_prompt: count,
-    variation: { seeds: [drawnSeed()], strengths: [VARIED] },
-  });
+  const varied = { ...parameters, num_images_per_prompt: count, variation };
+  run(await withInputs(varied, files), files);
 }
 
 /** The same picture, made in twice as many steps. */
-export function moreSteps(picture: Picture): void {
-  const steps = Number(picture.parameters["num_inference_steps"]);
+export async function moreSteps({ parameters, inputs: files }: Picture): Promise<void> {
+  const steps = Number(parameters["num_inference_steps"]);
   const most = model.value?.max_num_inference_steps ?? steps;
-  void run({ ...picture.parameters, num_inference_steps: Math.min(2 * steps, most) });
+  const longer = { ...parameters, num_inference_steps: Math.min(2 * steps, most) };
+  run(await withInputs(longer, files), files);
+}
+
+/** A file that came here: if it says how it was made the person is asked what to do, else it is started from. */
+export async function open(file: Blob): Promise<void> {
+  problem.value = null;
+  const parameters = await recorded(file).catch(() => null);
+  if (parameters) dropped.value = { file, parameters };
+  else await startWith(file);
+}
+
+/** Starts from a file, or says why not. */
+export async function startWith(file: Blob): Promise<void> {
+  dropped.value = null;
+  problem.value = null;
+  try {
+    await startFrom(file);
+    say("The next picture starts from this one");
+  } catch {
+    problem.value = "This file is no picture that can be read.";
+  }
 }

@@ -1,7 +1,6 @@
 // What the person asks for: the state of the form, as GenerationParameters and from them.
 
 import { computed, effect, signal } from "@preact/signals";
-import { toBase64 } from "./bytes";
 import type { Json, Message, Model, Parameters } from "./types";
 
 export interface Lora {
@@ -147,8 +146,4 @@ export function chosen(choice: Json | undefined): string | null {
 
 function says(value: Json): boolean {
   return !(value === null || value === false || value === 0 || value === "" || (Array.isArray(value) && !value.length));
-}
-
-export async function withFile(parameters: Parameters, name: string, file: Blob): Promise<Parameters> {
-  return { ...parameters, [name]: await toBase64(file) };
 }

@@ -41,8 +41,8 @@ const waiting: (() => void)[] = [];
 let started = 0;
 let lastId = 0;
 
-/** Runs a request; previews are asked for as far as the model has some. */
-export async function run(parameters: Parameters, inputs: Inputs = {}): Promise<Job> {
+/** Runs a request; previews are asked for as far as the model has some. `done` has it as it ended. */
+export function run(parameters: Parameters, inputs: Inputs = {}): { job: Job; done: Promise<Job> } {
   const job: Job = {
     id: ++lastId,
     parameters,
@@ -62,15 +62,19 @@ export async function run(parameters: Parameters, inputs: Inputs = {}): Promise<
   aborts.set(job.id, abort);
   jobs.value = [job, ...jobs.value];
   shown.value = { job: job.id };
+  return { job, done: inTurn(job, abort.signal) };
+}
+
+async function inTurn(job: Job, signal: AbortSignal): Promise<Job> {
   await turn();
   try {
-    await untilDone(job, abort.signal);
+    await untilDone(job, signal);
   } finally {
     aborts.delete(job.id);
     started--;
     waiting.shift()?.();
   }
-  return current(job);
+  return job;
 }
 
 export function cancel(id: number): void {
@@ -91,8 +95,6 @@ async function turn(): Promise<void> {
   if (started >= MOST_AT_ONCE) await new Promise<void>((go) => waiting.push(go));
   started++;
 }
-
-const current = (job: Job): Job => jobs.value.find(({ id }) => id === job.id) ?? job;
 
 function update(job: Job, values: Partial<Job>): void {
   Object.assign(job, values);

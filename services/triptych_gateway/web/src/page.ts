@@ -1,9 +1,19 @@
 // What the page shows, and what it tells people who cannot see it.
 
 import { signal } from "@preact/signals";
+import type { Field, Parameters } from "./types";
 
-/** What is shown large: a request that runs, or a picture of the gallery. */
-export const shown = signal<{ job?: number; picture?: number } | null>(null);
+/** What is shown large: a request that runs, a picture of the gallery, or a grid. */
+export const shown = signal<{ job?: number; picture?: number; grid?: number } | null>(null);
+
+/** What a request may say, as the server describes it. */
+export const fields = signal<Field[]>([]);
+
+/** A file that was dropped here and says how it was made: the person chooses what becomes of it. */
+export const dropped = signal<{ file: Blob; parameters: Parameters } | null>(null);
+
+/** What went wrong with what the person just did. */
+export const problem = signal<string | null>(null);
 
 /** Whether the server asks who calls. */
 export const needsKey = signal(false);

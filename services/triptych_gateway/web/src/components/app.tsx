@@ -1,19 +1,26 @@
 // The page: the form beside what it made.
 
+import { effect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { generateFromForm } from "../actions";
+import { generateFromForm, open } from "../actions";
 import { form, model } from "../form";
 import { cancelNewest } from "../jobs";
-import { announced, away, needsKey } from "../page";
+import { announced, away, needsKey, shown } from "../page";
 import { GalleryView } from "./gallery";
 import { KeyForm } from "./key";
+import { Notices } from "./notices";
 import { RequestForm } from "./request";
 import { Stage } from "./stage";
 
 export function App() {
   useEffect(() => {
     document.addEventListener("keydown", onKey);
-    return () => document.removeEventListener("keydown", onKey);
+    document.addEventListener("dragover", (event) => event.preventDefault());
+    document.addEventListener("drop", onDrop);
+    document.addEventListener("paste", onPaste);
+    return effect(() => {
+      if (shown.value) document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
+    });
   }, []);
   return (
     <>
@@ -23,6 +30,7 @@ export function App() {
         <ServedModel />
       </header>
       {needsKey.value && <KeyForm />}
+      <Notices />
       <main>
         {form.value ? <RequestForm /> : <div class="panel" aria-busy="true" />}
         <div class="results">
@@ -42,10 +50,21 @@ function onKey(event: KeyboardEvent): void {
     event.preventDefault();
     // What was typed counts, though its field has not been left.
     document.activeElement?.dispatchEvent(new Event("change", { bubbles: true }));
-    generateFromForm();
+    void generateFromForm();
   } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
     cancelNewest();
   }
+}
+
+function onDrop(event: DragEvent): void {
+  event.preventDefault();
+  const file = event.dataTransfer?.files[0];
+  if (file) void open(file);
+}
+
+function onPaste(event: ClipboardEvent): void {
+  const file = event.clipboardData?.files[0];
+  if (file?.type.startsWith("image/")) void open(file);
 }
 
 function ServedModel() {

@@ -8,12 +8,13 @@ interface Given {
   min: number;
   max: number;
   step: number;
-  /** The largest number of the slider, where the field takes larger ones. */
+  /** The ends of the slider, where the field takes numbers beyond them. */
+  sliderMin?: number;
   sliderMax?: number;
   onChange: (value: number) => void;
 }
 
-export function NumberField({ label, value, min, max, step, sliderMax = max, onChange }: Given) {
+export function NumberField({ label, value, min, max, step, sliderMin = min, sliderMax = max, onChange }: Given) {
   const id = useId();
   const take = (text: string): void => {
     const number = Number(text);
@@ -35,7 +36,7 @@ export function NumberField({ label, value, min, max, step, sliderMax = max, onC
       <input
         type="range"
         aria-label={`${label}, slider`}
-        {...{ min, max: sliderMax, step, value }}
+        {...{ min: sliderMin, max: sliderMax, step, value }}
         onInput={(event) => take(event.currentTarget.value)}
       />
     </div>

@@ -4,8 +4,12 @@ import { useRef } from "preact/hooks";
 import { generateFromForm } from "../actions";
 import { change, drawnSeed, form, model, readSeed, takesGuidance, takesNegative } from "../form";
 import { cancelNewest, running } from "../jobs";
+import { GridFields } from "./grid";
+import { LoraFields } from "./loras";
+import { More } from "./more";
 import { NumberField } from "./number";
 import { SizeFields } from "./size";
+import { StartFields } from "./start";
 
 export function RequestForm() {
   return (
@@ -13,7 +17,7 @@ export function RequestForm() {
       class="panel"
       onSubmit={(event) => {
         event.preventDefault();
-        generateFromForm();
+        void generateFromForm();
       }}
     >
       <Prompts />
@@ -27,6 +31,7 @@ export function RequestForm() {
           </button>
         )}
       </div>
+      <StartFields />
       <details class="settings" open={matchMedia("(width >= 52rem)").matches}>
         <summary>Settings</summary>
         <Settings />
@@ -72,6 +77,9 @@ function Settings() {
         />
       )}
       <SeedField />
+      <LoraFields />
+      <More />
+      <GridFields />
     </>
   );
 }

@@ -1,17 +1,20 @@
 // What is shown large: a request while it runs, a picture when it is done.
 
-import { moreSteps, useSettings, vary } from "../actions";
-import { type Picture, forget, pictures, urlOf } from "../gallery";
+import { moreSteps, startWith, useSettings, vary } from "../actions";
+import { forget, type Picture, pictures, urlOf } from "../gallery";
 import { cancel, dismiss, type Job, jobs } from "../jobs";
+import { grids } from "../grids";
 import { shown } from "../page";
+import { ShownGrid } from "./grid";
 
 export function Stage() {
   const at = shown.value;
+  const grid = grids.value.find(({ id }) => id === at?.grid);
   const job = jobs.value.find(({ id }) => id === at?.job);
   const picture = pictures.value.find(({ id }) => id === at?.picture) ?? (job ? undefined : pictures.value[0]);
   return (
     <section class="stage" aria-label="Picture">
-      {job ? <Running job={job} /> : picture ? <Shown picture={picture} /> : <Empty />}
+      {grid ? <ShownGrid grid={grid} /> : job ? <Running job={job} /> : picture ? <Shown picture={picture} /> : <Empty />}
     </section>
   );
 }
@@ -25,7 +28,7 @@ function Empty() {
         <path d="m23 6 7 2.5v15L23 26z" />
       </svg>
       <p>Describe a picture, and press Generate.</p>
-      <p class="hint">Nothing leaves this server and this browser.</p>
+      <p class="hint">Or drop one here: to make it again, or to start from it.</p>
     </div>
   );
 }
@@ -74,7 +77,7 @@ export function Progress({ job }: { job: Job }) {
 function sentence(job: Job): string {
   switch (job.phase) {
     case "asking":
-      return "Asking…";
+      return "Waiting for its turn…";
     case "away":
       return `${job.reason} Trying again…`;
     case "waiting":
@@ -110,14 +113,17 @@ function Shown({ picture }: { picture: Picture }) {
           {width} × {height}, {String(parameters["num_inference_steps"])} steps, seed {seed}
         </p>
         <div class="actions">
-          <button type="button" onClick={() => useSettings(parameters)}>
+          <button type="button" onClick={() => void useSettings(parameters, picture.inputs)}>
             Use these settings
           </button>
-          <button type="button" onClick={() => vary(picture)}>
+          <button type="button" onClick={() => void vary(picture)}>
             Vary
           </button>
-          <button type="button" onClick={() => moreSteps(picture)}>
+          <button type="button" onClick={() => void moreSteps(picture)}>
             More steps
+          </button>
+          <button type="button" onClick={() => void startWith(picture.file)}>
+            Start from it
           </button>
           <a class="button" href={urlOf(picture)} download={fileName(prompt, seed, picture.file)}>
             Save
