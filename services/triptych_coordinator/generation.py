@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
+from triptych_coordinator.references import EncodedReference, encode_references
 from triptych_coordinator.request.choices import name_of
 from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Parameters
@@ -24,7 +26,6 @@ from triptych_coordinator.request.prompt_weights import WeightedText
 from triptych_coordinator.request.record import record_text
 from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
 from triptych_coordinator.sampling.guidance.guided import Guided
-from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.previews import LatentRgb
 from triptych_coordinator.sampling.solvers.solution import Latents
@@ -57,10 +58,15 @@ async def generation_events(
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
+    references = await encode_references(stages, models, parameters.references, deadline)
+    if references:
+        of_each = [reference.digest for reference in references]
+        guided = replace(guided, references=[of_each] * len(parameters.seeds))
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     timings.enter("denoise")
-    yield pb.GenerateResponse(accepted=_accepted(parameters, guided, encoded, initial, vocabulary))
+    accepted = _accepted(parameters, guided, encoded, initial, references, vocabulary)
+    yield pb.GenerateResponse(accepted=accepted)
 
     denoiser = RequestDenoiser(
         stages.denoisers,
@@ -69,9 +75,10 @@ async def generation_events(
         deadline,
         loras,
         scope,
+        references={reference.digest: reference.latents for reference in references},
     )
     latents, levels = initial.latents, sigmas[initial.first_step :]
-    velocities = parameters.step_reuse.over(denoiser, Branch(guided.positive))
+    velocities = parameters.step_reuse.over(denoiser, guided.prompt_branch)
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
     steps = sample(velocities, solution, guided, initial.edit, initial.first_step)
     began = time.monotonic()
@@ -187,6 +194,7 @@ def _accepted(
     guided: Guided,
     encoded: Mapping[WeightedText, EncodedPrompt],
     initial: InitialLatents,
+    references: Sequence[EncodedReference],
     vocabulary: Vocabulary,
 ) -> pb.Accepted:
     warnings = vocabulary.warnings(parameters.prompts)
@@ -204,6 +212,7 @@ def _accepted(
         for guidance in guided.idle_layer_guidances(initial.first_step)
     ]
     warnings += initial.warnings
+    warnings += itertools.chain(*(reference.warnings for reference in references))
     return pb.Accepted(parameters=parameters_to_message(parameters), warnings=warnings)
 
 

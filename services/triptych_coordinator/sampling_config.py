@@ -8,6 +8,7 @@ from triptych.checkpoints.checkpoint import Checkpoint, read_object
 from triptych.errors import StartError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Defaults, GuidanceInput
+from triptych.families.reference_sizes import References
 from triptych_coordinator.request.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
 from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
 from triptych_coordinator.scheduler_config import flow_schedule
@@ -15,9 +16,12 @@ from triptych_coordinator.scheduler_config import flow_schedule
 
 @dataclass(frozen=True)
 class Sampling(Defaults):
-    """A checkpoint's noise levels, how it takes guidance, and what a request gets that says nothing."""
+    """A checkpoint's noise levels, how it takes guidance and references, and what a request gets that says
+    nothing.
+    """
 
     schedule: FlowSchedule
+    references: References | None = None
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -41,7 +45,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     known = distilled is not None or steps is not None
     mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
     schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
-    return Sampling(**vars(defaults), schedule=schedule)
+    return Sampling(**vars(defaults), schedule=schedule, references=family.references)
 
 
 def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:

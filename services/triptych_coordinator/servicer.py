@@ -133,6 +133,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
+            max_references=limits.references.most if limits.references else 0,
             loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
             vocabulary=self._vocabulary.phrases,
             example_prompts=self._vocabulary.example_prompts,
@@ -244,7 +245,8 @@ def rows_of(parameters: Parameters, limits: Limits) -> int:
 def load_of(parameters: Parameters, models: Models, limits: Limits) -> float:
     """What a request puts on the denoiser at once, in pictures as the model makes them by default."""
     usual = models.image_tokens(limits.default_height, limits.default_width)
-    tokens = models.image_tokens(parameters.height, parameters.width) / usual
+    sizes = [(parameters.width, parameters.height), *(one.size.kept for one in parameters.references)]
+    tokens = sum(models.image_tokens(height, width) for width, height in sizes) / usual
     usual_branches = 2 if limits.guidance is GuidanceInput.BRANCHES else 1
     return rows_of(parameters, limits) * tokens / usual_branches
 

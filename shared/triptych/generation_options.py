@@ -49,6 +49,7 @@ class GenerationOptions(TypedDict, total=False):
     margins: editing_pb2.Margins | None
     preserve: bool | None
     read_as_diffusers: bool | None
+    references: Sequence[bytes] | None
     latents: editing_pb2.InitialLatents | None
     variation: editing_pb2.Variation | None
     return_latents: bool | None

@@ -3,14 +3,14 @@
 import asyncio
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.digests import conditioning_digest
+from triptych.digests import conditioning_digest, reference_digest
 from triptych.errors import TriptychError, invalid_argument, missing_conditioning
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
@@ -33,9 +33,15 @@ def model_info(stage: str, name: str = MODEL, fingerprint: str | None = None) ->
     )
 
 
-def velocity(latents: NDArray[np.float32], sigma: float, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+def velocity(
+    latents: NDArray[np.float32],
+    sigma: float,
+    pooled: NDArray[np.float32],
+    references: Sequence[NDArray[np.float32]] = (),
+) -> NDArray[np.float32]:
     """A velocity that depends on all its arguments, the same for a sample whatever its neighbours are."""
-    return latents * np.float32(0.3) + np.float32(sigma) - pooled.mean(dtype=np.float32)
+    seen = sum((i + 1) * each.mean(dtype=np.float32) for i, each in enumerate(references))
+    return latents * np.float32(0.3) + np.float32(sigma) - pooled.mean(dtype=np.float32) + np.float32(seen)
 
 
 def weakened(branch: denoiser_pb2.Branch) -> np.float32:
@@ -123,7 +129,10 @@ class Denoiser(DenoiserServiceServicer):
         self.guidance_embedded = False
         self.guidance_scales: list[list[float]] = []
         self.loras: list[dict[str, float]] = []
-        self.references: list[list[denoiser_pb2.FeatureReuse]] = []
+        self.earlier: list[list[denoiser_pb2.FeatureReuse]] = []
+        self.pictures: dict[bytes, NDArray[np.float32]] = {}
+        self.max_references = 0
+        self.reference_same_size = False
         self.queue_milliseconds = self.compute_milliseconds = 0.0
 
     async def Predict(self, request: Any, context: Any) -> Any:
@@ -134,7 +143,8 @@ class Denoiser(DenoiserServiceServicer):
         if self.failures:
             raise self.failures.pop(0)
         wanted = [digest for branch in request.branches for digest in branch.conditioning_digests]
-        missing = [digest for digest in wanted if digest not in self.pooled]
+        seen = [digest for branch in request.branches for one in branch.references for digest in one.digests]
+        missing = [digest for digest in (*wanted, *seen) if digest not in self.pooled | self.pictures]
         if missing:
             raise missing_conditioning(missing)
         self.guidance_scales.append(list(request.guidance_scales))
@@ -145,13 +155,16 @@ class Denoiser(DenoiserServiceServicer):
         velocities = [
             [
                 velocity(*row) * weakened(branch) * np.float32(0.9 if again else 1)
-                for *row, again in zip(latents, request.sigmas, self._branch(branch), rows, strict=True)
+                for *row, again in zip(
+                    *(latents, request.sigmas, self._branch(branch), self._references(branch), rows),
+                    strict=True,
+                )
             ]
             for branch, rows in zip(request.branches, reused, strict=True)
         ]
         self.branches.append(len(request.branches))
         self.rows += len(wanted) - sum(map(sum, reused))
-        self.references.append([branch.feature_reuse for branch in request.branches])
+        self.earlier.append([branch.feature_reuse for branch in request.branches])
         return denoiser_pb2.PredictResponse(
             velocities=array_to_message(np.array(velocities, np.float32)),
             fingerprint=self.fingerprint,
@@ -165,8 +178,16 @@ class Denoiser(DenoiserServiceServicer):
     def _branch(self, branch: denoiser_pb2.Branch) -> list[NDArray[np.float32]]:
         return [self.pooled[digest] for digest in branch.conditioning_digests]
 
+    def _references(self, branch: denoiser_pb2.Branch) -> list[list[NDArray[np.float32]]]:
+        listed = branch.references or [denoiser_pb2.ReferenceList()] * len(branch.conditioning_digests)
+        return [[self.pictures[digest] for digest in one.digests] for one in listed]
+
     async def PutConditioning(self, request: Any, context: Any) -> Any:
         self.uploads += 1
+        if request.HasField("reference"):
+            assert request.digest == reference_digest(request.reference)
+            self.pictures[request.digest] = message_to_array(request.reference, "reference")
+            return denoiser_pb2.PutConditioningResponse()
         assert request.digest == conditioning_digest(request.sequence, request.pooled)
         self.pooled[request.digest] = message_to_array(request.pooled, "pooled")
         return denoiser_pb2.PutConditioningResponse()
@@ -184,6 +205,9 @@ class Denoiser(DenoiserServiceServicer):
             max_branches=2,
             num_layers=LAYERS,
             guidance_embedded=self.guidance_embedded,
+            max_references=self.max_references,
+            reference_channels=CHANNELS,
+            reference_same_size=self.reference_same_size,
             loras=["ink", "oil paint"],
         )
 

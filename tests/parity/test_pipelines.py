@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,23 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext
 from numpy.typing import NDArray
 from PIL import Image
 
+import triptych.families
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_krea2 import krea2_pipeline
 from tests.tiny_z_image import z_image_pipeline
+from triptych.families import flux2, flux_kontext
+from triptych.families.reference_sizes import References, nearest
+from triptych_coordinator.request.pictures import read_reference
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
+
+reference_library: Any = diffusers  # most of it has no types
 
 PROMPTS = ["a red cat", "a dog and a bone, and a cat that is red"]
 SEEDS = [7, 2**40 + 3]
@@ -208,6 +216,65 @@ async def test_krea2_turbo(tmp_path: Path) -> None:
         height=80,
         width=112,
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "true_cfg_scale"), [((70, 94), 1.0), ((150, 90), 3.0)], ids=["upright", "wide, true guidance"]
+)
+async def test_flux_kontext(
+    size: tuple[int, int], true_cfg_scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(flux_kontext.SIZES) == set(pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS)
+    small = [(width // 16 // 8 * 16, height // 16 // 8 * 16) for width, height in flux_kontext.SIZES]
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", small)
+    family = replace(flux_kontext.FAMILY, references=References(1, nearest(small, 16)))
+    monkeypatch.setattr(triptych.families, "FAMILIES", (family,))
+    pipeline = reference_library.FluxKontextPipeline(**flux_pipeline(guidance=True).components)
+    negative = {"negative_prompt": ["mud", "a road"]} if true_cfg_scale > 1 else {}
+    picture = a_picture(size)
+    await assert_same_pictures(
+        pipeline,
+        tmp_path,
+        {"image": picture, "max_area": 96 * 64} | negative,
+        {"references": [png(picture)]} | negative,
+        height=64,
+        width=96,
+        num_inference_steps=4,
+        guidance_scale=2.5,
+        true_cfg_scale=true_cfg_scale,
+    )
+
+
+@pytest.mark.parametrize("sizes", [[(101, 79)], [(64, 130), (97, 66)]], ids=["one", "two"])
+@pytest.mark.parametrize("is_distilled", [False, True], ids=["base", "distilled"])
+async def test_flux2_klein_with_references(
+    sizes: list[tuple[int, int]], is_distilled: bool, tmp_path: Path
+) -> None:
+    pictures = [a_picture(size) for size in sizes]
+    scale = {} if is_distilled else {"guidance_scale": 3.0}
+    await assert_same_pictures(
+        flux2_pipeline(is_distilled=is_distilled),
+        tmp_path,
+        {"image": pictures} | scale,  # as large as the first one
+        {"references": [png(picture) for picture in pictures]} | scale,
+        num_inference_steps=4,
+    )
+
+
+def test_a_large_reference_of_flux2_has_the_pixels_that_diffusers_gives_it() -> None:
+    picture, processor = a_picture((1301, 902)), flux2_pipeline().image_processor
+    shrunk = processor._resize_to_target_area(picture, 1024 * 1024)
+    width, height = (side // 16 * 16 for side in shrunk.size)
+    expected = processor.preprocess(shrunk, height=height, width=width, resize_mode="crop")
+    assert flux2.FAMILY.references is not None
+    ours = read_reference(png(picture), flux2.FAMILY.references.sized(*picture.size)).pixels
+    assert np.array_equal(ours, ((expected[0] + 1) * 127.5).round().permute(1, 2, 0).numpy())
+
+
+def a_picture(size: tuple[int, int]) -> Image.Image:
+    """Smooth colours."""
+    noise = np.random.default_rng(sum(size)).integers(0, 256, (6, 6, 3), np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
 
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize((80, 64), 3)

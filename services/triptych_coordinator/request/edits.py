@@ -1,6 +1,7 @@
 """What a request says about editing: a picture or latents to start from, how much of them, and variations."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from triptych.errors import TriptychError
 from triptych.tensors import message_to_array
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.choices import Wrong, number, read
-from triptych_coordinator.request.parameters import Edit, Limits, Parameters, Variation
+from triptych_coordinator.request.parameters import Edit, Limits, Parameters, Reference, Variation
 from triptych_coordinator.request.pictures import Size, picture_size, visible_box
 from triptych_coordinator.sampling.inpainting import NO_MARGINS, Margins
 from triptych_coordinator.sampling.ranges import Range
@@ -50,8 +51,11 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
     return Edit(strength, message.image, message.mask, margins, message.read_as_diffusers, message.preserve)
 
 
-def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Size:
-    """The size of a request that names none: that of what it starts from, or the model's default.
+def own_size(
+    message: GenerationParameters, limits: Limits, wrong: Wrong, references: Sequence[Reference] = ()
+) -> Size:
+    """The size of a request that names none: that of what it starts from, of its first reference, or the
+    model's default.
 
     `wrong` hears of an input picture that is not taken, or does not fit the size that the request names.
     """
@@ -60,7 +64,7 @@ def own_size(message: GenerationParameters, limits: Limits, wrong: Wrong) -> Siz
     if shape is not None:
         return Size(shape[1] * limits.downscale, shape[0] * limits.downscale)
     if not message.HasField("image"):
-        return default
+        return Size(*references[0].size.kept) if references else default
     margins = _margins(message, {})
     try:
         picture = picture_size(message.image)

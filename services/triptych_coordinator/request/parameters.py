@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.families.family import GuidanceInput
+from triptych.families.reference_sizes import References, ReferenceSize
 from triptych_coordinator.request.output_formats import PNG, OutputFormat
 from triptych_coordinator.request.prompt_weights import WeightedText, read_weighted
 from triptych_coordinator.sampling.guidance.layers import (
@@ -54,6 +55,7 @@ class Limits:
     num_layers: int = 0
     prompt_weighting: bool = False
     loras: tuple[str, ...] = ()
+    references: References | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,14 @@ class Variation:
 
     seeds: tuple[int, ...]
     strengths: tuple[Annotated[float, Range(0, 1)], ...]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A picture to attend to: the bytes of its file, and what size it is brought to."""
+
+    file: bytes
+    size: ReferenceSize
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ class Parameters:
     return_latents: bool = False
     preview_every: int = 0
     output_format: OutputFormat = PNG
+    references: tuple[Reference, ...] = ()
     edit: Edit | None = None
     noise: NDArray[np.float32] | None = field(default=None, compare=False)
 

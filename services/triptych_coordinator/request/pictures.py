@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from triptych.families.reference_sizes import ReferenceSize
 from triptych_coordinator.request.chunks import (
     PIXELS,
     TEXT,
@@ -118,6 +119,23 @@ def read_picture(data: bytes, place: Size, convert_colours: bool = True) -> Pict
             image, warnings = _in_srgb(file, image)
         image = _over(image, "white").convert("RGB")
     return Picture(np.asarray(_filling(image, place)), warnings)
+
+
+def read_reference(data: bytes, size: ReferenceSize) -> Picture:
+    """The pixels of a picture that is brought to a size, its colours in sRGB.
+
+    Raises:
+        ValueError: the file is broken, or see picture_size.
+    """
+    file = _opened(data)
+    with _broken_file_said(file):
+        image, warnings = _in_srgb(file, _upright(file))
+        image = _over(image, "white").convert("RGB")
+        (width, height), (kept_width, kept_height) = size
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        resized = image.resize(size.resized, Image.Resampling.LANCZOS)
+        kept = resized.crop((left, top, left + kept_width, top + kept_height))
+    return Picture(np.asarray(kept), warnings)
 
 
 def read_mask(data: bytes, place: Size, as_diffusers: bool = False) -> NDArray[np.float32]:

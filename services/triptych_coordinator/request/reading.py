@@ -22,6 +22,7 @@ from triptych_coordinator.request.parameters import (
 )
 from triptych_coordinator.request.prompt_weights import read_weighted
 from triptych_coordinator.request.record import record_text
+from triptych_coordinator.request.references import read_references
 from triptych_coordinator.sampling.guidance.layers import (
     LayerGuidance,
     PerturbedAttentionGuidance,
@@ -87,7 +88,8 @@ class _Given:
 
     def parameters(self) -> Parameters:
         """All of them, checked one by one."""
-        size = edits.own_size(self.message, self.limits, self.wrong)
+        references = read_references(self.message, self.limits, self.wrong)
+        size = edits.own_size(self.message, self.limits, self.wrong, references)
         seeds = self.seeds()
         solver: Solver = read_choice(self.message, "solver", EulerSolver(), self.wrong)
         return Parameters(
@@ -120,6 +122,7 @@ class _Given:
             return_latents=self.message.return_latents,
             preview_every=self.preview_every(),
             output_format=self.output_format(),
+            references=references,
             edit=edits.read_edit(self.message, self.wrong),
         )
 

@@ -20,6 +20,7 @@ _SAID_OTHERWISE = {
     "num_images_per_prompt",
     "seeds",
     "variation",
+    "references",
     "edit",
     "noise",
     "return_latents",
@@ -49,8 +50,8 @@ def record_text(
 
     Returns:
         "parameters", as AUTOMATIC1111's web UI writes it, and "triptych", as JSON: what people look for by
-        name, and under "request" the GenerationParameters in protobuf's JSON, whose input pictures and
-        latents are named by the SHA-256 of their bytes beside it.
+        name, and under "request" the GenerationParameters in protobuf's JSON, whose input pictures,
+        references and latents are named by the SHA-256 of their bytes beside it.
     """
     alone = parameters.alone(image)
     record = {
@@ -88,6 +89,8 @@ def _starting_record(alone: Parameters, image: int) -> dict[str, Any]:
         inputs = {"image_sha256": edit.image, "mask_sha256": edit.mask}
         record |= {name: sha256(data).hexdigest() for name, data in inputs.items() if data}
         record |= {"preserve": True} if edit.preserve else {}
+    if alone.references:
+        record["references_sha256"] = [sha256(one.file).hexdigest() for one in alone.references]
     latents = alone.noise if edit is None else edit.clean
     if latents is not None:
         row = latents[0 if len(latents) == 1 else image]

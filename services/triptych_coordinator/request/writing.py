@@ -9,6 +9,8 @@ from triptych_coordinator.request.choices import write_field
 from triptych_coordinator.request.parameters import Lora, Parameters
 from triptych_coordinator.sampling.guidance.schedules import ExplicitGuidance
 
+_LEFT_OUT = {"references"}
+
 
 def parameters_to_message(parameters: Parameters) -> GenerationParameters:
     """The request with every default filled in: sent again, it gives the same pictures.
@@ -16,9 +18,10 @@ def parameters_to_message(parameters: Parameters) -> GenerationParameters:
     Without the bytes of pictures and the numbers of latents.
     """
     message = GenerationParameters()
+    known = set(message.DESCRIPTOR.fields_by_name) - _LEFT_OUT
     for field in fields(parameters):
         value = getattr(parameters, field.name)
-        if field.name in message.DESCRIPTOR.fields_by_name and value != field.default:
+        if field.name in known and value != field.default:
             write_field(message, field.name, value)
     if isinstance(parameters.guidance_schedule, ExplicitGuidance):
         message.ClearField("guidance_scale")

@@ -16,7 +16,7 @@ from triptych import errors
 from triptych.errors import TriptychError
 from triptych.telemetry.tracing import span
 from triptych.tensors import array_to_message, array_view
-from triptych.v1 import denoiser_pb2, lora_pb2, text_encoder_pb2
+from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet
@@ -63,6 +63,8 @@ class RequestDenoiser:
     loras: Sequence[lora_pb2.Lora] = ()
     scope: bytes = b""
     """Whose request it is. What others sent to a denoiser is sent again, so that the time tells nothing."""
+    references: Mapping[bytes, tensor_pb2.Tensor] = field(default_factory=dict)
+    """Latents [C, h, w] of the pictures that samples attend to, by digest."""
     rows: int = 0
     evaluations: int = 0
     fingerprint: str | None = None
@@ -158,6 +160,10 @@ class RequestDenoiser:
         Work is in latent values, to which a transformer's tokens are proportional.
         """
         digests = {digest for branch in request.branches for digest in branch.conditioning_digests}
+        pictures = [
+            digest for branch in request.branches for one in branch.references for digest in one.digests
+        ]
+        digests |= set(pictures)
         reuses = any(branch.feature_reuse.HasField("latents") for branch in request.branches)
 
         def is_prepared(denoiser: DenoiserReplica) -> bool:
@@ -177,7 +183,8 @@ class RequestDenoiser:
             return predicted
 
         rows = shape[0] * shape[1]
-        job = Job(math.prod(shape), self.model.model.fingerprint, is_prepared)
+        work = math.prod(shape) + sum(math.prod(self.references[digest].shape) for digest in pictures)
+        job = Job(work, self.model.model.fingerprint, is_prepared)
         with span("denoiser", {"triptych.rows": rows}), self.fleet.demand.outstanding(rows):
             return await self.fleet.call(predict, job, self.deadline, attrgetter("times"))
 
@@ -188,8 +195,8 @@ class RequestDenoiser:
         digests: Set[bytes],
         seconds: float,
     ) -> denoiser_pb2.PredictResponse:
-        """Sends what conditioning the denoiser was not sent yet, and again what it forgot."""
-        for _ in range(1 + len(self.conditionings) + self.fleet.retries.attempts):
+        """Sends what of both the denoiser was not sent yet, and again what it forgot."""
+        for _ in range(1 + len(self.conditionings) + len(self.references) + self.fleet.retries.attempts):
             uploads = await self._upload(denoiser, digests)
             try:
                 return await attempt(denoiser.stub.Predict, request, seconds)
@@ -209,10 +216,13 @@ class RequestDenoiser:
         }
 
     async def _send(self, denoiser: DenoiserReplica, digest: bytes) -> None:
-        conditioning = self.conditionings[digest]
-        request = denoiser_pb2.PutConditioningRequest(
-            digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
-        )
+        if digest in self.references:
+            request = denoiser_pb2.PutConditioningRequest(digest=digest, reference=self.references[digest])
+        else:
+            conditioning = self.conditionings[digest]
+            request = denoiser_pb2.PutConditioningRequest(
+                digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
+            )
         await attempt(denoiser.stub.PutConditioning, request, self.fleet.retries.attempt_timeout)
 
 
@@ -237,6 +247,7 @@ def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> 
         conditioning_digests=branch.digests[part],
         skipped_layers=branch.skipped_layers,
         perturbed_layers=branch.perturbed_layers,
+        references=[denoiser_pb2.ReferenceList(digests=one) for one in branch.references[part]],
     )
     if reuse is not None:
         message.feature_reuse.threshold = reuse.threshold

@@ -113,6 +113,7 @@ class Models:
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
+            references=sampling.references if denoiser.max_references else None,
             latent_channels=denoiser.latent_channels,
             downscale=downscale,
             previews=previews,

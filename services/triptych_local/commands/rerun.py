@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +64,7 @@ class Picture:
         for name in ("image", "mask"):
             if f"{name}_sha256" in self.record:
                 setattr(message, name, self._input(name, getattr(inputs, name)))
+        message.references.extend(self._references(inputs.references or []))
         if message.HasField("image") and not message.HasField("read_as_diffusers"):
             message.read_as_diffusers = True  # as all pictures were read when this one was made
         if "latents" in self.record:
@@ -79,6 +80,21 @@ class Picture:
         if sha256(data).hexdigest() != self.record[f"{name}_sha256"]:
             raise ValueError(f"'{path}' is not the {name} that '{self.path}' was made from")
         return data
+
+    def _references(self, paths: Sequence[Path]) -> list[bytes]:
+        """The files that the picture was made with, in their order, whatever the order of `paths`."""
+        wanted = self.record.get("references_sha256", [])
+        files = {sha256(data).hexdigest(): data for data in map(read_file, paths)}
+        if missing := sum(digest not in files for digest in wanted):
+            raise ValueError(
+                f"'{self.path}' was made with {len(wanted)} references, which are not inside, and {missing}"
+                " of them are not given: give each with --reference"
+            )
+        if unused := files.keys() - set(wanted):
+            raise ValueError(
+                f"'{self.path}' was not made with {len(unused)} of the references that are given"
+            )
+        return [files[digest] for digest in wanted]
 
     def _latents(self, path: Path | None) -> editing_pb2.InitialLatents:
         if path is None:

@@ -219,6 +219,9 @@ class RerunSettings(Options):
     )
     image: Path | None = Field(None, description="The picture it was made from, if any.")
     mask: Path | None = Field(None, description="The mask it was made with, if any.")
+    references: Annotated[list[Path] | None, Written(("--reference",))] = Field(
+        None, description="A reference that it was made with, if any. May be given again."
+    )
     latents: Path | None = Field(None, description="The latents it was made from, if any.")
     place: Place
 

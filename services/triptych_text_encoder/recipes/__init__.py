@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "StableDiffusion3Pipeline": SD3Recipe,
     "FluxPipeline": FluxRecipe,
+    "FluxKontextPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
     "Krea2Pipeline": Krea2Recipe,
     "ZImagePipeline": ZImageRecipe,

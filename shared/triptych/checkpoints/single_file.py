@@ -108,14 +108,18 @@ class SingleFile(Checkpoint):
         self._base = base
         self._parts, family = _read_parts(path, base)
         self._scheduler = _scheduler(family, self._parts)
-        pipeline, its = family.pipeline, base.index.get("_class_name") if base else family.pipeline
-        if its != pipeline:
-            raise CheckpointError(f"{path} is for a {pipeline}, but the base {base and base.path} a {its}")
+        its = base.index.get("_class_name") if base else family.pipeline
+        of_base = family_of(str(its))
+        if of_base is None or of_base.transformer != family.transformer:
+            raise CheckpointError(
+                f"{path} is for a {family.pipeline}, but the base {base and base.path} a {its}"
+            )
         own = {name: ["diffusers", part.class_name] for name, part in self._parts.items() if part.class_name}
-        published: dict[str, Any] = {"_class_name": pipeline}
+        published: dict[str, Any] = {}
         if self._scheduler:
             published["scheduler"] = ["diffusers", _SCHEDULER]
-        self.index = published | (base.index if base else {}) | own
+        named = family if "transformer" in self._parts and family.is_named(self.published_names) else of_base
+        self.index = published | (base.index if base else {}) | own | {"_class_name": named.pipeline}
 
     @property
     def own_defaults(self) -> Path:

@@ -1,9 +1,16 @@
 """The families of models, a file each: what is known of them beside what their checkpoints say."""
 
-from triptych.families import flux, flux2, krea2, sd3, z_image
+from triptych.families import flux, flux2, flux_kontext, krea2, sd3, z_image
 from triptych.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (sd3.FAMILY, flux.FAMILY, flux2.FAMILY, krea2.FAMILY, z_image.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    sd3.FAMILY,
+    flux.FAMILY,
+    flux_kontext.FAMILY,
+    flux2.FAMILY,
+    krea2.FAMILY,
+    z_image.FAMILY,
+)
 
 
 def family_of(pipeline: str) -> Family | None:
@@ -12,5 +19,5 @@ def family_of(pipeline: str) -> Family | None:
 
 
 def family_of_transformer(name: str) -> Family:
-    """The family of a transformer's class. Raises KeyError for any other."""
-    return {family.transformer: family for family in FAMILIES}[name]
+    """The first family of a transformer's class. Raises KeyError for any other."""
+    return {family.transformer: family for family in reversed(FAMILIES)}[name]

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
 from triptych.families.layouts import Shapes, Table
+from triptych.families.reference_sizes import References
 
 
 class GuidanceInput(StrEnum):
@@ -112,6 +113,8 @@ class Family:
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
+    references: the pictures that it attends to, if it does.
+    named: what the name of a repository or file has in it, if another family has the same transformer.
     distilled_steps: steps of models without guidance whose configs are those of the models that they were
         distilled from, by what the name of their repository or file has in it: nothing else tells them apart.
     """
@@ -127,15 +130,23 @@ class Family:
     mu: MuName = "by tokens"
     distilled: Defaults | None = None
     distilled_mu: float | None = None
+    references: References | None = None
+    named: tuple[str, ...] = ()
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
 
     def steps_if_distilled(self, names: Iterable[str]) -> int | None:
         """The steps of a model that goes by these names, of which one has a distilled model's in it."""
-        for name in map(_words, names):
-            for known, steps in self.distilled_steps.items():
-                if f"-{_words(known)}-" in f"-{name}-":
-                    return steps
-        return None
+        names = list(names)
+        return next((steps for known, steps in self.distilled_steps.items() if _in_names(known, names)), None)
+
+    def is_named(self, names: Iterable[str]) -> bool:
+        """Whether a model that goes by these names has one of `named` in it."""
+        names = list(names)
+        return any(_in_names(known, names) for known in self.named)
+
+
+def _in_names(known: str, names: Iterable[str]) -> bool:
+    return any(f"-{_words(known)}-" in f"-{_words(name)}-" for name in names)
 
 
 def _words(name: str) -> str:

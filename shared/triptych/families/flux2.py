@@ -11,9 +11,12 @@ from typing import Any
 
 from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
+from triptych.families.reference_sizes import References, shrunk_and_cropped
 
 ROPE_AXES = 4
 ROPE_THETA = 2000
+MAX_REFERENCES = 10
+"""A bound of this server: the reference has none."""
 
 
 def table(layers: int, single_layers: int, width: int) -> Table:
@@ -104,6 +107,8 @@ FAMILY = Family(
     defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0)},  # of Flux2KleinPipeline.__call__
     distilled=Defaults(GuidanceInput.NONE, 4, 1.0),  # its example; it ignores the scale
     latents=None,
+    # of Flux2KleinPipeline.__call__ and Flux2ImageProcessor.check_image_input
+    references=References(MAX_REFERENCES, shrunk_and_cropped(1024**2, 16, least_side=64, most_aspect=8)),
     lora_names=lora_names,
     mark="double_stream_modulation_img.linear.weight",
     original=OriginalFile(

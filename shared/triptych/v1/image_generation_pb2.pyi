@@ -161,8 +161,8 @@ class Accepted(google.protobuf.message.Message):
     WARNINGS_FIELD_NUMBER: builtins.int
     @property
     def parameters(self) -> triptych.v1.generation_parameters_pb2.GenerationParameters:
-        """All fields set; one seed and one negative prompt per picture and prompt. The bytes of `image` and `mask` and the
-        numbers of `latents` are left out.
+        """All fields set; one seed and one negative prompt per picture and prompt. The bytes of `image`, `mask` and
+        `references` and the numbers of `latents` are left out.
         """
 
     @property
@@ -506,6 +506,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     MAX_IMAGES_FIELD_NUMBER: builtins.int
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     GUIDANCE_FIELD_NUMBER: builtins.int
+    MAX_REFERENCES_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     VOCABULARY_FIELD_NUMBER: builtins.int
     EXAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
@@ -531,6 +532,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """Largest size of a prompt in bytes of UTF-8."""
     guidance: global___GuidanceInput.ValueType
     """How it takes guidance_scale."""
+    max_references: builtins.int
+    """Largest number of references in a request; 0 for a model that takes none."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
@@ -564,10 +567,11 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         max_images: builtins.int = ...,
         max_prompt_bytes: builtins.int = ...,
         guidance: global___GuidanceInput.ValueType = ...,
+        max_references: builtins.int = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
         example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

@@ -1,7 +1,7 @@
 """What a batch attends to at each step, and how the velocities of its branches become one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ class Guided:
     additional: digests of prompts that are composed with the prompt.
     weights: the weight of the prompt and of each additional one: a number per sample each. Without additional
         prompts there are none.
+    references: the digests of each sample's references, to which every branch attends; empty for none.
     input_scales: those that the model takes as an input, if it does.
     """
 
@@ -33,6 +34,12 @@ class Guided:
     weights: Sequence[Sequence[float]] = ()
     layer_guidances: Sequence[LayerGuidance] = ()
     input_scales: Sequence[float] = ()
+    references: Sequence[Digests] = ()
+
+    @property
+    def prompt_branch(self) -> Branch:
+        """That of the prompt."""
+        return Branch(self.positive, references=self.references)
 
     def branches(self, step: int) -> list[Branch]:
         """The branches that this step needs: without guidance, only the prompt's."""
@@ -41,7 +48,7 @@ class Guided:
         negative = [Branch(self.negative)] if self._needs_negative(step) else []
         prompts = [Branch(digests) for digests in (self.positive, *self.additional)]
         weakened = [guidance.branch(self.positive) for guidance in self._active(step)]
-        return [*negative, *prompts, *weakened]
+        return [replace(branch, references=self.references) for branch in (*negative, *prompts, *weakened)]
 
     def input_scale(self, step: int) -> float | None:
         """The scale that the model takes as an input, if it does."""

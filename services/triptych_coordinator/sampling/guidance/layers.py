@@ -15,12 +15,14 @@ Digests: TypeAlias = Sequence[bytes]
 class Branch:
     """What the samples of a batch attend to, one conditioning digest each, and in which layers they do not.
 
-    A skipped layer changes nothing; in a perturbed one the image's tokens do not see each other.
+    A skipped layer changes nothing; in a perturbed one the image's tokens do not see each other. `references`
+    are the digests of each sample's references, empty for none.
     """
 
     digests: Digests
     skipped_layers: tuple[int, ...] = ()
     perturbed_layers: tuple[int, ...] = ()
+    references: Sequence[Digests] = ()
 
 
 @dataclass(frozen=True)

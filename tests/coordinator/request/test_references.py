@@ -1,0 +1,113 @@
+"""What becomes of references: their sizes, and what is refused before a pixel is decoded."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.coordinator.request.test_reading import LIMITS
+from triptych.errors import TriptychError
+from triptych.families import flux2, flux_kontext
+from triptych.families.reference_sizes import ReferenceSize
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.request.parameters import Limits, Parameters
+from triptych_coordinator.request.pictures import read_reference
+from triptych_coordinator.request.reading import parameters_from_message
+from triptych_coordinator.request.record import record_text
+
+LARGE = replace(LIMITS, max_size=4096, max_image_pixels=2**21, max_request_pixels=2**21)
+KONTEXT = replace(LARGE, references=flux_kontext.FAMILY.references)
+KLEIN = replace(LARGE, references=flux2.FAMILY.references)
+
+
+def file(width: int, height: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (width, height), (10, 120, 250)).save(data, "PNG")
+    return data.getvalue()
+
+
+def parsed(limits: Limits, *files: bytes, **fields: Any) -> Parameters:
+    message = GenerationParameters(prompts=["a cat"], references=files, **fields)
+    return parameters_from_message(message, limits)
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        ((64, 64), (1024, 1024)),
+        ((300, 100), (1568, 672)),
+        ((640, 480), (1184, 880)),
+        ((50, 60), (1024, 1024)),
+        ((9, 400), (672, 1568)),
+    ],
+)
+def test_kontext_distorts_to_the_nearest_of_its_sizes(
+    picture: tuple[int, int], size: tuple[int, int]
+) -> None:
+    parameters = parsed(KONTEXT, file(*picture))
+    assert parameters.references[0].size == ReferenceSize(size, size)
+    assert (parameters.width, parameters.height) == size
+
+
+@pytest.mark.parametrize(
+    ("picture", "resized", "kept"),
+    [
+        ((64, 64), (64, 64), (64, 64)),
+        ((101, 79), (101, 79), (96, 64)),
+        ((1024, 1024), (1024, 1024), (1024, 1024)),
+        ((1500, 1001), (1253, 836), (1248, 832)),
+    ],
+)
+def test_flux2_shrinks_and_cuts(
+    picture: tuple[int, int], resized: tuple[int, int], kept: tuple[int, int]
+) -> None:
+    parameters = parsed(KLEIN, file(*picture), file(200, 100))
+    assert parameters.references[0].size == ReferenceSize(resized, kept)
+    assert (parameters.width, parameters.height) == kept
+
+
+def test_a_size_that_is_named_stays() -> None:
+    parameters = parsed(KLEIN, file(101, 79), width=128)
+    assert (parameters.width, parameters.height) == (128, 64)
+    parameters = parsed(KLEIN, file(101, 79), width=128, height=128)
+    assert (parameters.width, parameters.height) == (128, 128)
+
+
+def test_the_middle_of_a_reference_is_kept() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (79, 101, 3), np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    kept = read_reference(data.getvalue(), ReferenceSize((101, 79), (96, 64))).pixels
+    assert np.array_equal(kept, picture[7:71, 2:98])
+
+
+@pytest.mark.parametrize(
+    ("limits", "files", "field", "sentence"),
+    [
+        (LIMITS, [file(64, 64)], "references", "must be left out: this model attends to no pictures"),
+        (KONTEXT, [file(64, 64)] * 2, "references", "must be at most 1, not 2"),
+        (KLEIN, [file(64, 64)] * 11, "references", "must be at most 10, not 11"),
+        (KLEIN, [file(64, 64), b"GIF89a"], "references[1]", "must be a PNG, JPEG or WebP file"),
+        (KLEIN, [b""], "references[0]", "it is empty"),
+        (KLEIN, [file(63, 64)], "references[0]", "has 63 x 64 pixels; a reference has at least 64 a side"),
+        (KLEIN, [file(600, 70)], "references[0]", "at most 8 times the other"),
+        (replace(KLEIN, max_image_pixels=4096), [file(80, 80)], "references[0]", "takes at most 4096 in all"),
+        (replace(KLEIN, max_size=64), [file(80, 64)], "references[0]", "64 a side"),
+    ],
+)
+def test_what_is_no_reference_is_refused(
+    limits: Limits, files: list[bytes], field: str, sentence: str
+) -> None:
+    with pytest.raises(TriptychError) as raised:
+        parsed(limits, *files, width=64, height=64)
+    assert f"{field}: " in raised.value.message
+    assert sentence in raised.value.message
+
+
+def test_a_record_names_references_by_their_digests() -> None:
+    text = record_text(parsed(KLEIN, file(64, 64), file(80, 64), seeds=[1]), 0, {})
+    assert '"references_sha256": ["' in text["triptych"]
+    assert '"references":' not in text["triptych"]

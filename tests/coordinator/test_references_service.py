@@ -1,0 +1,83 @@
+"""References over sockets: encoded once, sent once to each denoiser, and sent again to one that lost them."""
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from tests.coordinator.conftest import House, write_checkpoint
+from tests.coordinator.numpy_stages import MODEL
+from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.settings import CoordinatorLimits
+
+
+@pytest.fixture
+async def klein(tmp_path: Path, limits: CoordinatorLimits) -> AsyncIterator[House]:
+    house = House(write_checkpoint(tmp_path / MODEL, "Flux2KleinPipeline"), tmp_path, limits)
+    house.denoiser.max_references = 10
+    await house.start(("text", "denoiser", "vae"))
+    yield house
+    await house.stop()
+
+
+def pixels(png: bytes) -> bytes:
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.tobytes()
+
+
+def file(level: int) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (80, 64), (level, level, level)).save(data, "PNG")
+    return data.getvalue()
+
+
+async def test_references_decide_the_picture_and_go_once(klein: House) -> None:
+    bright, dark = file(200), file(30)
+    asked: dict[str, Any] = {"seeds": [1], "num_images_per_prompt": 2, "guidance_scale": 3}
+    answer = await klein.images("a cat", references=[bright, dark], **asked)
+    assert klein.vae_codec.encodings == 2
+    assert len(klein.denoiser.pictures) == 2
+    assert klein.denoiser.uploads == 2 + 2  # the prompt and the negative one
+    assert (answer.parameters.width, answer.parameters.height) == (80, 64)
+    assert not answer.parameters.references
+    with Image.open(io.BytesIO(answer.images[0].png)) as picture:
+        assert len(json.loads(picture.info["triptych"])["references_sha256"]) == 2
+
+    again = await klein.images("a cat", references=[bright, dark], **asked)
+    assert [one.png for one in again.images] == [one.png for one in answer.images]
+    size = {"width": 80, "height": 64}
+    choices: list[list[bytes]] = [[dark, bright], [bright], []]
+    others = [await klein.images("a cat", references=some, **asked, **size) for some in choices]
+    assert len({pixels(one.images[0].png) for one in (answer, *others)}) == 4
+    assert klein.denoiser.uploads == 4
+
+
+async def test_the_same_picture_twice_is_encoded_once(klein: House) -> None:
+    await klein.images("a cat", references=[file(90), file(90)])
+    assert klein.vae_codec.encodings == 1
+    assert len(klein.denoiser.pictures) == 1
+
+
+async def test_a_denoiser_that_lost_references_is_sent_them_again(klein: House) -> None:
+    before = await klein.images("a cat", seeds=[1], references=[file(200)])
+    klein.denoiser.pictures.clear()
+    after = await klein.images("a cat", seeds=[1], references=[file(200)])
+    assert after.images[0].png == before.images[0].png
+    assert len(klein.denoiser.pictures) == 1
+
+
+async def test_broken_pixels_are_the_clients_mistake(klein: House) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await klein.images("a cat", references=[file(200), file(200)[:-40]])
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "references[1]: " in str(raised.value.details())
+
+
+async def test_a_model_says_how_many_references_it_takes(klein: House) -> None:
+    answer = await klein.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert answer.max_references == 10
