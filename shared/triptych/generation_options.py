@@ -85,10 +85,13 @@ def generate_request(prompt: str | Sequence[str], options: GenerationOptions) ->
 
 
 def check_names(options: Iterable[str]) -> None:
-    """Raises INVALID_ARGUMENT for a name that is no option, whatever its value."""
+    """Raises INVALID_ARGUMENT for a name that is no option nor a field of the proto, whatever its value."""
     for name in options:
-        if name not in GenerationOptions.__annotations__:
+        if name not in GenerationOptions.__annotations__ and name not in _FIELDS:
             raise invalid_argument((name, "is no option of a generation"))
+
+
+_FIELDS = GenerationParameters.DESCRIPTOR.fields_by_name
 
 
 def _with_field(field: str, value: Any) -> GenerationParameters:

@@ -1,0 +1,68 @@
+"""Every door gives the same picture: gRPC, /v1, /sdapi, the command line, Client and Pipeline."""
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import grpc
+from PIL import Image
+
+from tests.gateway.conftest import Fleet, ask, ask_for
+from tests.local.conftest import run
+from triptych.client import Client, Pipeline
+from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych.v1.image_generation_pb2 import GenerateImagesRequest
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from triptych.v1.sampling_pb2 import HeunSolver, Solver
+
+PROMPT, NEGATIVE, SEED, STEPS, SCALE, WIDTH, HEIGHT = "a red cube", "mud", 7, 3, 2.5, 64, 48
+
+
+def test_the_same_request_gives_the_same_bits_through_every_door(fleet: Fleet, tmp_path: Path) -> None:
+    """The file to the bit; the pixels where it is no file, or where previews are asked for beside it."""
+    parameters = GenerationParameters(
+        prompts=[PROMPT],
+        negative_prompts=[NEGATIVE],
+        seeds=[SEED],
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        width=WIDTH,
+        height=HEIGHT,
+        solver=Solver(heun=HeunSolver()),
+    )
+    with grpc.insecure_channel(fleet.up.coordinator()) as channel:
+        answer = ImageGenerationServiceStub(channel).GenerateImages(
+            GenerateImagesRequest(parameters=parameters)
+        )
+    files = {"gRPC": answer.images[0].png}
+
+    named = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "negative_prompt": NEGATIVE, "seed": SEED}
+    made = ask_for(fleet.url, prompt=PROMPT, size=f"{WIDTH}x{HEIGHT}", solver="heun", **named)
+    files["/v1"] = base64.b64decode(made.json()["data"][0]["b64_json"])
+
+    size = ("--size", f"{WIDTH}x{HEIGHT}", "--solver", "heun")
+    options = ("--negative", NEGATIVE, "--seed", str(SEED), "--steps", str(STEPS), "--guidance", str(SCALE))
+    out = tmp_path / "out.png"
+    done = run("generate", PROMPT, *options, *size, "-o", out, environment=fleet.up.environment)
+    assert done.status == 0, done.stderr
+    files["the command line"] = out.read_bytes()
+
+    whole = {"width": WIDTH, "height": HEIGHT, "solver": Solver(heun=HeunSolver()), **named}
+    with Client(fleet.up.coordinator()) as client:
+        files["Client"] = client.generate(PROMPT, **whole).images[0].png  # type: ignore[arg-type]
+        output = Pipeline(client)(PROMPT, **whole)
+    files["Pipeline"] = output.generation.images[0].png
+    assert {name for name, file in files.items() if file != files["gRPC"]} == set()
+
+    asked = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "seed": SEED, "steps": STEPS, "cfg_scale": SCALE}
+    body = json.dumps(asked | {"width": WIDTH, "height": HEIGHT, "sampler_name": "Heun"}).encode()
+    answered = ask(f"{fleet.url}/sdapi/v1/txt2img", body, content_type="application/json")
+    expected = pixels(files["gRPC"])
+    assert pixels(base64.b64decode(answered.json()["images"][0])) == expected
+    assert output.images[0].tobytes() == expected
+
+
+def pixels(file: bytes) -> bytes:
+    with Image.open(io.BytesIO(file)) as opened:
+        return opened.tobytes()
