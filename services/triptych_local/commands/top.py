@@ -110,7 +110,7 @@ def _cells(replica: pb.FleetReplica) -> tuple[str, ...]:
     return (
         *(replica.address, _STATES.get(replica.state, "")),
         *(str(replica.running_calls), str(calls.count)),
-        *(f"{time:.1f}" if calls.count else "-" for time in times),
+        *(f"{time:.1f}" if time else "-" for time in times),  # a text encoder says no parts of them
         f"{replica.batch_rows:.1f}" if in_batches else "-",
         str(replica.waiting_rows) if in_batches else "-",
         f"{replica.oldest_row_milliseconds / 1000:.1f}" if in_batches else "-",
