@@ -107,7 +107,11 @@ class TestFromZero:
         call = asyncio.create_task(house.images("a cat", seeds=[1]))
         async with asyncio.timeout(60):
             assert [(await stream.read()).result for stream in streams] == [True] * 3
-            for stage in ("text", "denoiser", "vae"):
+            await house.start_stage("denoiser")
+            while not house.servicer._stages.denoisers.described:
+                await asyncio.sleep(0.02)
+            assert all((await needed(house)).values())  # who is up waits for the others
+            for stage in ("text", "vae"):
                 await house.start_stage(stage)
             assert len((await call).images) == 1
             for stream in streams:  # what is told twice is a change each time

@@ -111,6 +111,11 @@ class Fleet(Generic[S, D]):
         """All that are known."""
         return list(self._replicas.values())
 
+    @property
+    def described(self) -> bool:
+        """Whether a replica ever said what it serves."""
+        return self._leading is not None
+
     async def description(self, deadline: Deadline, fresh: bool = False) -> D:
         """What the stage serves: the model of most replicas that serve the wanted one.
 
@@ -122,8 +127,7 @@ class Fleet(Generic[S, D]):
         """
         await self._first_health_checks(deadline)
         if self._leading is None:
-            with self.demand.expected():
-                await self._next_available(Job(), {}, deadline)
+            await self._next_available(Job(), {}, deadline)
         elif fresh or time.monotonic() - self._described_at > FRESH_SECONDS:
             await self._refreshed()
         assert self._leading is not None  # someone is or was ready

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest as AskDenoiser
@@ -88,9 +88,14 @@ class Stages:
         Raises:
             TriptychError: UNAVAILABLE that names a stage which is not up.
         """
-        text_encoder, denoiser, vae_codec = await asyncio.gather(
-            self.text_encoders.fleet.description(deadline, fresh),
-            self.denoisers.description(deadline, fresh),
-            self.vae_codecs.fleet.description(deadline, fresh),
-        )
+        fleets = self.text_encoders.fleet, self.denoisers, self.vae_codecs.fleet
+        with ExitStack() as expected:
+            if not all(fleet.described for fleet in fleets):  # who answered first stays until all have
+                for demand in self.demands.values():
+                    expected.enter_context(demand.expected())
+            text_encoder, denoiser, vae_codec = await asyncio.gather(
+                self.text_encoders.fleet.description(deadline, fresh),
+                self.denoisers.description(deadline, fresh),
+                self.vae_codecs.fleet.description(deadline, fresh),
+            )
         return Models(text_encoder, denoiser, vae_codec)
