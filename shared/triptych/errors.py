@@ -18,7 +18,8 @@ MISSING_CONDITIONING = "MISSING_CONDITIONING"
 # gRPC refuses a status whose metadata comes near 8 KB, and metadata grows when it is encoded.
 _MAX_MESSAGE_BYTES = 1000
 _MAX_DETAIL_BYTES = 3600
-_MAX_VIOLATIONS = 8
+MAX_VIOLATIONS = 8
+"""That an answer names."""
 _MAX_FIELD_BYTES = 100
 _MAX_DESCRIPTION_BYTES = 250
 _MAX_DIGESTS = 48
@@ -55,7 +56,7 @@ def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
     """
     named = [
         (_clipped(field, _MAX_FIELD_BYTES), _clipped(description, _MAX_DESCRIPTION_BYTES))
-        for field, description in violations[:_MAX_VIOLATIONS]
+        for field, description in violations[:MAX_VIOLATIONS]
     ]
     sentences = [f"{field}: {description}" for field, description in named]
     if len(violations) > len(named):
@@ -71,7 +72,7 @@ def invalid_argument(*violations: tuple[str, str]) -> TriptychError:
 
 def refuse(violations: Iterable[tuple[str, str]]) -> None:
     """Raises INVALID_ARGUMENT with the first of them, if there are any; behind the ninth nobody looks."""
-    first = list(islice(violations, _MAX_VIOLATIONS + 1))
+    first = list(islice(violations, MAX_VIOLATIONS + 1))
     if first:
         raise invalid_argument(*first)
 

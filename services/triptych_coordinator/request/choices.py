@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy as np
 from google.protobuf.message import Message
 
+from triptych.errors import MAX_VIOLATIONS, invalid_argument
 from triptych_coordinator.request.output_formats import OUTPUT_FORMATS
 from triptych_coordinator.sampling.guidance.methods import GUIDANCE_METHODS
 from triptych_coordinator.sampling.guidance.schedules import GUIDANCE_SCHEDULES
@@ -34,8 +35,16 @@ CHOICES: Mapping[str, Mapping[str, type[Any]]] = {
 MAX_ELEMENTS = 1000
 """Of a repeated field."""
 
-Wrong = dict[str, str]
-"""What is wrong: a field's path, what it must be."""
+
+class Wrong(dict[str, str]):
+    """What is wrong: a field's path, what it must be. Behind the ninth nobody looks."""
+
+    def __setitem__(self, field: str, words: str) -> None:
+        """Raises TriptychError with INVALID_ARGUMENT when there are more than an answer names."""
+        super().__setitem__(field, words)
+        if len(self) > MAX_VIOLATIONS:
+            raise invalid_argument(*self.items())
+
 
 T = TypeVar("T")
 
@@ -61,7 +70,8 @@ def read(kind: type[T], message: Message, path: str, wrong: Wrong) -> T:
             values[field.name] = _value(hints[field.name], given, at, wrong)
     choice = kind(**values)
     if len(wrong) == before and hasattr(choice, "violations"):
-        wrong.update({f"{path}.{field}": words for field, words in choice.violations()})
+        for name, words in choice.violations():
+            wrong[f"{path}.{name}"] = words
     return choice
 
 

@@ -65,7 +65,7 @@ def own_size(
         return Size(shape[1] * limits.downscale, shape[0] * limits.downscale)
     if not message.HasField("image"):
         return Size(*references[0].size.kept) if references else default
-    margins = _margins(message, {})
+    margins = _margins(message, Wrong())
     try:
         picture = picture_size(message.image)
         width = message.width if message.HasField("width") else None
@@ -136,7 +136,8 @@ def _latents(
     except TriptychError as error:
         for detail in error.details:
             if isinstance(detail, error_details_pb2.BadRequest):
-                wrong.update({each.field: each.description for each in detail.field_violations})
+                for each in detail.field_violations:
+                    wrong[each.field] = each.description
         return None
     if len(latents) not in (1, images):
         wrong[f"{path}.shape"] = f"must be of one picture or of all {images}, not of {len(latents)}"

@@ -56,13 +56,13 @@ def parameters_from_message(message: GenerationParameters, limits: Limits) -> Pa
 
     Raises:
         TriptychError: NOT_FOUND for another model or an unknown LoRA; INVALID_ARGUMENT that names every wrong
-            field.
+            field, the first eight of them.
     """
     if message.model and message.model != limits.model:
         raise errors.not_found(
             f"the model {message.model[:_SHOWN]!r} is not served here; this server has {limits.model!r}"
         )
-    wrong: Wrong = {}
+    wrong = Wrong()
     parameters = _Given(message, limits, wrong).parameters()
     if not wrong:
         _check_pixels(parameters, limits, wrong)
@@ -84,7 +84,7 @@ class _Given:
 
     message: GenerationParameters
     limits: Limits
-    wrong: dict[str, str]
+    wrong: Wrong
 
     def parameters(self) -> Parameters:
         """All of them, checked one by one."""
@@ -135,8 +135,9 @@ class _Given:
         prompts = tuple(self.message.prompts)
         if not prompts:
             self.wrong["prompts"] = "must hold at least one prompt"
-        for i, prompt in enumerate(prompts[: self.limits.max_images]):
-            self._check_prompt(f"prompts[{i}]", prompt)
+        if len(prompts) <= self.limits.max_images:  # else `seeds` says so
+            for i, prompt in enumerate(prompts):
+                self._check_prompt(f"prompts[{i}]", prompt)
         return prompts
 
     def negative_prompts(self) -> tuple[str, ...]:
@@ -146,8 +147,9 @@ class _Given:
                 f"must be none, one, or one per prompt ({count}), not {len(given)}"
             )
             return given
-        for i, prompt in enumerate(given[: self.limits.max_images]):
-            self._check_text(f"negative_prompts[{i}]", prompt)
+        if len(given) <= self.limits.max_images:
+            for i, prompt in enumerate(given):
+                self._check_text(f"negative_prompts[{i}]", prompt)
         return given if len(given) == count else (given or ("",)) * count
 
     def size(self, field: str, default: int) -> int:
@@ -305,7 +307,8 @@ class _Given:
         return tuple((first + k) % (1 << 64) for k in range(images))
 
     def loras(self) -> tuple[Lora, ...]:
-        self.wrong.update(lora_violations(self.message.loras))
+        for field, words in lora_violations(self.message.loras):
+            self.wrong[field] = words
         return tuple(
             Lora(message.name, shortest_decimal(weight_of(message)))
             for message in self.message.loras[:MAX_LORAS]

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2
 from triptych.errors import TriptychError
 from triptych.families.family import GuidanceInput
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.request import reading
 from triptych_coordinator.request.parameters import Composition, Limits, Lora, Parameters, WeightedPrompt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.request.reading import parameters_from_message
@@ -601,3 +602,25 @@ def test_true_classifier_free_guidance_is_not_said_twice() -> None:
 def test_a_distilled_model_may_be_weakened_and_that_rescaled() -> None:
     skip = {"layers": [1, 2]}
     assert parsed(EMBEDDED, skip_layer_guidance=skip, guidance_rescale=0.5).guidance_rescale == 0.5
+
+
+def test_behind_the_ninth_fault_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets of strangers cost time: of a hundred wrong prompts nine are read."""
+    read: list[str] = []
+
+    def refuse(text: str) -> None:
+        read.append(text)
+        raise ValueError("has a bracket too many")
+
+    monkeypatch.setattr(reading, "read_weighted", refuse)
+    message = GenerationParameters(prompts=["(a"] * 100, prompt_weighting=True)
+    limits = replace(LIMITS, max_images=100, prompt_weighting=True)
+    with pytest.raises(TriptychError) as caught:
+        parameters_from_message(message, limits)
+    assert len(read) == 9
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "prompts[7]: has a bracket too many; and others" in caught.value.message
+    read.clear()
+    with pytest.raises(TriptychError, match="must be at most 4, not 100"):
+        parameters_from_message(message, replace(limits, max_images=4))
+    assert read == [], "they are counted before they are read"
