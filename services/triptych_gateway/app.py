@@ -22,6 +22,7 @@ from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.images import Images
 from triptych_gateway.models import Models
 from triptych_gateway.observed import Observed
+from triptych_gateway.openapi import OpenApi
 from triptych_gateway.page import page_routes
 from triptych_gateway.proto_json import ProtoJson
 from triptych_gateway.sdapi import SdApi
@@ -69,6 +70,7 @@ def create_app(client: AsyncClient, settings: GatewaySettings, health: Health) -
         Route("/health", health.live, methods=["GET"]),
         Route("/health/ready", health.ready, methods=["GET"]),
     ]
+    routes.append(Route("/openapi.json", OpenApi(routes).get, methods=["GET"]))
     handlers = {
         HttpError: _refused,
         TriptychError: _failed,

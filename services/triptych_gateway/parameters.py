@@ -58,9 +58,13 @@ def is_text(field: FieldDescriptor) -> bool:
     return field.type == FieldDescriptor.TYPE_STRING
 
 
+def choices_of(message: Descriptor) -> list[str]:
+    """The words that a message may be given as: its fields of which there is one at most."""
+    return [one.name for one in message.fields if one.containing_oneof and one.message_type]
+
+
 def _choice(field: FieldDescriptor, word: str) -> dict[str, dict[str, Any]]:
-    message = cast(Descriptor, field.message_type)
-    choices = [choice.name for choice in message.fields if choice.containing_oneof is not None]
+    choices = choices_of(cast(Descriptor, field.message_type))
     if word not in choices:
         known = f"one of the words {', '.join(choices)}, or an object" if choices else "an object"
         raise ValueError(f"must be {known}, not '{word[:60]}'")
