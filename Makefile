@@ -23,7 +23,7 @@ BUF := node_modules/.bin/buf
 PAGE := services/triptych_gateway/web
 PAGE_TOOLS := $(PAGE)/node_modules/.package-lock.json
 PROTOS := $(sort $(wildcard protos/triptych/*/*.proto))
-CODE := shared services tests benchmarks training
+CODE := shared services tests benchmarks training examples
 
 # What is installed where: a lock each in deploy/locks, with the extras that it has. `dev` has what all others have.
 LOCK_dev := dev training jwt

@@ -16,7 +16,7 @@ compute_thread()
 hypothesis.settings.register_profile("triptych", deadline=None)  # machines are busy with other things
 hypothesis.settings.load_profile("triptych")
 
-SLOW_FOLDERS = ("gateway", "local", "faults")
+SLOW_FOLDERS = ("gateway", "polyglot", "local", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
