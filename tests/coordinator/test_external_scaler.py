@@ -108,7 +108,7 @@ class TestFromZero:
         async with asyncio.timeout(60):
             assert [(await stream.read()).result for stream in streams] == [True] * 3
             await house.start_stage("denoiser")
-            while not house.servicer._stages.denoisers.described:
+            while not house.servicer.stages.denoisers.described:
                 await asyncio.sleep(0.02)
             assert all((await needed(house)).values())  # who is up waits for the others
             for stage in ("text", "vae"):

@@ -29,13 +29,13 @@ from triptych_coordinator.fleet.replica import (
     trusted,
 )
 from triptych_coordinator.fleet.retries import (
-    RETRY_AFTER_SECONDS,
     Failure,
     HealthCheck,
     RetryPolicy,
     attempt,
     explained,
     failure_of,
+    nobody,
     without_request,
 )
 from triptych_coordinator.fleet.routing import CLEARLY_BUSIER, Candidate, believed_paces, choose, leading
@@ -53,7 +53,6 @@ SILENT_SECONDS = 1.0
 """A request that waits longer for a replica is told so."""
 _SOONEST_LOOK = 1.0
 _SHORTEST_PAUSE = 0.01
-_SOON_SECONDS = 0.1
 
 
 class Fleet(Generic[S, D]):
@@ -228,7 +227,8 @@ class Fleet(Generic[S, D]):
             waited = time.monotonic() - began
             if waited >= limit:
                 deadline.timeout(self.retries.max_wait)
-                raise self._nobody(job)
+                others = any(one.ready for one in self._replicas.values())
+                raise nobody(self.stage, self._source.address, others and job.fingerprint, self._last_error)
             if waited >= SILENT_SECONDS and not told:
                 deadline.on_waiting(self.stage)
                 told = True
@@ -278,20 +278,6 @@ class Fleet(Generic[S, D]):
         except TriptychError:
             if not answer.done():
                 raise
-
-    def _nobody(self, job: Job[S]) -> TriptychError:
-        """What a client is told when no replica came for too long."""
-        others = any(one.ready for one in self._replicas.values())
-        if job.fingerprint is not None and others:
-            return errors.unavailable(
-                f"no {self.stage} at {self._source.address} computes as the one that this request began on "
-                f"(fingerprint {job.fingerprint}); sent again, the request begins on another",
-                _SOON_SECONDS,
-            )
-        reason = self._last_error or "nobody was found there"
-        return errors.unavailable(
-            f"the {self.stage} at {self._source.address} cannot be reached: {reason}", RETRY_AFTER_SECONDS
-        )
 
     async def _first_health_checks(self, deadline: Deadline) -> None:
         """Waits until all replicas that were found first have said what they serve or had the time."""

@@ -41,6 +41,8 @@ class Failure(Enum):
 RETRY_AFTER_SECONDS = 5.0
 """What a client is told to wait where no replica is there: about what one takes to start."""
 
+_SOON_SECONDS = 0.1
+
 
 class Method(Protocol[Request, Response]):
     """A unary method of a stage: of a gRPC stub, or of a servicer in this process."""
@@ -115,3 +117,18 @@ def explained(error: TriptychError, stage: str, address: str, retries: RetryPoli
     if error.code is grpc.StatusCode.INVALID_ARGUMENT:
         return errors.internal(f"{replica} refused the coordinator's call: {error.message}")
     return TriptychError(error.code, f"{replica}: {error.message}", error.details)
+
+
+def nobody(stage: str, address: str, fingerprint: str | bool | None, reason: str | None) -> TriptychError:
+    """What a client is told when no replica came for too long.
+
+    `fingerprint`: what the request began on, if other replicas are ready. `reason`: why nobody is.
+    """
+    if fingerprint:
+        return errors.unavailable(
+            f"no {stage} at {address} computes as the one that this request began on "
+            f"(fingerprint {fingerprint}); sent again, the request begins on another",
+            _SOON_SECONDS,
+        )
+    why = reason or "nobody was found there"
+    return errors.unavailable(f"the {stage} at {address} cannot be reached: {why}", RETRY_AFTER_SECONDS)
