@@ -90,7 +90,9 @@ async def initial_latents(
         given, clean = None, _per_image(edit.clean, parameters)
     else:
         loop = asyncio.get_running_loop()
-        given = await loop.run_in_executor(DECODERS, _given, edit, parameters, models.vae_codec.downscale)
+        given = await loop.run_in_executor(
+            DECODERS, _given, edit, parameters, models.vae_codec.downscale, models.pixel_channels
+        )
         mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline)
         clean = mean + std * await asyncio.to_thread(noise)
     first = first_step(len(sigmas) - 1, edit.strength)
@@ -119,7 +121,7 @@ class _Given:
     warnings: tuple[str, ...]
 
 
-def _given(edit: Edit, parameters: Parameters, downscale: int) -> _Given:
+def _given(edit: Edit, parameters: Parameters, downscale: int, channels: int) -> _Given:
     left, top, right, bottom = edit.margins
     frame = (top, bottom), (left, right)
     try:
@@ -127,6 +129,8 @@ def _given(edit: Edit, parameters: Parameters, downscale: int) -> _Given:
     except ValueError as error:
         raise invalid_argument(("image", str(error))) from error
     pixels = np.pad(picture.pixels, (*frame, (0, 0)), mode="edge")
+    if channels > pixels.shape[2]:  # what is transparent in a file was laid over white: nothing is here
+        pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=2)
     warnings = tuple(f"image: {warning}" for warning in picture.warnings)
     inside = _mask(edit, parameters)
     if inside is None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from triptych.checkpoints.checkpoint import Checkpoint, read_object
@@ -38,14 +39,34 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
     distilled = family.distilled if checkpoint.index.get("is_distilled") is True else None
     defaults = distilled or family.defaults[embedded]
-    steps = family.steps_if_distilled(checkpoint.published_names)
+    levels = _sample_sigmas(checkpoint)
+    steps = len(levels) or family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint.own_defaults)
     known = distilled is not None or steps is not None
     mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
     schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
+    schedule = replace(schedule, distilled=levels)
     return Sampling(**vars(defaults), schedule=schedule, references=family.references)
+
+
+def _sample_sigmas(checkpoint: Checkpoint) -> tuple[float, ...]:
+    """The levels that a model was distilled to, by model_index.json; () for none.
+
+    Raises StartError for what are no levels: they fall, from at most 1 to above 0.
+    """
+    named = checkpoint.index.get("sample_sigmas")
+    if named is None:
+        return ()
+    numbers = isinstance(named, list) and all(type(level) in (int, float) for level in named)
+    falling = numbers and all(before > after for before, after in pairwise([*named, 0.0]))
+    if not falling or not 1 <= len(named) <= MAX_NUM_INFERENCE_STEPS or named[0] > 1:
+        raise StartError(
+            f"sample_sigmas of {checkpoint.path} must list at most {MAX_NUM_INFERENCE_STEPS} levels that "
+            f"fall from at most 1 to above 0, not {json.dumps(named)}"
+        )
+    return tuple(map(float, named))
 
 
 def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:

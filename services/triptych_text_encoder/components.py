@@ -234,12 +234,12 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
             return T5Tokenizer
-        case "Qwen2Tokenizer" | "Qwen2TokenizerFast":
+        case "Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3VLProcessor":  # its pictures are not read here
             from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
             return Qwen2Tokenizer
         case other:
-            supported = "CLIPTokenizer, T5Tokenizer and Qwen2Tokenizer, with and without Fast"
+            supported = "CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with and without Fast, Qwen3VLProcessor"
             raise _unsupported(checkpoint, component, other, supported)
 
 

@@ -69,10 +69,14 @@ class Tower:
 
 
 class LoadTower(Protocol):
-    """Loads the towers of a checkpoint: load_tower, given its number and maybe max_length and layers."""
+    """Loads the towers of a checkpoint: load_tower, given its number and maybe the others."""
 
     def __call__(  # noqa: D102
-        self, number: int, max_length: int | None = None, layers: int | None = None
+        self,
+        number: int,
+        max_length: int | None = None,
+        layers: int | None = None,
+        tokenizer: str | None = None,
     ) -> Tower: ...
 
 
@@ -84,19 +88,20 @@ def load_tower(
     number: int,
     max_length: int | None = None,
     layers: int | None = None,
+    tokenizer: str | None = None,
 ) -> Tower:
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
 
-    `max_length` None is what the tokenizer says; of the encoder's layers all are loaded, or the first
-    `layers`. Raises CheckpointError if a part is missing, broken or of an unsupported class, or the tokenizer
-    has tokens or positions that the encoder does not.
+    `max_length` None is what the tokenizer says, which is in the folder `tokenizer` if that is given; of the
+    encoder's layers all are loaded, or the first `layers`. Raises CheckpointError if a part is missing,
+    broken or of an unsupported class, or the tokenizer has tokens or positions that the encoder does not.
     """
-    tokenizer = load_tokenizer(checkpoint, component("tokenizer", number))
+    words = load_tokenizer(checkpoint, tokenizer or component("tokenizer", number))
     model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer, layers)
-    tower = Tower(tokenizer, model, tokenizer.model_max_length if max_length is None else max_length)
-    if len(tokenizer) > model.config.vocab_size:
+    tower = Tower(words, model, words.model_max_length if max_length is None else max_length)
+    if len(words) > model.config.vocab_size:
         raise CheckpointError(
-            f"tokenizer {number} of {checkpoint.path} has {len(tokenizer)} tokens, "
+            f"tokenizer {number} of {checkpoint.path} has {len(words)} tokens, "
             f"its encoder {model.config.vocab_size}"
         )
     positions = getattr(model.config, "max_position_embeddings", tower.max_length)  # T5 has no limit

@@ -18,7 +18,8 @@ def warm_up(codec: VaeCodec) -> None:
     takes another kernel (under 100 x 100 pixels) are compiled for when they come.
     """
     height = codec.model.config.sample_size // codec.downscale * codec.downscale
-    mean, _ = codec.encode(torch.zeros(1, height, height + codec.downscale, 3, dtype=torch.uint8))
+    shape = (1, height, height + codec.downscale, codec.pixel_channels)
+    mean, _ = codec.encode(torch.zeros(shape, dtype=torch.uint8))
     codec.decode(mean)
 
 
@@ -42,11 +43,14 @@ class VaeCodec:
         self.tile_size = tile_size
         self._latent_space = model.latent_space
         self.latent_channels = self._latent_space.channels
+        self.pixel_channels = model.config.pixel_channels
         self.downscale = self._latent_space.patch * model.config.downscale
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Float32 latents [B, C, h, w] of the denoiser to uint8 pixels [B, H, W, 3] on the CPU.
+        """Float32 latents [B, C, h, w] of the denoiser to uint8 pixels [B, H, W, pixel_channels].
+
+        They are on the CPU.
 
         Raises:
             ValueError: the decoder gave numbers that are not finite: the latents are too large for its dtype.
@@ -55,9 +59,9 @@ class VaeCodec:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 pixels [B, H, W, 3] to float32 mean and std [B, C, h, w] of the denoiser's latents.
+        """uint8 pixels [B, H, W, pixel_channels] to mean and std [B, C, h, w] of the denoiser's latents.
 
-        They are on the CPU.
+        They are float32, on the CPU.
 
         Raises:
             ValueError: the encoder gave numbers that are not finite.

@@ -89,6 +89,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
             downscale=self._codec.downscale,
             max_pixels=self._max_pixels,
             tile_size=self._codec.tile_size,
+            pixel_channels=self._codec.pixel_channels,
         )
 
     async def _each(
@@ -118,7 +119,7 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         return latents
 
     def _pixels(self, request: EncodeRequest) -> torch.Tensor:
-        shape = ("images", "height", "width", 3)
+        shape = ("images", "height", "width", self._codec.pixel_channels)
         pixels = message_to_torch(request.pixels, "pixels", dtypes=("uint8",), shape=shape)
         images, height, width, _ = pixels.shape
         self._check_size("pixels.shape", images, height, width)
@@ -196,7 +197,9 @@ def _checked(tile_size: int, downscale: int) -> int:
 def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
     """How many pixels may come in one call: what memory allows and an answer in one message surely holds."""
     square = codec.downscale**2
-    bytes_per_square = max(3 * square, 2 * 4 * codec.latent_channels)  # pixels, or mean and std in float32
+    bytes_per_square = max(
+        codec.pixel_channels * square, 2 * 4 * codec.latent_channels
+    )  # pixels, or mean and std in float32
     room = max_message_bytes - 1024  # shapes, fingerprint and the like
     most = MAX_TILED_PIXELS if codec.tile_size else MAX_PIXELS
     return max(square, min(most, room // bytes_per_square * square))

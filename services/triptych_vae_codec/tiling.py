@@ -27,13 +27,17 @@ there are up to four times the channels that the tiles of the full one have."""
 
 @dataclass(frozen=True)
 class Scale:
-    """Positions of a segment's input and output for one position at the lower resolution of the two."""
+    """Positions of a segment's input and output for one position at the lower resolution of the two.
+
+    convolved: the resolution of its convolutions, or of the coarsest of them, in multiples of the lower one.
+    """
 
     before: int
     after: int
+    convolved: int = 2
 
 
-UP, DOWN = Scale(1, 2), Scale(2, 1)
+UP, DOWN, UP_AT_LAST = Scale(1, 2), Scale(2, 1), Scale(1, 2, convolved=1)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ class Tile:
 def decode_by_tiles(model: Autoencoder, latents: Tensor, tile_size: int) -> Tensor:
     """model.decode(latents) up to rounding, for one row; `tile_size` in pixels."""
     first, *segments = model.decoder.segments()
+    scale = UP_AT_LAST if model.decoder.convolves_before_upsampling else UP
     x: Tensor = first(model.post_quant_conv(latents))
     for depth, segment in reversed(list(enumerate(reversed(segments)))):
-        x = _segment(segment, x, UP, tile_size, depth)
+        x = _segment(segment, x, scale, tile_size, depth)
     return x
 
 
@@ -107,7 +112,7 @@ def by_tiles(segment: nn.Sequential, x: Tensor, scale: Scale, size: int) -> Tens
         scale: UP or DOWN, the change.
         size: of a tile, without the margins.
     """
-    margin = _reach(segment) // 2 + 1
+    margin = _reach(segment) // scale.convolved + 1
     height, width = (length // scale.before for length in x.shape[-2:])
     tiles = [Tile(*axes) for axes in product(stretches(height, size, margin), stretches(width, size, margin))]
     norms = [module for module in segment.modules() if isinstance(module, GroupNorm)]
@@ -171,7 +176,7 @@ def _joined(segment: nn.Sequential, x: Tensor, scale: Scale, tiles: list[Tile]) 
 
 
 def _reach(segment: nn.Sequential) -> int:
-    """How far away, in positions at its higher resolution, a result's number sees."""
+    """How far away, in positions at the resolution of its convolutions, a result's number sees."""
     return sum(p.shape[-1] // 2 for p in segment.parameters() if p.dim() == 4)
 
 

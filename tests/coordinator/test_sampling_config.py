@@ -27,6 +27,7 @@ def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline"
         ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
         ("Flux2KleinPipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
         ("Krea2Pipeline", False, GuidanceInput.BRANCHES, 28, 5.5, Grid.EVEN),
+        ("QwenImage21Pipeline", False, GuidanceInput.BRANCHES, 40, 1.0, Grid.EVEN),
         ("ZImagePipeline", False, GuidanceInput.BRANCHES, 50, 6.0, Grid.EVEN_BY_TORCH),
     ],
 )
@@ -59,7 +60,7 @@ def test_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
     [("PixArtSigmaPipeline", False), ("ZImagePipeline", True), ("Flux2KleinPipeline", True)],
 )
 def test_another_pipeline_is_refused(pipeline: str, embeds: bool, tmp_path: Path) -> None:
-    says = "supported are StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, Krea2Pipeline, Z"
+    says = "supported are StableDiffusion3Pipeline, .*, ZImagePipeline"
     with pytest.raises(StartError, match=f"is a {pipeline}; {says}"):
         sampling_of(write_checkpoint(tmp_path, pipeline, embeds))
 
@@ -73,6 +74,28 @@ def test_krea2_turbos_mu_is_the_same_for_every_picture(
     config = {"use_dynamic_shifting": True, "max_image_seq_len": 6400}
     schedule = sampling_of(write_checkpoint(tmp_path / name, "Krea2Pipeline", **config)).schedule
     assert schedule == FlowSchedule(shift, None, Grid.EVEN)
+
+
+def with_sample_sigmas(folder: Path, named: object) -> Checkpoint:
+    write_checkpoint(folder, "QwenImage21Pipeline", shift=1.0)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"sample_sigmas": named}))
+    return Checkpoint(folder)
+
+
+def test_levels_that_a_model_was_distilled_to_are_those_of_as_many_steps(tmp_path: Path) -> None:
+    sampling = sampling_of(with_sample_sigmas(tmp_path, [1, 0.9, 0.25]))
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == (3, 1.0)
+    assert sampling.schedule.sigmas(3, image_tokens=16) == pytest.approx([1, 0.9, 0.25, 0])
+    assert sampling.schedule.sigmas(2, image_tokens=16) == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    "named", [[], [0.5, 0.9], [1.5, 0.5], [1, 0.5, 0], ["1"], 8, [1 - k / 300 for k in range(201)]]
+)
+def test_levels_that_are_none_are_refused(named: object, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="must list at most 200 levels that fall from at most 1 to above 0"):
+        sampling_of(with_sample_sigmas(tmp_path, named))
 
 
 def test_flux2s_shift_follows_tokens_and_steps(tmp_path: Path) -> None:

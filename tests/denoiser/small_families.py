@@ -73,6 +73,17 @@ Z_IMAGE: Config = {
     "axes_lens": [100, 32, 32],
 }
 """For texts of up to 96 tokens."""
+QWEN_IMAGE21: Config = {
+    "_class_name": "QwenImage21Transformer2DModel",
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "context_in_dim": WIDTH,
+    "mlp_ratio": 2,
+    "axes_dims_rope": (4, 6, 6),
+}
 KREA2: Config = {
     "_class_name": "Krea2Transformer2DModel",
     "in_channels": 4 * CHANNELS,
@@ -110,6 +121,11 @@ def write_flux_fill(folder: Path) -> Path:
 def write_flux2(folder: Path) -> Path:
     """FLUX.2 klein's kind of transformer."""
     return _write(folder, FLUX2)
+
+
+def write_qwen_image21(folder: Path) -> Path:
+    """Qwen-Image 2.1's kind of transformer."""
+    return _write(folder, {**QWEN_IMAGE21, "num_layers": 1})
 
 
 def write_krea2(folder: Path) -> Path:

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.small_families import FLUX, FLUX2, KREA2, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import (
+    FLUX,
+    FLUX2,
+    KREA2,
+    QWEN_IMAGE21,
+    SD3,
+    Z_IMAGE,
+    Config,
+    random_transformer,
+)
 from triptych.caches import entry_bytes
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
@@ -24,6 +33,7 @@ FAMILIES: dict[str, Config] = {
     "FLUX": {**FLUX, "num_single_layers": LAYERS - 2},
     "FLUX.2": FLUX2,
     "Krea 2": KREA2,
+    "Qwen-Image 2.1": QWEN_IMAGE21,
     "Z-Image": Z_IMAGE,
 }
 

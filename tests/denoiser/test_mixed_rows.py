@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request
-from tests.denoiser.small_families import FILL, FLUX, FLUX2, KREA2, SD3, Z_IMAGE, Config, random_transformer
+from tests.denoiser.small_families import (
+    FILL,
+    FLUX,
+    FLUX2,
+    KREA2,
+    QWEN_IMAGE21,
+    SD3,
+    Z_IMAGE,
+    Config,
+    random_transformer,
+)
 from triptych.tensors import message_to_torch
 from triptych_denoiser.conditioning import Conditioning, Reference
 from triptych_denoiser.models.streams import EqualRows, MixedRows, streams
@@ -28,6 +38,7 @@ FAMILIES: dict[str, Config] = {
     "FLUX.1 Fill": FILL,
     "FLUX.2": FLUX2,
     "Krea 2": KREA2,
+    "Qwen-Image 2.1": QWEN_IMAGE21,
     "Z-Image": Z_IMAGE,
 }
 Shape = tuple[int, int, int, int]

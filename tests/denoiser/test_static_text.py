@@ -7,31 +7,40 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.small_families import KREA2, random_transformer
+from tests.denoiser.small_families import KREA2, QWEN_IMAGE21, Config, random_transformer
 from triptych_denoiser.features import FeatureCache
 from triptych_denoiser.models.krea2 import Krea2Transformer
+from triptych_denoiser.models.qwen_image21 import QwenImage21Transformer
 from triptych_denoiser.predictor import Predictor, StaticTexts, random_row
 from triptych_denoiser.row import Row
 
 CPU = torch.device("cpu")
 
 
-def predictor_with(cache_bytes: int) -> Predictor:
+FAMILIES = {Krea2Transformer: KREA2, QwenImage21Transformer: QWEN_IMAGE21}
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda config: config["_class_name"])
+
+
+def predictor_with(cache_bytes: int, family: Config = KREA2) -> Predictor:
     texts = StaticTexts(cache_bytes, keeps_newest=False)
-    return Predictor(random_transformer(KREA2), CPU, torch.float32, 4, FeatureCache(1), texts)
+    return Predictor(random_transformer(family), CPU, torch.float32, 4, FeatureCache(1), texts)
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Has the number of tokens of every text that was computed."""
     lengths: list[int] = []
-    static_text = Krea2Transformer.static_text
 
-    def counted(self: Krea2Transformer, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
-        lengths.append(len(sequence))
-        return static_text(self, sequence, skipped_layers)
+    def count(static_text: Any) -> Any:
+        def counted(self: Any, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+            lengths.append(len(sequence))
+            text: Tensor = static_text(self, sequence, skipped_layers)
+            return text
 
-    monkeypatch.setattr(Krea2Transformer, "static_text", counted)
+        return counted
+
+    for family in FAMILIES:
+        monkeypatch.setattr(family, "static_text", count(family.static_text))
     return lengths
 
 
@@ -40,8 +49,9 @@ def rows_of(predictor: Predictor, *tokens: int, **others: Any) -> list[Row]:
     return [random_row(predictor, 4, 6, count, 1, generator) for count in tokens]
 
 
-def test_a_text_is_computed_once_for_all_its_passes(computed: list[int]) -> None:
-    remembering, forgetting = predictor_with(1 << 20), predictor_with(0)
+@every_family
+def test_a_text_is_computed_once_for_all_its_passes(family: Config, computed: list[int]) -> None:
+    remembering, forgetting = predictor_with(1 << 20, family), predictor_with(0, family)
     rows = rows_of(remembering, 7, 12)
 
     known = [remembering.predict(rows).velocities for _ in range(3)]

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import triptych.families
+from tests import tiny_qwen_image21
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_krea2 import krea2_pipeline
+from tests.tiny_qwen_image21 import qwen_image21_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.families import flux2, flux_kontext
 from triptych.families.reference_sizes import References, nearest
@@ -35,18 +37,36 @@ SIZES = pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 96)])
 
 
 async def assert_same_pictures(
-    pipeline: Any, folder: Path, their_options: dict[str, Any], our_options: dict[str, Any], **both: Any
+    pipeline: Any,
+    folder: Path,
+    their_options: dict[str, Any],
+    our_options: dict[str, Any],
+    save: Callable[[Any, Path], None] = lambda pipeline, folder: pipeline.save_pretrained(folder),
+    one_by_one: bool = False,
+    **both: Any,
 ) -> None:
-    """Every pixel of both pictures is within 1/255; `both` are options with one name and meaning."""
-    pipeline.save_pretrained(folder / "checkpoint")
+    """Every pixel of both pictures is within 1/255; `both` are options with one name and meaning.
+
+    one_by_one: diffusers makes the pictures apart, for in a batch it changes them.
+    """
+    save(pipeline, folder / "checkpoint")
     pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
-        prompt=list(PROMPTS),
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
-        output_type="np",
-        **their_options,
-        **both,
-    ).images
+    batches = [slice(k, k + 1) for k in range(2)] if one_by_one else [slice(0, 2)]
+    expected = np.concatenate(
+        [
+            pipeline(
+                prompt=PROMPTS[batch],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS[batch]],
+                output_type="np",
+                **{
+                    name: each[batch] if isinstance(each, list) else each
+                    for name, each in their_options.items()
+                },
+                **both,
+            ).images
+            for batch in batches
+        ]
+    )
     async with fused_client(ModelChoice(model=str(folder / "checkpoint"))) as client:
         generation = await client.generate(PROMPTS, seeds=SEEDS, **our_options, **both)
     ours = np.stack([pixels(image.png) for image in generation.images])
@@ -275,6 +295,37 @@ def a_picture(size: tuple[int, int]) -> Image.Image:
     """Smooth colours."""
     noise = np.random.default_rng(sum(size)).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160)])
+async def test_qwen_image21(height: int, width: int, tmp_path: Path) -> None:
+    """In a batch of diffusers' a picture's position is behind the longest of its prompts, not its own."""
+    negative = ["mud", ""]
+    await assert_same_pictures(
+        qwen_image21_pipeline(),
+        tmp_path,
+        {"negative_prompt": list(negative), "true_cfg_scale": 3.0},
+        {"negative_prompt": negative, "guidance_scale": 3.0},
+        save=tiny_qwen_image21.save,
+        one_by_one=True,
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_qwen_image21_turbo(tmp_path: Path) -> None:
+    levels = [1.0, 0.95, 0.8, 0.4]
+    await assert_same_pictures(
+        qwen_image21_pipeline(levels, shift=1.0),
+        tmp_path,
+        {},
+        {},  # the defaults: as many steps as there are levels, and no guidance
+        save=tiny_qwen_image21.save,
+        one_by_one=True,
+        height=64,
+        width=96,
+    )
 
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize((80, 64), 3)

@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -95,6 +95,13 @@ QWEN3_VL_4B: dict[str, Any] = {
     "text_config": {name: QWEN3_4B[name] for name in QWEN3_4B if name != "tie_word_embeddings"},
     "vision_config": {"out_hidden_size": 2560},
 }
+QWEN3_VL_8B: dict[str, Any] = {
+    "text_config": {name: QWEN3_8B[name] for name in QWEN3_8B if name != "tie_word_embeddings"},
+    "vision_config": {"out_hidden_size": 4096},
+}
+QWEN_IMAGE21_ENCODERS: dict[str, Component] = {
+    "text_encoder": ("Qwen3VLForConditionalGeneration", QWEN3_VL_8B)
+}
 KREA2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3VLModel", QWEN3_VL_4B)}
 Z_IMAGE_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3Model", QWEN3_4B)}
 FLUX2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_4B)}
@@ -112,11 +119,16 @@ FLUX2_VAE: Component = (
     {**VAE_SIZES, "latent_channels": 32, "batch_norm_eps": 1e-4, "patch_size": (2, 2)},
 )
 QWEN_IMAGE_VAE: Component = ("AutoencoderKLQwenImage", {})
+QWEN_IMAGE21_VAE: Component = (
+    "AutoencoderKLQwenImage21",
+    {"decoder_base_dim": 144, "latents_mean": [0.0] * 64, "latents_std": [1.0] * 64},
+)
 PIPELINES: dict[str, tuple[str, dict[str, Component], Component]] = {
     "SD3Transformer2DModel": ("StableDiffusion3Pipeline", SD3_ENCODERS, autoencoder_kl(1.5305, 0.0609)),
     "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
     "Flux2Transformer2DModel": ("Flux2KleinPipeline", FLUX2_ENCODERS, FLUX2_VAE),
     "Krea2Transformer2DModel": ("Krea2Pipeline", KREA2_ENCODERS, QWEN_IMAGE_VAE),
+    "QwenImage21Transformer2DModel": ("QwenImage21Pipeline", QWEN_IMAGE21_ENCODERS, QWEN_IMAGE21_VAE),
     "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
 }
 TEXT_MODELS: dict[str, tuple[Any, Any]] = {
@@ -126,6 +138,7 @@ TEXT_MODELS: dict[str, tuple[Any, Any]] = {
     "Qwen3Model": (Qwen3Model, Qwen3Config),
     "Qwen3ForCausalLM": (Qwen3ForCausalLM, Qwen3Config),
     "Qwen3VLModel": (Qwen3VLModel, Qwen3VLConfig),
+    "Qwen3VLForConditionalGeneration": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
 }
 DYNAMIC = {
     "shift": 3.0,
@@ -136,7 +149,9 @@ DYNAMIC = {
     "max_image_seq_len": 4096,
 }
 
-SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, KREA2_CLASS, Z_IMAGE_CLASS = PIPELINES
+QWEN_SHIFT = DYNAMIC | {"max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+
+SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, KREA2_CLASS, QWEN_IMAGE21_CLASS, Z_IMAGE_CLASS = PIPELINES
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3-medium-diffusers": (SD3_CLASS, SD3["SD3-medium"][0], {"shift": 3.0}),
     "stable-diffusion-3.5-medium": (SD3_CLASS, SD3["SD3.5-medium"][0], {"shift": 3.0}),
@@ -150,18 +165,22 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "FLUX.2-klein-base-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
     "Krea-2-Raw": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
     "Krea-2-Turbo": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
+    "Qwen-Image-2.1": (QWEN_IMAGE21_CLASS, {}, QWEN_SHIFT),
+    "Qwen-Image-2.1-Turbo": (QWEN_IMAGE21_CLASS, {}, {"shift": 1.0}),
     "Z-Image": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 6.0}),
     "Z-Image-Turbo": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 3.0}),
 }
 """By the repository's name: the transformer's class and config, and the scheduler's config."""
 INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "FLUX.2" in name}
+TURBO_LEVELS = [1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568]
+INDICES["Qwen-Image-2.1-Turbo"] = {"sample_sigmas": TURBO_LEVELS}
 INDICES["Krea-2-Turbo"] = {"is_distilled": True}
 """What model_index.json says besides."""
 
 
 OF_NO_USE = {"lm_head.weight", "bn.num_batches_tracked"}
 """A head for words, and a count of training."""
-OF_ANOTHER_USE = r"^visual\.|\.time_conv\."
+OF_ANOTHER_USE = r"^(model\.)?visual\.|\.time_conv\."
 """Eyes, and what joins frames of videos."""
 
 
@@ -236,7 +255,7 @@ def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tens
     if class_name == "T5EncoderModel":
         tensors.pop("encoder.embed_tokens.weight")  # it is shared.weight
         return tensors
-    if class_name == "Qwen3VLModel":
+    if class_name.startswith("Qwen3VL"):
         return tensors
     prefix = "model." if class_name.startswith("Qwen3") else "text_model."
     return {
@@ -267,6 +286,7 @@ def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
         "FLUX.2-klein-4B",
         "FLUX.2-klein-9B",
         "Krea-2-Raw",
+        "Qwen-Image-2.1",
         "Z-Image",
     ],
 )
@@ -300,6 +320,8 @@ def test_vae_and_text_encoders_use_every_tensor(
         ("FLUX.2-klein-base-9B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
         ("Krea-2-Raw", 28, 5.5, GuidanceInput.BRANCHES, DynamicShift(256, 6400, 0.5, 1.15)),
         ("Krea-2-Turbo", 8, 1.0, GuidanceInput.BRANCHES, FixedMu(1.15)),
+        ("Qwen-Image-2.1", 40, 1.0, GuidanceInput.BRANCHES, DynamicShift(256, 8192, 0.5, 0.9)),
+        ("Qwen-Image-2.1-Turbo", 8, 1.0, GuidanceInput.BRANCHES, 1.0),
         ("Z-Image", 50, 6.0, GuidanceInput.BRANCHES, 6.0),
         ("Z-Image-Turbo", 8, 1.0, GuidanceInput.BRANCHES, 3.0),
     ],

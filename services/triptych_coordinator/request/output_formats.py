@@ -27,14 +27,14 @@ class PngFormat:
         """Writes a file.
 
         Args:
-            pixels: sRGB, uint8 [height, width, 3].
+            pixels: sRGB, uint8 [height, width, 3], or with an alpha channel [height, width, 4].
             text: keyword to text: a tEXt chunk where Latin-1 can hold it, else an iTXt chunk.
         """
         chunks = PngImagePlugin.PngInfo()
         for keyword, value in text.items():
             chunks.add_text(keyword, value)
         file = io.BytesIO()
-        Image.fromarray(pixels, "RGB").save(file, "PNG", pnginfo=chunks)
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=chunks)
         return file.getvalue()
 
 
@@ -47,14 +47,15 @@ class WebpFormat:
     def encode(self, pixels: NDArray[np.uint8], text: Mapping[str, str]) -> bytes:
         """Writes a file; see PngFormat for pixels, and exif and xmp for what is written of text."""
         file = io.BytesIO()
-        how = {"lossless": True} if self.quality is None else {"quality": self.quality}
-        Image.fromarray(pixels, "RGB").save(file, "WEBP", exif=exif(text), xmp=xmp(text), **how)
+        # exact: colours stay where nothing is seen of them.
+        how = {"lossless": True, "exact": True} if self.quality is None else {"quality": self.quality}
+        Image.fromarray(pixels).save(file, "WEBP", exif=exif(text), xmp=xmp(text), **how)
         return file.getvalue()
 
 
 @dataclass(frozen=True)
 class JpegFormat:
-    """JPEG, with loss."""
+    """JPEG, with loss; it has no alpha channel, and what is transparent lies over white."""
 
     quality: Quality = 95
 
@@ -62,10 +63,18 @@ class JpegFormat:
         """Writes a file; see PngFormat for pixels, and exif and xmp for what is written of text."""
         file = io.BytesIO()
         subsampling = 0 if self.quality >= FULL_COLOUR_QUALITY else 2
-        Image.fromarray(pixels, "RGB").save(
+        _over_white(pixels).save(
             file, "JPEG", quality=self.quality, subsampling=subsampling, exif=exif(text), xmp=xmp(text)
         )
         return file.getvalue()
+
+
+def _over_white(pixels: NDArray[np.uint8]) -> Image.Image:
+    """A picture without an alpha channel."""
+    image = Image.fromarray(pixels)
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 PNG = PngFormat()

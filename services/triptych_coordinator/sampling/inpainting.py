@@ -65,7 +65,7 @@ class Preserved:
     """Lays the picture that was made over the one that was given, where it was to be made anew.
 
     Args:
-        picture: the given one, uint8 [height, width, 3].
+        picture: the given one, uint8 [height, width, channels].
         share: of the made one, [height, width] from 0, where the given one's bits stay, to 1.
     """
 

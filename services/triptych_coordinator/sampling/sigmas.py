@@ -89,11 +89,13 @@ class FlowSchedule:
     shift: s, or what gives it for a picture's size and the number of steps.
     terminal: the last level before 0, to which the shifted ones are stretched; None for no stretching.
     grid: the levels before they are shifted.
+    distilled: those of a model that was distilled to just so many steps, instead of the grid's; () for none.
     """
 
     shift: Shift = 1.0
     terminal: float | None = None
     grid: Grid = Grid.TRAINING
+    distilled: tuple[float, ...] = ()
 
     def sigmas(self, num_inference_steps: int, image_tokens: int) -> NDArray[np.float32]:
         """The levels that the solver visits, from 1 down to 0, for a picture of `image_tokens` tokens.
@@ -119,6 +121,8 @@ class FlowSchedule:
         return np.append(levels, 0.0).astype(np.float32)
 
     def _grid(self, num_steps: int) -> NDArray[Any]:
+        if num_steps == len(self.distilled):
+            return np.array(self.distilled, np.float32)
         if self.grid is Grid.EVEN:
             return np.linspace(1, 1 / num_steps, num_steps).astype(np.float32)
         if self.grid is Grid.EVEN_BY_TORCH:

@@ -87,6 +87,11 @@ class Models:
         """How many pixels the pictures of latents with that shape, [h, w] or [images, h, w], have."""
         return math.prod(shape) * self.vae_codec.downscale**2
 
+    @property
+    def pixel_channels(self) -> int:
+        """Of a picture: 3, or 4 with an alpha channel."""
+        return self.vae_codec.pixel_channels or 3  # 0: it does not know the field yet
+
     def image_tokens(self, height: int, width: int) -> int:
         """How many tokens the denoiser makes of a picture of that size in pixels."""
         size = self.denoiser.token_size or self.denoiser.latent_multiple  # 0: it does not know the field yet

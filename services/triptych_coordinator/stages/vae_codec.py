@@ -49,7 +49,9 @@ class VaeCodecs:
     async def decode(
         self, latents: Latents, models: Models, deadline: Deadline
     ) -> AsyncGenerator[tuple[int, Picture], None]:
-        """The picture, uint8 [H, W, 3], of each of the latents [B, C, h, w], in order, with its index.
+        """The picture of each of the latents [B, C, h, w], in order, with its index.
+
+        It is uint8 [H, W, models.pixel_channels].
 
         All idle codecs decode at once.
         """
@@ -69,9 +71,10 @@ class VaeCodecs:
     async def _decode_part(self, latents: Latents, models: Models, deadline: Deadline) -> NDArray[np.uint8]:
         request = with_tensor(DecodeRequest(), array_view(latents))
         height, width = (size * models.vae_codec.downscale for size in latents.shape[2:])
+        shape = (len(latents), height, width, models.pixel_channels)
 
         def read(response: DecodeResponse) -> NDArray[np.uint8]:
-            return read_array(response.pixels, "pixels", ["uint8"], (len(latents), height, width, 3))
+            return read_array(response.pixels, "pixels", ["uint8"], shape)
 
         sizes = len(latents), height * width
         return await self._call(lambda stub: stub.Decode, request, read, sizes, models, deadline)
@@ -79,7 +82,7 @@ class VaeCodecs:
     async def encode(self, pixels: Picture, models: Models, deadline: Deadline) -> tuple[Latents, Latents]:
         """Mean and standard deviation, [1, C, h, w] each, of a picture's latents.
 
-        `pixels` are sRGB, uint8 [height, width, 3].
+        `pixels` are sRGB, uint8 [height, width, models.pixel_channels].
         """
         request = with_tensor(EncodeRequest(), array_view(pixels[None]))
         codec = models.vae_codec
@@ -89,7 +92,7 @@ class VaeCodecs:
             mean = read_array(response.mean, "mean", ["float32"], shape)
             return mean, read_array(response.std, "std", ["float32"], shape)
 
-        sizes = 1, pixels.size // 3
+        sizes = 1, math.prod(pixels.shape[:2])
         return await self._call(lambda stub: stub.Encode, request, read, sizes, models, deadline)
 
     async def _call(

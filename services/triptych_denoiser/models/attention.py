@@ -76,10 +76,11 @@ def mixed_flash_attention(q: Groups, k: Groups, v: Groups) -> list[Tensor]:
     """By flash-attn, all groups in one call: as flash_attention for each of them."""
     from flash_attn import flash_attn_varlen_func
 
-    rows, tokens = tuple(map(len, q)), tuple(group.shape[2] for group in q)
+    rows = tuple(map(len, q))
+    tokens, seen = (tuple(group.shape[2] for group in groups) for groups in (q, k))
     packed = [torch.cat([group.transpose(1, 2).flatten(0, 1) for group in groups]) for groups in (q, k, v)]
-    starts = _row_starts(rows, tokens, q[0].device)
-    attended: Tensor = flash_attn_varlen_func(*packed, starts, starts, max(tokens), max(tokens))
+    starts, seen_starts = (_row_starts(rows, lengths, q[0].device) for lengths in (tokens, seen))
+    attended: Tensor = flash_attn_varlen_func(*packed, starts, seen_starts, max(tokens), max(seen))
     return rows_apart(attended.flatten(1), rows, tokens)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from triptych_denoiser.models.attention import Biases
@@ -13,6 +14,17 @@ def perturbed_biases(q: Groups, images: Sequence[slice], key_biases: Biases | No
     """perturbed_bias for each group of equal rows."""
     key_biases = [None] * len(q) if key_biases is None else key_biases
     return [perturbed_bias(*group) for group in zip(q, images, key_biases, strict=True)]
+
+
+def perturbed_behind(q: Tensor, k: Tensor) -> Tensor:
+    """perturbed_bias of an image whose tokens are all queries, and keys behind the text's.
+
+    Returns:
+        [1, 1, image tokens, text and image tokens].
+    """
+    tokens, text = q.shape[2], k.shape[2] - q.shape[2]
+    apart = perturbed_bias(q, slice(0, tokens))
+    return torch.cat([q.new_zeros(1, 1, tokens, text), apart], dim=-1)
 
 
 def perturbed_bias(q: Tensor, image: slice, key_bias: Tensor | None = None) -> Tensor:

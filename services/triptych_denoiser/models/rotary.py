@@ -40,6 +40,24 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
     return torch.cat([axis[at] for axis, at in zip(axes, positions.unbind(-1), strict=True)], dim=1)
 
 
+def turns_of(positions: Tensor, dims: Sequence[int], theta: float) -> Tensor:
+    """Cosine and sine for every token and channel pair, of any whole positions, in float32 as Qwen-Image's.
+
+    Args:
+        positions: int64 [tokens, axes].
+        dims: channels of each axis.
+
+    Returns:
+        float32 [tokens, head_dim / 2, 2].
+    """
+    angles = []
+    for at, dim in zip(positions.float().unbind(-1), dims, strict=True):
+        frequencies = 1.0 / torch.pow(theta, torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+        angles.append(torch.outer(at, frequencies))
+    both = torch.cat(angles, dim=1)
+    return torch.stack([both.cos(), both.sin()], dim=-1)
+
+
 def rotate_each(groups: Groups, turns: Sequence[Tensor]) -> list[Tensor]:
     """Each group of equal rows by its own turns."""
     return [rotate(*group) for group in zip(groups, turns, strict=True)]

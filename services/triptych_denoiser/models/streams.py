@@ -146,5 +146,10 @@ def streams(
     return Streams(*apart, _stream(rows, both), image_first, of_references)
 
 
+def stream_of(groups: Groups) -> Stream:
+    """The stream of groups of [rows, tokens, channels]."""
+    return _stream([len(group) for group in groups], [group.shape[1] for group in groups])
+
+
 def _stream(rows: Sequence[int], tokens: Sequence[int]) -> Stream:
     return EqualRows((tokens[0],)) if len(rows) == 1 else MixedRows(tuple(rows), tuple(tokens))

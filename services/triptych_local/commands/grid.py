@@ -87,7 +87,8 @@ def drawn(pngs: Sequence[bytes], x: Axis, y: Axis) -> Image.Image:
         draw.multiline_text((GAP, top + GAP + row * (height + GAP)), label, fill="black", font=font)
     for index, picture in enumerate(pictures):
         row, column = divmod(index, len(x.words))
-        sheet.paste(picture, (left + GAP + column * (width + GAP), top + GAP + row * (height + GAP)))
+        place = left + GAP + column * (width + GAP), top + GAP + row * (height + GAP)
+        sheet.paste(picture, place, picture if picture.has_transparency_data else None)
     return sheet
 
 

@@ -40,7 +40,8 @@ class Picture:
         try:
             with Image.open(path, formats=["PNG", "WEBP", "JPEG"]) as image:
                 image.load()
-                text, pixels = _record_text(image), np.asarray(image.convert("RGB"))
+                kept = image.convert("RGBA" if image.has_transparency_data else "RGB")
+                text, pixels = _record_text(image), np.asarray(kept)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"'{path}' cannot be read as a PNG, WebP or JPEG file: {error}") from error
         try:

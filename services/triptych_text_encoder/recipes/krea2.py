@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from triptych.errors import CheckpointError
+from triptych_text_encoder.recipes.framed import Framed
 from triptych_text_encoder.recipes.qwen_image_prompt import PREFIX, PREFIX_TOKENS, SUFFIX
 from triptych_text_encoder.recipes.recipe import Recipe
 
@@ -53,14 +54,14 @@ class Krea2Recipe(Recipe):
                 f"the text encoder of {checkpoint.path} has {config.num_hidden_layers} layers; "
                 f"the states behind {', '.join(map(str, self._states))} are needed"
             )
+        self._framed = Framed(self._qwen, PREFIX, SUFFIX)
         self.joint_attention_dim = len(self._states) * int(config.hidden_size)
 
     def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The hidden states of every token side by side, the lowest first."""
         import torch
 
-        beginning = self._qwen.token_ids(PREFIX + prompt, padded=False)
-        token_ids = torch.cat([beginning, self._qwen.token_ids(SUFFIX, padded=False)], dim=1)
+        token_ids = self._framed.token_ids(prompt)
         output = self._qwen.model(token_ids, output_hidden_states=True, use_cache=False)
         states = [output.hidden_states[index][0, PREFIX_TOKENS:] for index in self._states]
         sequence = torch.cat(states, dim=-1)
@@ -68,7 +69,7 @@ class Krea2Recipe(Recipe):
 
     def characters_read(self, prompt: str) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
-        return max(self._qwen.characters_read(PREFIX + prompt) - len(PREFIX), 0)
+        return self._framed.characters_read(prompt)
 
 
 def _hidden_states(checkpoint: Checkpoint) -> Sequence[int]:

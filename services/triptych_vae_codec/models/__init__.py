@@ -9,7 +9,12 @@ import torch
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.compute.quantization import Quantization
 from triptych.errors import CheckpointError
-from triptych_vae_codec.models import autoencoder_kl, autoencoder_kl_flux2, autoencoder_kl_qwen_image
+from triptych_vae_codec.models import (
+    autoencoder_kl,
+    autoencoder_kl_flux2,
+    autoencoder_kl_qwen_image,
+    autoencoder_kl_qwen_image21,
+)
 from triptych_vae_codec.models.autoencoder import Autoencoder
 from triptych_vae_codec.quantization import check_quantization, quantize_convolution
 
@@ -20,6 +25,7 @@ AUTOENCODERS: Mapping[str, Callable[..., Autoencoder]] = {
     "AutoencoderKL": autoencoder_kl.build,
     "AutoencoderKLFlux2": autoencoder_kl_flux2.build,
     "AutoencoderKLQwenImage": autoencoder_kl_qwen_image.build,
+    "AutoencoderKLQwenImage21": autoencoder_kl_qwen_image21.build,
 }
 
 

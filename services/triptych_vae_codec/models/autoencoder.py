@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class Sizes(Protocol):
 
     downscale: pixels per latent pixel, in each direction.
     sample_size: the height and width of the pictures of training.
+    pixel_channels: 3, red, green and blue, or 4, with alpha.
     """
 
     @property
@@ -30,11 +31,17 @@ class Sizes(Protocol):
     def sample_size(self) -> int:
         """See the class."""
 
+    @property
+    def pixel_channels(self) -> int:
+        """See the class."""
+
 
 class Coder(nn.Module):
     """An encoder, or a decoder."""
 
     conv_in: nn.Conv2d
+    convolves_before_upsampling: ClassVar[bool] = False
+    """Whether a decoder's segments have convolutions before they double the resolution."""
 
     def segments(self) -> list[nn.Sequential]:
         """Its layers in order, cut where the resolution changes.
@@ -62,7 +69,7 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and std of the latents of pixels [rows, 3, H, W], each [rows, latent_channels, h, w]."""
+        """Mean and std, [rows, latent_channels, h, w] each, of pixels [rows, pixel_channels, H, W]."""
         return self.normal(self.encoder(pixels))
 
     def normal(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +78,7 @@ class Autoencoder(nn.Module):
         return mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels [rows, 3, H, W], not clamped, of latents [rows, latent_channels, h, w]."""
+        """Pixels [rows, pixel_channels, H, W], not clamped, of latents [rows, latent_channels, h, w]."""
         return self.decoder(self.post_quant_conv(latents))  # type: ignore[no-any-return]
 
 

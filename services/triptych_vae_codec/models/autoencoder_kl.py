@@ -46,6 +46,11 @@ class AutoencoderKLConfig(ModelConfig):
         return int(2 ** (len(self.block_out_channels) - 1))
 
     @property
+    def pixel_channels(self) -> int:
+        """Red, green and blue."""
+        return self.in_channels
+
+    @property
     def decoder_channels(self) -> tuple[int, ...]:
         """Channels of the decoder's blocks, from the pixels on."""
         return self.block_out_channels

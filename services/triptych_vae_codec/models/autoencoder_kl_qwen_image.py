@@ -57,6 +57,11 @@ class AutoencoderKLQwenImageConfig(ModelConfig):
         """The height and width of the pictures of training, which no key says."""
         return SAMPLE_SIZE
 
+    @property
+    def pixel_channels(self) -> int:
+        """Red, green and blue."""
+        return self.input_channels
+
     def __post_init__(self) -> None:
         sizes = (self.base_dim, self.z_dim, self.num_res_blocks, *self.dim_mult)
         if not self.dim_mult or not all(isinstance(size, int) and size > 0 for size in sizes):

@@ -212,7 +212,8 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
         f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2 klein, "
-        "Krea 2 and Z-Image as their authors, node editors, GGUF converters and diffusers have them"
+        "Krea 2, Qwen-Image 2.1 and Z-Image as their authors, node editors, GGUF converters and diffusers "
+        "have them"
     )
 
 

@@ -352,7 +352,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """
     num_layers: builtins.int
     """Number of layers, any of which a branch may skip or perturb. They are the model's blocks, counted from 0: of SD3
-    all; of FLUX first those of two streams, then those of one; of Krea 2 and Z-Image those over image and text.
+    all; of FLUX first those of two streams, then those of one; of other families those over image and text.
     """
     token_size: builtins.int
     """Height and width in latent pixels of one of the transformer's tokens (its patch size): the noise levels of some

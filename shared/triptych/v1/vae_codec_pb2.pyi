@@ -48,7 +48,7 @@ class VaeCodecServiceDecodeResponse(google.protobuf.message.Message):
     """Milliseconds the decoder took."""
     @property
     def pixels(self) -> triptych.v1.tensor_pb2.Tensor:
-        """uint8, shape [images, height, width, 3], sRGB, height and width `downscale` times those of the latents."""
+        """uint8, shape [images, height, width, pixel_channels], sRGB, height and width `downscale` times those of the latents."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class VaeCodecServiceEncodeRequest(google.protobuf.message.Message):
     PIXELS_FIELD_NUMBER: builtins.int
     @property
     def pixels(self) -> triptych.v1.tensor_pb2.Tensor:
-        """uint8, shape [images, height, width, 3], sRGB; height and width multiples of GetModel's downscale."""
+        """uint8, shape [images, height, width, pixel_channels], sRGB; height and width multiples of GetModel's downscale."""
 
     def __init__(
         self,
@@ -143,6 +143,7 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
     DOWNSCALE_FIELD_NUMBER: builtins.int
     MAX_PIXELS_FIELD_NUMBER: builtins.int
     TILE_SIZE_FIELD_NUMBER: builtins.int
+    PIXEL_CHANNELS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     downscale: builtins.int
@@ -153,6 +154,8 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
     """Pictures of more than tile_size x tile_size pixels are decoded and encoded in tiles of this height and width, in
     less memory and more time, with the numbers of the whole picture up to rounding. 0: always whole.
     """
+    pixel_channels: builtins.int
+    """Channels of a picture: 3, red, green and blue, or 4, with an alpha channel, not premultiplied. 0 means 3."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -165,8 +168,9 @@ class VaeCodecServiceGetModelResponse(google.protobuf.message.Message):
         downscale: builtins.int = ...,
         max_pixels: builtins.int = ...,
         tile_size: builtins.int = ...,
+        pixel_channels: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["downscale", b"downscale", "latent_channels", b"latent_channels", "max_pixels", b"max_pixels", "model", b"model", "tile_size", b"tile_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["downscale", b"downscale", "latent_channels", b"latent_channels", "max_pixels", b"max_pixels", "model", b"model", "pixel_channels", b"pixel_channels", "tile_size", b"tile_size"]) -> None: ...
 
 global___VaeCodecServiceGetModelResponse = VaeCodecServiceGetModelResponse

@@ -121,3 +121,24 @@ def test_texts_that_find_no_room_in_a_jpeg_are_refused_before_it_is_made() -> No
     assert record_of(webp.output_format.encode(PIXELS, text)) == json.loads(text["triptych"])
     fits = parsed(limits, output_format=OutputMessage(jpeg=JpegMessage()), prompts=["a" * 14_000])
     assert fits.output_format.encode(PIXELS, record_text(fits, 0, FINGERPRINTS))
+
+
+TRANSPARENT = np.random.default_rng(1).integers(0, 256, (5, 7, 4), np.uint8)
+TRANSPARENT[0, 0] = 10, 20, 30, 0
+
+
+@pytest.mark.parametrize("kind", [PngFormat(), WebpFormat()])
+def test_an_alpha_channel_is_kept_without_loss(kind: PngFormat | WebpFormat) -> None:
+    with Image.open(io.BytesIO(kind.encode(TRANSPARENT, {}))) as image:
+        assert image.mode == "RGBA"
+        assert (np.asarray(image) == TRANSPARENT).all()
+
+
+def test_a_jpeg_shows_what_is_transparent_over_white() -> None:
+    half = np.full((16, 16, 4), (0, 0, 0, 255), np.uint8)
+    half[:, :8, 3] = 0
+    with Image.open(io.BytesIO(JpegFormat().encode(half, {}))) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (16, 16, 3)
+    assert pixels[:, :7].min() > 240
+    assert pixels[:, 9:].max() < 15

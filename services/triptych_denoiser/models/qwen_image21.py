@@ -1,0 +1,309 @@
+"""The Qwen-Image 2.1 family of transformers: one stream, in which text never sees the picture.
+
+Architecture: Alibaba's, as diffusers' QwenImage21Transformer2DModel has it, in whose layout checkpoints are
+(models/transformers/transformer_qwenimage21.py). A text token, at noise level 0, sees those before it, one of
+the picture everything: what the picture needs of the text, its keys and values in every block, is the same in
+every step.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.compute.config import ModelConfig
+from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.attention import Attention
+from triptych_denoiser.models.keys import KeyTable
+from triptych_denoiser.models.layers import (
+    EPS,
+    TIMESTEP_CHANNELS,
+    AttentionProjections,
+    Linear,
+    Modulation,
+    TwoLayers,
+    ZeroCentredRMSNorm,
+    add_gated,
+    gelu_tanh,
+    timestep_features,
+    within_float16,
+)
+from triptych_denoiser.models.perturbed_attention import perturbed_behind
+from triptych_denoiser.models.rotary import rotate, rotate_each, turns_of
+from triptych_denoiser.models.streams import Groups, Stream, stream_of
+from triptych_denoiser.models.transformer import (
+    ALL_ROWS,
+    OUTSIDE_BLOCKS,
+    BlockReuse,
+    Inputs,
+    RowGroup,
+    Rows,
+    Transformer,
+    running,
+)
+
+SIZE_MULTIPLE = 2
+"""Sizes are multiples of 32 pixels, two latent pixels: what its vision encoder sees as one."""
+MAX_SIZE = 256
+"""The largest height or width, in latent pixels of 16 pixels each: 4096 pixels of the picture."""
+DEFAULT_SIZE = 64
+MAX_TOKENS = 2048
+ROPE_THETA = 10_000.0
+MODULATIONS = 4
+
+
+@dataclass(frozen=True)
+class QwenImage21Config(ModelConfig):
+    """The keys of `transformer/config.json` that decide the architecture. A latent pixel is a token."""
+
+    patch_size: int = 1
+    in_channels: int = 64
+    out_channels: int | None = None
+    num_layers: int = 32
+    attention_head_dim: int = 128
+    num_attention_heads: int = 32
+    context_in_dim: int = 4096
+    mlp_ratio: int = 3
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    eps: float = EPS
+    causal_condition: bool = True
+
+    @property
+    def width(self) -> int:
+        """Channels of a token inside the blocks."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    def __post_init__(self) -> None:
+        for name, only in {"patch_size": 1, "eps": EPS, "causal_condition": True}.items():
+            if getattr(self, name) != only:
+                raise ValueError(f"{name} is {getattr(self, name)}; Qwen-Image 2.1 transformers have {only}")
+        if self.out_channels not in (None, self.in_channels):
+            raise ValueError(
+                f"in_channels is {self.in_channels}, out_channels {self.out_channels}; they must be equal"
+            )
+        axes = self.axes_dims_rope
+        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
+            raise ValueError(
+                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
+                f"attention_head_dim = {self.attention_head_dim}"
+            )
+
+
+class GatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): linear_2(SiLU(gate(x)) * linear_1(x))."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden, bias=False)
+        self.linear_1 = Linear(width, hidden, bias=False)
+        self.linear_2 = Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
+        return self.linear_2(F.silu(self.gate(x)) * self.linear_1(x))  # type: ignore[no-any-return]
+
+
+class TextEmbed(nn.Module):
+    """Text to the width of the blocks: norm, linear, GELU, linear."""
+
+    def __init__(self, config: QwenImage21Config) -> None:
+        super().__init__()
+        self.norm = ZeroCentredRMSNorm(config.context_in_dim, config.eps)
+        self.linear_1 = Linear(config.context_in_dim, config.width, bias=False)
+        self.linear_2 = Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, context_in_dim] to [rows, tokens, width]."""
+        return self.linear_2(gelu_tanh(self.linear_1(self.norm(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and MLP; what all blocks share scales what goes in and gates what comes out."""
+
+    def __init__(self, config: QwenImage21Config) -> None:
+        super().__init__()
+        width = config.width
+        self.attention = AttentionProjections(
+            config.num_attention_heads, config.attention_head_dim, bias=False
+        )
+        self.attend = Attention()
+        self.mlp = GatedFeedForward(width, config.mlp_ratio * width)
+
+    def forward(
+        self,
+        x: Tensor,
+        modulations: Sequence[Tensor],
+        stream: Stream,
+        turns: Sequence[Tensor],
+        texts: Groups,
+        perturbed: bool = False,
+    ) -> Tensor:
+        """The picture's tokens, packed, of those before; four `modulations` are [rows, 1, width] each.
+
+        texts: what `keys_and_values` gave of the text of each group: [rows, tokens, 2, heads, head_dim].
+        """
+        scale, gate, mlp_scale, mlp_gate = modulations
+        q, k, v = (stream.groups(each) for each in self.attention(scaled(x, scale, stream)))
+        q, k = rotate_each(q, turns), rotate_each(k, turns)
+        text_k, text_v = zip(*(text.permute(2, 0, 3, 1, 4).unbind(0) for text in texts), strict=True)
+        k, v = (
+            [torch.cat(pair, dim=2) for pair in zip(text, image, strict=True)]
+            for text, image in ((text_k, k), (text_v, v))
+        )
+        biases = [perturbed_behind(*pair) for pair in zip(q, k, strict=True)] if perturbed else None
+        attended = stream.pack(self.attend(q, k, v, biases))
+        x = add_gated(x, gate.tanh(), self.attention.out(attended), stream)
+        mlp = self.mlp(scaled(x, mlp_scale, stream))
+        return within_float16(add_gated(x, mlp_gate.tanh(), mlp, stream))
+
+    def of_text(
+        self, x: Tensor, modulations: Sequence[Tensor], stream: Stream, turns: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One text's tokens [1, tokens, width] of those before, and what the picture attends to.
+
+        That is [tokens, 2, heads, head_dim]: keys and values. `bias` hides what comes later.
+        """
+        scale, gate, mlp_scale, mlp_gate = modulations
+        q, k, v = self.attention(scaled(x, scale, stream))
+        q, k = rotate(q, turns), rotate(k, turns)
+        (attended,) = self.attend([q], [k], [v], [bias])
+        x = add_gated(x, gate.tanh(), self.attention.out(attended), stream)
+        mlp = self.mlp(scaled(x, mlp_scale, stream))
+        x = within_float16(add_gated(x, mlp_gate.tanh(), mlp, stream))
+        return x, torch.stack([k[0], v[0]]).permute(2, 0, 1, 3)
+
+
+def scaled(x: Tensor, scale: Tensor, stream: Stream) -> Tensor:
+    """LayerNorm(x) * (1 + scale), without affine weights of its own."""
+    return stream.apply(torch.mul, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+AROUND_BLOCKS: KeyTable = (
+    ("img_in", "patch_embed", None),
+    *((f"time_text_embed.timestep_embedder.linear_{i}", f"time_embed.linear_{i}", None) for i in (1, 2)),
+    ("txt_in.text_norm", "text_embed.norm", None),
+    ("txt_in.in_layer", "text_embed.linear_1", None),
+    ("txt_in.out_layer", "text_embed.linear_2", None),
+    ("modulation.1", "modulation.linear", None),
+    ("norm_out.linear", "final_modulation.linear", None),
+    ("proj_out", "final", None),
+)
+BLOCK: KeyTable = (
+    *((f"attn.to_{p}", "attention.qkv", i) for i, p in enumerate("qkv")),
+    *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
+    ("attn.to_out.0", "attention.out", None),
+    ("img_mlp.gate_layer", "mlp.gate", None),
+    ("img_mlp.proj", "mlp.linear_1", None),
+    ("img_mlp.out", "mlp.linear_2", None),
+)
+
+
+class QwenImage21Transformer(Transformer):
+    """v = f(x, σ, conditioning) for the Qwen-Image 2.1 family, for pictures from text."""
+
+    config_class = QwenImage21Config
+    outside_blocks = AROUND_BLOCKS
+    stacks = (("transformer_blocks", "blocks", BLOCK),)
+    exceptions = Exceptions((*OUTSIDE_BLOCKS, "modulation"))  # one modulation serves all blocks
+    has_static_text = True
+
+    def __init__(self, config: QwenImage21Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = Linear(config.in_channels, width, bias=False)
+        self.time_embed = TwoLayers(TIMESTEP_CHANNELS, width, width, bias=False)
+        self.text_embed = TextEmbed(config)
+        self.modulation = Modulation(width, width, MODULATIONS, bias=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_modulation = Modulation(width, width, 1, bias=False)
+        self.final = Linear(width, config.in_channels, bias=False)
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the model takes."""
+        return Inputs(
+            channels=self.config.in_channels,
+            size_multiple=SIZE_MULTIPLE,
+            token_size=1,
+            max_size=MAX_SIZE,
+            default_size=DEFAULT_SIZE,
+            joint_attention_dim=self.config.context_in_dim,
+            pooled_projection_dim=0,
+            max_tokens=MAX_TOKENS,
+            text_positions=True,
+            guidance=False,
+            num_layers=self.config.num_layers,
+        )
+
+    def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+        """Keys and values of every block, [tokens, layers, 2, heads, head_dim]; zeros of a skipped one."""
+        x = self.text_embed(sequence[None])
+        tokens, stream = len(sequence), stream_of([x])
+        modulations = self.modulation(self.embed(x.new_zeros(1, dtype=torch.float32), x.dtype))
+        turns = self.turns(torch.arange(tokens)[:, None].expand(-1, 3)).to(x.device)
+        bias = x.new_full((1, 1, tokens, tokens), -torch.inf).triu(1)
+        shape = (tokens, 2, self.config.num_attention_heads, self.config.attention_head_dim)
+        seen = [x.new_zeros(shape)] * len(self.blocks)
+        for index, block in enumerate(self.blocks):
+            if index not in skipped_layers:
+                x, seen[index] = cast(Block, block).of_text(x, modulations, stream, turns, bias)
+        return torch.stack(seen, dim=1)
+
+    def mixed(
+        self,
+        groups: Sequence[RowGroup],
+        sigma: Tensor,
+        skipped_layers: Collection[int],
+        perturbed_layers: Collection[int],
+        reuse: BlockReuse,
+    ) -> list[Tensor]:
+        """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
+        embedding = self.embed(sigma, groups[0].latents.dtype)
+        modulations = self.modulation(embedding)
+        images = [self.patch_embed(group.latents.flatten(2).mT) for group in groups]
+        stream = stream_of(images)
+        image = stream.pack(images)
+        turns = [
+            self.turns(image_positions(group.sequence.shape[1], *group.latents.shape[-2:])).to(image.device)
+            for group in groups
+        ]
+
+        def through(layers: range, image: Tensor, some: Rows) -> Tensor:
+            shared = [part[some] for part in modulations]
+            for index in layers:
+                texts = [group.sequence[some, :, index] for group in groups]
+                for block, perturbed in running(
+                    self.blocks, range(index, index + 1), skipped_layers, perturbed_layers
+                ):
+                    image = block(image, shared, stream, turns, texts, perturbed)
+            return image
+
+        def others(some: Rows) -> Tensor:
+            return through(range(1, len(self.blocks)), first_image[some], some)
+
+        first_image = through(range(1), image, ALL_ROWS)
+        image = reuse(image, first_image, others)
+        (scale,) = self.final_modulation(embedding)
+        return [
+            self.final(each).mT.unflatten(-1, group.latents.shape[-2:])
+            for each, group in zip(stream.groups(scaled(image, scale, stream)), groups, strict=True)
+        ]
+
+    def embed(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """What modulates, [rows, width]: t is rounded and divided in the model's dtype, as in diffusers."""
+        timesteps = ((1000 * sigma).to(dtype) / 1000).float() * 1000
+        return F.silu(self.time_embed(timestep_features(timesteps).to(dtype)))
+
+    def turns(self, positions: Tensor) -> Tensor:
+        """Cosines and sines of tokens at positions [tokens, 3]: float32 [tokens, head_dim / 2, 2]."""
+        return turns_of(positions, self.config.axes_dims_rope, ROPE_THETA)
+
+
+def image_positions(text_tokens: int, height: int, width: int) -> Tensor:
+    """A picture's positions behind a text, row by row, int64 [tokens, 3]: y and x are centred on 0."""
+    rows, columns = (torch.arange(size) - (size - size // 2) for size in (height, width))
+    return torch.cartesian_prod(torch.tensor([text_tokens]), rows, columns)

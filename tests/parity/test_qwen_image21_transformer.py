@@ -1,0 +1,167 @@
+"""The transformer gives what diffusers' QwenImage21Transformer2DModel gives, for pictures from text."""
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.transformers import (
+    assert_equal_shapes,
+    assert_equal_weights,
+    millions,
+    patches_that_a_change_of_the_first_reaches,
+    relative_error,
+    with_random_weights,
+)
+from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.qwen_image21 import QwenImage21Config, QwenImage21Transformer
+
+reference_library: Any = diffusers  # most of it has no types
+
+SMALL: dict[str, Any] = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "context_in_dim": 24,
+    "mlp_ratio": 2,
+    "axes_dims_rope": (4, 6, 6),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as published": {"mlp_ratio": 3},
+    "one block": {"num_layers": 1},
+    "other axes": {"axes_dims_rope": (8, 2, 6), "out_channels": None},
+}
+PUBLIC: dict[str, tuple[dict[str, Any], int]] = {"Qwen-Image-2.1": ({}, 7_115)}
+"""diffusers' defaults; Turbo has the same."""
+
+
+def reference(config: dict[str, Any]) -> Any:
+    """diffusers' transformer with random weights."""
+    torch.manual_seed(0)
+    return with_random_weights(reference_library.QwenImage21Transformer2DModel(**config))
+
+
+def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> QwenImage21Transformer:
+    return build(QwenImage21Transformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
+
+
+def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
+    """Latents and sequences; sigmas that differ."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "latents": torch.randn(rows, config["in_channels"], height, width, generator=generator),
+        "sigma": torch.linspace(1.0, 0.01, rows),
+        "sequence": torch.randn(rows, tokens, config["context_in_dim"], generator=generator),
+    }
+
+
+@torch.inference_mode()
+def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+    """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it."""
+    latents, sequence = given["latents"], given["sequence"]
+    rows, _, height, width = latents.shape
+    slots = torch.zeros(rows, sequence.shape[1] + height * width // 4, dtype=torch.bool)
+    slots[:, sequence.shape[1] :] = True
+    (packed,) = theirs(
+        hidden_states=latents.flatten(2).mT,
+        encoder_hidden_states=sequence,
+        timestep=(1000 * given["sigma"]).to(latents.dtype) / 1000,
+        img_shapes=[[(1, height, width)]] * rows,
+        img_mask=slots,
+        return_dict=False,
+    )
+    velocity: Tensor = packed[:, -height * width :].mT.reshape(latents.shape)
+    return velocity
+
+
+@torch.inference_mode()
+def error(theirs: Any, given: dict[str, Tensor]) -> float:
+    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 6, 10), (2, 2, 34)])
+def test_velocities_are_those_of_diffusers(
+    variant: dict[str, Any], rows: int, height: int, width: int
+) -> None:
+    config = SMALL | variant
+
+    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+
+
+@pytest.mark.parametrize("tokens", [1, 77, 512])
+def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
+    assert error(reference(SMALL), inputs(SMALL, 2, 4, 6, tokens)) <= 1e-5
+
+
+def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
+    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
+
+    assert error(reference(SMALL), given) <= 1e-5
+
+
+@torch.inference_mode()
+def test_skipped_layers_are_as_if_diffusers_had_them_not() -> None:
+    theirs, given = reference(SMALL), inputs(SMALL, 2, 4, 6)
+    velocity = ours(theirs)(**given, skipped_layers=(0, 2))
+    del theirs.transformer_blocks[2], theirs.transformer_blocks[0]
+
+    assert relative_error(velocity, expected_velocity(theirs, given)) <= 1e-5
+
+
+@torch.inference_mode()
+def test_in_perturbed_layers_tokens_do_not_see_each_other() -> None:
+    model, given = ours(reference(SMALL | {"num_layers": 1})), inputs(SMALL, 1, 4, 6)
+
+    reached = patches_that_a_change_of_the_first_reaches(model, given, patch=1, perturbed_layers=(0,))
+    assert reached == {(0, 0)}
+    assert len(patches_that_a_change_of_the_first_reaches(model, given, patch=1)) == 24
+
+
+def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:
+    """Frequencies of time stay in float32, as where diffusers loads them: bfloat16() rounds them."""
+    theirs, given = reference(SMALL), inputs(SMALL, 3, 8, 12)
+    given |= {name: given[name].bfloat16() for name in ("latents", "sequence")}
+
+    with torch.inference_mode():
+        velocity = ours(theirs, torch.bfloat16)(**given)
+
+    frequencies = theirs.time_text_embed.time_proj.freqs
+    theirs.bfloat16().time_text_embed.time_proj.freqs = frequencies
+    assert relative_error(velocity, expected_velocity(theirs, given)) <= 4e-2
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
+    theirs = reference(SMALL | variant)
+
+    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
+
+
+@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
+def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
+    with torch.device("meta"):
+        model = QwenImage21Transformer.from_config(config)
+        theirs = reference_library.QwenImage21Transformer2DModel(**config)
+
+    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
+    assert millions(model) == expected_millions
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"patch_size": 2}, r"patch_size is 2; Qwen-Image 2\.1 transformers have 1"),
+        ({"causal_condition": False}, "causal_condition is False"),
+        ({"eps": 1e-5}, "eps is 1e-05"),
+        ({"out_channels": 4}, "in_channels is 8, out_channels 4; they must be equal"),
+        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
+    ],
+)
+def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        QwenImage21Config.from_dict(SMALL | change)
