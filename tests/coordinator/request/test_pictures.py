@@ -166,10 +166,10 @@ def progressive(scans: int) -> bytes:
 
 def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded() -> None:
     assert read_picture(progressive(20), Size(64, 64)).pixels.shape == (64, 64, 3)
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(ValueError, match="has 1000 scans of 64 x 64 pixels"):
         read_picture(progressive(1000), Size(64, 64))
-    assert time.monotonic() - began < 0.2
+    assert time.thread_time() - began < 0.2
 
 
 def test_a_png_of_many_chunks_is_refused_before_it_is_decoded() -> None:
@@ -177,10 +177,10 @@ def test_a_png_of_many_chunks_is_refused_before_it_is_decoded() -> None:
     Image.new("RGB", (8, 8), "red").save(file, "PNG")
     data = file.getvalue()
     empty = chunk(b"teXt", b"")
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(ValueError, match="at most 10000 chunks"):
         read_picture(data[:33] + empty * 100_000 + data[33:], Size(8, 8))
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1
 
 
 def without(data: bytes, kind: bytes) -> bytes:

@@ -69,10 +69,10 @@ def test_any_text_is_read_or_refused(prompt: str) -> None:
 
 @pytest.mark.parametrize("part", ["(a", "[a", "(", ":1", ":" + " " * 99, ":" + "1" * 999, "(a:1.1)", "\\"])
 def test_long_prompts_are_read_in_no_time(part: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with suppress(ValueError):
         read_weighted((part * 16384)[:16384])
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_weights_that_are_too_large_are_refused() -> None:
@@ -90,7 +90,7 @@ def test_weights_that_are_too_large_are_refused() -> None:
     ],
 )
 def test_weights_that_are_no_numbers_and_texts_of_too_many_parts_are_refused(text: str, words: str) -> None:
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(ValueError, match=words):
         read_weighted(text)
-    assert time.monotonic() - began < 0.5
+    assert time.thread_time() - began < 0.5
