@@ -18,7 +18,7 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
-from triptych_coordinator.references import EncodedReference, encode_references
+from triptych_coordinator.references import EncodedReference, encode_references, encoded_reference
 from triptych_coordinator.request.choices import name_of
 from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Parameters
@@ -59,11 +59,14 @@ async def generation_events(
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
     guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
     references = await encode_references(stages, models, parameters.references, deadline)
-    if references:
-        of_each = [reference.digest for reference in references]
-        guided = replace(guided, references=[of_each] * len(parameters.seeds))
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
+    if initial.filled is not None:
+        references = [await asyncio.to_thread(encoded_reference, each) for each in initial.filled]
+        guided = replace(guided, references=[[reference.digest] for reference in references])
+    elif references:
+        of_each = [reference.digest for reference in references]
+        guided = replace(guided, references=[of_each] * len(parameters.seeds))
     timings.enter("denoise")
     accepted = _accepted(parameters, guided, encoded, initial, references, vocabulary)
     yield pb.GenerateResponse(accepted=accepted)

@@ -19,6 +19,7 @@ from triptych_coordinator.sampling.inpainting import (
     feathered,
     first_step,
     latent_mask,
+    mask_channels,
     noised,
 )
 from triptych_coordinator.sampling.loop import unchanged
@@ -48,6 +49,8 @@ class InitialLatents:
     """What becomes of a decoded picture."""
     warnings: tuple[str, ...] = ()
     """Sentences on what the request starts from."""
+    filled: Latents | None = None
+    """[B, C + downscale^2, h, w]: for a model that fills, what a mask leaves of the picture, and the mask."""
 
 
 def noise_stream(parameters: Parameters, models: Models) -> Noise:
@@ -71,8 +74,8 @@ async def initial_latents(
 ) -> InitialLatents:
     """Starts at the request's noise, or the seeds', or between a picture and noise as `strength` says.
 
-    A picture takes the first draw of every seed to sample its latents, and the second is the noise: the
-    order of diffusers' pipelines.
+    A picture takes the first draw of every seed to sample its latents, the second is the noise, and a model
+    that fills takes the third to sample the masked picture: the order of diffusers' pipelines.
 
     Args:
         sigmas: of a start at noise.
@@ -100,6 +103,13 @@ async def initial_latents(
     latents = noised(clean, drawn, sigmas[first])
     if given is None:
         return InitialLatents(latents, first)
+    if models.denoiser.reference_same_size and given.inside is not None:
+        mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline, given.inside)
+        masked = mean + std * await asyncio.to_thread(noise)
+        mask = mask_channels(given.inside, models.vae_codec.downscale)
+        of_each = np.broadcast_to(mask, (len(masked), *mask.shape))
+        filled = np.concatenate([masked, of_each], axis=1)
+        return InitialLatents(latents, first, unchanged, given.preserve, given.warnings, filled)
     kept = unchanged if given.mask is None else Inpainting(given.mask, clean, drawn)
     return InitialLatents(latents, first, kept, given.preserve, given.warnings)
 
@@ -117,6 +127,8 @@ class _Given:
     """The input picture as large as the one to make; its border goes on into the margins."""
     mask: NDArray[np.float32] | None
     """What to make anew, on the latent grid; None for everything."""
+    inside: NDArray[np.bool_] | None
+    """The same of pixels; what is half is made anew."""
     preserve: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     warnings: tuple[str, ...]
 
@@ -134,13 +146,13 @@ def _given(edit: Edit, parameters: Parameters, downscale: int, channels: int) ->
     warnings = tuple(f"image: {warning}" for warning in picture.warnings)
     inside = _mask(edit, parameters)
     if inside is None:
-        return _Given(pixels, None, made_anew, warnings)
+        return _Given(pixels, None, None, made_anew, warnings)
     mask = np.pad(inside, frame, constant_values=1)
     if not mask.any():
         warnings += ("the mask is black everywhere: it keeps all of the picture, and nothing is made",)
     on_grid = latent_mask(mask, edit.margins, downscale, edit.read_as_diffusers)
     preserve = Preserved(pixels, feathered(mask > 0, downscale)) if edit.preserve else made_anew
-    return _Given(pixels, on_grid, preserve, warnings)
+    return _Given(pixels, on_grid, mask >= 0.5, preserve, warnings)
 
 
 def _mask(edit: Edit, parameters: Parameters) -> NDArray[np.float32] | None:

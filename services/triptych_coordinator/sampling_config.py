@@ -23,6 +23,7 @@ class Sampling(Defaults):
 
     schedule: FlowSchedule
     references: References | None = None
+    fills: bool = False
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -48,7 +49,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
     schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
     schedule = replace(schedule, distilled=levels)
-    return Sampling(**vars(defaults), schedule=schedule, references=family.references)
+    return Sampling(**vars(defaults), schedule=schedule, references=family.references, fills=family.fills)
 
 
 def _sample_sigmas(checkpoint: Checkpoint) -> tuple[float, ...]:

@@ -133,6 +133,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_images=limits.max_images,
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
+            fills=limits.fills,
             max_references=limits.references.most if limits.references else 0,
             loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
             vocabulary=self._vocabulary.phrases,
@@ -224,7 +225,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
     async def _models(self, deadline: Deadline, fresh: bool = False) -> Models:
         """What the stages serve. If that does not fit together they are asked again: it may be old."""
         models = await self.stages.models(deadline, fresh)
-        served = self.name, self._revision, self._sampling.guidance
+        served = self.name, self._revision, self._sampling.guidance, self._sampling.fills
         if not fresh and not models.fits(*served):
             models = await self.stages.models(deadline, fresh=True)
         models.check_fit(*served)

@@ -58,15 +58,16 @@ class VaeCodec:
         return torch.cat([self._decode_row(row) for row in latents])
 
     @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, pixels: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """uint8 pixels [B, H, W, pixel_channels] to mean and std [B, C, h, w] of the denoiser's latents.
 
-        They are float32, on the CPU.
+        They are float32, on the CPU. Where `masked`, [B, H, W], is not 0, the model sees a 0.
 
         Raises:
             ValueError: the encoder gave numbers that are not finite.
         """
-        means, stds = zip(*(self._encode_row(row) for row in pixels), strict=True)
+        masks = [None] * len(pixels) if masked is None else masked
+        means, stds = zip(*map(self._encode_row, pixels, masks), strict=True)
         return torch.cat(means), torch.cat(stds)
 
     def _decode_row(self, latents: Tensor) -> Tensor:
@@ -74,8 +75,10 @@ class VaeCodec:
         pixels = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous()
 
-    def _encode_row(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_row(self, pixels: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         rgb = 2 * (pixels[None].permute(0, 3, 1, 2).float() / 255) - 1
+        if masked is not None:
+            rgb = rgb.masked_fill(masked.bool(), 0)
         mean, std = (self._finite(part) for part in self._encode(self._to_model(rgb)))
         return self._latent_space.to_denoiser(mean, std)
 

@@ -67,7 +67,8 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
     ) -> EncodeResponse:
         """Encode the pictures one after the other."""
         pixels = self._pixels(request)
-        rows, milliseconds = await self._each("pixels", self._codec.encode, pixels)
+        inputs = [pixels, self._masked(request, pixels)] if request.HasField("masked") else [pixels]
+        rows, milliseconds = await self._each("pixels", self._codec.encode, *inputs)
         return await asyncio.to_thread(
             lambda: with_tensor(
                 EncodeResponse(
@@ -93,14 +94,14 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
         )
 
     async def _each(
-        self, field: str, work: Callable[[Any], Any], rows: torch.Tensor
+        self, field: str, work: Callable[..., Any], *inputs: torch.Tensor
     ) -> tuple[list[Any], float]:
-        """`work` of every row on the compute thread, and the milliseconds it took there."""
+        """`work` of every row of the inputs on the compute thread, and the milliseconds it took there."""
         results, milliseconds = [], 0.0
         async with self._admission.admit():
-            for row in rows:
+            for rows in zip(*inputs, strict=True):
                 try:
-                    result, took = await compute(_timed, work, row[None])
+                    result, took = await compute(_timed, work, *(row[None] for row in rows))
                 except ValueError as error:
                     raise invalid_argument((field, str(error))) from error
                 results.append(result)
@@ -129,6 +130,12 @@ class VaeCodecServicer(vae_codec_pb2_grpc.VaeCodecServiceServicer):
                 ("pixels.shape", f"height {height} and width {width} must be multiples of {downscale}")
             )
         return pixels
+
+    def _masked(self, request: EncodeRequest, pixels: torch.Tensor) -> torch.Tensor:
+        masked = message_to_torch(request.masked, "masked", dtypes=("uint8",), shape=list(pixels.shape[:3]))
+        if masked.max() > 1:
+            raise invalid_argument(("masked", f"holds {int(masked.max())}; allowed are 0 and 1"))
+        return masked
 
     def _check_size(self, field: str, images: int, height: int, width: int) -> None:
         pixels = images * height * width
@@ -205,9 +212,9 @@ def _max_pixels(codec: VaeCodec, max_message_bytes: int) -> int:
     return max(square, min(most, room // bytes_per_square * square))
 
 
-def _timed(compute: Callable[[Any], Any], row: torch.Tensor) -> tuple[Any, float]:
+def _timed(compute: Callable[..., Any], *rows: torch.Tensor) -> tuple[Any, float]:
     began = time.perf_counter()
-    result = compute(row)
+    result = compute(*rows)
     return result, 1000 * (time.perf_counter() - began)
 
 

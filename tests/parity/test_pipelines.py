@@ -17,7 +17,7 @@ from PIL import Image
 
 import triptych.families
 from tests import tiny_qwen_image21
-from tests.tiny_checkpoint import sd3_pipeline
+from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_krea2 import krea2_pipeline
@@ -358,6 +358,24 @@ async def test_flux_inpainting(strength: float, tmp_path: Path) -> None:
     edit = diffusers.FluxInpaintPipeline(**pipeline.components)
     await assert_same_edits(
         edit,
+        tmp_path,
+        strength,
+        {"image": [PICTURE] * 2, "mask_image": [MASK] * 2},
+        {"image": png(PICTURE), "mask": png(MASK), "read_as_diffusers": True},
+    )
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+async def test_flux_fill(strength: float, tmp_path: Path) -> None:
+    channels = 4 * LATENT_CHANNELS
+    filling = {"in_channels": 2 * channels + 4 * 64, "out_channels": channels}
+    components = flux_pipeline(guidance=True, **filling).components
+    unknown = ("image_encoder", "feature_extractor")
+    components = {name: part for name, part in components.items() if name not in unknown}
+    pipeline = reference_library.FluxFillPipeline(**components)
+    pipeline.save_pretrained(tmp_path / "checkpoint")
+    await assert_same_edits(
+        pipeline,
         tmp_path,
         strength,
         {"image": [PICTURE] * 2, "mask_image": [MASK] * 2},

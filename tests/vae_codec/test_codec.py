@@ -73,3 +73,17 @@ def test_half_precision_gives_nearly_the_same_pixels(codec: VaeCodec, dtype: tor
 def test_what_overflows_the_dtype_is_an_error_not_a_picture(codec: VaeCodec) -> None:
     with pytest.raises(ValueError, match="overflowed in float32"):
         codec.decode(torch.full((1, 4, 2, 2), 1e38).mul(torch.tensor([1.0, -1.0]).repeat(2)[:, None, None]))
+
+
+def test_a_masked_pixel_is_in_the_middle_of_its_range(codec: VaeCodec) -> None:
+    pixels = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8)
+    masked = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    masked[:, 4:9, 3:12] = 1
+    seen: list[torch.Tensor] = []
+    hook = codec.model.encoder.conv_in.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    plain, filled = codec.encode(pixels)[0], codec.encode(pixels, masked)[0]
+    hook.remove()
+    rgb = 2 * (pixels.permute(0, 3, 1, 2).float() / 255) - 1
+    assert torch.equal(seen[0], rgb)
+    assert torch.equal(seen[1], rgb * (1 - masked[:, None].float()))
+    assert not torch.equal(plain, filled)

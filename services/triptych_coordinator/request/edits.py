@@ -19,11 +19,14 @@ from triptych_coordinator.sampling.ranges import Range
 
 DEFAULT_STRENGTH = 0.6  # as in diffusers' pipelines
 MAX_LATENT = 1000.0
-OUTPAINTING_STRENGTH = 1.0  # there is nothing of the new area to start from
+FULL_STRENGTH = 1.0  # of margins, where there is nothing to start from, and of models that fill
 
 
-def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
-    """Reads `image`, `strength`, `mask` and `margins`; the numbers of `latents` come with `with_latents`."""
+def read_edit(message: GenerationParameters, wrong: Wrong, fills: bool = False) -> Edit | None:
+    """Reads `image`, `strength`, `mask` and `margins`; the numbers of `latents` come with `with_latents`.
+
+    `fills`: whether the model makes anew what is masked, and nothing else.
+    """
     kind = message.latents.WhichOneof("latents")
     if message.HasField("latents") and kind is None:
         wrong["latents"] = "must hold noise or clean"
@@ -37,13 +40,15 @@ def read_edit(message: GenerationParameters, wrong: Wrong) -> Edit | None:
         wrong["read_as_diffusers"] = "needs image: nothing else is read"
     if message.preserve and not (message.HasField("mask") or message.HasField("margins")):
         wrong["preserve"] = "needs mask or margins: all of the picture is made anew"
+    if fills and not (given_image and (message.HasField("mask") or message.HasField("margins"))):
+        wrong["mask"] = "must come with image: this model fills what a mask, or margins, leave of a picture"
     starts = given_image or kind == "clean"
     if message.HasField("strength") and not starts:
         wrong["strength"] = "needs image or latents.clean: there is nothing to start from"
     if not starts:
         return None
     margins = _margins(message, wrong)
-    strength = OUTPAINTING_STRENGTH if any(margins) else DEFAULT_STRENGTH
+    strength = FULL_STRENGTH if any(margins) or fills else DEFAULT_STRENGTH
     if message.HasField("strength"):
         strength = number(message.strength, "strength", Range(0, 1), wrong)
         if strength == 0:

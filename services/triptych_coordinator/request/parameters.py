@@ -56,6 +56,7 @@ class Limits:
     prompt_weighting: bool = False
     loras: tuple[str, ...] = ()
     references: References | None = None
+    fills: bool = False
 
 
 @dataclass(frozen=True)

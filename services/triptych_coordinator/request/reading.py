@@ -123,7 +123,7 @@ class _Given:
             preview_every=self.preview_every(),
             output_format=self.output_format(),
             references=references,
-            edit=edits.read_edit(self.message, self.wrong),
+            edit=edits.read_edit(self.message, self.wrong, self.limits.fills),
         )
 
     def given(self, field: str, default: int) -> int:

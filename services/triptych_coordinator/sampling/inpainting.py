@@ -105,6 +105,16 @@ def _neighbours(numbers: NDArray[np.uint8], choose: np.ufunc) -> NDArray[np.uint
     return numbers
 
 
+def mask_channels(mask: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
+    """A mask of pixels as channels of latent pixels, [downscale^2, height / downscale, width / downscale].
+
+    Each latent pixel has all its pixels, row by row, as FluxFillPipeline in diffusers packs them.
+    """
+    rows, columns = (side // downscale for side in mask.shape)
+    blocks = mask.reshape(rows, downscale, columns, downscale).transpose(1, 3, 0, 2)
+    return blocks.reshape(-1, rows, columns).astype(np.float32)
+
+
 def latent_mask(
     mask: NDArray[np.float32], margins: Margins, downscale: int, as_diffusers: bool = False
 ) -> NDArray[np.float32]:

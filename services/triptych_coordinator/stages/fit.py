@@ -34,25 +34,26 @@ class Models:
         promised = all(stage.model.determinism == BATCH_INVARIANT for stage in stages)
         return BATCH_INVARIANT if promised else "fast"
 
-    def fits(self, name: str, revision: str, guidance: GuidanceInput) -> bool:
+    def fits(self, name: str, revision: str, guidance: GuidanceInput, fills: bool = False) -> bool:
         """Whether check_fit has nothing against it."""
-        return not any(self._misfits(name, revision, guidance))
+        return not any(self._misfits(name, revision, guidance, fills))
 
-    def check_fit(self, name: str, revision: str, guidance: GuidanceInput) -> None:
+    def check_fit(self, name: str, revision: str, guidance: GuidanceInput, fills: bool = False) -> None:
         """Checks that the stages serve the parts of one checkpoint, the one called `name`.
 
         revision: the coordinator's commit of it on the hub. Stages may not have others; whoever serves a
             folder has none, "".
         guidance: how the coordinator's checkpoint takes the guidance scale.
+        fills: whether it fills what a mask leaves of a picture.
 
         Raises:
             TriptychError: FAILED_PRECONDITION that says all that does not fit.
         """
-        misfits = list(self._misfits(name, revision, guidance))
+        misfits = list(self._misfits(name, revision, guidance, fills))
         if misfits:
             raise errors.failed_precondition("the stages do not fit together: " + "; ".join(misfits))
 
-    def _misfits(self, name: str, revision: str, guidance: GuidanceInput) -> Iterator[str]:
+    def _misfits(self, name: str, revision: str, guidance: GuidanceInput, fills: bool) -> Iterator[str]:
         text_encoder, denoiser, vae_codec = self.text_encoder, self.denoiser, self.vae_codec
         stages = {
             "text encoder": text_encoder.model,
@@ -73,6 +74,10 @@ class Models:
         if denoiser.guidance_embedded != (guidance is GuidanceInput.EMBEDDED):
             takes = "takes" if denoiser.guidance_embedded else "does not take"
             yield f"the denoiser {takes} the guidance scale as an input, unlike the coordinator's checkpoint"
+        channels = vae_codec.latent_channels + vae_codec.downscale**2 if fills else 0
+        if (denoiser.reference_channels if denoiser.reference_same_size else 0) != channels:
+            takes = "takes" if denoiser.reference_same_size else "does not take"
+            yield f"the denoiser {takes} a masked picture as an input, unlike the coordinator's checkpoint"
         if denoiser.latent_channels != vae_codec.latent_channels:
             yield (
                 f"latent_channels is {denoiser.latent_channels} in the denoiser"
@@ -108,7 +113,9 @@ class Models:
             default_width=denoiser.default_latent_size * downscale,
             size_multiple=size_multiple,
             max_size=denoiser.max_latent_size * downscale // size_multiple * size_multiple,
-            max_image_pixels=self.vae_codec.max_pixels,
+            # With a mask a message has 4 bytes a pixel instead of 3.
+            max_image_pixels=self.vae_codec.max_pixels * (3 if sampling.fills else 4) // 4,
+            fills=sampling.fills,
             max_request_pixels=server.max_request_pixels,
             max_images=server.max_images,
             max_prompt_bytes=self.text_encoder.max_prompt_bytes,

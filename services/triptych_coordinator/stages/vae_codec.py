@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.telemetry.tracing import span
-from triptych.tensors import array_view
+from triptych.tensors import array_to_message, array_view
 from triptych.v1 import vae_codec_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
@@ -79,12 +79,22 @@ class VaeCodecs:
         sizes = len(latents), height * width
         return await self._call(lambda stub: stub.Decode, request, read, sizes, models, deadline)
 
-    async def encode(self, pixels: Picture, models: Models, deadline: Deadline) -> tuple[Latents, Latents]:
+    async def encode(
+        self,
+        pixels: Picture,
+        models: Models,
+        deadline: Deadline,
+        masked: NDArray[np.bool_] | None = None,
+    ) -> tuple[Latents, Latents]:
         """Mean and standard deviation, [1, C, h, w] each, of a picture's latents.
 
-        `pixels` are sRGB, uint8 [height, width, models.pixel_channels].
+        `pixels` are sRGB, uint8 [height, width, models.pixel_channels]; those that are `masked`, [height,
+        width], are taken as the middle between black and white.
         """
-        request = with_tensor(EncodeRequest(), array_view(pixels[None]))
+        others = EncodeRequest()
+        if masked is not None:
+            others.masked.CopyFrom(array_to_message(masked[None].astype(np.uint8)))
+        request = with_tensor(others, array_view(pixels[None]))
         codec = models.vae_codec
         shape = (1, codec.latent_channels, *(size // codec.downscale for size in pixels.shape[:2]))
 

@@ -27,6 +27,7 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "StableDiffusion3Pipeline": SD3Recipe,
     "FluxPipeline": FluxRecipe,
     "FluxKontextPipeline": FluxRecipe,
+    "FluxFillPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
     "Krea2Pipeline": Krea2Recipe,
     "QwenImage21Pipeline": QwenImage21Recipe,

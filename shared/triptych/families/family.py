@@ -114,6 +114,7 @@ class Family:
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
     references: the pictures that it attends to, if it does.
+    fills: whether a picture and a mask are its input: it makes anew what is masked.
     named: what the name of a repository or file has in it, if another family has the same transformer.
     distilled_steps: steps of models without guidance whose configs are those of the models that they were
         distilled from, by what the name of their repository or file has in it: nothing else tells them apart.
@@ -131,6 +132,7 @@ class Family:
     distilled: Defaults | None = None
     distilled_mu: float | None = None
     references: References | None = None
+    fills: bool = False
     named: tuple[str, ...] = ()
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
 

@@ -97,13 +97,14 @@ class GenerationParameters(google.protobuf.message.Message):
     strength: builtins.float
     """How much of what the request starts from is made anew, more than 0 to 1: of n steps, the last min(n x strength, n)
     are taken (rounded up), from latents = sigma x noise + (1 - sigma) x picture. At 1 the picture is all noise. Only
-    with `image` or `latents.clean`. Default 0.6; with `margins` 1.
+    with `image` or `latents.clean`. Default 0.6; with `margins`, and where GetModel says fills, 1.
     """
     mask: builtins.bytes
     """What to make anew, as a picture of the same size as `image` and in the same formats (transparent is black): white
     is made anew, black stays as it is, grey is the one blended with the other after every step. A mask of black and
     white alone stays so when it is scaled, white wherever any of it is white; other masks are smooth. A latent pixel
-    takes the largest number of the mask's pixels in it. Only with `image`. Default: white.
+    takes the largest number of the mask's pixels in it; a model that fills is given all pixels, made anew from the middle
+    grey on, and nothing is blended. Only with `image`. Default: white.
     """
     return_latents: builtins.bool
     """Whether every GeneratedImage brings its latents."""

@@ -507,6 +507,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     GUIDANCE_FIELD_NUMBER: builtins.int
     MAX_REFERENCES_FIELD_NUMBER: builtins.int
+    FILLS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     VOCABULARY_FIELD_NUMBER: builtins.int
     EXAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
@@ -534,6 +535,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """How it takes guidance_scale."""
     max_references: builtins.int
     """Largest number of references in a request; 0 for a model that takes none."""
+    fills: builtins.bool
+    """Whether it fills what a mask leaves of a picture (FLUX.1 Fill): a request needs `image`, and `mask` or `margins`."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
@@ -568,10 +571,11 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         max_prompt_bytes: builtins.int = ...,
         guidance: global___GuidanceInput.ValueType = ...,
         max_references: builtins.int = ...,
+        fills: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
         example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

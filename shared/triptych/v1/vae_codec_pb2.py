@@ -26,7 +26,7 @@ from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/vae_codec.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"D\n\x1cVaeCodecServiceDecodeRequest\x12$\n\x07latents\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\"w\n\x1dVaeCodecServiceDecodeResponse\x12#\n\x06pixels\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x1c\n\x14\x63ompute_milliseconds\x18\x03 \x01(\x02\"C\n\x1cVaeCodecServiceEncodeRequest\x12#\n\x06pixels\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\"\x97\x01\n\x1dVaeCodecServiceEncodeResponse\x12!\n\x04mean\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12 \n\x03std\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\" \n\x1eVaeCodecServiceGetModelRequest\"\xb3\x01\n\x1fVaeCodecServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x17\n\x0flatent_channels\x18\x02 \x01(\x05\x12\x11\n\tdownscale\x18\x03 \x01(\x05\x12\x12\n\nmax_pixels\x18\x04 \x01(\x03\x12\x11\n\ttile_size\x18\x05 \x01(\x05\x12\x16\n\x0epixel_channels\x18\x06 \x01(\x05\x32\xba\x02\n\x0fVaeCodecService\x12_\n\x06\x44\x65\x63ode\x12).triptych.v1.VaeCodecServiceDecodeRequest\x1a*.triptych.v1.VaeCodecServiceDecodeResponse\x12_\n\x06\x45ncode\x12).triptych.v1.VaeCodecServiceEncodeRequest\x1a*.triptych.v1.VaeCodecServiceEncodeResponse\x12\x65\n\x08GetModel\x12+.triptych.v1.VaeCodecServiceGetModelRequest\x1a,.triptych.v1.VaeCodecServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btriptych/v1/vae_codec.proto\x12\x0btriptych.v1\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"D\n\x1cVaeCodecServiceDecodeRequest\x12$\n\x07latents\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\"w\n\x1dVaeCodecServiceDecodeResponse\x12#\n\x06pixels\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x1c\n\x14\x63ompute_milliseconds\x18\x03 \x01(\x02\"h\n\x1cVaeCodecServiceEncodeRequest\x12#\n\x06pixels\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12#\n\x06masked\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\"\x97\x01\n\x1dVaeCodecServiceEncodeResponse\x12!\n\x04mean\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12 \n\x03std\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\" \n\x1eVaeCodecServiceGetModelRequest\"\xb3\x01\n\x1fVaeCodecServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x17\n\x0flatent_channels\x18\x02 \x01(\x05\x12\x11\n\tdownscale\x18\x03 \x01(\x05\x12\x12\n\nmax_pixels\x18\x04 \x01(\x03\x12\x11\n\ttile_size\x18\x05 \x01(\x05\x12\x16\n\x0epixel_channels\x18\x06 \x01(\x05\x32\xba\x02\n\x0fVaeCodecService\x12_\n\x06\x44\x65\x63ode\x12).triptych.v1.VaeCodecServiceDecodeRequest\x1a*.triptych.v1.VaeCodecServiceDecodeResponse\x12_\n\x06\x45ncode\x12).triptych.v1.VaeCodecServiceEncodeRequest\x1a*.triptych.v1.VaeCodecServiceEncodeResponse\x12\x65\n\x08GetModel\x12+.triptych.v1.VaeCodecServiceGetModelRequest\x1a,.triptych.v1.VaeCodecServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VAECODECSERVICEDECODERESPONSE']._serialized_start=165
   _globals['_VAECODECSERVICEDECODERESPONSE']._serialized_end=284
   _globals['_VAECODECSERVICEENCODEREQUEST']._serialized_start=286
-  _globals['_VAECODECSERVICEENCODEREQUEST']._serialized_end=353
-  _globals['_VAECODECSERVICEENCODERESPONSE']._serialized_start=356
-  _globals['_VAECODECSERVICEENCODERESPONSE']._serialized_end=507
-  _globals['_VAECODECSERVICEGETMODELREQUEST']._serialized_start=509
-  _globals['_VAECODECSERVICEGETMODELREQUEST']._serialized_end=541
-  _globals['_VAECODECSERVICEGETMODELRESPONSE']._serialized_start=544
-  _globals['_VAECODECSERVICEGETMODELRESPONSE']._serialized_end=723
-  _globals['_VAECODECSERVICE']._serialized_start=726
-  _globals['_VAECODECSERVICE']._serialized_end=1040
+  _globals['_VAECODECSERVICEENCODEREQUEST']._serialized_end=390
+  _globals['_VAECODECSERVICEENCODERESPONSE']._serialized_start=393
+  _globals['_VAECODECSERVICEENCODERESPONSE']._serialized_end=544
+  _globals['_VAECODECSERVICEGETMODELREQUEST']._serialized_start=546
+  _globals['_VAECODECSERVICEGETMODELREQUEST']._serialized_end=578
+  _globals['_VAECODECSERVICEGETMODELRESPONSE']._serialized_start=581
+  _globals['_VAECODECSERVICEGETMODELRESPONSE']._serialized_end=760
+  _globals['_VAECODECSERVICE']._serialized_start=763
+  _globals['_VAECODECSERVICE']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

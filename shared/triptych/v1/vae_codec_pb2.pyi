@@ -69,17 +69,25 @@ class VaeCodecServiceEncodeRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PIXELS_FIELD_NUMBER: builtins.int
+    MASKED_FIELD_NUMBER: builtins.int
     @property
     def pixels(self) -> triptych.v1.tensor_pb2.Tensor:
         """uint8, shape [images, height, width, pixel_channels], sRGB; height and width multiples of GetModel's downscale."""
+
+    @property
+    def masked(self) -> triptych.v1.tensor_pb2.Tensor:
+        """uint8, shape [images, height, width], 0 or 1: where it is 1, a pixel is the middle between black and white, 127.5,
+        which `pixels` cannot say. Left out: nowhere.
+        """
 
     def __init__(
         self,
         *,
         pixels: triptych.v1.tensor_pb2.Tensor | None = ...,
+        masked: triptych.v1.tensor_pb2.Tensor | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["pixels", b"pixels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["pixels", b"pixels"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["masked", b"masked", "pixels", b"pixels"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["masked", b"masked", "pixels", b"pixels"]) -> None: ...
 
 global___VaeCodecServiceEncodeRequest = VaeCodecServiceEncodeRequest
 

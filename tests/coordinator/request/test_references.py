@@ -107,6 +107,17 @@ def test_what_is_no_reference_is_refused(
     assert sentence in raised.value.message
 
 
+def test_a_model_that_fills_needs_a_picture_and_what_to_make_anew() -> None:
+    fills, picture = replace(LIMITS, fills=True), file(64, 64)
+    wrong: list[dict[str, Any]] = [{}, {"image": picture}, {"image": picture, "strength": 0.5}]
+    for fields in wrong:
+        with pytest.raises(TriptychError, match="mask: must come with image: this model fills"):
+            parsed(fills, **fields)
+    edit = parsed(fills, image=picture, mask=picture).edit
+    assert edit is not None
+    assert edit.strength == 1
+
+
 def test_a_record_names_references_by_their_digests() -> None:
     text = record_text(parsed(KLEIN, file(64, 64), file(80, 64), seeds=[1]), 0, {})
     assert '"references_sha256": ["' in text["triptych"]
