@@ -268,9 +268,10 @@ class Krea2Transformer(Transformer):
         self.patch_embed = Linear(config.in_channels, width)
         self.time_embed = TwoLayers(TIMESTEP_CHANNELS, width, width, activation=gelu_tanh)
         self.modulation = Modulation(width, width, MODULATIONS)
+        # No lists of modules, which are compiled: a compiler would make a program for each number of tokens.
         text_blocks = (config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
         self.text_layer_blocks, self.text_refiner_blocks = (
-            nn.ModuleList(TextBlock(config) for _ in range(count)) for count in text_blocks
+            nn.Sequential(*(TextBlock(config) for _ in range(count))) for count in text_blocks
         )
         self.text_projector = Linear(config.num_text_layers, 1, bias=False)
         self.text_embed = TextEmbed(config)
@@ -299,12 +300,8 @@ class Krea2Transformer(Transformer):
     def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
         """The fused text, [tokens, width], of [tokens, joint_attention_dim]. No layer takes part."""
         states = torch.unflatten(sequence, -1, (self.config.num_text_layers, -1))
-        for block in self.text_layer_blocks:
-            states = block(states)
-        text = self.text_projector(states.mT).squeeze(-1)[None]
-        for block in self.text_refiner_blocks:
-            text = block(text)
-        return self.text_embed(text)[0]  # type: ignore[no-any-return]
+        text = self.text_projector(self.text_layer_blocks(states).mT).squeeze(-1)[None]
+        return self.text_embed(self.text_refiner_blocks(text))[0]  # type: ignore[no-any-return]
 
     def mixed(
         self,
