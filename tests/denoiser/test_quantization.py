@@ -76,7 +76,8 @@ def test_every_family_quantizes_its_blocks_alone(write: Callable[[Path], Path], 
     }
     full = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - quantized
     assert {path.split(".")[0] for path in quantized} <= {
-        "blocks", "double_blocks", "single_blocks", "image_refiner", "text_refiner"
+        "blocks", "double_blocks", "single_blocks", "image_refiner", "text_refiner",
+        "text_layer_blocks", "text_refiner_blocks",
     }  # fmt: skip
     assert {path.split(".")[0] for path in full} <= set(model.exceptions.full_precision)
 
