@@ -171,15 +171,15 @@ async def test_work_that_nobody_waits_for_ends_between_blocks(stub: Any, method:
         else VaeCodecServiceEncodeRequest(pixels=pixels)
     )
     work = getattr(stub, method)
-    began = time.monotonic()
+    began, computed = time.monotonic(), time.process_time()
     await work(large)
-    whole = time.monotonic() - began
+    whole, computing = time.monotonic() - began, time.process_time() - computed
     call = work(large, timeout=whole / 10 if ends_by == "deadline" else None)
     await asyncio.sleep(whole / 8)
     if ends_by == "cancellation":
         call.cancel()
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await call
-    began = time.monotonic()
+    computed = time.process_time()
     await stub.Decode(decode_request(torch.zeros(1, 4, 2, 2)))
-    assert time.monotonic() - began < whole / 2
+    assert time.process_time() - computed < computing / 2
