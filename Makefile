@@ -114,6 +114,10 @@ buf: $(BUF) ## Lint protos/ and refuse changes that break clients of main
 page: $(PAGE_TOOLS) ## Build the gateway's page from its sources
 	cd $(PAGE) && npm run --silent check && npm run --silent build
 
+.PHONY: page-test
+page-test: $(INSTALLED_DEV) $(PAGE_TOOLS) ## Drive the page in Chromium, against real services
+	TRIPTYCH_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/gateway/test_page.py
+
 .PHONY: page-check
 page-check: $(PAGE_TOOLS) ## Fail if the committed page is not what its sources give
 	@cd $(PAGE) && npm run --silent check
