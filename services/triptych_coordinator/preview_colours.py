@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.checkpoints.checkpoint import Checkpoint, read_object
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families import FAMILIES
 from triptych_coordinator.sampling.previews import LatentRgb
@@ -23,8 +23,7 @@ def latent_rgb(checkpoint: Checkpoint) -> LatentRgb | None:
     Raises:
         StartError: triptych.json has a map of another form.
     """
-    file = checkpoint.own_defaults
-    settings = read_object(file) if file.exists() else {}
+    file, settings = checkpoint.own_defaults, checkpoint.own_settings()
     if KEY not in settings:
         return _well_known(checkpoint)
     try:

@@ -3,9 +3,8 @@
 import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
-from triptych.checkpoints.checkpoint import Checkpoint, read_object
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families import FAMILIES, family_of
 from triptych.families.family import Defaults, GuidanceInput
@@ -44,7 +43,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     steps = len(levels) or family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
-    defaults = _with_own_defaults(defaults, checkpoint.own_defaults)
+    defaults = _with_own_defaults(defaults, checkpoint)
     known = distilled is not None or steps is not None
     mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
     schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
@@ -70,13 +69,13 @@ def _sample_sigmas(checkpoint: Checkpoint) -> tuple[float, ...]:
     return tuple(map(float, named))
 
 
-def _with_own_defaults(defaults: Defaults, file: Path) -> Defaults:
+def _with_own_defaults(defaults: Defaults, checkpoint: Checkpoint) -> Defaults:
     """Reads a triptych.json, if there is one: default_num_inference_steps and default_guidance_scale.
 
     A model that was distilled to few steps is used with other defaults than its pipeline's, and no file of
     diffusers' layout says so.
     """
-    settings = read_object(file) if file.exists() else {}
+    file, settings = checkpoint.own_defaults, checkpoint.own_settings()
     steps = settings.get("default_num_inference_steps", defaults.num_inference_steps)
     scale = settings.get("default_guidance_scale", defaults.guidance_scale)
     if type(steps) is not int or not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:

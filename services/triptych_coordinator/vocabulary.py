@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from triptych.checkpoints.checkpoint import Checkpoint, read_object
+from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 
 MAX_PHRASES = 10_000
@@ -54,8 +54,7 @@ def vocabulary_of(checkpoint: Checkpoint) -> Vocabulary:
     Raises:
         StartError: they are no such lists, or too long.
     """
-    file = checkpoint.own_defaults
-    settings = read_object(file) if file.exists() else {}
+    file, settings = checkpoint.own_defaults, checkpoint.own_settings()
     lists = {key: settings.get(key, []) for key in ("vocabulary", "example_prompts")}
     for key, value in lists.items():
         if not _are_phrases(value):

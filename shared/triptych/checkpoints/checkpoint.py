@@ -56,6 +56,11 @@ class Checkpoint:
         """The triptych.json that names the checkpoint's defaults for sampling, if there is one."""
         return self.path / "triptych.json"
 
+    def own_settings(self) -> dict[str, Any]:
+        """What `own_defaults` holds, nothing without it. Raises CheckpointError if it is no JSON object."""
+        file = self.own_defaults
+        return read_object(file) if file.exists() else {}
+
     def has(self, component: str) -> bool:
         """Whether the index names the component: a missing or null entry is an optional part left out."""
         entry = self.index.get(component)
