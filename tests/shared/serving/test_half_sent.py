@@ -37,7 +37,9 @@ async def serves(address: str) -> bool:
     async with grpc.aio.insecure_channel(address) as channel:
         call = channel.unary_unary(f"/{NAME}/GetModel")
         request = pb2.ImageGenerationServiceGetModelRequest().SerializeToString()
-        return len(await call(request, timeout=10)) > 0
+        return (
+            len(await call(request, timeout=10, wait_for_ready=True)) > 0
+        )  # others may still count as connected
 
 
 @pytest.mark.parametrize("method", METHODS)
