@@ -173,12 +173,27 @@ class FairAdmission:
         )
 
     def _seconds(self, client: str) -> float:
-        """How long the waiting requests of a client take, whose share is that of everybody who is here."""
+        """How long until the last of a client's waiting requests begins, if others always ask for more."""
         seconds_per_cost = self._throughput.seconds_per_cost()
         if seconds_per_cost is None:
             return _FIRST_GUESS_SECONDS
-        cost = sum(one.cost for one in self._waiting if one.client == client)
-        return max(0.1, cost * len(self._served.keys() | {client}) * seconds_per_cost)
+        return max(0.1, self._cost_before(client) * seconds_per_cost)
+
+    def _cost_before(self, client: str) -> float:
+        """The cost that has to be served until the last of a client's waiting requests begins."""
+        waiting = list(enumerate(self._waiting))
+        own = [(place, one.cost) for place, one in waiting if one.client == client]
+        cost = sum(cost for _, cost in own)
+        last_place, last_cost = own[-1] if own else (0, 0.0)
+        begins_at = self._served.get(client, min(self._served.values(), default=0.0)) + cost - last_cost
+        firsts = {one.client: (place, one.cost) for place, one in reversed(waiting)}
+        running = {one for one, count in self._running.items() if count}
+        for other in (firsts.keys() | running) - {client}:
+            place, first_cost = firsts.get(other, (len(waiting), 0.0))
+            behind = begins_at - self._served[other]
+            if behind > 0 or (behind == 0 and place < last_place):
+                cost += max(behind, first_cost)
+        return cost
 
     def _start_some(self) -> None:
         while (entry := self._next()) is not None:

@@ -141,6 +141,23 @@ async def test_the_told_wait_is_that_of_the_own_waiting_requests(
     assert told == pytest.approx(8 * 3 * (1 + len(others)), rel=0.1)
 
 
+@pytest.mark.parametrize(("client", "turn"), [("d", 1), ("g", 4), ("k", 8)])
+async def test_of_many_clients_the_told_wait_is_until_the_own_turn(
+    requests: Requests, client: str, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("triptych_coordinator.admission.time.monotonic", lambda: now)
+    requests.admission = FairAdmission(max_load=1, max_waiting=8)
+    await requests.send("a0")
+    now += 3
+    await requests.end("a0")
+    for name in "bcdefghijk":  # two run, eight wait
+        await requests.send(f"{name}0")
+    with pytest.raises(TriptychError) as refused:
+        await requests.send(f"{client}1")
+    assert errors.retry_after_seconds(refused.value) == pytest.approx(turn * 3, rel=0.01)
+
+
 async def test_a_flood_is_refused_before_it_is_read(requests: Requests) -> None:
     for number in range(9):
         await requests.send(f"a{number}", load=4)
