@@ -1,12 +1,16 @@
-"""Small parts of Qwen-Image's pipelines with random weights, by diffusers."""
+"""A small Qwen-Image pipeline with random weights, and its parts, by diffusers."""
 
 from typing import Any
 
 import diffusers
+import torch
 
-from tests.tiny_checkpoint import LATENT_CHANNELS
+from tests.text_encoder.small_text_encoders import qwen2_5_vl_model, qwen_tokenizer
+from tests.tiny_checkpoint import LATENT_CHANNELS, lively
 
 reference_library: Any = diffusers  # most of it has no types
+
+WIDTH = 16
 
 
 def qwen_image_vae(**config: Any) -> Any:
@@ -20,3 +24,25 @@ def qwen_image_vae(**config: Any) -> Any:
         "latents_std": [1 + 0.2 * channel for channel in range(LATENT_CHANNELS)],
     }
     return reference_library.AutoencoderKLQwenImage(**defaults | config).requires_grad_(False).eval()
+
+
+def qwen_image_pipeline(scheduler: dict[str, Any] | None = None, **transformer: Any) -> Any:
+    """A QwenImagePipeline; `scheduler` and `transformer` are keys of their configs."""
+    torch.manual_seed(0)
+    shift = {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 100, "shift_terminal": 0.02}
+    config = {
+        "in_channels": 4 * LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    return reference_library.QwenImagePipeline(
+        scheduler=reference_library.FlowMatchEulerDiscreteScheduler(**scheduler or shift),
+        vae=lively(qwen_image_vae()),
+        text_encoder=qwen2_5_vl_model(WIDTH),
+        tokenizer=qwen_tokenizer(),
+        transformer=lively(reference_library.QwenImageTransformer2DModel(**config | transformer)),
+    )

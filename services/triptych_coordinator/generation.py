@@ -26,6 +26,7 @@ from triptych_coordinator.request.prompt_weights import WeightedText
 from triptych_coordinator.request.record import record_text
 from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
 from triptych_coordinator.sampling.guidance.guided import Guided
+from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.previews import LatentRgb
 from triptych_coordinator.sampling.solvers.solution import Latents
@@ -184,7 +185,7 @@ async def _encode(
         digests(negative_prompts),
         parameters.branch_scales(takes),
         input_scales=parameters.guidance_scales() if takes is GuidanceInput.EMBEDDED else (),
-        method=parameters.guidance_method,
+        method=parameters.guidance_method or CLASSIFIER_FREE,
         rescale=parameters.guidance_rescale,
         additional=[digests(prompts) for prompts in additional],
         weights=[parameters.per_image(weights) for weights in parameters.composition_weights()],
@@ -207,7 +208,7 @@ def _accepted(
         if entry.truncated
     ]
     warnings += dict.fromkeys(itertools.chain(*(entry.warnings for entry in encoded.values())))
-    if any(parameters.negative_prompts) and not guided.negative:
+    if any(map(str.strip, parameters.negative_prompts)) and not guided.negative:
         warnings.append("the negative prompt changes nothing: a guidance_scale of 1 or less is no guidance")
     warnings += [
         f"{guidance.description} changes nothing: no step that is taken lies between start {guidance.start:g}"

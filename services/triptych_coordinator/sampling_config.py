@@ -10,6 +10,11 @@ from triptych.families import FAMILIES, family_of
 from triptych.families.family import Defaults, GuidanceInput
 from triptych.families.reference_sizes import References
 from triptych_coordinator.request.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
+from triptych_coordinator.sampling.guidance.methods import (
+    CLASSIFIER_FREE,
+    GUIDANCE_METHODS,
+    GuidanceMethod,
+)
 from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
 from triptych_coordinator.scheduler_config import flow_schedule
 
@@ -21,6 +26,8 @@ class Sampling(Defaults):
     """
 
     schedule: FlowSchedule
+    guidance_method: GuidanceMethod = CLASSIFIER_FREE
+    negative_prompt: str = ""
     references: References | None = None
     fills: bool = False
 
@@ -44,11 +51,19 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     if steps is not None and not distilled:
         defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
     defaults = _with_own_defaults(defaults, checkpoint)
-    known = distilled is not None or steps is not None
-    mu = family.distilled_mu if known and family.distilled_mu is not None else family.mu
+    fixed_mu = None if distilled is None and steps is None else family.distilled_mu
+    mu = family.mu if fixed_mu is None else fixed_mu
     schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
-    schedule = replace(schedule, distilled=levels)
-    return Sampling(**vars(defaults), schedule=schedule, references=family.references, fills=family.fills)
+    if fixed_mu is not None:
+        schedule = replace(schedule, terminal=None)
+    return Sampling(
+        **vars(defaults),
+        schedule=replace(schedule, distilled=levels),
+        guidance_method=GUIDANCE_METHODS[family.guidance_method](),
+        negative_prompt=family.negative_prompt,
+        references=family.references,
+        fills=family.fills,
+    )
 
 
 def _sample_sigmas(checkpoint: Checkpoint) -> tuple[float, ...]:

@@ -27,8 +27,9 @@ _EXCEPTIONS = {
     # One product per prompt, and the pooled vector is its result.
     _PROJECTED_CLIP: Exceptions(full_precision=("text_projection",)),
     # A few of its inputs are thousands of times the others (in T5 more than float16 holds): rounded by one
-    # scale, the others would be lost. So in Qwen3.
+    # scale, the others would be lost. So in Qwen2.5 and Qwen3.
     "T5EncoderModel": Exceptions(weights_only=("wo",)),
+    "Qwen2_5_VLForConditionalGeneration": Exceptions(weights_only=("down_proj",)),
     "Qwen3Model": Exceptions(weights_only=("down_proj",)),
     "Qwen3ForCausalLM": Exceptions(weights_only=("down_proj",)),
     "Qwen3VLModel": Exceptions(weights_only=("down_proj",)),
@@ -54,11 +55,11 @@ def load_text_model(
     quantizer: Quantizer | None = None,
     layers: int | None = None,
 ) -> Any:
-    """Load a text encoder of CLIP, T5, Qwen3 or Qwen3-VL, ready for inference.
+    """Load a text encoder of CLIP, T5, Qwen3 or a Qwen-VL, ready for inference.
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the prefixes of
     _PREFIXES are accepted, T5's embedding under any of its names; T5's `wo` is float32 when dtype is float16.
-    Of a Qwen's layers, those behind the first `layers` are left out; of a Qwen3-VL, its eyes are.
+    Of a Qwen's layers, those behind the first `layers` are left out; of a Qwen-VL, its eyes are.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -216,9 +217,15 @@ def _transformers_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, 
             from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
             return Qwen3VLTextModel, Qwen3VLTextConfig
+        case "Qwen2_5_VLForConditionalGeneration":
+            from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+            from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+            return Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig
         case other:
             supported = (
-                "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, Qwen3Model and Qwen3VLModel"
+                "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, Qwen3Model, Qwen3VLModel and "
+                "Qwen2_5_VLForConditionalGeneration"
             )
             raise _unsupported(checkpoint, component, other, supported)
 

@@ -1,6 +1,7 @@
 """How checkpoints are sampled, and which are refused."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
+from triptych.families import qwen_image
 from triptych.families.family import GuidanceInput
+from triptych_coordinator.sampling.guidance.methods import NormPreservingGuidance
 from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FixedMu, FlowSchedule, Grid
 from triptych_coordinator.sampling_config import sampling_of
 
@@ -27,6 +30,7 @@ def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline"
         ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
         ("Flux2KleinPipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
         ("Krea2Pipeline", False, GuidanceInput.BRANCHES, 28, 5.5, Grid.EVEN),
+        ("QwenImagePipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
         ("QwenImage21Pipeline", False, GuidanceInput.BRANCHES, 40, 1.0, Grid.EVEN),
         ("ZImagePipeline", False, GuidanceInput.BRANCHES, 50, 6.0, Grid.EVEN_BY_TORCH),
     ],
@@ -74,6 +78,28 @@ def test_krea2_turbos_mu_is_the_same_for_every_picture(
     config = {"use_dynamic_shifting": True, "max_image_seq_len": 6400}
     schedule = sampling_of(write_checkpoint(tmp_path / name, "Krea2Pipeline", **config)).schedule
     assert schedule == FlowSchedule(shift, None, Grid.EVEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Qwen-Image-Lightning-8steps", FlowSchedule(FixedMu(math.log(3)), None, Grid.EVEN)),
+        ("mine", FlowSchedule(DynamicShift(max_image_seq_len=8192, max_shift=0.9), 0.02, Grid.EVEN)),
+    ],
+)
+def test_lightnings_levels_are_the_same_for_every_picture_and_end_where_they_do(
+    name: str, expected: FlowSchedule, tmp_path: Path
+) -> None:
+    config = {"use_dynamic_shifting": True, **{key: qwen_image.SCHEDULER[key] for key in KEYS}}
+    assert sampling_of(write_checkpoint(tmp_path / name, "QwenImagePipeline", **config)).schedule == expected
+
+
+KEYS = ("max_shift", "max_image_seq_len", "shift_terminal")
+
+
+def test_qwen_image_has_a_guidance_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:
+    sampling = sampling_of(write_checkpoint(tmp_path, "QwenImagePipeline"))
+    assert (sampling.guidance_method, sampling.negative_prompt) == (NormPreservingGuidance(), " ")
 
 
 def with_sample_sigmas(folder: Path, named: object) -> Checkpoint:
@@ -166,6 +192,8 @@ def test_a_model_without_guidance_has_no_default_for_it(tmp_path: Path) -> None:
         ("flux-2-klein-4b-fp8", "Flux2KleinPipeline", 4),
         ("FLUX.2-klein-9B", "Flux2KleinPipeline", 4),
         ("krea2_turbo_fp8_scaled", "Krea2Pipeline", 8),
+        ("Qwen-Image-2512-Lightning-8steps-V1.0", "QwenImagePipeline", 8),
+        ("qwen_image_fp8_e4m3fn_scaled_lightning_4steps_v1.0", "QwenImagePipeline", 4),
         ("Z-Image-Turbo", "ZImagePipeline", 8),
     ],
 )

@@ -73,6 +73,16 @@ Z_IMAGE: Config = {
     "axes_lens": [100, 32, 32],
 }
 """For texts of up to 96 tokens."""
+QWEN_IMAGE: Config = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "in_channels": 4 * CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "axes_dims_rope": (4, 6, 6),
+}
 QWEN_IMAGE21: Config = {
     "_class_name": "QwenImage21Transformer2DModel",
     "in_channels": CHANNELS,
@@ -121,6 +131,11 @@ def write_flux_fill(folder: Path) -> Path:
 def write_flux2(folder: Path) -> Path:
     """FLUX.2 klein's kind of transformer."""
     return _write(folder, FLUX2)
+
+
+def write_qwen_image(folder: Path) -> Path:
+    """Qwen-Image's kind of transformer."""
+    return _write(folder, {**QWEN_IMAGE, "num_layers": 1})
 
 
 def write_qwen_image21(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from tests.denoiser.small_families import (
     write_flux,
     write_flux2,
     write_krea2,
+    write_qwen_image,
     write_qwen_image21,
     write_z_image,
 )
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "FLUX without": lambda folder: write_flux(folder, guidance=False),
     "FLUX.2": write_flux2,
     "Krea 2": write_krea2,
+    "Qwen-Image": write_qwen_image,
     "Qwen-Image 2.1": write_qwen_image21,
     "Z-Image": write_z_image,
 }
@@ -53,6 +55,7 @@ def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
         ("FLUX without", POOLED, False, (2, 512, 128)),
         ("FLUX.2", 0, False, (1, 256, 64)),
         ("Krea 2", 0, False, (2, 512, 128)),
+        ("Qwen-Image", 0, False, (2, 512, 128)),
         ("Qwen-Image 2.1", 0, False, (2, 256, 64)),
         ("Z-Image", 0, False, (2, 64, 128)),
     ],

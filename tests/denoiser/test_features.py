@@ -14,6 +14,7 @@ from tests.denoiser.small_families import (
     FLUX,
     FLUX2,
     KREA2,
+    QWEN_IMAGE,
     QWEN_IMAGE21,
     SD3,
     Z_IMAGE,
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Config] = {
     "FLUX": {**FLUX, "num_single_layers": LAYERS - 2},
     "FLUX.2": FLUX2,
     "Krea 2": KREA2,
+    "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image 2.1": QWEN_IMAGE21,
     "Z-Image": Z_IMAGE,
 }

@@ -17,6 +17,7 @@ from tests.denoiser.small_families import (
     FLUX,
     FLUX2,
     KREA2,
+    QWEN_IMAGE,
     QWEN_IMAGE21,
     SD3,
     Z_IMAGE,
@@ -38,6 +39,8 @@ FAMILIES: dict[str, Config] = {
     "FLUX.1 Fill": FILL,
     "FLUX.2": FLUX2,
     "Krea 2": KREA2,
+    "Qwen-Image": QWEN_IMAGE,
+    "Qwen-Image-Edit-2511": {**QWEN_IMAGE, "zero_cond_t": True},
     "Qwen-Image 2.1": QWEN_IMAGE21,
     "Z-Image": Z_IMAGE,
 }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import QwenImagePipeline
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -117,3 +118,22 @@ def test_perturbed_attention_guidance() -> None:
     )
     weakened = layers.PerturbedAttentionGuidance((1,), 1.7, 4 / STEPS, 0.5)
     assert_same_steps(plan(layer_guidances=[weakened]), guider)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_norm_preserving_guidance(scale: float) -> None:
+    """As QwenImagePipeline's loop has it: on tokens of 2 x 2 pixels of latents."""
+    rows, channels, height, width = SHAPE
+    given = velocities(0)
+    packed = {
+        name: QwenImagePipeline._pack_latents(torch.from_numpy(given[name]), rows, channels, height, width)
+        for name in ("pred_cond", "pred_uncond")
+    }
+    prompt, negative = packed["pred_cond"], packed["pred_uncond"]
+    joined = negative + scale * (prompt - negative)
+    joined = joined * (prompt.norm(dim=-1, keepdim=True) / joined.norm(dim=-1, keepdim=True))
+    expected = QwenImagePipeline._unpack_latents(joined, 8 * height, 8 * width, 8)[:, :, 0].numpy()
+
+    stacked = np.stack([given[name] for name in ("pred_uncond", "pred_cond")][scale <= 1 :])
+    velocity, _ = plan(scale, method=methods.NormPreservingGuidance()).velocity(0, stacked)
+    assert np.abs(velocity - expected).max() <= 1e-5 * np.abs(expected).max()

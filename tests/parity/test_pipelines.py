@@ -1,6 +1,7 @@
 """Whole pipelines: diffusers and Triptych make the same pictures from a folder that diffusers saved."""
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_krea2 import krea2_pipeline
+from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_qwen_image21 import qwen_image21_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.families import flux2, flux_kontext
@@ -295,6 +297,44 @@ def a_picture(size: tuple[int, int]) -> Image.Image:
     """Smooth colours."""
     noise = np.random.default_rng(sum(size)).integers(0, 256, (6, 6, 3), np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+@SIZES
+@pytest.mark.parametrize("negative", [["mud", ""], [" ", " "]], ids=["prompts", "none"])
+async def test_qwen_image(height: int, width: int, negative: list[str], tmp_path: Path) -> None:
+    """Without a negative prompt the one of its card is taken."""
+    await assert_same_pictures(
+        qwen_image_pipeline(),
+        tmp_path,
+        {"negative_prompt": negative, "true_cfg_scale": 4.0},
+        {"negative_prompt": negative} if any(map(str.strip, negative)) else {},  # the default scale: 4
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_qwen_image_lightning(tmp_path: Path) -> None:
+    """By the scheduler's config of its authors; a folder whose name says so has the same levels."""
+    pipeline = qwen_image_pipeline()
+    lightning = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
+    save_as_published = pipeline.scheduler
+
+    def save(pipeline: Any, folder: Path) -> None:
+        pipeline.scheduler = save_as_published
+        pipeline.save_pretrained(folder.parent / "Qwen-Image-Lightning-4steps-V1.0")
+        folder.symlink_to(folder.parent / "Qwen-Image-Lightning-4steps-V1.0")
+        pipeline.scheduler = type(save_as_published).from_config(save_as_published.config, **lightning)
+
+    await assert_same_pictures(
+        pipeline,
+        tmp_path,
+        {"true_cfg_scale": 1.0, "num_inference_steps": 4},
+        {},  # the defaults: 4 steps, and no guidance
+        save=save,
+        height=80,
+        width=112,
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 160)])

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
@@ -99,6 +101,21 @@ QWEN3_VL_8B: dict[str, Any] = {
     "text_config": {name: QWEN3_8B[name] for name in QWEN3_8B if name != "tie_word_embeddings"},
     "vision_config": {"out_hidden_size": 4096},
 }
+QWEN2_5_VL_7B: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"out_hidden_size": 3584},
+}
+QWEN_IMAGE_ENCODERS: dict[str, Component] = {
+    "text_encoder": ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL_7B)
+}
 QWEN_IMAGE21_ENCODERS: dict[str, Component] = {
     "text_encoder": ("Qwen3VLForConditionalGeneration", QWEN3_VL_8B)
 }
@@ -128,6 +145,7 @@ PIPELINES: dict[str, tuple[str, dict[str, Component], Component]] = {
     "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
     "Flux2Transformer2DModel": ("Flux2KleinPipeline", FLUX2_ENCODERS, FLUX2_VAE),
     "Krea2Transformer2DModel": ("Krea2Pipeline", KREA2_ENCODERS, QWEN_IMAGE_VAE),
+    "QwenImageTransformer2DModel": ("QwenImagePipeline", QWEN_IMAGE_ENCODERS, QWEN_IMAGE_VAE),
     "QwenImage21Transformer2DModel": ("QwenImage21Pipeline", QWEN_IMAGE21_ENCODERS, QWEN_IMAGE21_VAE),
     "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
 }
@@ -138,6 +156,7 @@ TEXT_MODELS: dict[str, tuple[Any, Any]] = {
     "Qwen3Model": (Qwen3Model, Qwen3Config),
     "Qwen3ForCausalLM": (Qwen3ForCausalLM, Qwen3Config),
     "Qwen3VLModel": (Qwen3VLModel, Qwen3VLConfig),
+    "Qwen2_5_VLForConditionalGeneration": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
     "Qwen3VLForConditionalGeneration": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
 }
 DYNAMIC = {
@@ -151,7 +170,9 @@ DYNAMIC = {
 
 QWEN_SHIFT = DYNAMIC | {"max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
 
-SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, KREA2_CLASS, QWEN_IMAGE21_CLASS, Z_IMAGE_CLASS = PIPELINES
+SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, KREA2_CLASS, QWEN_IMAGE_CLASS, QWEN_IMAGE21_CLASS, Z_IMAGE_CLASS = (
+    PIPELINES
+)
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3-medium-diffusers": (SD3_CLASS, SD3["SD3-medium"][0], {"shift": 3.0}),
     "stable-diffusion-3.5-medium": (SD3_CLASS, SD3["SD3.5-medium"][0], {"shift": 3.0}),
@@ -165,6 +186,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "FLUX.2-klein-base-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
     "Krea-2-Raw": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
     "Krea-2-Turbo": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
+    "Qwen-Image": (QWEN_IMAGE_CLASS, {}, QWEN_SHIFT),
+    "Qwen-Image-2512": (QWEN_IMAGE_CLASS, {}, QWEN_SHIFT),
     "Qwen-Image-2.1": (QWEN_IMAGE21_CLASS, {}, QWEN_SHIFT),
     "Qwen-Image-2.1-Turbo": (QWEN_IMAGE21_CLASS, {}, {"shift": 1.0}),
     "Z-Image": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 6.0}),
@@ -255,7 +278,7 @@ def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tens
     if class_name == "T5EncoderModel":
         tensors.pop("encoder.embed_tokens.weight")  # it is shared.weight
         return tensors
-    if class_name.startswith("Qwen3VL"):
+    if class_name.startswith(("Qwen3VL", "Qwen2_5_VL")):
         return tensors
     prefix = "model." if class_name.startswith("Qwen3") else "text_model."
     return {
@@ -286,6 +309,7 @@ def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
         "FLUX.2-klein-4B",
         "FLUX.2-klein-9B",
         "Krea-2-Raw",
+        "Qwen-Image",
         "Qwen-Image-2.1",
         "Z-Image",
     ],
@@ -320,6 +344,8 @@ def test_vae_and_text_encoders_use_every_tensor(
         ("FLUX.2-klein-base-9B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
         ("Krea-2-Raw", 28, 5.5, GuidanceInput.BRANCHES, DynamicShift(256, 6400, 0.5, 1.15)),
         ("Krea-2-Turbo", 8, 1.0, GuidanceInput.BRANCHES, FixedMu(1.15)),
+        ("Qwen-Image", 50, 4.0, GuidanceInput.BRANCHES, DynamicShift(256, 8192, 0.5, 0.9)),
+        ("Qwen-Image-2512", 50, 4.0, GuidanceInput.BRANCHES, DynamicShift(256, 8192, 0.5, 0.9)),
         ("Qwen-Image-2.1", 40, 1.0, GuidanceInput.BRANCHES, DynamicShift(256, 8192, 0.5, 0.9)),
         ("Qwen-Image-2.1-Turbo", 8, 1.0, GuidanceInput.BRANCHES, 1.0),
         ("Z-Image", 50, 6.0, GuidanceInput.BRANCHES, 6.0),

@@ -10,6 +10,8 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM, Qwen3Model
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
@@ -136,6 +138,36 @@ def qwen3_vl_model(hidden_size: int, layers: int = 3, head: bool = False) -> Any
         **{mark: vocabulary - 1 - index for index, mark in enumerate(marks)},
     )
     return _with_random_weights((Qwen3VLForConditionalGeneration if head else Qwen3VLModel)(config))
+
+
+def qwen2_5_vl_model(hidden_size: int, layers: int = 3) -> Any:
+    """A Qwen2.5-VL with its eyes and its head for words."""
+    vocabulary = len(qwen_tokenizer())
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": hidden_size,
+        "fullatt_block_indexes": [1],
+    }
+    marks = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        **{mark: vocabulary - 1 - index for index, mark in enumerate(marks)},
+    )
+    return _with_random_weights(Qwen2_5_VLForConditionalGeneration(config))
 
 
 def t5_model(d_model: int) -> Any:

@@ -52,6 +52,8 @@ class Limits:
     downscale: int
     previews: bool
     guidance: GuidanceInput
+    default_guidance_method: GuidanceMethod = CLASSIFIER_FREE
+    default_negative_prompt: str = ""
     num_layers: int = 0
     prompt_weighting: bool = False
     loras: tuple[str, ...] = ()
@@ -117,8 +119,8 @@ class Parameters:
     """A valid request, each field under its name in GenerationParameters.
 
     Pictures are numbered prompt by prompt; there is one seed per picture. Fields with a default are said of a
-    request only where they differ from it. `edit` holds all that a request starts from, `noise` the latents
-    that take the place of its seeds' first noise.
+    request only where they differ from it; without a guidance method it is classifier-free. `edit` holds all
+    that a request starts from, `noise` the latents that take the place of its seeds' first noise.
     """
 
     model: str
@@ -135,7 +137,7 @@ class Parameters:
     sigma_schedule: SigmaSchedule
     step_reuse: StepReuse
     loras: tuple[Lora, ...]
-    guidance_method: GuidanceMethod = CLASSIFIER_FREE
+    guidance_method: GuidanceMethod | None = None
     guidance_rescale: Annotated[float, Range(0, 1)] = 0.0
     true_cfg_scale: Annotated[float, Range(0, MAX_GUIDANCE_SCALE)] = 1.0
     skip_layer_guidance: SkipLayerGuidance | None = None

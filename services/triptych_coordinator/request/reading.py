@@ -150,7 +150,7 @@ class _Given:
         if len(given) <= self.limits.max_images:
             for i, prompt in enumerate(given):
                 self._check_text(f"negative_prompts[{i}]", prompt)
-        return given if len(given) == count else (given or ("",)) * count
+        return given if len(given) == count else (given or (self.limits.default_negative_prompt,)) * count
 
     def size(self, field: str, default: int) -> int:
         """The size that is given, or `default`, which an input picture or latents may have decided."""
@@ -238,14 +238,16 @@ class _Given:
             )
         return reuse
 
-    def guidance_method(self, steps: int) -> GuidanceMethod:
-        method: GuidanceMethod = read_choice(self.message, "guidance_method", CLASSIFIER_FREE, self.wrong)
+    def guidance_method(self, steps: int) -> GuidanceMethod | None:
+        """None is classifier-free guidance, unless the model's own is another one: then it is said."""
+        own = self.limits.default_guidance_method
+        method: GuidanceMethod = read_choice(self.message, "guidance_method", own, self.wrong)
         if isinstance(method, ZeroStarGuidance) and not 0 <= method.zero_init_steps < max(steps, 1):
             self.wrong["guidance_method.zero_star.zero_init_steps"] = (
                 f"must leave at least one of the {steps} steps: 0 to {steps - 1},"
                 f" not {method.zero_init_steps}"
             )
-        return method
+        return None if method == own == CLASSIFIER_FREE else method
 
     def layer_guidance(self, path: str, kind: type[L]) -> L | None:
         if not self.message.HasField(path):  # type: ignore[arg-type]
@@ -399,7 +401,7 @@ def _check_no_branches(parameters: Parameters, wrong: Wrong) -> None:
         "this model's guidance is distilled, and it computes the prompt's branch alone: there is another to"
         " join with it if true_cfg_scale is above 1"
     )
-    if parameters.guidance_method != CLASSIFIER_FREE:
+    if parameters.guidance_method is not None:
         wrong["guidance_method"] = reason
     if parameters.compositions:
         wrong["compositions"] = reason

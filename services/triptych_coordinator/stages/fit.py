@@ -122,6 +122,8 @@ class Models:
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,
             guidance=sampling.guidance,
+            default_guidance_method=sampling.guidance_method,
+            default_negative_prompt=sampling.negative_prompt,
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),

@@ -16,6 +16,7 @@ from triptych_denoiser.models.flux2 import Flux2Transformer
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.loading import build, places_of_modules
 from triptych_denoiser.models.lora_names import TransformerNames
+from triptych_denoiser.models.qwen_image import QwenImageTransformer
 from triptych_denoiser.models.qwen_image21 import QwenImage21Transformer
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
@@ -29,6 +30,7 @@ ARCHITECTURES: Mapping[str, type[Transformer]] = {
     "FluxTransformer2DModel": FluxTransformer,
     "Flux2Transformer2DModel": Flux2Transformer,
     "Krea2Transformer2DModel": Krea2Transformer,
+    "QwenImageTransformer2DModel": QwenImageTransformer,
     "QwenImage21Transformer2DModel": QwenImage21Transformer,
     "ZImageTransformer2DModel": ZImageTransformer,
 }

@@ -23,11 +23,11 @@ from triptych_denoiser.models.layers import (
     TwoLayers,
     add_gated,
     modulate,
-    patchify,
+    pack_latents,
     rounded_guidance,
     rounded_timesteps,
     timestep_features,
-    unpatchify,
+    unpack_latents,
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
@@ -219,7 +219,7 @@ class FluxTransformer(Transformer):
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = F.silu(self.embed(sigma, pooled, guidance))
         pictures = [self.pictures(group) for group in groups]
-        packed = [[_packed(picture) for picture in each] for each in pictures]
+        packed = [[pack_latents(picture, PACKING) for picture in each] for each in pictures]
         images = [self.patch_embed(torch.cat(each, dim=1)) for each in packed]
         texts = [self.text_embed(group.sequence) for group in groups]
         references = [sum(picture.shape[1] for picture in each[1:]) for each in packed]
@@ -258,9 +258,7 @@ class FluxTransformer(Transformer):
 
     def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
         """Like the latents, of modulated image tokens."""
-        height, width = group.latents.shape[-2:]
-        patches = self.final(image).unflatten(-1, (-1, PACKING, PACKING)).permute(0, 1, 3, 4, 2)
-        return unpatchify(patches, height, width)
+        return unpack_latents(self.final(image), PACKING, *group.latents.shape[-2:])
 
     def embed(self, sigma: Tensor, pooled: Tensor, guidance: Tensor | None) -> Tensor:
         """The sum of what modulates: noise level, guidance scale and pooled text, [rows, width]."""
@@ -283,11 +281,6 @@ class FluxTransformer(Transformer):
         text = torch.zeros(tokens, 3, dtype=torch.int64)
         pictures = [grid_positions(first, *grid) for first, grid in enumerate(grids)]
         return turns_at(torch.cat([text, *pictures]), axes)
-
-
-def _packed(picture: Tensor) -> Tensor:
-    """[rows, channels, height, width] to tokens of 2 x 2 latent pixels, channel after channel."""
-    return patchify(picture, PACKING).permute(0, 1, 4, 2, 3).flatten(2)
 
 
 def _grid(picture: Tensor) -> tuple[int, int]:

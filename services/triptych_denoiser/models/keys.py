@@ -9,15 +9,20 @@ from torch import Tensor, nn
 KeyTable = Sequence[tuple[str, str, int | None]]
 """Where the parts of diffusers' module are in ours: its name, our name, which of three fused ones it is."""
 
-JOINT_BLOCK: KeyTable = (
-    ("norm1.linear", "image_modulation.linear", None),
-    ("norm1_context.linear", "text_modulation.linear", None),
+JOINT_ATTENTION: KeyTable = (
     *((f"attn.to_{p}", "image_attention.qkv", i) for i, p in enumerate("qkv")),
     *((f"attn.add_{p}_proj", "text_attention.qkv", i) for i, p in enumerate("qkv")),
     *((f"attn.norm_{p}", f"image_attention.norm_{p}", None) for p in "qk"),
     *((f"attn.norm_added_{p}", f"text_attention.norm_{p}", None) for p in "qk"),
     ("attn.to_out.0", "image_attention.out", None),
     ("attn.to_add_out", "text_attention.out", None),
+)
+"""The attention of an image and a text stream to both."""
+
+JOINT_BLOCK: KeyTable = (
+    ("norm1.linear", "image_modulation.linear", None),
+    ("norm1_context.linear", "text_modulation.linear", None),
+    *JOINT_ATTENTION,
     ("ff.net.0.proj", "image_mlp.linear_1", None),
     ("ff.net.2", "image_mlp.linear_2", None),
     ("ff_context.net.0.proj", "text_mlp.linear_1", None),

@@ -24,9 +24,9 @@ from triptych_denoiser.models.layers import (
     ZeroCentredRMSNorm,
     add_gated,
     gelu_tanh,
-    patchify,
+    pack_latents,
     timestep_features,
-    unpatchify,
+    unpack_latents,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
@@ -314,7 +314,7 @@ class Krea2Transformer(Transformer):
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         embedding = self.embed(sigma, groups[0].latents.dtype)
         modulations = self.modulation(gelu_tanh(embedding))
-        images = [self.patch_embed(patches(group.latents)) for group in groups]
+        images = [self.patch_embed(pack_latents(group.latents, PATCH)) for group in groups]
         texts = [group.sequence for group in groups]
         rows = streams(images, texts, image_first=False)
         tokens = rows.both.pack(rows.join(rows.image.pack(images), rows.text.pack(texts)))
@@ -347,9 +347,7 @@ class Krea2Transformer(Transformer):
 
     def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
         """Like the latents, of what leaves the blocks."""
-        height, width = group.latents.shape[-2:]
-        by_patch = torch.unflatten(self.final(image), -1, (-1, PATCH, PATCH)).movedim(2, -1)
-        return unpatchify(by_patch, height, width)
+        return unpack_latents(self.final(image), PATCH, *group.latents.shape[-2:])
 
     def turns(self, text_tokens: int, height: int, width: int) -> Tensor:
         """Cosines and sines of every token, float32: text at (0, 0, 0), the image's at (0, y, x)."""
@@ -361,8 +359,3 @@ class Krea2Transformer(Transformer):
         axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
         text = torch.zeros(text_tokens, 3, dtype=torch.int64)
         return turns_at(torch.cat([text, grid_positions(0, *counts[1:])]), axes)
-
-
-def patches(latents: Tensor) -> Tensor:
-    """[rows, channels, height, width] to [rows, tokens, 4 x channels]: channels, then a patch's rows."""
-    return patchify(latents, PATCH).movedim(-1, 2).flatten(2)

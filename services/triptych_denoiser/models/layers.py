@@ -213,6 +213,14 @@ def rounded_timesteps(sigma: Tensor, dtype: torch.dtype) -> Tensor:
     return (1000 * sigma).to(dtype) / 1000 * 1000
 
 
+def rounded_levels(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """t = 1000 σ, rounded as Qwen-Image's references round it: [rows] to float32 [rows].
+
+    There t is cast to the model's dtype and divided by 1000, and what is multiplied by 1000 again is float32.
+    """
+    return ((1000 * sigma).to(dtype) / 1000).float() * 1000
+
+
 def rounded_guidance(guidance: Tensor, dtype: torch.dtype) -> Tensor:
     """1000 times the guidance scale in the model's dtype, as there: 3.5 gives 3504 in bfloat16."""
     return guidance.to(dtype) * 1000
@@ -235,3 +243,14 @@ def unpatchify(tokens: Tensor, height: int, width: int) -> Tensor:
     rows, _, patch, _, channels = tokens.shape
     grid = tokens.reshape(rows, height // patch, width // patch, patch, patch, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(rows, channels, height, width)
+
+
+def pack_latents(latents: Tensor, patch: int) -> Tensor:
+    """[rows, channels, height, width] to [rows, tokens, channels x patch x patch], tokens row by row."""
+    return patchify(latents, patch).movedim(-1, 2).flatten(2)
+
+
+def unpack_latents(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+    """The inverse of pack_latents."""
+    by_patch = torch.unflatten(tokens, -1, (-1, patch, patch)).movedim(2, -1)
+    return unpatchify(by_patch, height, width)

@@ -28,11 +28,12 @@ from triptych_denoiser.models.layers import (
     ZeroCentredRMSNorm,
     add_gated,
     gelu_tanh,
+    rounded_levels,
     timestep_features,
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_behind
-from triptych_denoiser.models.rotary import rotate, rotate_each, turns_of
+from triptych_denoiser.models.rotary import centred_positions, rotate, rotate_each, turns_of
 from triptych_denoiser.models.streams import Groups, Stream, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -268,7 +269,7 @@ class QwenImage21Transformer(Transformer):
         stream = stream_of(images)
         image = stream.pack(images)
         turns = [
-            self.turns(image_positions(group.sequence.shape[1], *group.latents.shape[-2:])).to(image.device)
+            self.turns(centred_positions(group.sequence.shape[1], *group.latents.shape[-2:])).to(image.device)
             for group in groups
         ]
 
@@ -294,16 +295,10 @@ class QwenImage21Transformer(Transformer):
         ]
 
     def embed(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        """What modulates, [rows, width]: t is rounded and divided in the model's dtype, as in diffusers."""
-        timesteps = ((1000 * sigma).to(dtype) / 1000).float() * 1000
-        return F.silu(self.time_embed(timestep_features(timesteps).to(dtype)))
+        """What modulates, [rows, width]."""
+        features = timestep_features(rounded_levels(sigma, dtype))
+        return F.silu(self.time_embed(features.to(dtype)))
 
     def turns(self, positions: Tensor) -> Tensor:
         """Cosines and sines of tokens at positions [tokens, 3]: float32 [tokens, head_dim / 2, 2]."""
         return turns_of(positions, self.config.axes_dims_rope, ROPE_THETA)
-
-
-def image_positions(text_tokens: int, height: int, width: int) -> Tensor:
-    """A picture's positions behind a text, row by row, int64 [tokens, 3]: y and x are centred on 0."""
-    rows, columns = (torch.arange(size) - (size - size // 2) for size in (height, width))
-    return torch.cartesian_prod(torch.tensor([text_tokens]), rows, columns)

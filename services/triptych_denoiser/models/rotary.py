@@ -30,6 +30,12 @@ def grid_positions(first: int, rows: int, columns: int) -> Tensor:
     return torch.cartesian_prod(torch.tensor([first]), torch.arange(rows), torch.arange(columns))
 
 
+def centred_positions(first: int, rows: int, columns: int) -> Tensor:
+    """As grid_positions, but y and x are centred on 0: of an odd number the one more is below it."""
+    centred = (torch.arange(size) - (size - size // 2) for size in (rows, columns))
+    return torch.cartesian_prod(torch.tensor([first]), *centred)
+
+
 def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
     """Cosine and sine for every token and channel pair: [tokens, head_dim / 2, 2].
 

@@ -8,7 +8,7 @@ positions. They go by groups of equal rows, and each group is computed as it wou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -69,7 +69,48 @@ class MixedRows:
         return applied
 
 
-Stream: TypeAlias = EqualRows | MixedRows
+@dataclass(frozen=True)
+class RowsWithReferences:
+    """A stream of image tokens in which a row has one thing for the picture's and another for references'.
+
+    references: how many of a row's last tokens are those of references, by group.
+    """
+
+    stream: EqualRows | MixedRows
+    references: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many a row has, by group."""
+        return self.stream.tokens
+
+    def pack(self, groups: Groups) -> Tensor:
+        """As the stream."""
+        return self.stream.pack(groups)
+
+    def groups(self, packed: Tensor) -> Groups:
+        """As the stream."""
+        return self.stream.groups(packed)
+
+    def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
+        """An elementwise operation on packed tokens, and on [rows, 1, 2, channels] for each row's: the first
+        for those of the picture, the second for those of references.
+        """
+        packed = next(operand for operand in operands if operand.ndim == 3)
+        rows = [len(group) for group in self.groups(packed)]
+        groups = [self.groups(x) if x.ndim == 3 else torch.split(x, rows) for x in operands]
+        applied = []
+        for tokens, references, *group in zip(self.tokens, self.references, *groups, strict=True):
+            parts = slice(0, tokens - references), slice(tokens - references, tokens)
+            of_parts = [
+                operation(*(x[:, part] if x.ndim == 3 else x[:, :, index] for x in group))
+                for index, part in enumerate(parts)
+            ]
+            applied.append(torch.cat(of_parts, dim=1))
+        return self.pack(applied)
+
+
+Stream: TypeAlias = EqualRows | MixedRows | RowsWithReferences
 """Tokens of one kind (the image's, the text's or both) of all rows."""
 
 
@@ -99,6 +140,11 @@ class Streams:
         first = [0] * len(self.text.tokens) if self.image_first else self.text.tokens
         sizes = zip(first, self.image.tokens, self.references, strict=True)
         return [slice(start, start + image - references) for start, image, references in sizes]
+
+    def apart(self) -> Streams:
+        """The same streams; a row has one thing for the picture's tokens and another for references'."""
+        assert not isinstance(self.image, RowsWithReferences)
+        return replace(self, image=RowsWithReferences(self.image, self.references))
 
     def targets(self, image: Groups) -> list[Tensor]:
         """Of each row's image tokens those of the picture that is made, by group."""
@@ -151,5 +197,5 @@ def stream_of(groups: Groups) -> Stream:
     return _stream([len(group) for group in groups], [group.shape[1] for group in groups])
 
 
-def _stream(rows: Sequence[int], tokens: Sequence[int]) -> Stream:
+def _stream(rows: Sequence[int], tokens: Sequence[int]) -> EqualRows | MixedRows:
     return EqualRows((tokens[0],)) if len(rows) == 1 else MixedRows(tuple(rows), tuple(tokens))

@@ -10,6 +10,7 @@ from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import FluxRecipe
 from triptych_text_encoder.recipes.flux2 import Flux2KleinRecipe
 from triptych_text_encoder.recipes.krea2 import Krea2Recipe
+from triptych_text_encoder.recipes.qwen_image import QwenImageRecipe
 from triptych_text_encoder.recipes.qwen_image21 import QwenImage21Recipe
 from triptych_text_encoder.recipes.recipe import Recipe as Recipe
 from triptych_text_encoder.recipes.sd3 import SD3Recipe
@@ -30,6 +31,7 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "FluxFillPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
     "Krea2Pipeline": Krea2Recipe,
+    "QwenImagePipeline": QwenImageRecipe,
     "QwenImage21Pipeline": QwenImage21Recipe,
     "ZImagePipeline": ZImageRecipe,
 }

@@ -1,6 +1,16 @@
 """The families of models, a file each: what is known of them beside what their checkpoints say."""
 
-from triptych.families import flux, flux2, flux_fill, flux_kontext, krea2, qwen_image21, sd3, z_image
+from triptych.families import (
+    flux,
+    flux2,
+    flux_fill,
+    flux_kontext,
+    krea2,
+    qwen_image,
+    qwen_image21,
+    sd3,
+    z_image,
+)
 from triptych.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -10,6 +20,7 @@ FAMILIES: tuple[Family, ...] = (
     flux_fill.FAMILY,
     flux2.FAMILY,
     krea2.FAMILY,
+    qwen_image.FAMILY,
     qwen_image21.FAMILY,
     z_image.FAMILY,
 )

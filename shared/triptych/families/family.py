@@ -29,6 +29,10 @@ MuName: TypeAlias = Literal["by tokens", "by tokens and steps"]
 scheduler's config gives, or by a fit over tokens and steps."""
 
 
+GuidanceMethodName: TypeAlias = Literal["classifier_free", "norm_preserving"]
+"""How a pipeline joins the velocities of two branches, as guidance.proto names it."""
+
+
 @dataclass(frozen=True)
 class Defaults:
     """How a model takes guidance, and what a request gets that says neither steps nor scale."""
@@ -107,8 +111,11 @@ class Family:
     grid: the levels that its pipeline gives the scheduler.
     mu: how that pipeline shifts them.
     defaults: by whether the transformer's config has guidance_embeds.
+    guidance_method: how the pipeline joins two branches.
+    negative_prompt: what a request gets that names none.
     distilled: those of a model whose model_index.json has is_distilled.
-    distilled_mu: the mu of such a model, whatever its picture; None for that of the others.
+    distilled_mu: the mu of a distilled model, whatever its picture, whose levels are not stretched to a last
+        one; None for those of the others.
     latents: those of its published VAE, if their colours are known.
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
@@ -129,6 +136,8 @@ class Family:
     mark: str
     original: OriginalFile
     mu: MuName = "by tokens"
+    guidance_method: GuidanceMethodName = "classifier_free"
+    negative_prompt: str = ""
     distilled: Defaults | None = None
     distilled_mu: float | None = None
     references: References | None = None

@@ -1,9 +1,33 @@
-"""Qwen-Image's latents.
+"""Qwen-Image, guided by two branches, and what Lightning distilled from it to few steps.
 
-Source of the colours: latent_formats.py (Wan21) in comfyanonymous/ComfyUI, whose latents these are.
+Sources: QwenImagePipeline in diffusers; of Lightning the example of ModelTC/Qwen-Image-Lightning, whose
+scheduler has base_shift = max_shift = ln 3 and no shift_terminal. Files have diffusers' names. The colours
+are ComfyUI's (latent_formats.py, Wan21), whose latents these are.
 """
 
-from triptych.families.family import NormalizedLatents
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from triptych.families.family import Defaults, Family, GuidanceInput, NormalizedLatents, OriginalFile
+from triptych.families.layouts import Shapes, Table, count
+
+BLOCKS = "transformer_blocks"
+MARK = f"{BLOCKS}.0.txt_mod.1.weight"
+SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+}
+_CLEAN_REFERENCES = "__index_timestep_zero__"
+"""An empty tensor that node editors put into files of models with zero_cond_t."""
+_LAYERED = "time_text_embed.addition_t_embedding.weight"
 
 LATENTS = NormalizedLatents(
     mean=(
@@ -33,4 +57,52 @@ LATENTS = NormalizedLatents(
         (0.1984, 0.0913, 0.1861),
     ),
     rgb_bias=(-0.1835, -0.0868, -0.3360),
+)
+
+
+def config(shapes: Shapes) -> dict[str, Any]:
+    """The config of diffusers' QwenImageTransformer2DModel. Raises KeyError for a tensor that is missing."""
+    width, channels = shapes["img_in.weight"]
+    (head_dim,) = shapes[f"{BLOCKS}.0.attn.norm_q.weight"]
+    return {
+        "patch_size": 2,
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // 4,
+        "num_layers": count(shapes, BLOCKS),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": width // head_dim,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "guidance_embeds": False,
+        "axes_dims_rope": [head_dim // 8, head_dim * 7 // 16, head_dim * 7 // 16],
+        "zero_cond_t": _CLEAN_REFERENCES in shapes,
+        "use_additional_t_cond": _LAYERED in shapes,
+    }
+
+
+def table(shapes: Shapes, known: Mapping[str, Any]) -> Table:
+    """The names are diffusers' own."""
+    return {_CLEAN_REFERENCES: ()}
+
+
+FAMILY = Family(
+    pipeline="QwenImagePipeline",
+    transformer="QwenImageTransformer2DModel",
+    grid="even",  # np.linspace(1, 1 / n, n)
+    # QwenImagePipeline.__call__: 50 steps, true_cfg_scale 4; without a negative prompt it does not guide, and
+    # " " is the one that its docstring and its model card name.
+    defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0)},
+    guidance_method="norm_preserving",
+    negative_prompt=" ",
+    distilled_mu=math.log(3),
+    latents=LATENTS,
+    lora_names=lambda linears: {},  # diffusers' own
+    mark=MARK,
+    original=OriginalFile(
+        mark=MARK,
+        config=config,
+        table=table,
+        scheduler=lambda shapes: SCHEDULER,
+        text_encoders={"text_encoder": "qwen25_7b"},
+    ),
+    distilled_steps={"lightning-4steps": 4, "lightning-8steps": 8},
 )

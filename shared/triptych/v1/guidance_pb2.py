@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/guidance.proto\x12\x0btriptych.v1\"\x95\x02\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x12\x31\n\x08\x65xplicit\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ExplicitGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"\"\n\x10\x45xplicitGuidance\x12\x0e\n\x06scales\x18\x01 \x03(\x02\"\xd4\x01\n\x0eGuidanceMethod\x12>\n\x0f\x63lassifier_free\x18\x01 \x01(\x0b\x32#.triptych.v1.ClassifierFreeGuidanceH\x00\x12\x44\n\x12\x61\x64\x61ptive_projected\x18\x02 \x01(\x0b\x32&.triptych.v1.AdaptiveProjectedGuidanceH\x00\x12\x32\n\tzero_star\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ZeroStarGuidanceH\x00\x42\x08\n\x06method\"\x18\n\x16\x43lassifierFreeGuidance\"\x89\x01\n\x19\x41\x64\x61ptiveProjectedGuidance\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0enorm_threshold\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08momentum\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x06\n\x04_etaB\x11\n\x0f_norm_thresholdB\x0b\n\t_momentum\"D\n\x10ZeroStarGuidance\x12\x1c\n\x0fzero_init_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_zero_init_steps\"{\n\x11SkipLayerGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"\x84\x01\n\x1aPerturbedAttentionGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"i\n\x0b\x43omposition\x12\x1a\n\rprompt_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.WeightedPromptB\x10\n\x0e_prompt_weight\"@\n\x0eWeightedPrompt\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weightb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/guidance.proto\x12\x0btriptych.v1\"\x95\x02\n\x10GuidanceSchedule\x12\x31\n\x08\x63onstant\x18\x01 \x01(\x0b\x32\x1d.triptych.v1.ConstantGuidanceH\x00\x12-\n\x06linear\x18\x02 \x01(\x0b\x32\x1b.triptych.v1.LinearGuidanceH\x00\x12-\n\x06\x63osine\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.CosineGuidanceH\x00\x12\x31\n\x08interval\x18\x04 \x01(\x0b\x32\x1d.triptych.v1.IntervalGuidanceH\x00\x12\x31\n\x08\x65xplicit\x18\x05 \x01(\x0b\x32\x1d.triptych.v1.ExplicitGuidanceH\x00\x42\n\n\x08schedule\"\x12\n\x10\x43onstantGuidance\"#\n\x0eLinearGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"#\n\x0e\x43osineGuidance\x12\x11\n\tend_scale\x18\x01 \x01(\x02\"/\n\x10IntervalGuidance\x12\r\n\x05start\x18\x01 \x01(\x02\x12\x0c\n\x04stop\x18\x02 \x01(\x02\"\"\n\x10\x45xplicitGuidance\x12\x0e\n\x06scales\x18\x01 \x03(\x02\"\x94\x02\n\x0eGuidanceMethod\x12>\n\x0f\x63lassifier_free\x18\x01 \x01(\x0b\x32#.triptych.v1.ClassifierFreeGuidanceH\x00\x12\x44\n\x12\x61\x64\x61ptive_projected\x18\x02 \x01(\x0b\x32&.triptych.v1.AdaptiveProjectedGuidanceH\x00\x12\x32\n\tzero_star\x18\x03 \x01(\x0b\x32\x1d.triptych.v1.ZeroStarGuidanceH\x00\x12>\n\x0fnorm_preserving\x18\x04 \x01(\x0b\x32#.triptych.v1.NormPreservingGuidanceH\x00\x42\x08\n\x06method\"\x18\n\x16\x43lassifierFreeGuidance\"\x89\x01\n\x19\x41\x64\x61ptiveProjectedGuidance\x12\x10\n\x03\x65ta\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0enorm_threshold\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08momentum\x18\x03 \x01(\x02H\x02\x88\x01\x01\x42\x06\n\x04_etaB\x11\n\x0f_norm_thresholdB\x0b\n\t_momentum\"D\n\x10ZeroStarGuidance\x12\x1c\n\x0fzero_init_steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x12\n\x10_zero_init_steps\"@\n\x16NormPreservingGuidance\x12\x17\n\ntoken_size\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_token_size\"{\n\x11SkipLayerGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"\x84\x01\n\x1aPerturbedAttentionGuidance\x12\x0e\n\x06layers\x18\x01 \x03(\x05\x12\x12\n\x05scale\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05start\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04stop\x18\x04 \x01(\x02H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x08\n\x06_startB\x07\n\x05_stop\"i\n\x0b\x43omposition\x12\x1a\n\rprompt_weight\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12,\n\x07prompts\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.WeightedPromptB\x10\n\x0e_prompt_weight\"@\n\x0eWeightedPrompt\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x13\n\x06weight\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_weightb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,19 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLICITGUIDANCE']._serialized_start=466
   _globals['_EXPLICITGUIDANCE']._serialized_end=500
   _globals['_GUIDANCEMETHOD']._serialized_start=503
-  _globals['_GUIDANCEMETHOD']._serialized_end=715
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_start=717
-  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_end=741
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_start=744
-  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_end=881
-  _globals['_ZEROSTARGUIDANCE']._serialized_start=883
-  _globals['_ZEROSTARGUIDANCE']._serialized_end=951
-  _globals['_SKIPLAYERGUIDANCE']._serialized_start=953
-  _globals['_SKIPLAYERGUIDANCE']._serialized_end=1076
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_start=1079
-  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_end=1211
-  _globals['_COMPOSITION']._serialized_start=1213
-  _globals['_COMPOSITION']._serialized_end=1318
-  _globals['_WEIGHTEDPROMPT']._serialized_start=1320
-  _globals['_WEIGHTEDPROMPT']._serialized_end=1384
+  _globals['_GUIDANCEMETHOD']._serialized_end=779
+  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_start=781
+  _globals['_CLASSIFIERFREEGUIDANCE']._serialized_end=805
+  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_start=808
+  _globals['_ADAPTIVEPROJECTEDGUIDANCE']._serialized_end=945
+  _globals['_ZEROSTARGUIDANCE']._serialized_start=947
+  _globals['_ZEROSTARGUIDANCE']._serialized_end=1015
+  _globals['_NORMPRESERVINGGUIDANCE']._serialized_start=1017
+  _globals['_NORMPRESERVINGGUIDANCE']._serialized_end=1081
+  _globals['_SKIPLAYERGUIDANCE']._serialized_start=1083
+  _globals['_SKIPLAYERGUIDANCE']._serialized_end=1206
+  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_start=1209
+  _globals['_PERTURBEDATTENTIONGUIDANCE']._serialized_end=1341
+  _globals['_COMPOSITION']._serialized_start=1343
+  _globals['_COMPOSITION']._serialized_end=1448
+  _globals['_WEIGHTEDPROMPT']._serialized_start=1450
+  _globals['_WEIGHTEDPROMPT']._serialized_end=1514
 # @@protoc_insertion_point(module_scope)

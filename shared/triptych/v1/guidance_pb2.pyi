@@ -159,6 +159,7 @@ class GuidanceMethod(google.protobuf.message.Message):
     CLASSIFIER_FREE_FIELD_NUMBER: builtins.int
     ADAPTIVE_PROJECTED_FIELD_NUMBER: builtins.int
     ZERO_STAR_FIELD_NUMBER: builtins.int
+    NORM_PRESERVING_FIELD_NUMBER: builtins.int
     @property
     def classifier_free(self) -> global___ClassifierFreeGuidance:
         """u + g (c - u)."""
@@ -171,16 +172,21 @@ class GuidanceMethod(google.protobuf.message.Message):
     def zero_star(self) -> global___ZeroStarGuidance:
         """The best multiple of u instead of u, and no movement in the first steps."""
 
+    @property
+    def norm_preserving(self) -> global___NormPreservingGuidance:
+        """u + g (c - u) as long as c, token by token: Qwen-Image's own."""
+
     def __init__(
         self,
         *,
         classifier_free: global___ClassifierFreeGuidance | None = ...,
         adaptive_projected: global___AdaptiveProjectedGuidance | None = ...,
         zero_star: global___ZeroStarGuidance | None = ...,
+        norm_preserving: global___NormPreservingGuidance | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "zero_star", b"zero_star"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["method", b"method"]) -> typing.Literal["classifier_free", "adaptive_projected", "zero_star"] | None: ...
+    def HasField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "norm_preserving", b"norm_preserving", "zero_star", b"zero_star"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adaptive_projected", b"adaptive_projected", "classifier_free", b"classifier_free", "method", b"method", "norm_preserving", b"norm_preserving", "zero_star", b"zero_star"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["method", b"method"]) -> typing.Literal["classifier_free", "adaptive_projected", "zero_star", "norm_preserving"] | None: ...
 
 global___GuidanceMethod = GuidanceMethod
 
@@ -251,6 +257,26 @@ class ZeroStarGuidance(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_zero_init_steps", b"_zero_init_steps"]) -> typing.Literal["zero_init_steps"] | None: ...
 
 global___ZeroStarGuidance = ZeroStarGuidance
+
+@typing.final
+class NormPreservingGuidance(google.protobuf.message.Message):
+    """v |c| / |v| with v = u + g (c - u), norms of each token of a picture: Qwen-Image's own, its default."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_SIZE_FIELD_NUMBER: builtins.int
+    token_size: builtins.int
+    """The height and width of a token in pixels of latents, 1 to 64. Default 2, as in most models."""
+    def __init__(
+        self,
+        *,
+        token_size: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_token_size", b"_token_size", "token_size", b"token_size"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_token_size", b"_token_size", "token_size", b"token_size"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_token_size", b"_token_size"]) -> typing.Literal["token_size"] | None: ...
+
+global___NormPreservingGuidance = NormPreservingGuidance
 
 @typing.final
 class SkipLayerGuidance(google.protobuf.message.Message):

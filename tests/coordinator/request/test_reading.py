@@ -20,6 +20,7 @@ from triptych_coordinator.sampling.guidance.layers import PerturbedAttentionGuid
 from triptych_coordinator.sampling.guidance.methods import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
+    NormPreservingGuidance,
     ZeroStarGuidance,
 )
 from triptych_coordinator.sampling.guidance.schedules import ConstantGuidance, IntervalGuidance
@@ -471,7 +472,7 @@ CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nothing": ({}, {}),
     "classifier-free": (
         {"guidance_method": {"classifier_free": {}}},
-        {"guidance_method": ClassifierFreeGuidance()},
+        {"guidance_method": None},
     ),
     "APG as it is": (
         {"guidance_method": {"adaptive_projected": {}}},
@@ -485,6 +486,14 @@ CHOSEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "CFG-Zero*": (
         {"guidance_method": {"zero_star": {"zero_init_steps": 0}}},
         {"guidance_method": ZeroStarGuidance(0)},
+    ),
+    "norms as they are": (
+        {"guidance_method": {"norm_preserving": {}}},
+        {"guidance_method": NormPreservingGuidance(2)},
+    ),
+    "norms": (
+        {"guidance_method": {"norm_preserving": {"token_size": 1}}},
+        {"guidance_method": NormPreservingGuidance(1)},
     ),
     "rescale": ({"guidance_rescale": 0.7}, {"guidance_rescale": 0.7}),
     "SLG as it is": (
@@ -527,6 +536,25 @@ def test_guidance_is_as_chosen_and_says_so_again(fields: dict[str, Any], chosen:
     parameters = parsed(prompts=["a", "b"], **fields)
     assert {name: getattr(parameters, name) for name in chosen} == chosen
     assert parameters_from_message(parameters_to_message(parameters), LIMITS) == parameters
+
+
+QWEN_IMAGE = replace(LIMITS, default_guidance_method=NormPreservingGuidance(), default_negative_prompt=" ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "negative"),
+    [
+        ({}, NormPreservingGuidance(), " "),
+        ({"guidance_method": {"classifier_free": {}}}, ClassifierFreeGuidance(), " "),
+        ({"negative_prompts": [""]}, NormPreservingGuidance(), ""),
+    ],
+)
+def test_a_model_may_have_a_guidance_and_a_negative_prompt_of_its_own(
+    fields: dict[str, Any], method: Any, negative: str
+) -> None:
+    parameters = parsed(QWEN_IMAGE, **fields)
+    assert (parameters.guidance_method, parameters.negative_prompts) == (method, (negative,))
+    assert parameters_from_message(parameters_to_message(parameters), QWEN_IMAGE) == parameters
 
 
 def test_an_explicit_schedule_says_the_same_again() -> None:

@@ -10,6 +10,7 @@ from triptych_coordinator.sampling.guidance.formulas import (
     adaptive_projected_guidance,
     classifier_free_guidance,
     composed,
+    norm_preserving_guidance,
     rescaled,
     zero_star_guidance,
 )
@@ -22,6 +23,7 @@ from triptych_coordinator.sampling.guidance.layers import (
 from triptych_coordinator.sampling.guidance.methods import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
+    NormPreservingGuidance,
     ZeroStarGuidance,
 )
 from triptych_coordinator.sampling.guidance.schedules import ExplicitGuidance
@@ -42,7 +44,13 @@ def guided(scales: list[float], **options: Any) -> Guided:
 
 
 @pytest.mark.parametrize(
-    "method", [ClassifierFreeGuidance(), AdaptiveProjectedGuidance(), ZeroStarGuidance(0)]
+    "method",
+    [
+        ClassifierFreeGuidance(),
+        AdaptiveProjectedGuidance(),
+        ZeroStarGuidance(0),
+        NormPreservingGuidance(),
+    ],
 )
 def test_at_scale_one_every_method_is_the_conditional_branch(method: Any) -> None:
     plan = guided([1.0], method=method, rescale=0.7)
@@ -88,6 +96,20 @@ def test_a_step_without_guidance_leaves_the_memory_as_it_is() -> None:
     plan = guided([1.0], method=AdaptiveProjectedGuidance())
     memory = velocities(1)[0]
     assert plan.velocity(0, velocities(1), memory)[1] is memory
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_token_keeps_the_norm_that_it_has_by_the_prompt(size: int) -> None:
+    negative, positive = velocities(2)  # of 6 x 5 pixels: tokens at the edges are smaller
+    positive[0, :, :2, :2] = negative[0, :, :2, :2] = 0
+    joined = norm_preserving_guidance(negative, positive, 4.0, size)
+    for top, left in ((top, left) for top in range(0, 6, size) for left in range(0, 5, size)):
+        token = (slice(None), slice(None), slice(top, top + size), slice(left, left + size))
+        norms = [np.sqrt((each[token].astype(float) ** 2).sum(axis=(1, 2, 3))) for each in (joined, positive)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    guided = classifier_free_guidance(negative, positive, 4.0)
+    alike = (joined[1] * guided[1])[np.abs(guided[1]) > 1e-3]
+    assert (alike > 0).all()
 
 
 def test_zero_star_forgets_how_large_the_negative_velocity_is() -> None:
@@ -173,7 +195,13 @@ def test_composed_prompts_need_the_negative_branch_at_scale_one_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [ClassifierFreeGuidance(), AdaptiveProjectedGuidance(0.3, 2.0, -0.5), ZeroStarGuidance(0)]
+    "method",
+    [
+        ClassifierFreeGuidance(),
+        AdaptiveProjectedGuidance(0.3, 2.0, -0.5),
+        ZeroStarGuidance(0),
+        NormPreservingGuidance(),
+    ],
 )
 def test_a_picture_of_a_batch_has_the_bits_it_has_alone(method: Any) -> None:
     weights = [[1.0, 0.7, 0.2], [0.4, -0.2, 0.1]]

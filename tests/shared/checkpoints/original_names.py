@@ -159,6 +159,11 @@ def krea2_transformer(tensors: Tensors) -> Tensors:
     )
 
 
+def qwen_image_transformer(tensors: Tensors) -> Tensors:
+    """Its authors' are diffusers'."""
+    return tensors
+
+
 def qwen_image21_transformer(tensors: Tensors) -> Tensors:
     """As node editors have it."""
     return _joined(tensors, ("img_mlp.gate_layer", "img_mlp.proj"), "img_mlp.gate_up")
@@ -179,6 +184,7 @@ TRANSFORMERS = {
     "FluxTransformer2DModel": flux_transformer,
     "Flux2Transformer2DModel": flux2_transformer,
     "Krea2Transformer2DModel": krea2_transformer,
+    "QwenImageTransformer2DModel": qwen_image_transformer,
     "QwenImage21Transformer2DModel": qwen_image21_transformer,
     "ZImageTransformer2DModel": z_image_transformer,
 }

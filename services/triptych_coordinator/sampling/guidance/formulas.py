@@ -25,6 +25,20 @@ def classifier_free_guidance(negative: Velocity, positive: Velocity, scale: floa
     return negative + np.float32(scale) * (positive - negative)
 
 
+def norm_preserving_guidance(
+    negative: Velocity, positive: Velocity, scale: float, token_size: int
+) -> Velocity:
+    """v |c| / |v| with v = u + g (c - u), the norms of each token: `token_size` x `token_size` pixels of
+    latents, fewer at the right and the bottom edge.
+
+    As diffusers' QwenImagePipeline joins its branches. A token without any velocity stays so.
+    """
+    velocity = classifier_free_guidance(negative, positive, scale)
+    wanted, found = _token_norms(positive, token_size), _token_norms(velocity, token_size)
+    ratio = np.divide(wanted, found, out=np.ones_like(found), where=found > 0)
+    return velocity * ratio.astype(np.float32)
+
+
 def zero_star_guidance(negative: Velocity, positive: Velocity, scale: float) -> Velocity:
     """s u + g (c - s u) with s = <c, u> / |u|², the multiple of u that is nearest to c.
 
@@ -118,6 +132,16 @@ def rescaled(velocity: Velocity, positive: Velocity, phi: float) -> Velocity:
 def _dot(a: NDArray[np.floating], b: NDArray[np.floating]) -> PerImage:
     products = [np.sum(np.multiply(x, y, dtype=np.float64)) for x, y in zip(a, b, strict=True)]
     return np.array(products)[:, None, None, None]
+
+
+def _token_norms(values: Velocity, size: int) -> NDArray[np.float64]:
+    """The norm of the token that each pixel is of: [B, 1, h, w]."""
+    squares = np.stack([np.sum(np.square(image, dtype=np.float64), axis=0) for image in values])
+    height, width = squares.shape[-2:]
+    sums = np.add.reduceat(squares, np.arange(0, height, size), axis=1)
+    sums = np.add.reduceat(sums, np.arange(0, width, size), axis=2)
+    norms = np.sqrt(sums.repeat(size, axis=1).repeat(size, axis=2)[:, :height, :width])
+    return norms[:, None]
 
 
 def _deviation(values: Velocity) -> PerImage:

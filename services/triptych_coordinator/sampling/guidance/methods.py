@@ -9,6 +9,7 @@ from triptych_coordinator.sampling.guidance.formulas import (
     Velocity,
     adaptive_projected_guidance,
     classifier_free_guidance,
+    norm_preserving_guidance,
     zero_star_guidance,
 )
 from triptych_coordinator.sampling.ranges import Range
@@ -76,9 +77,21 @@ class ZeroStarGuidance(GuidanceMethod):
         return zero_star_guidance(negative, positive, scale), memory
 
 
+@dataclass(frozen=True)
+class NormPreservingGuidance(GuidanceMethod):
+    """Qwen-Image's: no token moves faster than by the prompt alone. The default is a token of most models."""
+
+    token_size: Annotated[int, Range(1, 64)] = 2
+
+    def join(self, negative: Velocity, positive: Velocity, scale: float, memory: Memory) -> Joined:
+        """See formulas.norm_preserving_guidance."""
+        return norm_preserving_guidance(negative, positive, scale, self.token_size), memory
+
+
 GUIDANCE_METHODS: Mapping[str, type[GuidanceMethod]] = {
     "classifier_free": ClassifierFreeGuidance,
     "adaptive_projected": AdaptiveProjectedGuidance,
     "zero_star": ZeroStarGuidance,
+    "norm_preserving": NormPreservingGuidance,
 }
 """By the name that requests choose them with."""
