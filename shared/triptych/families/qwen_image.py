@@ -15,7 +15,6 @@ from triptych.families.family import Defaults, Family, GuidanceInput, Normalized
 from triptych.families.layouts import Shapes, Table, count
 
 BLOCKS = "transformer_blocks"
-MARK = f"{BLOCKS}.0.txt_mod.1.weight"
 SCHEDULER = {
     "use_dynamic_shifting": True,
     "time_shift_type": "exponential",
@@ -96,9 +95,9 @@ FAMILY = Family(
     distilled_mu=math.log(3),
     latents=LATENTS,
     lora_names=lambda linears: {},  # diffusers' own
-    mark=MARK,
+    mark="txt_norm.weight",
     original=OriginalFile(
-        mark=MARK,
+        mark=f"{BLOCKS}.0.txt_mod.1.weight",
         config=config,
         table=table,
         scheduler=lambda shapes: SCHEDULER,
