@@ -3,17 +3,20 @@
 import json
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.local.conftest import run, running_up
+from tests.otlp import over_grpc
 from triptych.client import Client
 from triptych.errors import TriptychError
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 
+GENERATE = "triptych.v1.ImageGenerationService/Generate"
 MARKER = "heliotrope-secret-prompt"
 
 
@@ -48,7 +51,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert "'2001-01-01' is over" in wrong.stderr
 
 
-def test_up_with_keys_serves_those_alone_and_logs_no_prompt(
+def test_up_with_keys_serves_those_alone_and_tells_who_asked_but_no_key_and_no_prompt(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, picture = tmp_path / "keys.json", tmp_path / "cat.png"
@@ -56,29 +59,38 @@ def test_up_with_keys_serves_those_alone_and_logs_no_prompt(
     key = made(file, "--name", "alice")
     (tmp_path / "key").write_text(f"{key}\n")
     options = ("--model", tiny_checkpoint, "--keys-file", file, "--log-level", "DEBUG")
-    with running_up(tmp_path / "run", *options) as up:
-        asked = ("generate", MARKER, "--steps", "2", "-o", picture)
-        refused = run(*asked, environment=up.environment)
-        assert refused.status == 1
-        assert "this server asks who calls, and the call does not say" in refused.stderr
-        done = run(*asked, "--api-key-file", tmp_path / "key", environment=up.environment)
-        assert done.status == 0, done.stderr
-        again = run(*asked, environment=up.environment | {"TRIPTYCH_API_KEY": key})
-        assert again.status == 0, again.stderr
-        wrong = run(*asked, "--guidance", "-9", environment=up.environment | {"TRIPTYCH_API_KEY": key})
-        assert wrong.status == 1
-        with grpc.insecure_channel(f"unix:{up.folder()}/denoiser.sock") as channel:
-            with pytest.raises(grpc.RpcError) as caught:
-                DenoiserServiceStub(channel).GetModel(
-                    DenoiserServiceGetModelRequest(), metadata=(("authorization", f"Bearer {key}"),)
-                )
-            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert run("keys", "revoke", file, "alice").status == 0
-        with Client(up.coordinator(), api_key=key) as client, pytest.raises(TriptychError) as revoked:
-            client.model()
-        assert revoked.value.code is grpc.StatusCode.UNAUTHENTICATED
+    with over_grpc() as (received, endpoint), monkeypatch.context() as sending:
+        for name, value in endpoint.items():
+            sending.setenv(name, value)
+        with running_up(tmp_path / "run", *options) as up:
+            asked = ("generate", MARKER, "--steps", "2", "-o", picture)
+            refused = run(*asked, environment=up.environment)
+            assert refused.status == 1
+            assert "this server asks who calls, and the call does not say" in refused.stderr
+            done = run(*asked, "--api-key-file", tmp_path / "key", environment=up.environment)
+            assert done.status == 0, done.stderr
+            again = run(*asked, environment=up.environment | {"TRIPTYCH_API_KEY": key})
+            assert again.status == 0, again.stderr
+            wrong = run(*asked, "--guidance", "-9", environment=up.environment | {"TRIPTYCH_API_KEY": key})
+            assert wrong.status == 1
+            with grpc.insecure_channel(f"unix:{up.folder()}/denoiser.sock") as channel:
+                with pytest.raises(grpc.RpcError) as caught:
+                    DenoiserServiceStub(channel).GetModel(
+                        DenoiserServiceGetModelRequest(), metadata=(("authorization", f"Bearer {key}"),)
+                    )
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert run("keys", "revoke", file, "alice").status == 0
+            with Client(up.coordinator(), api_key=key) as client, pytest.raises(TriptychError) as revoked:
+                client.model()
+            assert revoked.value.code is grpc.StatusCode.UNAUTHENTICATED
     logs = "\n".join(up.lines)
     assert f"ImageGenerationService/Generate of 'alice' (key {key[3:11]}): OK" in logs
     assert " DEBUG " in logs
-    assert MARKER not in logs
-    assert key[12:] not in logs
+    traces = "".join(span.text for span in received.spans)
+    for said in (logs, traces):
+        assert MARKER not in said
+        assert key[12:] not in said
+    requests = [span.attributes for span in received.spans if span.name == GENERATE]
+    callers = Counter((one["rpc.response.status_code"], one.get("enduser.id")) for one in requests)
+    alice = f"key {key[3:11]}"
+    assert callers == {("UNAUTHENTICATED", None): 1, ("OK", alice): 2, ("INVALID_ARGUMENT", alice): 1}

@@ -14,6 +14,7 @@ from triptych.serving.channels import BlockingChannels, tls_of
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych_local.certificate_set import CertificateSet
+from triptych_local.running.folders import CERTIFICATES
 
 STEPS = 2
 
@@ -32,7 +33,6 @@ def test_certificates_keys_and_tokens_together(
     (tmp_path / "limits.json").write_text(json.dumps({"limits": rules}))
     options = {
         "--model": tiny_checkpoint,
-        "--certs": tmp_path / "certs",
         "--keys-file": keys,
         "--jwks": tmp_path / "jwks.json",
         "--jwt-issuer": ISSUER,
@@ -41,8 +41,8 @@ def test_certificates_keys_and_tokens_together(
         "--certificate-role": "spiffe://triptych.local/triptych-client=operator",
     }
     words = [word for option in options.items() for word in option]
-    certificates = CertificateSet(tmp_path / "certs")
     with running_up(tmp_path / "run", "--mtls", *words) as up:
+        certificates = CertificateSet(up.folder() / CERTIFICATES)
         mine = certificates.of("client")
         tls = {"roots": mine.roots, "certificate": mine.certificate, "key": mine.key}
 
@@ -73,6 +73,21 @@ def test_certificates_keys_and_tokens_together(
         spent = refusal(signer.token(sub="bob", groups=["trial"]))
         assert spent.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (retry_after_seconds(spent) or 0) > 60
+        # Who watches over the fleet shows the operator's key. The certificate is found where `up` made it.
+        for name, text in made.items():
+            (tmp_path / f"{name}.key").write_text(f"{text}\n")
+        files = ("--tls-roots", mine.roots, "--tls-certificate", mine.certificate, "--tls-key", mine.key)
+        for place in ((), ("--target", up.coordinator(), *files)):
+            watch = ("top", "--once", *place, "--api-key-file")
+            told = run(*watch, tmp_path / "ops.key", environment=up.environment)
+            assert told.status == 0, told.stderr
+            assert told.stdout.startswith("tiny: 0 requests running")
+            shown = [line.split()[:2] for line in told.stdout.splitlines()]
+            assert [f"unix:{up.folder()}/denoiser.sock", "ready"] in shown
+            mistaken = run(*watch, tmp_path / "alice.key", environment=up.environment)
+            assert (mistaken.status, mistaken.stdout) == (1, "")
+            assert "'alice'" in mistaken.stderr
+            assert "is for the role operator" in mistaken.stderr
         # Stages: the coordinator's certificate to connect, and the key that it alone has.
         assert stage_refusal(up.folder(), certificates, "client", made["alice"]) == (
             grpc.StatusCode.PERMISSION_DENIED

@@ -152,10 +152,12 @@ async def _address(place: Place) -> tuple[str | None, ClientTls]:
 
 
 async def standing_address(given: ClientTls) -> tuple[str | None, ClientTls]:
-    """The coordinator of `triptych up`, if it serves."""
+    """The coordinator of `triptych up`, if it serves, and how it is called: with the key that is given."""
     standing = standing_coordinator(well_known_folder())
     if standing is not None:
-        for tls in (given, ClientTls.of_folder(well_known_folder() / CERTIFICATES)):
+        key = {"api_key_file": given.api_key_file}
+        found = ClientTls.of_folder(well_known_folder() / CERTIFICATES)
+        for tls in (given, found and found.model_copy(update=key)):
             if tls is not None and await serves(standing, tls.at(standing)):
                 return standing, tls
     return None, given

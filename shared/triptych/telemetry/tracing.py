@@ -76,9 +76,18 @@ def batch(spans: Iterable[Span], attributes: Mapping[str, int]) -> Iterator[None
     for one in recording:
         one.set_attributes(dict(attributes))
     with _tracer.start_as_current_span(
-        "batch", context.Context(), attributes=attributes, links=links, record_exception=False
-    ):
-        yield
+        "batch",
+        context.Context(),
+        attributes=attributes,
+        links=links,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as current:
+        try:
+            yield
+        except Exception as error:  # whose words may quote a request
+            current.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 async def in_steps(items: AsyncIterator[T], count: int) -> AsyncGenerator[T, None]:

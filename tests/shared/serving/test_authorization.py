@@ -2,6 +2,8 @@
 
 import asyncio
 import importlib
+import io
+import json
 import logging
 import pkgutil
 from collections.abc import AsyncIterator
@@ -19,6 +21,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 import triptych.v1
+from tests import telemetry
 from tests.shared.serving.credentials import (
     AUDIENCE,
     ISSUER,
@@ -34,11 +37,15 @@ from triptych.keda import externalscaler_pb2
 from triptych.serving.authorization import RPCS
 from triptych.serving.callers import ROLES, Role, current_caller
 from triptych.serving.keys import new_key
+from triptych.serving.log_lines import lines_of
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 UNKNOWN = grpc.StatusCode.UNAUTHENTICATED
+GENERATE_IMAGES = "/triptych.v1.ImageGenerationService/GenerateImages"
+ALICE = f"token of '{ISSUER}', subject 'alice'"
+CERTIFIED = "spiffe://example.org/client/one"
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -302,6 +309,39 @@ async def test_logs_name_callers_and_never_their_secrets(
             assert part not in caplog.text
             assert part not in repr(answers)
             assert part not in repr(guarded.server.__dict__)
+
+
+async def test_traces_and_lines_name_the_caller_of_every_kind_of_credential_and_never_its_secret(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry.span_exporter()
+    caplog.set_level(logging.INFO)
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(lines_of("coordinator", "json", requests=True))
+    path, key, token = GENERATE_IMAGES, guarded.keys["client"], guarded.signer.token()
+    calls: list[tuple[Metadata, grpc.aio.Channel | None, str | None, str | None]] = [
+        (bearer(key), None, f"key {key[3:11]}", f"'client key' (key {key[3:11]})"),
+        ((("x-api-key", key),), None, f"key {key[3:11]}", f"'client key' (key {key[3:11]})"),
+        (bearer(token), None, ALICE, f"'alice' ({ALICE})"),
+        ((), guarded.with_certificate["client"], f"certificate {CERTIFIED}", repr(CERTIFIED)),
+        (bearer(f"{key[:-1]}!"), None, None, None),
+        (bearer(guarded.keys["operator"]), None, None, None),
+    ]
+    logging.getLogger().addHandler(handler)
+    try:
+        for number, (metadata, channel, _, _) in enumerate(calls, 0xF0):
+            parent = ("traceparent", f"00-{number:032x}-{7:016x}-01")
+            await guarded.call(path, (*metadata, parent), channel)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    told = {line.get("trace_id"): line for line in map(json.loads, lines.getvalue().splitlines())}
+    for number, (_, _, share, named) in enumerate(calls, 0xF0):
+        (span,) = telemetry.spans(f"{number:032x}")
+        assert (span.attributes or {}).get("enduser.id") == share
+        assert told.get(f"{number:032x}", {}).get("caller") == named
+        for secret in (key, token, guarded.keys["operator"]):
+            assert secret[12:-2] not in span.to_json() + lines.getvalue()
 
 
 async def test_health_can_be_open_and_nothing_else(tmp_path: Path) -> None:
