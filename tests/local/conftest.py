@@ -90,12 +90,13 @@ def run(*arguments: str | Path, environment: dict[str, str] | None = None) -> Fi
 
 
 @contextmanager
-def running_up(folder: Path, *arguments: str | Path) -> Iterator[Up]:
-    """`triptych up`, ready, with the folder as its user's runtime folder."""
+def running_up(folder: Path, *arguments: str | Path, gateway: bool = False) -> Iterator[Up]:
+    """`triptych up`, ready, with the folder as its user's runtime folder; a gateway where --http says so."""
     folder.mkdir(mode=0o700, exist_ok=True)
     environment = os.environ | {"XDG_RUNTIME_DIR": str(folder)}
+    gateway = gateway or "--http" in arguments
     process = subprocess.Popen(
-        [*COMMAND, "up", *map(str, arguments)],
+        [*COMMAND, "up", *map(str, arguments if gateway else ("--http", "none", *arguments))],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,7 +104,7 @@ def running_up(folder: Path, *arguments: str | Path) -> Iterator[Up]:
     )
     up = Up(process, environment)
     try:
-        up.wait_for("ready on ")
+        up.wait_for("page on " if gateway else "ready on ")
         yield up
     finally:
         stop(up)

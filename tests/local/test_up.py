@@ -3,6 +3,8 @@
 import socket
 import stat
 import subprocess
+import urllib.request
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -59,6 +61,18 @@ def test_every_service_tells_its_health_and_what_it_serves(up: Up, name: str) ->
     of_all = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     of_operators = {"triptych.v1.FleetService", "externalscaler.ExternalScaler"}
     assert listed(address) == {SERVICES[name]} | of_all | (of_operators if name == "coordinator" else set())
+
+
+def test_a_page_is_there_wherever_its_usual_port_is_taken(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    with ExitStack() as stack:
+        with suppress(OSError):  # by another process
+            stack.enter_context(socket.create_server(("127.0.0.1", 8000)))
+        folder = tmp_path / "run"
+        up = stack.enter_context(running_up(folder, "--fused", "--model", tiny_checkpoint, gateway=True))
+        url = up.wait_for("page on ").split()[2]
+        assert not url.endswith(":8000")
+        with urllib.request.urlopen(url, timeout=60) as page:
+            assert page.status == 200
 
 
 def test_sockets_are_for_their_user_alone(up: Up) -> None:

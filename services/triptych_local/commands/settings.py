@@ -79,12 +79,17 @@ def check_target(address: str) -> str:
 Target = Annotated[str, AfterValidator(check_target)]
 
 
+NO_GATEWAY = "none"
+
+
 def check_http(address: str | None) -> str | None:
     """Raises ValueError unless a gateway that others know the port of can listen there."""
     from triptych.serving.addresses import check_listen  # imports grpc, which --help does not need
 
-    if address is not None and (check_listen(address).startswith("unix:") or address.endswith(":0")):
-        raise ValueError(f"'{address}' is not host:port with a port of its own")
+    if address in (None, NO_GATEWAY):
+        return address
+    if check_listen(address).startswith("unix:") or address.endswith(":0"):
+        raise ValueError(f"'{address}' is neither host:port with a port of its own nor {NO_GATEWAY}")
     return address
 
 
@@ -256,8 +261,8 @@ class UpSettings(Options):
     )
     http: Annotated[str | None, AfterValidator(check_http), Written(form="HOST:PORT")] = Field(
         None,
-        description="Also run the gateway there, which OpenAI's clients and browsers speak to, e.g. "
-        "127.0.0.1:8000. Default: not.",
+        description="Where the gateway listens, which has a page and speaks to OpenAI's clients; none: it is "
+        "not started. Default: 127.0.0.1:8000, or a free port if that is taken.",
     )
     replicas: Replicas
     services: ServicesSettings

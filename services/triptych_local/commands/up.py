@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 
+from triptych.errors import StartError
 from triptych.serving.addresses import claim, unix_path
 from triptych.serving.log_lines import as_line, chosen_format, lines_of
 from triptych.serving.settings import LogOptions, with_environment
 from triptych_local.certificate_set import CertificateSet
-from triptych_local.commands.settings import UpSettings
+from triptych_local.commands.settings import NO_GATEWAY, UpSettings
 from triptych_local.output import note, say
 from triptych_local.running.folders import CERTIFICATES, claimed_folder, temporary_folder, well_known_folder
 from triptych_local.running.mtls import LIFE, keep_renewed, with_mtls
@@ -26,11 +29,12 @@ from triptych_local.running.programs import (
     with_metrics,
 )
 
+GATEWAY = "127.0.0.1:8000"
+
 
 async def up(asked: UpSettings) -> None:
     """Runs the services on Unix sockets or on ports until it is cancelled. Raises StartError."""
-    if asked.http:
-        claim(asked.http)  # a port that is taken is better found before a model is loaded
+    http = _gateway_address(asked.http)
     services = asked.services.pinned()
     services.log_format = form = chosen_format(with_environment(LogOptions, services).log_format)
     written = partial(as_line, lines_of("up", form), logging.INFO) if form == "json" else str
@@ -57,16 +61,30 @@ async def up(asked: UpSettings) -> None:
         try:
             async with AsyncExitStack() as runs:
                 await runs.enter_async_context(running(programs, note, written))
-                if asked.http:
-                    gateway = gateway_program(asked.http, addresses.coordinator, services, certificates)
-                    fronts = [gateway]
+                _tell(addresses, asked, certificates)
+                if http is not None:
+                    fronts = [gateway_program(http, addresses.coordinator, services, certificates)]
                     if asked.metrics_port is not None:
                         fronts = with_metrics(fronts, asked.metrics_port + len(programs))
                     await runs.enter_async_context(running(fronts, note, written))
-                _tell(addresses, asked, certificates)
+                    _say([f"page on http://{http} (/v1 there for OpenAI's clients)"])
                 await (asyncio.Event().wait() if certificates is None else keep_renewed(certificates))
         except asyncio.CancelledError:
             note(written("stopped"))
+
+
+def _gateway_address(asked: str | None) -> str | None:
+    """None for no gateway. Raises StartError for a port that is taken, before a model is loaded."""
+    if asked == NO_GATEWAY:
+        return None
+    try:
+        claim(asked or GATEWAY)
+    except StartError:
+        if asked is not None:
+            raise
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return f"127.0.0.1:{free.getsockname()[1]}"
+    return asked or GATEWAY
 
 
 def _certificates(asked: UpSettings) -> CertificateSet:
@@ -92,9 +110,12 @@ def _tell(addresses: Addresses, asked: UpSettings, certificates: CertificateSet 
     lines = [
         f"ready on {coordinator}",
         *(f"         {address}" for address in others),
-        *([f"         http://{asked.http}, a page; /v1 there for OpenAI's clients"] if asked.http else []),
         f'  triptych generate "a red fire truck" -o truck.png{target}',
         f"  grpcurl {plaintext} {server} triptych.v1.ImageGenerationService/GetModel",
     ]
+    _say(lines)
+
+
+def _say(lines: Sequence[str]) -> None:
     with suppress(OSError):  # they serve, whoever reads it
         say("\n".join(lines))
