@@ -40,12 +40,12 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     """
     name = str(checkpoint.index.get("_class_name"))
     family = family_of(name)
-    embedded = bool(checkpoint.config("transformer").get("guidance_embeds"))
-    if family is None or embedded not in family.defaults:
+    config = checkpoint.config("transformer")
+    if family is None or not family.has(config):
         supported = ", ".join(family.pipeline for family in FAMILIES)
         raise StartError(f"{checkpoint.path} is a {name}; supported are {supported}")
     distilled = family.distilled if checkpoint.index.get("is_distilled") is True else None
-    defaults = distilled or family.defaults[embedded]
+    defaults = distilled or family.defaults[bool(config.get("guidance_embeds"))]
     levels = _sample_sigmas(checkpoint)
     steps = len(levels) or family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:

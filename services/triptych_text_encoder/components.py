@@ -34,14 +34,16 @@ _EXCEPTIONS = {
     "Qwen3ForCausalLM": Exceptions(weights_only=("down_proj",)),
     "Qwen3VLModel": Exceptions(weights_only=("down_proj",)),
     "Qwen3VLForConditionalGeneration": Exceptions(weights_only=("down_proj",)),
+    "Mistral3ForConditionalGeneration": Exceptions(weights_only=("down_proj",)),
 }
 #: What a checkpoint's names may begin with although transformers' do not, and the other way round.
-_PREFIXES = ("text_model.", "model.", "language_model.", "model.language_model.")
+_PREFIXES = ("text_model.", "model.", "language_model.", "model.language_model.", "language_model.model.")
 #: What files have besides: tables that are computed here, CLIP's other half, heads for words, T5's decoder,
-#: eyes.
+#: eyes, and tokenizers in the files of node editors.
 _UNUSED = re.compile(
     r"(?:^|\.)(?:position_ids|inv_freq|logit_scale|text_projection\.weight|visual_projection\.weight"
-    r"|lm_head\.weight|spiece_model)$|^(?:vision_model|decoder|(?:model\.)?visual)\."
+    r"|lm_head\.weight|spiece_model|tekken_model)$"
+    r"|^(?:vision_model|decoder|(?:model\.)?(?:visual|vision_tower|multi_modal_projector))\."
 )
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -55,11 +57,11 @@ def load_text_model(
     quantizer: Quantizer | None = None,
     layers: int | None = None,
 ) -> Any:
-    """Load a text encoder of CLIP, T5, Qwen3 or a Qwen-VL, ready for inference.
+    """Load a text encoder of CLIP, T5, Qwen3, a Qwen-VL or Mistral 3, ready for inference.
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the prefixes of
     _PREFIXES are accepted, T5's embedding under any of its names; T5's `wo` is float32 when dtype is float16.
-    Of a Qwen's layers, those behind the first `layers` are left out; of a Qwen-VL, its eyes are.
+    Of a Qwen's or Mistral's layers, those behind the first `layers` are left out; of models with eyes, those.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -183,7 +185,7 @@ def spellings(name: str) -> list[str]:
 
 
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
-    """Load a CLIP, T5 or Qwen tokenizer.
+    """Load a CLIP, T5, Qwen or Mistral tokenizer.
 
     Raises CheckpointError if the class is another one or the files are missing or broken.
     """
@@ -222,10 +224,15 @@ def _transformers_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, 
             from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
             return Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig
+        case "Mistral3ForConditionalGeneration":
+            from transformers.models.mistral.configuration_mistral import MistralConfig
+            from transformers.models.mistral.modeling_mistral import MistralModel
+
+            return MistralModel, MistralConfig
         case other:
             supported = (
-                "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, Qwen3Model, Qwen3VLModel and "
-                "Qwen2_5_VLForConditionalGeneration"
+                "CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel, Qwen3Model, Qwen3VLModel, "
+                "Qwen2_5_VLForConditionalGeneration and Mistral3ForConditionalGeneration"
             )
             raise _unsupported(checkpoint, component, other, supported)
 
@@ -245,8 +252,15 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
             return Qwen2Tokenizer
+        case "PixtralProcessor":  # the same
+            from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast
         case other:
-            supported = "CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with and without Fast, Qwen3VLProcessor"
+            supported = (
+                "CLIPTokenizer, T5Tokenizer, Qwen2Tokenizer, with and without Fast, Qwen3VLProcessor and "
+                "PixtralProcessor"
+            )
             raise _unsupported(checkpoint, component, other, supported)
 
 

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Tower:
-    """A text encoder with its tokenizer, reading `max_length` tokens of a text."""
+    """A text encoder with its tokenizer, reading `max_length` tokens of a text.
+
+    adds_marks: whether the tokenizer adds its marks: not where texts have them.
+    """
 
     tokenizer: Any
     model: Any
     max_length: int
+    adds_marks: bool = True
 
     @property
     def parameters(self) -> int:
@@ -54,7 +58,7 @@ class Tower:
     def characters_read(self, text: str) -> int:
         """How many characters of the text fit into `max_length` tokens."""
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        kept = self.max_length - self.tokenizer.num_special_tokens_to_add()
+        kept = self.max_length - (self.tokenizer.num_special_tokens_to_add() if self.adds_marks else 0)
         if len(tokens.offset_mapping) <= kept:
             return len(text)
         start, _ = tokens.offset_mapping[kept]
@@ -65,7 +69,8 @@ class Tower:
 
     def _cut(self, text: str | list[str], **options: Any) -> Any:
         """What the tokenizer says of the first `max_length` tokens."""
-        return self.tokenizer(text, max_length=self.max_length, truncation=True, **options)
+        limits = {"max_length": self.max_length, "truncation": True}
+        return self.tokenizer(text, add_special_tokens=self.adds_marks, **limits, **options)
 
 
 class LoadTower(Protocol):

@@ -29,6 +29,7 @@ def settings(folder: Path, text: str, pipeline: str = "StableDiffusion3Pipeline"
         ("FluxPipeline", True, GuidanceInput.EMBEDDED, 28, 3.5, Grid.EVEN),
         ("FluxPipeline", False, GuidanceInput.NONE, 4, 1.0, Grid.EVEN),
         ("Flux2KleinPipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
+        ("Flux2Pipeline", True, GuidanceInput.EMBEDDED, 50, 4.0, Grid.EVEN),
         ("Krea2Pipeline", False, GuidanceInput.BRANCHES, 28, 5.5, Grid.EVEN),
         ("QwenImagePipeline", False, GuidanceInput.BRANCHES, 50, 4.0, Grid.EVEN),
         ("QwenImage21Pipeline", False, GuidanceInput.BRANCHES, 40, 1.0, Grid.EVEN),
@@ -61,7 +62,12 @@ def test_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pipeline", "embeds"),
-    [("PixArtSigmaPipeline", False), ("ZImagePipeline", True), ("Flux2KleinPipeline", True)],
+    [
+        ("PixArtSigmaPipeline", False),
+        ("ZImagePipeline", True),
+        ("Flux2KleinPipeline", True),
+        ("Flux2Pipeline", False),
+    ],
 )
 def test_another_pipeline_is_refused(pipeline: str, embeds: bool, tmp_path: Path) -> None:
     says = "supported are StableDiffusion3Pipeline, .*, ZImagePipeline"

@@ -20,7 +20,7 @@ from triptych.compute import loading
 from triptych.compute.quantization import INT4_GROUP, Quantizer
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
-from triptych_text_encoder.recipes.flux2 import HIDDEN_STATES
+from triptych_text_encoder.recipes import flux2, flux2_dev
 from triptych_vae_codec.models import load_autoencoder
 
 NAMES = {
@@ -28,10 +28,15 @@ NAMES = {
     "SD3.5-medium": "stable-diffusion-3.5-medium",
     "SD3.5-large, -turbo": "stable-diffusion-3.5-large",
     "FLUX.1-dev, -schnell": "FLUX.1-dev",
+    "FLUX.2-dev": "FLUX.2-dev",
     "FLUX.2-klein-4B": "FLUX.2-klein-4B",
     "FLUX.2-klein-9B": "FLUX.2-klein-9B",
     "Z-Image, -Turbo": "Z-Image",
 }
+LAYERS = {"FLUX.2-dev": flux2_dev.LAYERS[-1]} | dict.fromkeys(
+    ("FLUX.2-klein-4B", "FLUX.2-klein-9B"), flux2.HIDDEN_STATES[-1] + 1
+)
+"""Of text encoders whose other layers are not loaded."""
 BYTES = 2
 """Of a number in bfloat16."""
 
@@ -80,10 +85,10 @@ def main() -> None:
             of_denoiser, of_text = Counted(), Counted()
             denoiser = size(load_transformer(checkpoint, "meta", torch.bfloat16, of_denoiser))
             encoders = [one for one in checkpoint.components if one.startswith("text_encoder")]
-            layers = HIDDEN_STATES[-1] + 1 if name.startswith("FLUX.2") else None  # the others' are of no use
             text, cpu = 0, torch.device("cpu")
             for one in encoders:
-                text += size(load_text_model(checkpoint, one, torch.bfloat16, cpu, of_text, layers))
+                model = load_text_model(checkpoint, one, torch.bfloat16, cpu, of_text, LAYERS.get(name))
+                text += size(model)
             autoencoder: Any = load_autoencoder(checkpoint, META, "bfloat16", "none")
             codec = size(getattr(autoencoder, "model", autoencoder))
         cells = [

@@ -53,8 +53,16 @@ KLEIN: dict[str, Any] = {
     "eps": 1e-6,
     "guidance_embeds": False,
 }
+DEV = {
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "num_attention_heads": 48,
+    "joint_attention_dim": 15360,
+    "guidance_embeds": True,
+}
 KLEIN_9B = {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288}
 PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
+    "FLUX.2-dev": (KLEIN | DEV, 32_223),
     "FLUX.2-klein-4B": (KLEIN, 3_876),
     "FLUX.2-klein-9B": (KLEIN | KLEIN_9B, 9_079),
 }
@@ -120,13 +128,17 @@ def test_velocities_are_those_of_diffusers(
     assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
 
 
+@pytest.mark.parametrize("variant", ["klein", "with guidance, as dev"])
 @pytest.mark.parametrize("sizes", [[(5, 7)], [(3, 9), (8, 2)], [(1, 1), (6, 5), (40, 2)]])
-def test_velocities_beside_references_are_those_of_diffusers(sizes: list[tuple[int, int]]) -> None:
+def test_velocities_beside_references_are_those_of_diffusers(
+    sizes: list[tuple[int, int]], variant: str
+) -> None:
+    config = SMALL | VARIANTS[variant]
     generator = torch.Generator().manual_seed(2)
-    pictures = [torch.randn(2, SMALL["in_channels"], *size, generator=generator) for size in sizes]
-    given = inputs(SMALL, 2, 5, 6) | {"references": pictures}
+    pictures = [torch.randn(2, config["in_channels"], *size, generator=generator) for size in sizes]
+    given = inputs(config, 2, 5, 6) | {"references": pictures}
 
-    assert error(reference(SMALL), given) <= 1e-5
+    assert error(reference(config), given) <= 1e-5
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 512])

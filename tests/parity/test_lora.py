@@ -335,6 +335,26 @@ def test_the_authors_krea2_layout_gives_what_diffusers_gives(prefix: str, tmp_pa
     check(case, written(tmp_path / "lora.safetensors", lora), 0.3, case.with_lora(lora, 0.3))
 
 
+def test_a_lora_of_flux2_devs_guidance_gives_what_diffusers_gives(tmp_path: Path) -> None:
+    config = flux2_tests.SMALL | {"guidance_embeds": True}
+    theirs, given = flux2_tests.reference(config), flux2_tests.inputs(config, 2, 4, 3)
+    case = Case(
+        Flux2Transformer,
+        theirs,
+        reference_library.Flux2Pipeline,
+        given,
+        flux2_tests.expected_velocity,
+    )
+    generator = torch.Generator().manual_seed(1)
+    lora = {
+        f"diffusion_model.guidance_in.{layer}.lora_{part}.weight": torch.randn(shape, generator=generator)
+        for layer, columns in (("in_layer", 256), ("out_layer", 48))
+        for part, shape in (("A", (RANK, columns)), ("B", (48, RANK)))
+    }
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, case.with_lora(lora, 1))
+
+
 def test_a_lora_of_flux2s_last_modulation_has_its_halves_swapped(tmp_path: Path) -> None:
     """As the checkpoint has them, which diffusers' conversion of LoRAs forgets: merged by hand."""
     case, name = flux2_case(), "final_layer.adaLN_modulation.1"

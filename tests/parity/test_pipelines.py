@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import triptych.families
-from tests import tiny_qwen_image21
+from tests import tiny_flux2_dev, tiny_qwen_image21
 from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
+from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_krea2 import krea2_pipeline
 from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_qwen_image21 import qwen_image21_pipeline
@@ -201,6 +202,33 @@ async def test_flux2_klein_base(height: int, width: int, tmp_path: Path) -> None
         height=height,
         width=width,
         num_inference_steps=5,
+    )
+
+
+@SIZES
+async def test_flux2_dev(height: int, width: int, tmp_path: Path) -> None:
+    await assert_same_pictures(
+        flux2_dev_pipeline(),
+        tmp_path,
+        {},
+        {},
+        save=tiny_flux2_dev.save,
+        height=height,
+        width=width,
+        num_inference_steps=5,
+        guidance_scale=2.5,
+    )
+
+
+async def test_flux2_dev_with_references(tmp_path: Path) -> None:
+    pictures = [a_picture(size) for size in [(64, 130), (97, 66)]]
+    await assert_same_pictures(
+        flux2_dev_pipeline(num_layers=2, num_single_layers=1),
+        tmp_path,
+        {"image": pictures},  # as large as the first one
+        {"references": [png(picture) for picture in pictures]},
+        save=tiny_flux2_dev.save,
+        num_inference_steps=4,
     )
 
 

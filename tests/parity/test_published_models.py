@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.mistral3.configuration_mistral3 import Mistral3Config
+from transformers.models.mistral3.modeling_mistral3 import Mistral3ForConditionalGeneration
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
@@ -120,6 +122,20 @@ QWEN_IMAGE21_ENCODERS: dict[str, Component] = {
     "text_encoder": ("Qwen3VLForConditionalGeneration", QWEN3_VL_8B)
 }
 KREA2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3VLModel", QWEN3_VL_4B)}
+MISTRAL_3: dict[str, Any] = {
+    "text_config": {
+        "model_type": "mistral",
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+        "max_position_embeddings": 131072,
+    },
+    "vision_config": {"model_type": "pixtral"},
+}
 Z_IMAGE_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3Model", QWEN3_4B)}
 FLUX2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_4B)}
 VAE_SIZES = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
@@ -149,6 +165,7 @@ PIPELINES: dict[str, tuple[str, dict[str, Component], Component]] = {
     "QwenImage21Transformer2DModel": ("QwenImage21Pipeline", QWEN_IMAGE21_ENCODERS, QWEN_IMAGE21_VAE),
     "ZImageTransformer2DModel": ("ZImagePipeline", Z_IMAGE_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
 }
+MISTRAL_3_CLASS = "Mistral3ForConditionalGeneration"
 TEXT_MODELS: dict[str, tuple[Any, Any]] = {
     "CLIPTextModel": (CLIPTextModel, CLIPTextConfig),
     "CLIPTextModelWithProjection": (CLIPTextModelWithProjection, CLIPTextConfig),
@@ -158,6 +175,7 @@ TEXT_MODELS: dict[str, tuple[Any, Any]] = {
     "Qwen3VLModel": (Qwen3VLModel, Qwen3VLConfig),
     "Qwen2_5_VLForConditionalGeneration": (Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig),
     "Qwen3VLForConditionalGeneration": (Qwen3VLForConditionalGeneration, Qwen3VLConfig),
+    MISTRAL_3_CLASS: (Mistral3ForConditionalGeneration, Mistral3Config),
 }
 DYNAMIC = {
     "shift": 3.0,
@@ -180,6 +198,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3.5-large-turbo": (SD3_CLASS, SD3["SD3.5-large"][0], {"shift": 3.0}),
     "FLUX.1-dev": (FLUX_CLASS, FLUX["FLUX.1-dev"][0], DYNAMIC),
     "FLUX.1-schnell": (FLUX_CLASS, FLUX["FLUX.1-schnell"][0], {"shift": 1.0}),
+    "FLUX.2-dev": (FLUX2_CLASS, FLUX2["FLUX.2-dev"][0], DYNAMIC),
     "FLUX.2-klein-4B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-4B"][0], DYNAMIC),
     "FLUX.2-klein-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
     "FLUX.2-klein-base-4B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-4B"][0], DYNAMIC),
@@ -194,7 +213,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Z-Image-Turbo": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 3.0}),
 }
 """By the repository's name: the transformer's class and config, and the scheduler's config."""
-INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "FLUX.2" in name}
+INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "klein" in name}
 TURBO_LEVELS = [1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568]
 INDICES["Qwen-Image-2.1-Turbo"] = {"sample_sigmas": TURBO_LEVELS}
 INDICES["Krea-2-Turbo"] = {"is_distilled": True}
@@ -203,7 +222,7 @@ INDICES["Krea-2-Turbo"] = {"is_distilled": True}
 
 OF_NO_USE = {"lm_head.weight", "bn.num_batches_tracked"}
 """A head for words, and a count of training."""
-OF_ANOTHER_USE = r"^(model\.)?visual\.|\.time_conv\."
+OF_ANOTHER_USE = r"^(model\.)?(visual|vision_tower|multi_modal_projector)\.|\.time_conv\."
 """Eyes, and what joins frames of videos."""
 
 
@@ -233,6 +252,8 @@ class Published(Checkpoint):
         pipeline, encoders, vae = PIPELINES[class_name]
         if name.startswith("FLUX.2") and name.endswith("9B"):
             encoders = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_8B)}
+        if name == "FLUX.2-dev":
+            pipeline, encoders = "Flux2Pipeline", {"text_encoder": (MISTRAL_3_CLASS, MISTRAL_3)}
         self.components: dict[str, Component] = {
             "transformer": (class_name, transformer),
             "vae": vae,
@@ -278,7 +299,7 @@ def published_tensors(class_name: str, config: dict[str, Any]) -> dict[str, Tens
     if class_name == "T5EncoderModel":
         tensors.pop("encoder.embed_tokens.weight")  # it is shared.weight
         return tensors
-    if class_name.startswith(("Qwen3VL", "Qwen2_5_VL")):
+    if class_name.startswith(("Qwen3VL", "Qwen2_5_VL", "Mistral3")):
         return tensors
     prefix = "model." if class_name.startswith("Qwen3") else "text_model."
     return {
@@ -306,6 +327,7 @@ def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
     [
         "stable-diffusion-3.5-large",
         "FLUX.1-dev",
+        "FLUX.2-dev",
         "FLUX.2-klein-4B",
         "FLUX.2-klein-9B",
         "Krea-2-Raw",
@@ -338,6 +360,7 @@ def test_vae_and_text_encoders_use_every_tensor(
         ("stable-diffusion-3.5-large-turbo", 4, 1.0, GuidanceInput.BRANCHES, 3.0),
         ("FLUX.1-dev", 28, 3.5, GuidanceInput.EMBEDDED, DynamicShift(256, 4096, 0.5, 1.15)),
         ("FLUX.1-schnell", 4, 1.0, GuidanceInput.NONE, 1.0),
+        ("FLUX.2-dev", 50, 4.0, GuidanceInput.EMBEDDED, EmpiricalShift()),
         ("FLUX.2-klein-4B", 4, 1.0, GuidanceInput.NONE, EmpiricalShift()),
         ("FLUX.2-klein-9B", 4, 1.0, GuidanceInput.NONE, EmpiricalShift()),
         ("FLUX.2-klein-base-4B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),

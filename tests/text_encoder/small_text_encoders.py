@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.mistral3.configuration_mistral3 import Mistral3Config
+from transformers.models.mistral3.modeling_mistral3 import Mistral3ForConditionalGeneration
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
@@ -19,6 +25,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLForConditional
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
+from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
 
 MAX_LENGTH = 32
 JOINT_ATTENTION_DIM = 64
@@ -30,6 +37,11 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}
 {%- if not enable_thinking %}<think></think>{% endif -%}"""
+MISTRAL_TEMPLATE = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- set name = "SYSTEM_PROMPT" if message.role == "system" else "INST" -%}
+[{{ name }}]{{ message.content[0].text }}[/{{ name }}]
+{%- endfor -%}"""
 T5_PIECES = "abcdefghijklmnopqrstuvwxyz0123456789,.!?'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -62,6 +74,57 @@ def qwen_tokenizer() -> Any:
         chat_template=CHAT_TEMPLATE,
         model_max_length=2048,
     )
+
+
+def mistral_tokenizer() -> Any:
+    """Mistral's kind of tokenizer: a token per byte, marks of a chat, padding on the left."""
+    marks = ["<unk>", "<s>", "</s>", "<pad>"]
+    chat = [f"[{end}{name}]" for name in ("SYSTEM_PROMPT", "INST") for end in ("", "/")]
+    pieces = [*marks, *chat, "[IMG]", *sorted(ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([*marks, *chat, "[IMG]"])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        chat_template=MISTRAL_TEMPLATE,
+        model_max_length=2048,
+    )
+
+
+def mistral3_model(hidden_size: int, layers: int = 3) -> Any:
+    """A Mistral 3 with its eyes and its head for words."""
+    text = {
+        "model_type": "mistral",
+        "vocab_size": len(mistral_tokenizer()),
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": max(hidden_size // 4, 8),
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+        "rope_theta": 1e6,
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    config = Mistral3Config(text_config=text, vision_config=vision)
+    return _with_random_weights(Mistral3ForConditionalGeneration(config))
 
 
 def clip_model(hidden_size: int, projection_dim: int, hidden_act: str) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory.loading import stored_bytes
+from tests.tiny_flux2_dev import flux2_dev_pipeline, save
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import create_quantizer
 from triptych.compute.settings import StageSettings
@@ -62,6 +63,26 @@ def test_linears_are_a_fourth() -> None:
     blocks = (full.text_model.encoder, small.text_model.encoder)
     assert stored_bytes(blocks[1]) < 0.27 * stored_bytes(blocks[0])
     assert torch.equal(small.text_projection.weight, full.text_projection.weight)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "most", "share"),
+    [("int8-weight-only", torch.float32, 0.2, 0.3), ("int4-weight-only", torch.bfloat16, 0.8, 0.4)],
+)
+def test_mistrals_layers_are_small_and_its_states_near(
+    mode: Any, dtype: torch.dtype, most: float, share: float, tmp_path: Path
+) -> None:
+    save(flux2_dev_pipeline(width=128), tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    full = load_recipe(checkpoint, dtype, CPU)
+    small = load_recipe(checkpoint, dtype, CPU, create_quantizer(mode, CPU, dtype))
+
+    expected, found = (recipe.encode("a red cat").sequence.float() for recipe in (full, small))
+
+    assert 0 < float((found - expected).norm() / expected.norm()) < most
+    layers, quantized = (recipe.towers[0].model.layers for recipe in (full, small))
+    assert stored_bytes(quantized) < share * stored_bytes(layers)
+    assert torch.equal(small.towers[0].model.embed_tokens.weight, full.towers[0].model.embed_tokens.weight)
 
 
 def test_fingerprints_differ(with_t5: Path) -> None:

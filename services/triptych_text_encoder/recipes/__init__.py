@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import FluxRecipe
 from triptych_text_encoder.recipes.flux2 import Flux2KleinRecipe
+from triptych_text_encoder.recipes.flux2_dev import Flux2DevRecipe
 from triptych_text_encoder.recipes.krea2 import Krea2Recipe
 from triptych_text_encoder.recipes.qwen_image import QwenImageRecipe
 from triptych_text_encoder.recipes.qwen_image21 import QwenImage21Recipe
@@ -30,6 +31,7 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "FluxKontextPipeline": FluxRecipe,
     "FluxFillPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
+    "Flux2Pipeline": Flux2DevRecipe,
     "Krea2Pipeline": Krea2Recipe,
     "QwenImagePipeline": QwenImageRecipe,
     "QwenImage21Pipeline": QwenImage21Recipe,

@@ -110,7 +110,7 @@ class SingleFile(Checkpoint):
         self._scheduler = _scheduler(family, self._parts)
         its = base.index.get("_class_name") if base else family.pipeline
         of_base = family_of(str(its))
-        if of_base is None or of_base.transformer != family.transformer:
+        if of_base is None or not _takes(of_base, self._parts, family):
             raise CheckpointError(
                 f"{path} is for a {family.pipeline}, but the base {base and base.path} a {its}"
             )
@@ -201,9 +201,10 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
                 transformer = _transformer(files, inner, family)
                 if transformer is None:
                     continue
-                vae = _vae_inside(files, tensors, family) or _vae_beside(path, family)
-                encoders = _encoders_inside(files, tensors, family, base)
-                return {"transformer": transformer} | vae | encoders, family
+                exactly = _exactly(family, transformer, path)
+                vae = _vae_inside(files, tensors, exactly) or _vae_beside(path, exactly)
+                encoders = _encoders_inside(files, tensors, exactly, base)
+                return {"transformer": transformer} | vae | encoders, exactly
         if _VAE_MARK in tensors or _DIFFUSERS_VAE_MARK in tensors:
             return _vae_alone(path, tensors, base)
         if (kind := kind_of(_shapes(tensors))) is not None:
@@ -211,10 +212,25 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
-        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2 klein, "
+        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2, "
         "Krea 2, Qwen-Image 2.1 and Z-Image as their authors, node editors, GGUF converters and diffusers "
         "have them"
     )
+
+
+def _exactly(first: Family, transformer: Part, path: Path) -> Family:
+    """Of the families with a transformer's class the one that its config tells, or the file's name."""
+    alike = [family for family in FAMILIES if family.transformer == first.transformer]
+    if transformer.config is not None:
+        alike = [family for family in alike if family.has(transformer.config)]
+    return next((family for family in alike if family.is_named(names_of(path))), alike[0])
+
+
+def _takes(of_base: Family, parts: Mapping[str, Part], family: Family) -> bool:
+    """Whether what a file has may be a part of a checkpoint of the base's family."""
+    transformer = parts.get("transformer")
+    known = None if transformer is None else transformer.config
+    return of_base.transformer == family.transformer and (known is None or of_base.has(known))
 
 
 def _shards(path: Path) -> list[Path]:

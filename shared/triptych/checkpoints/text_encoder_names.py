@@ -13,7 +13,7 @@ from typing import Any
 
 from triptych.families.layouts import Shapes, Table
 
-_PREFIXES = ("", "model.", "text_model.", "language_model.", "model.language_model.")
+_PREFIXES = ("", "model.", "text_model.", "language_model.", "model.language_model.", "language_model.model.")
 _BLOCK = re.compile(r"(?:enc\.)?blk\.(\d+)\.(.+)")
 
 
@@ -81,6 +81,12 @@ QWEN3 = TextEncoderKind(
         "rope_freqs": None,
     },
 )
+MISTRAL = TextEncoderKind(
+    classes=("Mistral3ForConditionalGeneration",),
+    embedding="embed_tokens.weight",
+    mark="layers.0.self_attn.q_proj.weight",  # Qwen's have it too: they are asked for before
+    width="hidden_size",
+)
 CLIP = TextEncoderKind(
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     embedding="embeddings.token_embedding.weight",
@@ -88,7 +94,7 @@ CLIP = TextEncoderKind(
     width="hidden_size",
 )
 
-KINDS = (T5, QWEN3, CLIP)
+KINDS = (T5, QWEN3, CLIP, MISTRAL)
 """Of text encoders. A new one is its line here and its table above."""
 
 

@@ -19,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     flux_kontext.FAMILY,
     flux_fill.FAMILY,
     flux2.FAMILY,
+    flux2.DEV,
     krea2.FAMILY,
     qwen_image.FAMILY,
     qwen_image21.FAMILY,

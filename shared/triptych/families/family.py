@@ -110,7 +110,7 @@ class Family:
     transformer: the class of its transformer there.
     grid: the levels that its pipeline gives the scheduler.
     mu: how that pipeline shifts them.
-    defaults: by whether the transformer's config has guidance_embeds.
+    defaults: by whether the transformer's config has guidance_embeds; those that the family has.
     guidance_method: how the pipeline joins two branches.
     negative_prompt: what a request gets that names none.
     distilled: those of a model whose model_index.json has is_distilled.
@@ -149,6 +149,10 @@ class Family:
         """The steps of a model that goes by these names, of which one has a distilled model's in it."""
         names = list(names)
         return next((steps for known, steps in self.distilled_steps.items() if _in_names(known, names)), None)
+
+    def has(self, config: Mapping[str, Any]) -> bool:
+        """Whether a transformer of its class with such a config may be one of its."""
+        return bool(config.get("guidance_embeds")) in self.defaults
 
     def is_named(self, names: Iterable[str]) -> bool:
         """Whether a model that goes by these names has one of `named` in it."""

@@ -1,12 +1,14 @@
-"""FLUX.2 klein: base, guided by two branches, and distilled from it to four steps without guidance.
+"""FLUX.2 klein: base, guided by two branches, and distilled from it to four steps without guidance; and dev,
+which takes the guidance scale as an input.
 
-Sources: Flux2KleinPipeline in diffusers; src/flux2/model.py in black-forest-labs/flux2, and
+Sources: Flux2KleinPipeline and Flux2Pipeline in diffusers; src/flux2/model.py in black-forest-labs/flux2, and
 convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
@@ -26,6 +28,8 @@ def table(layers: int, single_layers: int, width: int) -> Table:
         "txt_in": same("context_embedder"),
         "time_in.in_layer": same("time_guidance_embed.timestep_embedder.linear_1"),
         "time_in.out_layer": same("time_guidance_embed.timestep_embedder.linear_2"),
+        "guidance_in.in_layer": same("time_guidance_embed.guidance_embedder.linear_1"),  # dev's
+        "guidance_in.out_layer": same("time_guidance_embed.guidance_embedder.linear_2"),
         "double_stream_modulation_img.lin": same("double_stream_modulation_img.linear"),
         "double_stream_modulation_txt.lin": same("double_stream_modulation_txt.linear"),
         "single_stream_modulation.lin": same("single_stream_modulation.linear"),
@@ -64,16 +68,7 @@ def _double_stream(
 
 
 def config(shapes: Shapes) -> dict[str, Any]:
-    """The config of diffusers' Flux2Transformer2DModel.
-
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: it is of FLUX.2 dev.
-    """
-    if "guidance_in.in_layer.weight" in shapes:
-        raise ValueError(
-            "it takes the guidance scale as an input, as FLUX.2 dev does; klein alone is supported"
-        )
+    """The config of diffusers' Flux2Transformer2DModel. Raises KeyError for a tensor that is missing."""
     width, channels = shapes["img_in.weight"]
     (head_dim,) = shapes["double_blocks.0.img_attn.norm.query_norm.scale"]
     return {
@@ -89,7 +84,7 @@ def config(shapes: Shapes) -> dict[str, Any]:
         "axes_dims_rope": [head_dim // ROPE_AXES] * ROPE_AXES,
         "rope_theta": ROPE_THETA,
         "eps": 1e-6,
-        "guidance_embeds": False,
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
     }
 
 
@@ -121,4 +116,13 @@ FAMILY = Family(
         text_encoders={"text_encoder": "qwen3_4b"},
     ),
     distilled_steps={"flux.2-klein-4b": 4, "flux.2-klein-9b": 4, "flux2-klein-4b": 4, "flux2-klein-9b": 4},
+)
+
+DEV = replace(
+    FAMILY,
+    pipeline="Flux2Pipeline",
+    defaults={True: Defaults(GuidanceInput.EMBEDDED, 50, 4.0)},  # of Flux2Pipeline.__call__
+    distilled=None,
+    original=replace(FAMILY.original, text_encoders={"text_encoder": "mistral3_24b"}),
+    distilled_steps={},
 )

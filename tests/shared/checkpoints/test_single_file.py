@@ -13,13 +13,17 @@ import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
 
+from tests import tiny_flux2_dev
 from tests.shared.checkpoints import original_names
 from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
+from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline, flux2_vae
+from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
+from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.sigmas import EmpiricalShift
 from triptych_coordinator.sampling_config import sampling_of
 from triptych_denoiser.models import load_transformer
@@ -175,11 +179,40 @@ def test_flux2s_autoencoder_comes_back_to_the_bit(counted: bool, tmp_path: Path)
     assert_config(config, model)
 
 
-def test_a_file_of_flux2_dev_is_refused(tmp_path: Path) -> None:
-    original = original_names.flux2_transformer(flux2_transformer(guidance_embeds=True).state_dict())
-    file = save(original, tmp_path / "flux2-dev.safetensors")
-    with pytest.raises(CheckpointError, match=r"as FLUX\.2 dev does; klein alone is supported"):
-        open_checkpoint(str(file))
+def test_a_file_of_flux2_dev_is_known_by_its_guidance(tmp_path: Path) -> None:
+    model = flux2_transformer(guidance_embeds=True, joint_attention_dim=48)
+    original = original_names.flux2_transformer(model.state_dict())
+    file = str(save(original, tmp_path / "mine.safetensors"))
+    checkpoint = open_checkpoint(file)
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_flux2_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+    assert_config(checkpoint.config("transformer"), model)
+    tiny_flux2_dev.save(flux2_dev_pipeline(), tmp_path / "dev")
+    for found in (checkpoint, open_checkpoint(file, base=str(tmp_path / "dev"))):
+        assert found.index["_class_name"] == "Flux2Pipeline"
+        sampling = sampling_of(found)
+        assert (sampling.num_inference_steps, sampling.guidance_scale) == (50, 4.0)
+        assert sampling.guidance is GuidanceInput.EMBEDDED
+    flux2_pipeline().save_pretrained(tmp_path / "klein")
+    with pytest.raises(
+        CheckpointError, match=r"is for a Flux2Pipeline, but the base .* a Flux2KleinPipeline"
+    ):
+        open_checkpoint(file, base=str(tmp_path / "klein"))
+
+
+def test_a_file_of_flux1_kontext_is_known_by_its_name(tmp_path: Path) -> None:
+    original = original_names.flux_transformer(flux_transformer(guidance=True).state_dict())
+    flux_pipeline(guidance=True).save_pretrained(tmp_path / "base")
+    for name, pipeline in {
+        "flux1-dev-kontext_fp8": "FluxKontextPipeline",
+        "flux1-dev": "FluxPipeline",
+    }.items():
+        file = str(save(original, tmp_path / f"{name}.safetensors"))
+        for checkpoint in (open_checkpoint(file), open_checkpoint(file, base=str(tmp_path / "base"))):
+            assert checkpoint.index["_class_name"] == pipeline
 
 
 @pytest.mark.parametrize(
