@@ -9,9 +9,10 @@ equal share, and clients take turns by the cost that they had served (start-time
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from triptych import errors
 from triptych.errors import TriptychError
@@ -24,19 +25,27 @@ MOST_BESIDE = 2
 """Times the load: while fewer clients run, one of which nothing runs is let in beside them."""
 LINGER_SECONDS = 1.0
 """Who asks for one thing after the other keeps its share for so long in between."""
+TELL_SECONDS = 1.0
+"""Those that wait are told of changes at most so often."""
 _FIRST_GUESS_SECONDS = 1.0
 _HALF_LIFE_SECONDS = 10.0
 _REQUESTS = {QUEUE: "requests"}
 
 
+OnQueued = Callable[[int, float | None], None]
+"""Hears of a position among those that wait, from 1 on, and about how many seconds that takes, if known."""
+
+
 @dataclass(eq=False)
 class _Waiting:
-    """A request that waits for its turn."""
+    """A request that waits for its turn, and then has it; `told`: the position that it knows."""
 
     client: str
     load: float
     cost: float
     priority: int
+    on_queued: OnQueued
+    told: int | None = None
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     since: float = field(default_factory=time.monotonic)
 
@@ -87,6 +96,11 @@ class FairAdmission:
         self._running: dict[str, int] = defaultdict(int)
         self._loads: dict[str, float] = defaultdict(float)
         self._waiting: list[_Waiting] = []
+        self._turns: dict[_Waiting, float] = {}
+        """Those that run, and when they began."""
+        self._changed = False
+        self._pause: asyncio.TimerHandle | None = None
+        """Ends when those that wait may be told again."""
         self._arriving = Counter[str]()
         """Requests of each client that are still being read."""
         self._served: dict[str, float] = {}
@@ -97,14 +111,23 @@ class FairAdmission:
         instruments.requests_running.watch(self, FairAdmission.num_running, {})
 
     @asynccontextmanager
-    async def admit(self, client: str, load: float, steps: int, priority: int = 0) -> AsyncIterator[None]:
+    async def admit(
+        self,
+        client: str,
+        load: float,
+        steps: int,
+        priority: int = 0,
+        on_queued: OnQueued = lambda _position, _seconds: None,
+    ) -> AsyncIterator[None]:
         """Waits for a turn and holds it for the duration of the block.
+
+        While it waits `on_queued` hears of its position: at once, and when that changes.
 
         Raises:
             TriptychError: RESOURCE_EXHAUSTED when too many wait, with the time that those of this client take
                 as RetryInfo.
         """
-        entry = _Waiting(client, load, load * steps, priority)
+        entry = _Waiting(client, load, load * steps, priority, on_queued)
         refusal = self._refusal(client)
         self._served.setdefault(client, min(self._served.values(), default=0.0))
         self._waiting.append(entry)
@@ -112,6 +135,9 @@ class FairAdmission:
             self._start_some()
             if refusal is not None and not entry.turn.done():
                 raise refusal
+            if not entry.turn.done():
+                self._tell({entry})
+                self._tell_others()
             await entry.turn
             instruments.queue_duration.record(time.monotonic() - entry.since, _REQUESTS)
         except BaseException:
@@ -198,6 +224,7 @@ class FairAdmission:
     def _start_some(self) -> None:
         while (entry := self._next()) is not None:
             self._waiting.remove(entry)
+            self._turns[entry] = time.monotonic()
             self._load += entry.load
             self._loads[entry.client] += entry.load
             self._running[entry.client] += 1
@@ -224,17 +251,73 @@ class FairAdmission:
         if entry in self._waiting:
             self._waiting.remove(entry)
             self._forget(entry.client)
+            self._tell_others()
         else:
             self._ended(entry)
 
     def _ended(self, entry: _Waiting) -> None:
         client = entry.client
+        del self._turns[entry]
         self._running[client] -= 1
         self._loads[client] = self._loads[client] - entry.load if self._running[client] else 0.0
         self._load = self._load - entry.load if any(self._running.values()) else 0.0
         self._throughput.busy(any(self._running.values()))
         self._forget(client)
         self._start_some()
+        self._tell_others()
+
+    def _tell(self, waiting: Collection[_Waiting]) -> None:
+        """Tells those of them whose position is another one than they know."""
+        for position, (entry, seconds) in enumerate(self._in_order(), 1):
+            if entry in waiting and entry.told != position:
+                entry.told = position
+                entry.on_queued(position, seconds)
+
+    def _tell_others(self) -> None:
+        """Tells all that wait, or does so a little later if it was just done."""
+        self._changed = bool(self._waiting)
+        if self._pause is None:
+            self._tell_changes()
+
+    def _tell_changes(self) -> None:
+        self._pause = None
+        if self._changed:
+            self._changed = False
+            self._tell(set(self._waiting))
+            self._pause = asyncio.get_running_loop().call_later(TELL_SECONDS, self._tell_changes)
+
+    def _in_order(self) -> Iterator[tuple[_Waiting, float | None]]:
+        """Those that wait as their turns would come if nobody else came, and in how many seconds, if known.
+
+        Clients take turns as in _next, but when there will be room for a request is not known: nearly right.
+        """
+        queues: dict[str, list[tuple[int, int, _Waiting]]] = defaultdict(list)
+        for number, one in enumerate(self._waiting):
+            heappush(queues[one.client], (-one.priority, number, one))
+        clients: list[tuple[bool, float, int, int, _Waiting]] = []
+
+        def line_up(client: str, runs: bool, served: float, earlier: int) -> None:
+            if queues[client]:
+                _, number, entry = heappop(queues[client])
+                heappush(clients, (runs, served, earlier, number, entry))
+
+        for client in list(queues):
+            line_up(client, bool(self._running.get(client)), self._served[client], 0)
+        seconds_per_cost = self._throughput.seconds_per_cost()
+        before = 0.0 if seconds_per_cost is None else self._cost_left(seconds_per_cost)
+        while clients:
+            _, served, earlier, _, entry = heappop(clients)
+            yield entry, None if seconds_per_cost is None else before * seconds_per_cost
+            before += entry.cost
+            line_up(entry.client, True, served + entry.cost, earlier + 1)
+
+    def _cost_left(self, seconds_per_cost: float) -> float:
+        """Of those that run, which share the denoiser by their loads."""
+        now = time.monotonic()
+        per_load = 1 / (seconds_per_cost * self._load) if self._load else 0.0
+        return sum(
+            max(0.0, one.cost - (now - began) * one.load * per_load) for one, began in self._turns.items()
+        )
 
     def _forget(self, client: str) -> None:
         """A client of which nothing runs or waits has no past, once it stayed away for a while."""
@@ -247,6 +330,7 @@ class FairAdmission:
             self._running.pop(client, None)
             self._loads.pop(client, None)
             self._start_some()  # the others' shares have grown
+            self._tell_others()
 
     def _is_away(self, client: str) -> bool:
         return not self._running.get(client) and all(one.client != client for one in self._waiting)

@@ -11,10 +11,18 @@ class Deadline:
     """A moment that nothing done for a request may pass, and who is told that it waits."""
 
     def __init__(
-        self, seconds: float | None, on_waiting: Callable[[str], None] = lambda _stage: None
+        self,
+        seconds: float | None,
+        on_waiting: Callable[[str], None] = lambda _stage: None,
+        on_queued: Callable[[int, float | None], None] = lambda _position, _seconds: None,
     ) -> None:
-        """`seconds` from now; None for no limit. `on_waiting` hears of a stage that is waited for."""
+        """`seconds` from now; None for no limit.
+
+        `on_waiting` hears of a stage that is waited for, `on_queued` of the position among the requests that
+        wait, from 1 on, and about how many seconds that takes, if it is known.
+        """
         self.on_waiting = on_waiting
+        self.on_queued = on_queued
         self._expires_at = None if seconds is None else time.monotonic() + seconds
 
     def left(self, otherwise: float) -> float:

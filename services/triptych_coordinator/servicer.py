@@ -144,16 +144,21 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         self, request: pb.GenerateRequest | pb.GenerateImagesRequest, context: Context
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """What Generate streams. Closing the iterator, or cancelling who waits for it, stops the work."""
-        waiting = asyncio.Queue[str]()
-        deadline = Deadline(context.time_remaining(), waiting.put_nowait)
+        notices = asyncio.Queue[pb.GenerateResponse]()
+
+        def waits(stage: str) -> None:
+            notices.put_nowait(pb.GenerateResponse(waiting=pb.Waiting(stage=stage)))
+
+        def is_queued(position: int, seconds: float | None) -> None:
+            queued = pb.Queued(position=position, wait_seconds=seconds)
+            notices.put_nowait(pb.GenerateResponse(queued=queued))
+
+        deadline = Deadline(context.time_remaining(), waits, is_queued)
         caller = current_caller()
         client = client_of(context.peer()) if caller is None else caller.share
         async with aclosing(self._timed(request, caller, client, deadline)) as events:
-            async for event in interleaved(events, waiting):
-                if isinstance(event, str):
-                    yield pb.GenerateResponse(waiting=pb.Waiting(stage=event))
-                else:
-                    yield event
+            async for event in interleaved(events, notices):
+                yield event
 
     async def _timed(
         self,
@@ -200,7 +205,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         load = load_of(parameters, models, limits)
         pictures = load * steps / limits.default_num_inference_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
-        turn = self._turn(rows, self.admission.admit(client, load, steps, request.priority))
+        admitted = self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
+        turn = self._turn(rows, admitted)
         with self.stages.request_comes():
             async with (
                 self._quotas.charged(caller, pictures, turn),

@@ -105,11 +105,11 @@ class Images:
         events = self._events(asked.parameters, metadata)
         if not asked.stream:
             return await self._collected(request, asked, events)
-        began = await anext(events)  # so that what is refused is an answer with a status
-        return EventStream(_stream(asked, kind, began, events), events.aclose)
+        first = await anext(events)  # so that what is refused is an answer with a status
+        return EventStream(_stream(asked, kind, first, events), events.aclose)
 
     async def _events(self, parameters: GenerationParameters, metadata: Metadata) -> Events:
-        """Those of a generation, from the one on that says that it was accepted."""
+        """Those of a generation, from the one on that says that it is queued or accepted."""
         sent = pb.GenerateRequest(parameters=parameters)
         seconds = self._settings.request_seconds
         async with aclosing(self._client.events(sent, timeout=seconds, metadata=metadata)) as events:
@@ -184,33 +184,45 @@ class Described:
 
 
 async def _stream(
-    asked: ImageRequest, kind: str, began: pb.GenerateResponse, events: Events
+    asked: ImageRequest, kind: str, first: pb.GenerateResponse, events: Events
 ) -> AsyncGenerator[bytes]:
     """Server-sent events: a partial image for each preview, a completed one for each picture, or an error.
 
-    Steps are comments, which say to whoever is between that the connection is alive.
+    Steps and places in the queue are comments, which say to whoever is between that the connection is alive.
     """
-    described, partial = Described(asked, began.accepted.parameters), 0
-    fields = described.fields(always_quality=True)
-    width, height = described.parameters.width, described.parameters.height
+    described, partial = Described(asked, pb.Accepted().parameters), 0
+    fields = dict[str, str]()
     try:
-        async for event in events:
-            match event.WhichOneof("event"):
-                case "step_completed":
-                    step = event.step_completed
-                    yield b": step %d of %d\n\n" % (step.step, step.num_steps)
-                    if not step.previews or partial == asked.partial_images:
-                        continue
-                    for index, preview in enumerate(step.previews):
-                        file = await in_thread(enlarged, preview, width, height, described.kind)
-                        said = {"partial_image_index": partial, "image_index": index}
-                        yield _picture(f"{kind}.partial_image", file, fields | said)
-                    partial += 1
-                case "image":
-                    said = {"image_index": event.image.index, "seed": event.image.seed}
-                    yield _picture(f"{kind}.completed", file_of(event.image), fields | said)
+        async with aclosing(_with_first(first, events)) as all_events:
+            async for event in all_events:
+                match event.WhichOneof("event"):
+                    case "queued":
+                        yield b": number %d in the queue\n\n" % event.queued.position
+                    case "accepted":
+                        described = Described(asked, event.accepted.parameters)
+                        fields = described.fields(always_quality=True)
+                    case "step_completed":
+                        step = event.step_completed
+                        yield b": step %d of %d\n\n" % (step.step, step.num_steps)
+                        if not step.previews or partial == asked.partial_images:
+                            continue
+                        size = described.parameters.width, described.parameters.height
+                        for index, preview in enumerate(step.previews):
+                            file = await in_thread(enlarged, preview, *size, described.kind)
+                            said = {"partial_image_index": partial, "image_index": index}
+                            yield _picture(f"{kind}.partial_image", file, fields | said)
+                        partial += 1
+                    case "image":
+                        said = {"image_index": event.image.index, "seed": event.image.seed}
+                        yield _picture(f"{kind}.completed", file_of(event.image), fields | said)
     except TriptychError as error:
         yield server_sent("error", {"type": "error", **_called(asked, error).body()})
+
+
+async def _with_first(first: pb.GenerateResponse, events: Events) -> Events:
+    yield first
+    async for event in events:
+        yield event
 
 
 def _picture(kind: str, file: bytes, fields: dict[str, Any]) -> bytes:

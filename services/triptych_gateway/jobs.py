@@ -11,12 +11,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Job:
-    """A request that runs. `preview` is the last one, a PNG; began is on the monotonic clock."""
+    """A request that waits or runs. `preview` is the last one, a PNG; began is on the monotonic clock.
+
+    position: among those that wait, from 1 on; 0 once it runs. wait_seconds: until its turn, about.
+    """
 
     task: asyncio.Task[object]
     began: float = field(default_factory=time.monotonic)
     step: int = 0
     num_steps: int = 0
+    position: int = 0
+    wait_seconds: float = 0.0
     preview: bytes = b""
     interrupted: bool = False
 
@@ -24,8 +29,24 @@ class Job:
         """0 to 1."""
         return self.step / self.num_steps if self.num_steps else 0.0
 
+    def begin(self) -> None:
+        """Its turn came."""
+        self.began, self.position, self.wait_seconds = time.monotonic(), 0, 0.0
+
+    def place(self) -> str | None:
+        """Where it waits, in words; None once it runs."""
+        ahead = self.position - 1
+        if ahead < 0:
+            return None
+        return f"In the queue: {ahead} request{'s' * (ahead > 1)} ahead" if ahead else "In the queue: next"
+
     def seconds_left(self) -> float:
-        """If the steps that are left take as long as those before; 0 where there were none."""
+        """If the steps that are left take as long as those before; 0 where there were none.
+
+        While it waits, until its turn.
+        """
+        if self.position:
+            return self.wait_seconds
         elapsed = time.monotonic() - self.began
         return elapsed / self.step * (self.num_steps - self.step) if self.step else 0.0
 

@@ -249,6 +249,7 @@ _ANSWERS: Mapping[str, Schema] = {
             "eta_relative": _NUMBER,
             "state": _plain({"interrupted": _TRUTH, "sampling_step": _INTEGER, "sampling_steps": _INTEGER}),
             "current_image": _TEXT_OR_NONE,
+            "textinfo": _TEXT_OR_NONE,
         }
     ),
     "SdOptions": _plain({"sd_model_checkpoint": ANY_TEXT}),

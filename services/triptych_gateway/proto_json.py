@@ -53,7 +53,7 @@ class ProtoJson:
         return json_response({"parameters": described_parameters()})
 
     async def generate(self, request: Request) -> Response:
-        """The events of Generate: `accepted`, `step_completed`, `image`, `finished`, `waiting`; or `error`.
+        """The events of Generate by their names: `queued`, `accepted`, `step_completed`, ...; or `error`.
 
         What is refused before the first of them is an answer with a status.
         """

@@ -86,7 +86,7 @@ class SdApi:
                 "eta_relative": job.seconds_left() if job else 0.0,
                 "state": state,
                 "current_image": preview,
-                "textinfo": None,
+                "textinfo": job.place() if job else None,
             }
         )
 
@@ -210,8 +210,12 @@ class SdApi:
         async with aclosing(self._client.events(sent, timeout=seconds, metadata=metadata)) as events:
             async for event in events:
                 match event.WhichOneof("event"):
+                    case "queued":
+                        queued = event.queued
+                        job.position, job.wait_seconds = queued.position, queued.wait_seconds
                     case "accepted":
                         accepted = event.accepted
+                        job.begin()
                         asked.warnings += accepted.warnings
                     case "step_completed":
                         step = event.step_completed

@@ -119,7 +119,8 @@ class AsyncClient:
     ) -> AsyncGenerator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
-        Leaving it early cancels the work; with `contextlib.aclosing`, at once.
+        Before all others come Queued ones, while it waits for its turn. Leaving it early cancels the work;
+        with `contextlib.aclosing`, at once.
         """
         return self.events(generate_request(prompt, options), timeout=options.get("timeout"))
 
@@ -218,7 +219,7 @@ class Client:
     ) -> Generator[pb2.GenerateResponse]:
         """Yields the events of a generation as they come; a Waiting for "coordinator" when it is sent again.
 
-        Leaving it early cancels the work.
+        Before all others come Queued ones, while it waits for its turn. Leaving it early cancels the work.
         """
         sent = Sent(generate_request(prompt, options), options.get("timeout"), self._retry_seconds)
         while True:

@@ -50,7 +50,7 @@ class Sent:
                 self._images.add(event.image.index)
             case "accepted" | "step_completed" | "image":
                 return False
-            case "waiting":
+            case "waiting" | "queued":
                 return True  # which is no progress
         self._failing_since, self._failures = None, 0
         return True

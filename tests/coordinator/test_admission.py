@@ -16,19 +16,28 @@ from triptych_coordinator.servicer import client_of
 
 
 class Requests:
-    """Requests that run until they are told to end; `started` has their names in order."""
+    """Requests that run until they are told to end; `started` has their names in order.
+
+    `places` has what those that wait were told: their name and their position.
+    """
 
     def __init__(self, admission: FairAdmission) -> None:
         self.admission = admission
         self.started: list[str] = []
+        self.places: list[tuple[str, int]] = []
+        self.seconds: dict[str, float | None] = {}
         self.ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def send(self, name: str, load: float = 1, steps: int = 10, priority: int = 0) -> None:
         """The first letter of a name is its client's."""
 
+        def on_queued(position: int, seconds: float | None) -> None:
+            self.places.append((name, position))
+            self.seconds[name] = seconds
+
         async def run() -> None:
-            async with self.admission.admit(name[0], load, steps, priority):
+            async with self.admission.admit(name[0], load, steps, priority, on_queued):
                 self.started.append(name)
                 await self.ends[name].wait()
 
@@ -156,6 +165,106 @@ async def test_of_many_clients_the_told_wait_is_until_the_own_turn(
     with pytest.raises(TriptychError) as refused:
         await requests.send(f"{client}1")
     assert errors.retry_after_seconds(refused.value) == pytest.approx(turn * 3, rel=0.01)
+
+
+async def placed(requests: Requests, *expected: tuple[str, int]) -> None:
+    """Waits until those that wait were told this, and nothing else, since the last time."""
+    async with asyncio.timeout(60):
+        while len(requests.places) < len(expected):
+            await asyncio.sleep(0)
+    assert requests.places == list(expected)
+    requests.places.clear()
+
+
+@pytest.fixture
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych_coordinator.admission.TELL_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("told_at_once")
+async def test_those_that_wait_are_told_their_place_and_every_other_one(requests: Requests) -> None:
+    for number in range(4):
+        await requests.send(f"a{number}", load=4)
+    await placed(requests, ("a1", 1), ("a2", 2), ("a3", 3))
+    await requests.end("a0")
+    await placed(requests, ("a2", 1), ("a3", 2))
+    await requests.send("a4", load=4, priority=1)
+    await placed(requests, ("a4", 1), ("a2", 2), ("a3", 3))
+    requests.tasks["a2"].cancel()
+    await placed(requests, ("a3", 2))
+    await requests.end("a1")
+    await placed(requests, ("a3", 1))
+    assert requests.started == ["a0", "a1", "a4"]
+    await requests.send("b0", load=4)  # starts at once
+    await requests.end("a4", "b0")
+    assert requests.places == []
+
+
+@pytest.mark.usefixtures("told_at_once")
+async def test_places_are_those_of_clients_that_take_turns(requests: Requests) -> None:
+    for name in ("a0", "b0", "a1", "a2", "b1", "a3", "b2"):
+        await requests.send(name, load=4)
+    order = await in_the_told_order(requests)
+    for names in (["a0", "b0"], ["a1", "b1"], ["a2", "b2"], ["a3"]):
+        await requests.end(*names)
+    assert order == ["a1", "b1", "a2", "b2", "a3"] == requests.started[2:]
+
+
+async def in_the_told_order(requests: Requests) -> list[str]:
+    """All that wait, once each has heard of the last change."""
+    async with asyncio.timeout(60):
+        while True:
+            places = dict(requests.places)
+            if sorted(places.values()) == list(range(1, requests.admission.num_waiting() + 1)):
+                return sorted(places, key=places.__getitem__)
+            await asyncio.sleep(0)
+
+
+async def test_changes_are_told_with_pauses_between(
+    requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych_coordinator.admission.TELL_SECONDS", 3600)
+    for number in range(6):
+        await requests.send(f"a{number}", load=4)
+    await placed(requests, *((f"a{number}", number) for number in range(1, 6)))
+    await requests.end("a0", "a1", "a2")
+    await requests.send("a6", load=4)
+    await placed(requests, ("a6", 3))  # the others wait for the end of the pause
+
+
+async def test_the_told_seconds_are_those_of_the_work_that_is_before(
+    requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("triptych_coordinator.admission.time.monotonic", lambda: now)
+    requests.admission = FairAdmission(max_load=1, max_waiting=8)
+    await requests.send("a0", load=1)
+    await requests.send("a1", load=1)
+    assert requests.seconds == {"a1": None}
+    now += 3
+    await requests.end("a0")
+    now += 1  # of the 3 that a1 will take
+    await requests.send("a2", load=1, steps=20)
+    await requests.send("a3", load=1)
+    told = [requests.seconds[name] for name in ("a2", "a3")]
+    assert told == pytest.approx([3, 3 + 2 * 4], rel=0.1)  # 4 s for one, as far as is known by now
+
+
+@given(st.lists(st.tuples(st.floats(1, 9), st.integers(-2, 2)), min_size=1, max_size=9))
+def test_what_one_client_is_told_comes_true(asked: list[tuple[float, int]]) -> None:
+    async def main() -> None:
+        requests = Requests(FairAdmission(max_load=1, max_waiting=20))
+        await requests.send("a", load=1)
+        for number, (load, priority) in enumerate(asked):
+            await requests.send(f"a{number}", load, priority=priority)
+        order = await in_the_told_order(requests)
+        for name in ("a", *order):
+            await requests.end(name)
+        assert requests.started == ["a", *order]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triptych_coordinator.admission.TELL_SECONDS", 0)
+        asyncio.run(main())
 
 
 async def test_a_flood_is_refused_before_it_is_read(requests: Requests) -> None:

@@ -384,6 +384,36 @@ async def test_too_many_requests_are_sent_away_with_a_time_to_come_back(house: H
     assert len((await house.images("a cat")).images) == 1
 
 
+class TestWithAQueue:
+    @pytest.fixture
+    def limits(self) -> CoordinatorLimits:
+        return CoordinatorLimits(max_running=1, max_waiting=2, attempt_seconds=300)
+
+    async def test_who_waits_hears_of_its_place(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("triptych_coordinator.admission.TELL_SECONDS", 0)
+        house.denoiser.open.clear()
+        wanted = request("a cat", seeds=[1], num_inference_steps=2, guidance_scale=4)
+        calls, events = [], []
+        for _ in range(3):
+            calls.append(aiter(house.stub.Generate(wanted)))
+            events.append([await anext(calls[-1])])
+        assert [kind(got[0]) for got in events] == ["accepted", "queued", "queued"]
+        assert [got[0].queued.position for got in events] == [0, 1, 2]
+        assert not events[1][0].queued.HasField("wait_seconds"), "nothing was served"
+        house.denoiser.open.set()
+        for got, call in zip(events, calls, strict=True):
+            got += [event async for event in call]
+        rest = ["accepted", "step_completed", "step_completed", "image", "finished"]
+        kinds = [[kind(event) for event in got] for got in events]
+        assert kinds == [rest, ["queued", *rest], ["queued", "queued", *rest]]
+        assert events[2][1].queued.position == 1
+        assert events[2][1].queued.wait_seconds > 0
+
+    async def test_who_asks_for_one_answer_waits_too(self, house: House) -> None:
+        answers = await asyncio.gather(*(house.images("a cat", seeds=[1]) for _ in range(3)))
+        assert [list(answer.images) for answer in answers] == [list(answers[0].images)] * 3
+
+
 class TestWithoutRoomForConditioning:
     @pytest.fixture
     def limits(self) -> CoordinatorLimits:

@@ -103,6 +103,18 @@ def test_previews_are_shown_while_it_runs_and_escape_cancels(page: Any) -> None:
     expect(tiles(page)).to_have_count(0)
 
 
+def test_a_request_that_waits_for_its_turn_says_how_many_are_ahead(page: Any) -> None:
+    generate(page, Width="384", Height="384", Pictures="16", Steps="200")  # which fills the server
+    expect(page.locator(".stage .progress")).to_contain_text("Step ")
+    generate(page, "first", Width="64", Height="64", Pictures="1", Steps="2")
+    expect(page.locator(".stage .progress")).to_contain_text("Next in the queue")
+    generate(page, "second")
+    expect(page.locator(".stage .progress")).to_contain_text("1 request ahead of you")
+    page.locator(".gallery .tile:has(.badge)").last.click()
+    page.get_by_role("button", name="Cancel").last.click()
+    expect(tiles(page)).to_have_count(2)
+
+
 def test_what_the_server_refuses_is_said(page: Any) -> None:
     page.route("**/triptych/v1/generate", lambda route: route.continue_(post_data=_with_odd_width(route)))
     generate(page)

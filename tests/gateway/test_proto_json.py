@@ -37,6 +37,15 @@ async def test_events_are_the_protos(tmp_path: Path) -> None:
     assert servicer.requests[-1].priority == 2
 
 
+async def test_the_place_in_the_queue_is_an_event(tmp_path: Path) -> None:
+    servicer = ScriptedCoordinator()
+    servicer.turn.set()
+    async with gateway_to(servicer, tmp_path) as url:
+        answer = await asyncio.to_thread(ask_to_generate, url, parameters={"prompts": ["queue"]})
+    places = [data for name, data in events_of(answer) if name == "queued"]
+    assert places == [{"position": 3, "wait_seconds": 12}, {"position": 1}]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

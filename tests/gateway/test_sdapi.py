@@ -197,6 +197,25 @@ async def test_a_request_is_watched_and_interrupted_by_its_caller_alone(tmp_path
         await asyncio.wait_for(servicer.cancelled.wait(), 20)
 
 
+async def test_a_request_that_waits_for_its_turn_says_its_place(tmp_path: Path) -> None:
+    servicer = Drawing()
+    async with gateway_to(servicer, tmp_path) as url:
+
+        async def progress(until: str | None) -> Any:
+            async with asyncio.timeout(60):
+                while True:
+                    said = (await asyncio.to_thread(ask, f"{url}/sdapi/v1/progress")).json()
+                    if said["textinfo"] == until:
+                        return said
+
+        asked = asyncio.create_task(asyncio.to_thread(post, url, "txt2img", prompt="queue"))
+        said = await progress("In the queue: 2 requests ahead")
+        assert (said["progress"], said["eta_relative"]) == (0, 12)
+        servicer.turn.set()
+        assert (await asked).status == 200
+        assert (await progress(None))["eta_relative"] == 0
+
+
 class Drawing(ScriptedCoordinator):
     """One whose pictures are files."""
 

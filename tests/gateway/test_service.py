@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,28 @@ async def test_an_error_in_a_stream_is_its_last_event(tmp_path: Path) -> None:
     *_, event, data = answer.data.decode().strip().split("\n")
     assert (answer.status, event) == (200, "event: error")
     assert json.loads(data.removeprefix("data: "))["error"]["message"] == "the denoiser is gone"
+
+
+async def test_a_stream_is_alive_while_its_request_waits_for_its_turn(tmp_path: Path) -> None:
+    servicer = ScriptedCoordinator()
+    async with gateway_to(servicer, tmp_path) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        body, kind = json.dumps({"prompt": "queue", "stream": True}), {"Content-Type": "application/json"}
+        with closing(connection):
+            await asyncio.to_thread(connection.request, "POST", "/v1/images/generations", body, kind)
+            with await asyncio.to_thread(connection.getresponse) as answer:
+                assert await asyncio.to_thread(answer.readline) == b": number 3 in the queue\n"
+                servicer.turn.set()
+                rest = (await asyncio.to_thread(answer.read)).decode()
+    assert ": number 1 in the queue\n\n: step 1 of 3\n" in rest
+    assert "event: image_generation.completed\n" in rest
+
+
+async def test_a_request_that_waits_for_its_turn_is_answered_as_any(tmp_path: Path) -> None:
+    servicer = ScriptedCoordinator()
+    servicer.turn.set()
+    async with gateway_to(servicer, tmp_path) as url:
+        assert (await asked(url, prompt="queue")).status == 200
 
 
 async def test_a_credential_is_handed_on(tmp_path: Path) -> None:

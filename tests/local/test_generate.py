@@ -1,5 +1,6 @@
 """`triptych generate`: what it writes, what it says, and what it refuses."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from tests.local.conftest import Up, run
+from tests.shared.scripted_coordinator import ScriptedCoordinator, service
+from triptych.serving.server import Server
+from triptych.serving.settings import ServerSettings
 from triptych_local.cli import app
 
 
@@ -21,6 +25,22 @@ def test_it_writes_numbered_files_and_says_their_seeds(up: Up, tmp_path: Path) -
     assert said == [[f"{tmp_path}/pet-{index}.png", f"seed {40 + index}"] for index in range(4)]
     assert "step 2 of 2" in result.stderr
     assert all((tmp_path / f"pet-{index}.png").read_bytes().startswith(b"\x89PNG") for index in range(4))
+
+
+async def test_it_says_its_place_in_the_queue(tmp_path: Path) -> None:
+    servicer = ScriptedCoordinator()
+    servicer.turn.set()
+    settings = ServerSettings(listen=f"unix:{tmp_path}/coordinator", drain_seconds=0, grace_seconds=0)
+    server = Server([service(servicer)], settings)
+    await server.start()
+    try:
+        words = ("generate", "queue", "--target", server.address, "-o", tmp_path / "cat.png")
+        result = await asyncio.to_thread(run, *words)
+    finally:
+        await server.stop()
+    assert result.status == 0, result.stderr
+    places = [line for line in result.stderr.splitlines() if "queue" in line]
+    assert places == ["in the queue: 2 requests ahead, about 12 s ...", "in the queue: next ..."]
 
 
 def test_size_is_width_then_height(up: Up, tmp_path: Path) -> None:

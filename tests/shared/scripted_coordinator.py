@@ -25,11 +25,12 @@ SILENT_SECONDS = 33
 class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
     """Answers by the first prompt; `cancelled` is set once a call was cancelled.
 
-    `cuts`: after how many events a call fails with which error, of the next calls, one each.
+    `cuts`: after how many events a call fails with which error, of the next calls, one each. `turn`: what a
+    request with the prompt "queue" waits for, at first in the third place.
     """
 
     def __init__(self) -> None:
-        self.cancelled = asyncio.Event()
+        self.cancelled, self.turn = asyncio.Event(), asyncio.Event()
         self.requests: deque[pb2.GenerateRequest] = deque(maxlen=8)
         self.cuts: list[tuple[int, errors.TriptychError]] = []
 
@@ -56,6 +57,10 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
         if parameters.prompts[0] == "fail":
             raise errors.invalid_argument(("parameters.prompts[0]", "is to fail"))
         try:
+            if parameters.prompts[0] == "queue":
+                yield pb2.GenerateResponse(queued=pb2.Queued(position=3, wait_seconds=12))
+                await self.turn.wait()
+                yield pb2.GenerateResponse(queued=pb2.Queued(position=1))
             accepted = pb2.Accepted(parameters=parameters, warnings=["cut"])
             accepted.parameters.seeds[:] = parameters.seeds or range(7, 7 + len(parameters.prompts))
             yield pb2.GenerateResponse(accepted=accepted)

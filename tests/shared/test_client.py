@@ -128,6 +128,21 @@ async def test_a_generation_that_is_lost_is_sent_again_with_its_seeds(
     assert list(generation.parameters.seeds) == [7, 8]
 
 
+async def test_who_streams_hears_of_its_place_in_the_queue(coordinator: Running) -> None:
+    coordinator.servicer.turn.set()
+    async with AsyncClient(coordinator.address) as client:
+        events = [event async for event in client.stream("queue")]
+    assert [event.queued.position for event in events[:3]] == [3, 1, 0]
+    assert (await generated("async", coordinator, "queue")).finished.rows == 6
+
+
+async def test_places_in_the_queue_are_no_progress(coordinator: Running) -> None:
+    coordinator.servicer.turn.set()
+    coordinator.servicer.cuts = [(2, AWAY)] * 50
+    with pytest.raises(TriptychError, match="the coordinator is away"):
+        await generated("async", coordinator, "queue", retry_seconds=0.5)
+
+
 async def test_who_streams_is_told_once_that_it_waits(coordinator: Running) -> None:
     coordinator.servicer.cuts = [(2, AWAY), (0, AWAY), (1, AWAY)]
     async with AsyncClient(coordinator.address) as client:

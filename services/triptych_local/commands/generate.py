@@ -109,6 +109,8 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
             for warning in event.accepted.warnings:
                 shown.note(f"warning: {warning}")
             shown.phase("denoising")
+        case "queued":
+            shown.phase(_in_queue(event.queued))
         case "waiting":
             shown.note(f"waiting for a {event.waiting.stage}: none answers; this goes on when one does")
         case "step_completed":
@@ -119,6 +121,14 @@ def _show(event: pb.GenerateResponse, shown: Display) -> None:
         case "finished":
             for warning in event.finished.warnings:
                 shown.note(f"warning: {warning}")
+
+
+def _in_queue(queued: pb.Queued) -> str:
+    """How many requests are before this one, and for about how long."""
+    ahead = queued.position - 1
+    place = f"{ahead} request{'s' * (ahead > 1)} ahead" if ahead else "next"
+    about = f", about {queued.wait_seconds:.0f} s" if queued.wait_seconds >= 1 else ""
+    return f"in the queue: {place}{about}"
 
 
 @asynccontextmanager

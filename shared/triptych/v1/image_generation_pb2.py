@@ -27,39 +27,41 @@ from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\'triptych/v1/generation_parameters.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"Z\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08priority\x18\x02 \x01(\x05\"\xfe\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x12\'\n\x07waiting\x18\x05 \x01(\x0b\x32\x14.triptych.v1.WaitingH\x00\x42\x07\n\x05\x65vent\"\x18\n\x07Waiting\x12\r\n\x05stage\x18\x01 \x01(\t\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"Q\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08previews\x18\x04 \x03(\x0c\"\xab\x01\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12$\n\x07latents\x18\x07 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0c\n\x04webp\x18\x08 \x01(\x0c\x12\x0c\n\x04jpeg\x18\t \x01(\x0c\"\xf1\x03\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\x03\x12\x13\n\x0breused_rows\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65terminism\x18\n \x01(\t\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x1a\n\x12queue_milliseconds\x18\x0c \x01(\x02\x12\x19\n\x11\x66ile_milliseconds\x18\r \x01(\x02\x12\x19\n\x11step_milliseconds\x18\x0e \x03(\x02\x12,\n\x0ctext_encoder\x18\x0f \x01(\x0b\x32\x16.triptych.v1.StageTime\x12(\n\x08\x64\x65noiser\x18\x10 \x01(\x0b\x32\x16.triptych.v1.StageTime\x12)\n\tvae_codec\x18\x11 \x01(\x0b\x32\x16.triptych.v1.StageTime\x12\x0f\n\x07prompts\x18\x12 \x01(\x05\x12\x16\n\x0e\x63\x61\x63hed_prompts\x18\x13 \x01(\x05\"\x80\x01\n\tStageTime\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\x05\x12\x0f\n\x07retries\x18\x02 \x01(\x05\x12\x1a\n\x12queue_milliseconds\x18\x03 \x01(\x02\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\x12\x19\n\x11wire_milliseconds\x18\x05 \x01(\x02\"`\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08priority\x18\x02 \x01(\x05\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\xdb\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\x16\n\x0emax_references\x18\r \x01(\x05\x12\r\n\x05\x66ills\x18\x0e \x01(\x08\x12\r\n\x05loras\x18( \x03(\t\x12\x12\n\nvocabulary\x18) \x03(\t\x12\x17\n\x0f\x65xample_prompts\x18* \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"triptych/v1/image_generation.proto\x12\x0btriptych.v1\x1a\'triptych/v1/generation_parameters.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"Z\n\x0fGenerateRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08priority\x18\x02 \x01(\x05\"\xa5\x02\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.triptych.v1.AcceptedH\x00\x12\x34\n\x0estep_completed\x18\x02 \x01(\x0b\x32\x1a.triptych.v1.StepCompletedH\x00\x12,\n\x05image\x18\x03 \x01(\x0b\x32\x1b.triptych.v1.GeneratedImageH\x00\x12)\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x15.triptych.v1.FinishedH\x00\x12\'\n\x07waiting\x18\x05 \x01(\x0b\x32\x14.triptych.v1.WaitingH\x00\x12%\n\x06queued\x18\x06 \x01(\x0b\x32\x13.triptych.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"F\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x12\x19\n\x0cwait_seconds\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\x0f\n\r_wait_seconds\"\x18\n\x07Waiting\x12\r\n\x05stage\x18\x01 \x01(\t\"S\n\x08\x41\x63\x63\x65pted\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08warnings\x18\x02 \x03(\t\"Q\n\rStepCompleted\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x11\n\tnum_steps\x18\x02 \x01(\x05\x12\r\n\x05sigma\x18\x03 \x01(\x02\x12\x10\n\x08previews\x18\x04 \x03(\x0c\"\xab\x01\n\x0eGeneratedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0b\n\x03png\x18\x02 \x01(\x0c\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\x05\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12$\n\x07latents\x18\x07 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0c\n\x04webp\x18\x08 \x01(\x0c\x12\x0c\n\x04jpeg\x18\t \x01(\x0c\"\xf1\x03\n\x08\x46inished\x12\x1b\n\x13\x65ncode_milliseconds\x18\x01 \x01(\x02\x12\x1c\n\x14\x64\x65noise_milliseconds\x18\x02 \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_milliseconds\x18\x03 \x01(\x02\x12\x1a\n\x12total_milliseconds\x18\x04 \x01(\x02\x12\x14\n\x0c\x66ingerprints\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x03\x12\x13\n\x0b\x65valuations\x18\x07 \x01(\x03\x12\x13\n\x0breused_rows\x18\x08 \x01(\x03\x12\x13\n\x0b\x64\x65terminism\x18\n \x01(\t\x12\x10\n\x08warnings\x18\x0b \x03(\t\x12\x1a\n\x12queue_milliseconds\x18\x0c \x01(\x02\x12\x19\n\x11\x66ile_milliseconds\x18\r \x01(\x02\x12\x19\n\x11step_milliseconds\x18\x0e \x03(\x02\x12,\n\x0ctext_encoder\x18\x0f \x01(\x0b\x32\x16.triptych.v1.StageTime\x12(\n\x08\x64\x65noiser\x18\x10 \x01(\x0b\x32\x16.triptych.v1.StageTime\x12)\n\tvae_codec\x18\x11 \x01(\x0b\x32\x16.triptych.v1.StageTime\x12\x0f\n\x07prompts\x18\x12 \x01(\x05\x12\x16\n\x0e\x63\x61\x63hed_prompts\x18\x13 \x01(\x05\"\x80\x01\n\tStageTime\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\x05\x12\x0f\n\x07retries\x18\x02 \x01(\x05\x12\x1a\n\x12queue_milliseconds\x18\x03 \x01(\x02\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\x12\x19\n\x11wire_milliseconds\x18\x05 \x01(\x02\"`\n\x15GenerateImagesRequest\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12\x10\n\x08priority\x18\x02 \x01(\x05\"\xb7\x01\n\x16GenerateImagesResponse\x12\x35\n\nparameters\x18\x01 \x01(\x0b\x32!.triptych.v1.GenerationParameters\x12+\n\x06images\x18\x02 \x03(\x0b\x32\x1b.triptych.v1.GeneratedImage\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.triptych.v1.Finished\x12\x10\n\x08warnings\x18\x04 \x03(\t\"\'\n%ImageGenerationServiceGetModelRequest\"\xdb\x03\n&ImageGenerationServiceGetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x06stages\x18\x02 \x03(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x16\n\x0e\x64\x65\x66\x61ult_height\x18\x03 \x01(\x05\x12\x15\n\rdefault_width\x18\x04 \x01(\x05\x12\x15\n\rsize_multiple\x18\x05 \x01(\x05\x12\x10\n\x08max_size\x18\x06 \x01(\x05\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\x05\x12\x1f\n\x17max_num_inference_steps\x18\x08 \x01(\x05\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\t \x01(\x02\x12\x12\n\nmax_images\x18\n \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x0b \x01(\x05\x12,\n\x08guidance\x18\x0c \x01(\x0e\x32\x1a.triptych.v1.GuidanceInput\x12\x16\n\x0emax_references\x18\r \x01(\x05\x12\r\n\x05\x66ills\x18\x0e \x01(\x08\x12\r\n\x05loras\x18( \x03(\t\x12\x12\n\nvocabulary\x18) \x03(\t\x12\x17\n\x0f\x65xample_prompts\x18* \x03(\t*\x82\x01\n\rGuidanceInput\x12\x1e\n\x1aGUIDANCE_INPUT_UNSPECIFIED\x10\x00\x12\x1b\n\x17GUIDANCE_INPUT_BRANCHES\x10\x01\x12\x1b\n\x17GUIDANCE_INPUT_EMBEDDED\x10\x02\x12\x17\n\x13GUIDANCE_INPUT_NONE\x10\x03\x32\xb3\x02\n\x16ImageGenerationService\x12I\n\x08Generate\x12\x1c.triptych.v1.GenerateRequest\x1a\x1d.triptych.v1.GenerateResponse0\x01\x12Y\n\x0eGenerateImages\x12\".triptych.v1.GenerateImagesRequest\x1a#.triptych.v1.GenerateImagesResponse\x12s\n\x08GetModel\x12\x32.triptych.v1.ImageGenerationServiceGetModelRequest\x1a\x33.triptych.v1.ImageGenerationServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.image_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GUIDANCEINPUT']._serialized_start=2295
-  _globals['_GUIDANCEINPUT']._serialized_end=2425
+  _globals['_GUIDANCEINPUT']._serialized_start=2406
+  _globals['_GUIDANCEINPUT']._serialized_end=2536
   _globals['_GENERATEREQUEST']._serialized_start=143
   _globals['_GENERATEREQUEST']._serialized_end=233
   _globals['_GENERATERESPONSE']._serialized_start=236
-  _globals['_GENERATERESPONSE']._serialized_end=490
-  _globals['_WAITING']._serialized_start=492
-  _globals['_WAITING']._serialized_end=516
-  _globals['_ACCEPTED']._serialized_start=518
-  _globals['_ACCEPTED']._serialized_end=601
-  _globals['_STEPCOMPLETED']._serialized_start=603
-  _globals['_STEPCOMPLETED']._serialized_end=684
-  _globals['_GENERATEDIMAGE']._serialized_start=687
-  _globals['_GENERATEDIMAGE']._serialized_end=858
-  _globals['_FINISHED']._serialized_start=861
-  _globals['_FINISHED']._serialized_end=1358
-  _globals['_STAGETIME']._serialized_start=1361
-  _globals['_STAGETIME']._serialized_end=1489
-  _globals['_GENERATEIMAGESREQUEST']._serialized_start=1491
-  _globals['_GENERATEIMAGESREQUEST']._serialized_end=1587
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=1590
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1773
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=1775
-  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=1814
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1817
-  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=2292
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=2428
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2735
+  _globals['_GENERATERESPONSE']._serialized_end=529
+  _globals['_QUEUED']._serialized_start=531
+  _globals['_QUEUED']._serialized_end=601
+  _globals['_WAITING']._serialized_start=603
+  _globals['_WAITING']._serialized_end=627
+  _globals['_ACCEPTED']._serialized_start=629
+  _globals['_ACCEPTED']._serialized_end=712
+  _globals['_STEPCOMPLETED']._serialized_start=714
+  _globals['_STEPCOMPLETED']._serialized_end=795
+  _globals['_GENERATEDIMAGE']._serialized_start=798
+  _globals['_GENERATEDIMAGE']._serialized_end=969
+  _globals['_FINISHED']._serialized_start=972
+  _globals['_FINISHED']._serialized_end=1469
+  _globals['_STAGETIME']._serialized_start=1472
+  _globals['_STAGETIME']._serialized_end=1600
+  _globals['_GENERATEIMAGESREQUEST']._serialized_start=1602
+  _globals['_GENERATEIMAGESREQUEST']._serialized_end=1698
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=1701
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1884
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_start=1886
+  _globals['_IMAGEGENERATIONSERVICEGETMODELREQUEST']._serialized_end=1925
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_start=1928
+  _globals['_IMAGEGENERATIONSERVICEGETMODELRESPONSE']._serialized_end=2403
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=2539
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2846
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,7 @@ class GenerateResponse(google.protobuf.message.Message):
     IMAGE_FIELD_NUMBER: builtins.int
     FINISHED_FIELD_NUMBER: builtins.int
     WAITING_FIELD_NUMBER: builtins.int
+    QUEUED_FIELD_NUMBER: builtins.int
     @property
     def accepted(self) -> global___Accepted:
         """The request is valid and admitted."""
@@ -118,6 +119,12 @@ class GenerateResponse(google.protobuf.message.Message):
     def waiting(self) -> global___Waiting:
         """A stage has no replica that answers: the request waits for one. Comes at any time, once each time that it does."""
 
+    @property
+    def queued(self) -> global___Queued:
+        """The request waits for its turn. Comes before Accepted: as the wait begins, and when the position changes, but not
+        more than once a second.
+        """
+
     def __init__(
         self,
         *,
@@ -126,12 +133,41 @@ class GenerateResponse(google.protobuf.message.Message):
         image: global___GeneratedImage | None = ...,
         finished: global___Finished | None = ...,
         waiting: global___Waiting | None = ...,
+        queued: global___Queued | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed", "waiting", b"waiting"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "step_completed", b"step_completed", "waiting", b"waiting"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step_completed", "image", "finished", "waiting"] | None: ...
+    def HasField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "queued", b"queued", "step_completed", b"step_completed", "waiting", b"waiting"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "event", b"event", "finished", b"finished", "image", b"image", "queued", b"queued", "step_completed", b"step_completed", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["accepted", "step_completed", "image", "finished", "waiting", "queued"] | None: ...
 
 global___GenerateResponse = GenerateResponse
+
+@typing.final
+class Queued(google.protobuf.message.Message):
+    """The request is valid, and waits until others are done."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """Its place among the requests that wait: 1 for the one whose turn is next. Clients take turns, so others that come
+    later may be let in first.
+    """
+    wait_seconds: builtins.float
+    """How long it will wait for its turn, about, by the work that is before it and how fast that of late was done. Not
+    set while nothing was served.
+    """
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+        wait_seconds: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_wait_seconds", b"_wait_seconds", "wait_seconds", b"wait_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_wait_seconds", b"_wait_seconds", "position", b"position", "wait_seconds", b"wait_seconds"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_wait_seconds", b"_wait_seconds"]) -> typing.Literal["wait_seconds"] | None: ...
+
+global___Queued = Queued
 
 @typing.final
 class Waiting(google.protobuf.message.Message):

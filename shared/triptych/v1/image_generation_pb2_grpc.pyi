@@ -27,6 +27,7 @@ class ImageGenerationServiceStub:
     ]
     """Generates pictures and tells how far it is. The stream brings one Accepted, a StepCompleted per step, a
     GeneratedImage per picture, and one Finished, in this order. Cancelling the call stops the work at the next step.
+    A request whose turn does not come at once hears of its place in the queue in Queued events, before Accepted.
 
     While a stage has no replica that answers, the request waits, up to its deadline or, without one, as long as the
     server is told to, and says so in Waiting events.
@@ -61,6 +62,7 @@ class ImageGenerationServiceAsyncStub:
     ]
     """Generates pictures and tells how far it is. The stream brings one Accepted, a StepCompleted per step, a
     GeneratedImage per picture, and one Finished, in this order. Cancelling the call stops the work at the next step.
+    A request whose turn does not come at once hears of its place in the queue in Queued events, before Accepted.
 
     While a stage has no replica that answers, the request waits, up to its deadline or, without one, as long as the
     server is told to, and says so in Waiting events.
@@ -97,6 +99,7 @@ class ImageGenerationServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[triptych.v1.image_generation_pb2.GenerateResponse], collections.abc.AsyncIterator[triptych.v1.image_generation_pb2.GenerateResponse]]:
         """Generates pictures and tells how far it is. The stream brings one Accepted, a StepCompleted per step, a
         GeneratedImage per picture, and one Finished, in this order. Cancelling the call stops the work at the next step.
+        A request whose turn does not come at once hears of its place in the queue in Queued events, before Accepted.
 
         While a stage has no replica that answers, the request waits, up to its deadline or, without one, as long as the
         server is told to, and says so in Waiting events.

@@ -16,6 +16,10 @@ export interface Job {
   /** The parameters with every default filled in. */
   accepted: Parameters | null;
   phase: Phase;
+  /** Requests that are before it, while it is queued. */
+  ahead: number;
+  /** Seconds until its turn, about; 0 where that is not known. */
+  waitSeconds: number;
   step: number;
   steps: number;
   /** Milliseconds of the page's clock at which the first step ended. */
@@ -49,6 +53,8 @@ export function run(parameters: Parameters, inputs: Inputs = {}): { job: Job; do
     inputs,
     accepted: null,
     phase: "asking",
+    ahead: 0,
+    waitSeconds: 0,
     step: 0,
     steps: Number(parameters["num_inference_steps"] ?? 0),
     firstStepAt: 0,
@@ -151,6 +157,9 @@ function fail(job: Job, error: unknown): void {
 
 async function take(job: Job, { kind, data }: GenerationEvent): Promise<void> {
   switch (kind) {
+    case "queued":
+      update(job, { phase: "queued", ahead: data.position - 1, waitSeconds: data.wait_seconds ?? 0 });
+      return;
     case "accepted":
       update(job, { phase: "running", warnings: data.warnings, accepted: data.parameters });
       return;

@@ -54,7 +54,14 @@ export interface Finished {
   warnings: string[];
 }
 
+export interface Queued {
+  /** 1 for the one whose turn is next. */
+  position: number;
+  wait_seconds?: number;
+}
+
 export type GenerationEvent =
+  | { kind: "queued"; data: Queued }
   | { kind: "accepted"; data: { parameters: Parameters; warnings: string[] } }
   | { kind: "step_completed"; data: Step }
   | { kind: "image"; data: GeneratedImage }

@@ -78,6 +78,8 @@ function sentence(job: Job): string {
   switch (job.phase) {
     case "asking":
       return "Waiting for its turn…";
+    case "queued":
+      return `${placeOf(job.ahead)}${about(job.waitSeconds)}…`;
     case "away":
       return `${job.reason} Trying again…`;
     case "waiting":
@@ -91,11 +93,21 @@ function sentence(job: Job): string {
   }
 }
 
+function placeOf(ahead: number): string {
+  if (!ahead) return "Next in the queue";
+  return `${ahead} ${ahead > 1 ? "requests" : "request"} ahead of you`;
+}
+
+const about = (seconds: number): string => (seconds < 2 ? "" : `, about ${duration(seconds)}`);
+
 function timeLeft(job: Job): string {
   if (job.step < 2) return "";
   const seconds = ((performance.now() - job.firstStepAt) / (job.step - 1) / 1000) * (job.steps - job.step);
-  if (seconds < 2) return "";
-  return seconds < 90 ? `, ${Math.round(seconds)} s left` : `, ${Math.round(seconds / 60)} min left`;
+  return seconds < 2 ? "" : `, ${duration(seconds)} left`;
+}
+
+function duration(seconds: number): string {
+  return seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
 }
 
 function Shown({ picture }: { picture: Picture }) {
