@@ -1,11 +1,14 @@
 """A small Qwen-Image 2.1 pipeline of diffusers with random weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.text_encoder.small_text_encoders import qwen3_vl_model, qwen_tokenizer
 from tests.tiny_checkpoint import lively
@@ -22,14 +25,31 @@ TEMPLATE = """{%- for message in messages -%}
 
 
 class Processor:
-    """What the pipeline asks of a Qwen3VLProcessor for text alone: torchvision would be needed for one."""
+    """What the pipeline asks of a Qwen3VLProcessor, with its parts: torchvision would be needed for one.
+
+    Its limits of pixels are those of Qwen3-VL for small pictures: none is resized.
+    """
 
     def __init__(self) -> None:
         self.tokenizer = qwen_tokenizer()
         self.tokenizer.chat_template = TEMPLATE
+        self.image_processor = Qwen2VLImageProcessorPil(
+            size={"shortest_edge": 32 * 32, "longest_edge": 1 << 24},
+            patch_size=16,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        )
 
-    def __call__(self, text: list[str], **options: Any) -> Any:
-        return self.tokenizer(text, **options)
+    def __call__(self, text: list[str], images: Any = None, **options: Any) -> Any:
+        if images is None:
+            return self.tokenizer(text, **options)
+        seen = self.image_processor(images, return_tensors="pt")
+        slots = iter((seen.image_grid_thw.prod(dim=1) // self.image_processor.merge_size**2).tolist())
+        mark = "<|image_pad|>"
+        texts = [re.sub(re.escape(mark), lambda _: mark * next(slots), one) for one in text]
+        tokens = self.tokenizer(texts, **options)
+        is_picture = tokens.input_ids == self.tokenizer.convert_tokens_to_ids(mark)
+        return BatchFeature({**tokens, **seen, "mm_token_type_ids": is_picture.int()})
 
     def apply_chat_template(self, messages: Any, tokenize: bool, return_dict: bool) -> Any:
         ids = self.tokenizer(self.tokenizer.apply_chat_template(messages, tokenize=False))
@@ -85,9 +105,10 @@ def qwen_image21_pipeline(sample_sigmas: list[float] | None = None, **scheduler:
 
 
 def save(pipeline: Any, folder: Path) -> None:
-    """As save_pretrained, with a Qwen3VLProcessor's tokenizer in its folder."""
+    """As save_pretrained, with a Qwen3VLProcessor's parts in its folder."""
     type(pipeline).save_pretrained(pipeline, folder)
     pipeline.processor.tokenizer.save_pretrained(folder / "processor")
+    pipeline.processor.image_processor.save_pretrained(folder / "processor")
     index = json.loads((folder / "model_index.json").read_text())
     index["processor"] = ["transformers", "Qwen3VLProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -18,7 +18,13 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
-from triptych_coordinator.references import EncodedReference, encode_references, encoded_reference
+from triptych_coordinator.references import (
+    EncodedReference,
+    encode_references,
+    encoded_reference,
+    read_references,
+    shown_pictures,
+)
 from triptych_coordinator.request.choices import name_of
 from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Parameters
@@ -35,6 +41,7 @@ from triptych_coordinator.stages.conditioning import EncodedPrompt
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
+from triptych_coordinator.stages.text_encoder import ShownPicture
 from triptych_coordinator.timings import MEASURED, StageTimings, Timings
 from triptych_coordinator.vocabulary import Vocabulary
 
@@ -58,8 +65,12 @@ async def generation_events(
     timings.enter("encode")
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
-    guided, encoded = await _encode(stages, models, sampling.guidance, parameters, deadline, encoding, scope)
-    references = await encode_references(stages, models, parameters.references, deadline)
+    read = await read_references(models, parameters.references)
+    shown = shown_pictures(read, parameters.references)
+    guided, encoded = await _encode(
+        *(stages, models, sampling.guidance, parameters, deadline, encoding, scope, shown)
+    )
+    references = await encode_references(stages, models, read, parameters.references, deadline)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     if initial.filled is not None:
@@ -166,6 +177,7 @@ async def _encode(
     deadline: Deadline,
     loras: Sequence[lora_pb2.Lora],
     scope: bytes,
+    shown: Sequence[ShownPicture],
 ) -> tuple[Guided, dict[WeightedText, EncodedPrompt]]:
     """What each picture attends to, and the encoded prompts; negative ones only if some step needs them."""
     additional = parameters.composed_prompts()
@@ -173,7 +185,7 @@ async def _encode(
     negative_prompts = parameters.negative_prompts if guided else ()
     prompts = [*parameters.prompts, *negative_prompts, *itertools.chain(*additional)]
     encoded = await stages.text_encoders.encode(
-        [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras, scope
+        [parameters.weighted(prompt) for prompt in prompts], models, deadline, loras, scope, shown
     )
 
     def digests(prompts: Sequence[str]) -> list[bytes]:

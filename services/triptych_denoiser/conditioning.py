@@ -16,11 +16,13 @@ class Conditioning:
 
     sequence: [tokens, joint_attention_dim]; its last token stands for `trailing_repeats` equal ones.
     pooled: [pooled_projection_dim], which is [0] for a model that takes none.
+    reference_positions: where references belong in the text: how many tokens come before each.
     """
 
     sequence: Tensor
     pooled: Tensor
     trailing_repeats: int
+    reference_positions: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -44,7 +46,12 @@ class Reference:
 
 
 def prepare(
-    sequence: Tensor, pooled: Tensor, device: torch.device, dtype: torch.dtype, text_positions: bool
+    sequence: Tensor,
+    pooled: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    text_positions: bool,
+    reference_positions: tuple[int, ...] = (),
 ) -> Conditioning:
     """Copies a prompt's tensors to the model, its run of equal last tokens as one.
 
@@ -55,7 +62,8 @@ def prepare(
     repeats = 1 if text_positions else trailing_repeats(sequence)
     kept = sequence[: len(sequence) - repeats + 1]
     # Copies, so that the request's own memory is free again.
-    return Conditioning(kept.to(device, copy=True), pooled.to(device, dtype, copy=True), repeats)
+    copies = kept.to(device, copy=True), pooled.to(device, dtype, copy=True)
+    return Conditioning(*copies, repeats, reference_positions)
 
 
 def trailing_repeats(sequence: Tensor) -> int:

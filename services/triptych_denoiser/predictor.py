@@ -34,7 +34,7 @@ _PROBE_MAX_SIZE = 16  # a picture of a large model would take minutes
 
 
 StaticTexts = Cache[Key, Tensor]
-"""What a model made of texts alone, by conditioning, skipped layers and LoRAs."""
+"""What a model made of texts, and of references in them, alone: by both, skipped layers and LoRAs."""
 
 
 class Velocities(NamedTuple):
@@ -127,7 +127,7 @@ class Predictor:
         references = zip(*(row.references for row in rows), strict=True)
         return RowGroup(
             torch.stack([row.latents for row in rows]).to(self.device, self.dtype),
-            torch.stack([self._text(row) for row in rows]),
+            _stacked([self._text(row) for row in rows]),
             rows[0].conditioning.trailing_repeats,
             [torch.stack([each.latents for each in those]) for those in references],
         )
@@ -136,10 +136,15 @@ class Predictor:
         """What the row's pass is given of its text, [tokens, ...]. The LoRAs of the pass are added."""
         if not self.model.has_static_text:
             return row.conditioning.sequence
-        key = (weakref.ref(row.conditioning), row.skipped_layers, named(row.loras))
+        conditioning, inside = row.conditioning, self.model.inputs.references_in_text
+        pictures = row.references if inside else ()
+        attended = tuple(weakref.ref(each) for each in (conditioning, *pictures))
+        key = (attended, row.skipped_layers, named(row.loras))
         text = self.texts.get(key)
         if text is None:
-            text = self.model.static_text(row.conditioning.sequence, row.skipped_layers)
+            latents = [picture.latents for picture in pictures]
+            places = conditioning.reference_positions
+            text = self.model.static_text(conditioning.sequence, row.skipped_layers, latents, places)
             self.texts.put(key, text)
         return text
 
@@ -158,6 +163,12 @@ class Predictor:
 
     def _float32(self, numbers: Sequence[float | None]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.float32, device=self.device)
+
+
+def _stacked(texts: Sequence[Tensor]) -> Tensor:
+    """[rows, tokens, ...] of each row's [tokens, ...], without copies of what all of them share."""
+    shared = all(text is texts[0] for text in texts)
+    return texts[0].expand(len(texts), *texts[0].shape) if shared else torch.stack(list(texts))
 
 
 def create_predictor(

@@ -124,7 +124,9 @@ def read_conditioning(
     ]
     if not 1 <= len(sequence) <= inputs.max_tokens:
         violations.append(("sequence", f"{len(sequence)} tokens; allowed are 1 to {inputs.max_tokens}"))
-    if request.digest != conditioning_digest(request.sequence, request.pooled):
+    positions = list(request.reference_positions)
+    violations += _positions_violations(positions, len(sequence), inputs)
+    if request.digest != conditioning_digest(request.sequence, request.pooled, positions):
         violations.append(("digest", "is not that of sequence and pooled"))
     refuse(violations)
     return sequence, pooled
@@ -144,12 +146,24 @@ def read_reference(request: denoiser_pb2.PutConditioningRequest, limits: ModelLi
         *_size_violations("reference", reference, limits),
         *_finite_violations("reference", reference, limits),
     ]
-    if request.HasField("sequence") or request.HasField("pooled"):
-        violations.append(("reference", "must come without sequence and pooled"))
+    if request.HasField("sequence") or request.HasField("pooled") or request.reference_positions:
+        violations.append(
+            ("reference", "must come without sequence and pooled, and without reference_positions")
+        )
     if request.digest != reference_digest(request.reference):
         violations.append(("digest", "is not that of the reference"))
     refuse(violations)
     return reference
+
+
+def _positions_violations(positions: Sequence[int], tokens: int, inputs: Inputs) -> Iterator[Violation]:
+    """Of the references of a text of so many tokens."""
+    if positions and not inputs.references_in_text:
+        yield "reference_positions", "this model reads no references inside the text"
+    elif len(positions) > inputs.max_references:
+        yield "reference_positions", f"{len(positions)} of them; allowed are 0 to {inputs.max_references}"
+    elif list(positions) != sorted(positions) or not all(0 <= at <= tokens for at in positions):
+        yield "reference_positions", f"must not fall, and be from 0 to {tokens}, the tokens of the sequence"
 
 
 def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> Iterator[Violation]:

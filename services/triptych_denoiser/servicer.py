@@ -120,6 +120,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             max_references=inputs.max_references,
             reference_channels=inputs.reference_channels,
             reference_same_size=inputs.reference_same_size,
+            references_in_text=inputs.references_in_text,
         )
 
     async def close(self) -> None:
@@ -163,7 +164,10 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             sizes = {each.latents.shape[-2:] for one in references for each in one}
             if sizes != {latents.shape[-2:]}:
                 refuse([(f"{field}.references", "must be of the size of the latents")])
-        return kept, references or [()] * len(latents)
+        references = references or [()] * len(latents)
+        if self._limits.inputs.references_in_text:
+            refuse(_places_violations(field, kept, references))
+        return kept, references
 
     def _put(self, request: PutConditioningRequest) -> None:
         device, dtype = self._predictor.device, self._predictor.dtype
@@ -172,8 +176,22 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             kept = Reference(read_reference(request, self._limits).to(device, dtype, copy=True))
         else:
             sequence, pooled = read_conditioning(request, self._limits)
-            kept = prepare(sequence, pooled, device, dtype, self._limits.inputs.text_positions)
+            text_positions = self._limits.inputs.text_positions
+            places = tuple(request.reference_positions)
+            kept = prepare(sequence, pooled, device, dtype, text_positions, places)
         self._cache.put((current_share(), request.digest), kept)
+
+
+def _places_violations(
+    field: str, conditionings: Sequence[Conditioning], references: Sequence[tuple[Reference, ...]]
+) -> Iterator[tuple[str, str]]:
+    """Of samples of a branch whose references are not as many as their texts have places for."""
+    for index, (text, pictures) in enumerate(zip(conditionings, references, strict=True)):
+        if (places := len(text.reference_positions)) != len(pictures):
+            yield (
+                f"{field}.references",
+                f"sample {index} has {len(pictures)}, and its text places for {places}",
+            )
 
 
 def _digests(branch: denoiser_pb2.Branch) -> Iterator[bytes]:

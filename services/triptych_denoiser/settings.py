@@ -52,11 +52,11 @@ class DenoiserOptions(LoraOptions, CompileOptions):
         description="Memory for the features of requests that reuse them between steps, in MB (2^20 bytes).",
     )
     static_text_cache_mb: int = Field(
-        default=1024,
+        default=4096,
         ge=0,
         description="Memory for what a part of the model that sees text alone made of it (Krea 2's text "
-        "fusion, keys and values of Qwen-Image 2.1), in MB (2^20 bytes). 0: computed anew in every pass, to "
-        "the same bits.",
+        "fusion, keys and values of Qwen-Image 2.1's text and references), in MB (2^20 bytes). 0: computed "
+        "anew in every pass, to the same bits.",
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.checkpoints.text_encoder_names import text_config
 from triptych.compute.quantization import Exceptions, torchao_quietly
 from triptych.errors import CheckpointError
+from triptych_text_encoder.vision import VisionTower
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,9 @@ _UNUSED = re.compile(
     r"|^(?:vision_model|decoder|(?:model\.)?(?:visual|vision_tower|multi_modal_projector))\."
 )
 
+#: The tensors of a vision encoder, and what transformers calls them there.
+_VISION = re.compile(r"(?:model\.)?visual\.(.+)")
+
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -61,7 +65,8 @@ def load_text_model(
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the prefixes of
     _PREFIXES are accepted, T5's embedding under any of its names; T5's `wo` is float32 when dtype is float16.
-    Of a Qwen's or Mistral's layers, those behind the first `layers` are left out; of models with eyes, those.
+    Of a Qwen's or Mistral's layers, those behind the first `layers` are left out; what sees pictures is
+    loaded by itself.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -116,10 +121,15 @@ def _without_memory(
         model_class, config_class = _transformers_classes(checkpoint, component)
     if layers is not None:
         config = _with_first(layers, config)
+    return _of_config(model_class, config_class.from_dict(config), dtype, device)
+
+
+def _of_config(model_class: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A model with its weights on "meta"; buffers that no checkpoint has are real, on the device."""
+    import torch
+
     with torch.device("meta"):
-        model = model_class._from_config(
-            config_class.from_dict(config), dtype=dtype, attn_implementation="sdpa"
-        )
+        model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()
     for module in model.modules():
         computed = [
@@ -184,6 +194,38 @@ def spellings(name: str) -> list[str]:
     ]
 
 
+def load_vision_tower(
+    checkpoint: Checkpoint, component: str, image_processor: str, dtype: torch.dtype, device: torch.device
+) -> VisionTower | None:
+    """Load what sees pictures for a text encoder of Qwen3-VL, and the image processor in another folder.
+
+    It is not quantized: a tenth of the weights, and pictures depend on it. None if the checkpoint has none: a
+    file of a text encoder alone, or no image processor.
+
+    Raises CheckpointError if it is broken.
+    """
+    from triptych.compute.loading import check_names, fill
+
+    folder, config = checkpoint.folder(image_processor), checkpoint.config(component).get("vision_config")
+    tensors = checkpoint.tensors(component)
+    names = {match[1]: match[0] for match in map(_VISION.fullmatch, tensors) if match}
+    if not (folder / "preprocessor_config.json").is_file() or not config or not names:
+        return None
+    with _quiet():
+        try:
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+            processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            model_class, config_class = _vision_classes(checkpoint, component)
+            model = _of_config(model_class, config_class.from_dict(config), dtype, device)
+            weights = model.state_dict()
+            check_names(weights, names)
+            fill(model, {names[name]: weight for name, weight in weights.items()}, tensors, device)
+        except Exception as error:  # as in load_text_model
+            raise _broken(checkpoint, component, error) from error
+    return VisionTower(processor, model.requires_grad_(False).eval())
+
+
 def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
     """Load a CLIP, T5, Qwen or Mistral tokenizer.
 
@@ -235,6 +277,18 @@ def _transformers_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, 
                 "Qwen2_5_VLForConditionalGeneration and Mistral3ForConditionalGeneration"
             )
             raise _unsupported(checkpoint, component, other, supported)
+
+
+def _vision_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
+    """The class of the part that sees pictures for `component`, and its config class."""
+    match checkpoint.class_name(component):
+        case "Qwen3VLModel" | "Qwen3VLForConditionalGeneration":
+            from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+            from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+
+            return Qwen3VLVisionModel, Qwen3VLVisionConfig
+        case other:
+            raise _unsupported(checkpoint, component, other, "Qwen3VLModel")
 
 
 def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:

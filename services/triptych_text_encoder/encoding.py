@@ -1,4 +1,4 @@
-"""One prompt's encoding: what a recipe gives and the service sends."""
+"""One prompt's encoding, what a recipe gives and the service sends; and the pictures shown beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that is shown beside prompts: sRGB, uint8 [height, width, 3], and their digest."""
+
+    pixels: NDArray[np.uint8]
+    digest: bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +30,8 @@ class Encoding:
     pooled: torch.Tensor
     #: The end of the prompt that no encoder read because it was too long; "" if all was read.
     truncated: str
+    #: Where references belong in the sequence: how many tokens come before each; () where they do not.
+    reference_positions: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from triptych.digests import reference_digest
 from triptych.errors import invalid_argument, refuse
 from triptych.loras import lora_violations
-from triptych.v1 import text_encoder_pb2
+from triptych.tensors import message_to_array
+from triptych.v1 import tensor_pb2, text_encoder_pb2
+from triptych_text_encoder.encoding import Picture
 from triptych_text_encoder.weighting import Span
 
 # Encoders read 512 tokens at most; this bounds what a tokenizer goes through to say what was cut off.
@@ -15,6 +18,8 @@ MAX_SCOPE_BYTES = 64
 MAX_WEIGHT = 10.0
 MAX_SPANS = 1000
 """Of a prompt."""
+MAX_IMAGE_PIXELS = 2 << 20
+"""Of a picture: families show about half as many at most."""
 
 Violation = tuple[str, str]
 """A field's path and what is wrong with it."""
@@ -46,6 +51,31 @@ def read_request(
         (prompt, tuple(Span(span.start, span.stop, span.weight) for span in each.spans))
         for prompt, each in zip(prompts, weights, strict=True)
     ]
+
+
+def read_pictures(
+    images: Sequence[tensor_pb2.Tensor], max_images: int, image_multiple: int
+) -> tuple[Picture, ...]:
+    """The pictures that are shown with every prompt of a request.
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT that names what is wrong.
+    """
+    if images and not max_images:
+        raise invalid_argument(("images", "these text encoders see no pictures"))
+    if len(images) > max_images:
+        raise invalid_argument(("images", f"{len(images)} pictures; allowed are 0 to {max_images}"))
+    return tuple(_picture(image, f"images[{i}]", image_multiple) for i, image in enumerate(images))
+
+
+def _picture(image: tensor_pb2.Tensor, field: str, multiple: int) -> Picture:
+    pixels = message_to_array(image, field, dtypes=["uint8"], shape=["height", "width", 3])
+    height, width = pixels.shape[:2]
+    if height * width == 0 or height % multiple or width % multiple:
+        raise invalid_argument((field, f"is {height} x {width}; sides must be multiples of {multiple}"))
+    if height * width > MAX_IMAGE_PIXELS:
+        raise invalid_argument((field, f"has {height * width} pixels; allowed are {MAX_IMAGE_PIXELS}"))
+    return Picture(pixels, reference_digest(image))
 
 
 def _length_violations(prompts: Sequence[str]) -> Iterator[Violation]:

@@ -23,7 +23,7 @@ from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
 from triptych_text_encoder.loras import model_of, modules_of
 from triptych_text_encoder.recipes import load_recipe
-from triptych_text_encoder.requests import MAX_PROMPT_BYTES, read_request
+from triptych_text_encoder.requests import MAX_IMAGE_PIXELS, MAX_PROMPT_BYTES, read_pictures, read_request
 
 if TYPE_CHECKING:
     import torch
@@ -64,15 +64,17 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
         self, request: EncodeRequest, context: grpc.aio.ServicerContext[EncodeRequest, EncodeResponse]
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
-        weighting = self._encoder.recipe.token_weights is not None
-        # Ten thousand spans would hold up the event loop.
+        recipe = self._encoder.recipe
+        weighting, sees = recipe.token_weights is not None, (recipe.max_images, recipe.image_multiple)
+        # Ten thousand spans, and megabytes of pixels, would hold up the event loop.
         entries = await asyncio.to_thread(read_request, request, self._max_prompts, weighting)
+        pictures = await asyncio.to_thread(read_pictures, request.images, *sees) if request.images else ()
         # So would loading a LoRA.
         loras = await asyncio.to_thread(self._loras.find, request.loras)
         changing = tuple((lora, weight) for lora, weight in loras if lora.changes)
         scope = current_share().encode() + b"\0" + request.cache_scope
         async with self._admission.admit():
-            encodings = [await self._encoder.encode(*entry, changing, scope) for entry in entries]
+            encodings = [await self._encoder.encode(*entry, changing, scope, pictures) for entry in entries]
         fingerprint = fingerprint_with(self._model.fingerprint, changing)
         # Copying and hashing some megabytes per prompt would hold up the event loop.
         return await asyncio.to_thread(_encode_response, encodings, fingerprint, warnings_of(loras))
@@ -91,6 +93,9 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             tokens=recipe.tokens,
             weighting=recipe.token_weights is not None,
             loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
+            max_images=recipe.max_images,
+            image_multiple=recipe.image_multiple,
+            max_image_pixels=MAX_IMAGE_PIXELS if recipe.max_images else 0,
         )
 
 
@@ -150,6 +155,10 @@ def _encode_response(
 
 def _conditioning(encoding: Encoding) -> text_encoder_pb2.Conditioning:
     sequence, pooled = torch_to_message(encoding.sequence), torch_to_message(encoding.pooled)
+    positions = encoding.reference_positions
     return text_encoder_pb2.Conditioning(
-        digest=conditioning_digest(sequence, pooled), sequence=sequence, pooled=pooled
+        digest=conditioning_digest(sequence, pooled, positions),
+        sequence=sequence,
+        pooled=pooled,
+        reference_positions=positions,
     )

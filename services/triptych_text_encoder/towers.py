@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from triptych.compute.thread import end_if_unwanted
 from triptych.errors import CheckpointError
-from triptych_text_encoder.components import load_text_model, load_tokenizer
+from triptych_text_encoder.components import load_text_model, load_tokenizer, load_vision_tower
 from triptych_text_encoder.weighting import offsets_to_weights
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from triptych.checkpoints.checkpoint import Checkpoint
     from triptych.compute.quantization import Quantizer
+    from triptych_text_encoder.vision import VisionTower
     from triptych_text_encoder.weighting import Span
 
 
@@ -25,17 +26,20 @@ class Tower:
     """A text encoder with its tokenizer, reading `max_length` tokens of a text.
 
     adds_marks: whether the tokenizer adds its marks: not where texts have them.
+    vision: what sees pictures for it; None for one that sees none.
     """
 
     tokenizer: Any
     model: Any
     max_length: int
     adds_marks: bool = True
+    vision: VisionTower | None = None
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the encoder."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Number of parameters of the encoder, and of what sees pictures for it."""
+        models = [self.model] if self.vision is None else [self.model, self.vision.model]
+        return sum(parameter.numel() for model in models for parameter in model.parameters())
 
     def token_ids(self, text: str, padded: bool = True) -> torch.Tensor:
         """The text's tokens, cut off: int64 [1, max_length], or [1, tokens] if not padded."""
@@ -82,6 +86,7 @@ class LoadTower(Protocol):
         max_length: int | None = None,
         layers: int | None = None,
         tokenizer: str | None = None,
+        image_processor: str | None = None,
     ) -> Tower: ...
 
 
@@ -94,16 +99,22 @@ def load_tower(
     max_length: int | None = None,
     layers: int | None = None,
     tokenizer: str | None = None,
+    image_processor: str | None = None,
 ) -> Tower:
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
 
     `max_length` None is what the tokenizer says, which is in the folder `tokenizer` if that is given; of the
-    encoder's layers all are loaded, or the first `layers`. Raises CheckpointError if a part is missing,
-    broken or of an unsupported class, or the tokenizer has tokens or positions that the encoder does not.
+    encoder's layers all are loaded, or the first `layers`. With the folder of an `image_processor`, what sees
+    pictures is loaded too, if the checkpoint has it. Raises CheckpointError if a part is missing, broken or
+    of an unsupported class, or the tokenizer has tokens or positions that the encoder does not.
     """
     words = load_tokenizer(checkpoint, tokenizer or component("tokenizer", number))
-    model = load_text_model(checkpoint, component("text_encoder", number), dtype, device, quantizer, layers)
-    tower = Tower(words, model, words.model_max_length if max_length is None else max_length)
+    encoder = component("text_encoder", number)
+    model = load_text_model(checkpoint, encoder, dtype, device, quantizer, layers)
+    eyes = None
+    if image_processor is not None:
+        eyes = load_vision_tower(checkpoint, encoder, image_processor, dtype, device)
+    tower = Tower(words, model, words.model_max_length if max_length is None else max_length, vision=eyes)
     if len(words) > model.config.vocab_size:
         raise CheckpointError(
             f"tokenizer {number} of {checkpoint.path} has {len(words)} tokens, "
@@ -115,8 +126,9 @@ def load_tower(
             f"tokenizer {number} of {checkpoint.path} gives {tower.max_length} tokens, "
             f"its encoder has {positions} positions"
         )
-    for layer in _layers(model):
-        layer.register_forward_pre_hook(end_if_unwanted)
+    for part in (model,) if eyes is None else (model, eyes.model):
+        for layer in _layers(part):
+            layer.register_forward_pre_hook(end_if_unwanted)
     return tower
 
 

@@ -72,32 +72,45 @@ class TextEncoder(TextEncoderServiceServicer):
         self.lora_calls: list[dict[str, float]] = []
         self.name = MODEL
         self.pooled_projection_dim = WIDTH
+        self.max_images = 0
+        self.shown: list[tuple[tuple[int, ...], ...]] = []
 
     async def Encode(self, request: Any, context: Any) -> Any:
         if self.failures:
             raise self.failures.pop(0)
         self.encoded += request.prompts
         self.scopes.append(request.cache_scope)
+        pictures = [message_to_array(image, "images") for image in request.images]
+        self.shown.append(tuple(picture.shape for picture in pictures))
+        seen = "".join(f"\0{picture.mean():.6g}" for picture in pictures)
         self.lora_calls.append({lora.name: lora.weight for lora in request.loras})
         with_loras = "".join(f" with {lora.name}" for lora in request.loras)
         weights = request.weights or [text_encoder_pb2.PromptWeights()] * len(request.prompts)
         weighted = zip(request.prompts, weights, strict=True)
         return text_encoder_pb2.TextEncoderServiceEncodeResponse(
-            conditionings=[self.conditioning(prompt + with_loras, spans.spans) for prompt, spans in weighted],
+            conditionings=[
+                self.conditioning(prompt + with_loras + seen, spans.spans, range(len(pictures)))
+                for prompt, spans in weighted
+            ],
             truncated=[" ".join(prompt.split()[10:]) for prompt in request.prompts],
             fingerprint=f"text-encoder-fingerprint{with_loras}",
             warnings=[f"half of {lora.name}" for lora in request.loras],
         )
 
     def conditioning(
-        self, prompt: str, spans: Iterable[text_encoder_pb2.WeightedSpan] = ()
+        self,
+        prompt: str,
+        spans: Iterable[text_encoder_pb2.WeightedSpan] = (),
+        places: Sequence[int] = (),
     ) -> text_encoder_pb2.Conditioning:
         said = prompt + "".join(f"\0{prompt[s.start : s.stop]}\0{s.weight:.6g}" for s in spans)
         rng = np.random.default_rng(list(hashlib.sha256(said.encode()).digest()))
         sequence = array_to_message(rng.standard_normal((3, WIDTH), np.float32))
         pooled = array_to_message(rng.standard_normal(WIDTH, np.float32))
-        digest = conditioning_digest(sequence, pooled)
-        return text_encoder_pb2.Conditioning(digest=digest, sequence=sequence, pooled=pooled)
+        digest = conditioning_digest(sequence, pooled, places)
+        return text_encoder_pb2.Conditioning(
+            digest=digest, sequence=sequence, pooled=pooled, reference_positions=places
+        )
 
     async def GetModel(self, request: Any, context: Any) -> Any:
         return text_encoder_pb2.TextEncoderServiceGetModelResponse(
@@ -109,6 +122,9 @@ class TextEncoder(TextEncoderServiceServicer):
             tokens=3,
             weighting=True,
             loras=self.loras,
+            max_images=self.max_images,
+            image_multiple=8,
+            max_image_pixels=1 << 21,
         )
 
 
@@ -132,6 +148,7 @@ class Denoiser(DenoiserServiceServicer):
         self.earlier: list[list[denoiser_pb2.FeatureReuse]] = []
         self.pictures: dict[bytes, NDArray[np.float32]] = {}
         self.max_references = 0
+        self.places: dict[bytes, int] = {}
         self.reference_same_size = False
         self.queue_milliseconds = self.compute_milliseconds = 0.0
 
@@ -188,7 +205,9 @@ class Denoiser(DenoiserServiceServicer):
             assert request.digest == reference_digest(request.reference)
             self.pictures[request.digest] = message_to_array(request.reference, "reference")
             return denoiser_pb2.PutConditioningResponse()
-        assert request.digest == conditioning_digest(request.sequence, request.pooled)
+        places = list(request.reference_positions)
+        assert request.digest == conditioning_digest(request.sequence, request.pooled, places)
+        self.places[request.digest] = len(places)
         self.pooled[request.digest] = message_to_array(request.pooled, "pooled")
         return denoiser_pb2.PutConditioningResponse()
 

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import grpc
 import pytest
 from PIL import Image
 
+import triptych.families
 from tests.coordinator.conftest import House, write_checkpoint
 from tests.coordinator.numpy_stages import MODEL
+from triptych.families import qwen_image21
+from triptych.families.reference_sizes import References, of_area
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_coordinator.settings import CoordinatorLimits
 
@@ -81,3 +85,57 @@ async def test_broken_pixels_are_the_clients_mistake(klein: House) -> None:
 async def test_a_model_says_how_many_references_it_takes(klein: House) -> None:
     answer = await klein.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
     assert answer.max_references == 10
+
+
+@pytest.fixture
+async def qwen(
+    tmp_path: Path, limits: CoordinatorLimits, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[House]:
+    """Of a family whose text encoder is shown references, in a size of its own."""
+    rule = of_area(64 * 64, 32, most_aspect=16)
+    references = References(10, rule, shown=of_area(32 * 32, 8, most_aspect=16), size_of="last")
+    monkeypatch.setattr(triptych.families, "FAMILIES", (replace(qwen_image21.FAMILY, references=references),))
+    house = House(write_checkpoint(tmp_path / MODEL, "QwenImage21Pipeline"), tmp_path, limits)
+    house.denoiser.max_references = 10
+    house.text_encoder.max_images = 3
+    await house.start(("text", "denoiser", "vae"))
+    yield house
+    await house.stop()
+
+
+async def test_text_encoders_see_references_beside_every_prompt(qwen: House) -> None:
+    bright, dark = file(200), file(30)
+    asked: dict[str, Any] = {"seeds": [1], "guidance_scale": 3, "negative_prompts": ["mud"]}
+    answer = await qwen.images("a cat", references=[bright, dark], **asked)
+
+    assert set(qwen.text_encoder.shown) == {((32, 32, 3), (32, 32, 3))}
+    assert (answer.parameters.width, answer.parameters.height) == (64, 64)
+    assert qwen.vae_codec.encodings == 2
+    assert list(qwen.denoiser.places.values()) == [2, 2]
+
+    encoded = len(qwen.text_encoder.encoded)
+    again = await qwen.images("a cat", references=[bright, dark], **asked)
+    assert again.images[0].png == answer.images[0].png
+    assert len(qwen.text_encoder.encoded) == encoded
+    assert (again.finished.prompts, again.finished.cached_prompts) == (2, 2)
+
+    await qwen.images("a cat", references=[dark, bright], **asked)
+    await qwen.images("a cat", **asked)
+    assert qwen.text_encoder.shown[-1] == ()
+    assert len(qwen.text_encoder.encoded) == 3 * encoded
+
+
+async def test_no_more_references_than_the_text_encoder_sees(qwen: House) -> None:
+    model = await qwen.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert model.max_references == 3
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await qwen.images("a cat", references=[file(level) for level in (10, 20, 30, 40)])
+    assert "references: must be at most 3, not 4" in str(raised.value.details())
+
+
+async def test_a_text_encoder_without_eyes_takes_no_references(qwen: House) -> None:
+    qwen.text_encoder.max_images = 0
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await qwen.images("a cat", references=[file(200)])
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "references: must be left out" in str(raised.value.details())

@@ -75,7 +75,8 @@ def row(predictor: Predictor, shape: Shape, seed: int = 0, **others: Any) -> Row
     pooled = torch.randn(inputs.pooled_projection_dim, generator=generator).to(predictor.dtype)
     latents = torch.randn(inputs.channels, height, width, generator=generator)
     sigma, scale = torch.rand(2, generator=generator).tolist()
-    conditioning = Conditioning(sequence, pooled, 1 if inputs.text_positions else repeats)
+    places = range(len(others.get("references", ()))) if inputs.references_in_text else ()
+    conditioning = Conditioning(sequence, pooled, 1 if inputs.text_positions else repeats, tuple(places))
     if inputs.reference_same_size:
         masked = torch.randn(inputs.reference_channels, height, width, generator=generator)
         others["references"] = (Reference(masked.to(predictor.dtype)),)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
-from tests.denoiser.small_families import CHANNELS, WIDTH, write_flux, write_flux2, write_flux_fill
+from tests.denoiser.small_families import (
+    CHANNELS,
+    WIDTH,
+    write_flux,
+    write_flux2,
+    write_flux_fill,
+    write_qwen_image21,
+)
 from tests.serving import refused
 from triptych.digests import conditioning_digest, reference_digest
 from triptych.errors import missing_digests
@@ -22,6 +29,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "FLUX.1": lambda folder: write_flux(folder, guidance=False),
     "FLUX.1 Fill": write_flux_fill,
     "FLUX.2": write_flux2,
+    "Qwen-Image 2.1": write_qwen_image21,
 }
 
 
@@ -46,13 +54,16 @@ def picture(seed: int, *shape: int) -> pb.PutConditioningRequest:
     return pb.PutConditioningRequest(digest=reference_digest(reference), reference=reference)
 
 
-def prompt(denoiser: Denoiser, seed: int = 1) -> pb.PutConditioningRequest:
+def prompt(denoiser: Denoiser, seed: int = 1, places: Sequence[int] = ()) -> pb.PutConditioningRequest:
+    """The request that puts a text of five random tokens with places for references."""
     inputs = denoiser.servicer._limits.inputs
     generator = torch.Generator().manual_seed(seed)
     sequence = torch_to_message(torch.randn(5, WIDTH, generator=generator))
     pooled = torch_to_message(torch.randn(inputs.pooled_projection_dim, generator=generator))
-    digest = conditioning_digest(sequence, pooled)
-    return pb.PutConditioningRequest(digest=digest, sequence=sequence, pooled=pooled)
+    digest = conditioning_digest(sequence, pooled, places)
+    return pb.PutConditioningRequest(
+        digest=digest, sequence=sequence, pooled=pooled, reference_positions=places
+    )
 
 
 def asked(
@@ -196,6 +207,65 @@ async def test_references_that_do_not_fit_are_not_taken(denoiser: Denoiser) -> N
         error = await refused(denoiser.stub.PutConditioning(message))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         assert sentence in error.message
+
+
+@of("Qwen-Image 2.1")
+async def test_references_inside_the_text_are_read_at_their_places(denoiser: Denoiser) -> None:
+    model = await denoiser.stub.GetModel(pb.DenoiserServiceGetModelRequest())
+    assert (model.max_references, model.references_in_text) == (10, True)
+    one, other = picture(1, CHANNELS, 6, 4), picture(2, CHANNELS, 2, 8)
+    texts = [prompt(denoiser, places=places) for places in ((1, 3), (1, 4), (2,), ())]
+    assert len({text.digest for text in texts}) == 4
+    for each in (*texts, one, other):
+        await denoiser.stub.PutConditioning(each)
+    message = asked(texts[0], [one, other], [other, one], [one, other], [one], [])
+    message.branches[0].conditioning_digests[2:] = [text.digest for text in texts[1:]]
+    message.latents.CopyFrom(torch_to_message(random_latents(0).repeat(5, 1, 1, 1)))
+
+    velocities = await predict(denoiser.stub, message)
+
+    assert len({tuple(velocity.flatten().tolist()) for velocity in velocities}) == 5
+    transformer = denoiser.servicer._predictor.model
+    pictures = [message_to_torch(each.reference, "reference")[None] for each in (one, other)]
+    sequence = message_to_torch(texts[0].sequence, "sequence")[None]
+    with torch.inference_mode():
+        expected = transformer(
+            *(random_latents(0), torch.tensor([0.5]), sequence),
+            references=pictures,
+            reference_positions=(1, 3),
+        )
+    assert torch.equal(velocities[0], expected[0])
+
+
+@of("Qwen-Image 2.1")
+async def test_references_without_a_place_are_refused(denoiser: Denoiser) -> None:
+    text, one = prompt(denoiser, places=(1, 3)), picture(1, CHANNELS, 6, 4)
+    for each in (text, one):
+        await denoiser.stub.PutConditioning(each)
+    for pictures in ([one], []):
+        error = await refused(denoiser.stub.Predict(asked(text, pictures)))
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert f"sample 0 has {len(pictures)}, and its text places for 2" in error.message
+    wrong = {
+        "11 of them; allowed are 0 to 10": [1] * 11,
+        "must not fall, and be from 0 to 5": [3, 2],
+        "be from 0 to 5, the tokens of the sequence": [6],
+        "be from 0 to 5": [-1],
+    }
+    for sentence, places in wrong.items():
+        error = await refused(denoiser.stub.PutConditioning(prompt(denoiser, places=places)))
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert sentence in error.message
+    forged = prompt(denoiser, places=(1, 3))
+    forged.reference_positions[:] = [1, 4]
+    error = await refused(denoiser.stub.PutConditioning(forged))
+    assert "is not that of sequence and pooled" in error.message
+
+
+@of("FLUX.2")
+async def test_places_in_a_text_that_has_no_pictures_are_refused(denoiser: Denoiser) -> None:
+    error = await refused(denoiser.stub.PutConditioning(prompt(denoiser, places=(1,))))
+    assert "this model reads no references inside the text" in error.message
 
 
 async def test_a_model_without_references_refuses_them(settings: DenoiserSettings) -> None:

@@ -1,13 +1,16 @@
-"""What a part of a model that sees text alone makes of it is computed once, to the bits that it has anew."""
+"""What a part of a model that sees text and references alone makes of them is computed once, to the bits that
+it has anew.
+"""
 
-from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.small_families import KREA2, QWEN_IMAGE21, Config, random_transformer
+from tests.denoiser.small_families import CHANNELS, KREA2, QWEN_IMAGE21, Config, random_transformer
+from triptych_denoiser.conditioning import Reference
 from triptych_denoiser.features import FeatureCache
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.qwen_image21 import QwenImage21Transformer
@@ -32,9 +35,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
 
     def count(static_text: Any) -> Any:
-        def counted(self: Any, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+        def counted(self: Any, sequence: Tensor, *others: Any) -> Tensor:
             lengths.append(len(sequence))
-            text: Tensor = static_text(self, sequence, skipped_layers)
+            text: Tensor = static_text(self, sequence, *others)
             return text
 
         return counted
@@ -60,6 +63,23 @@ def test_a_text_is_computed_once_for_all_its_passes(family: Config, computed: li
     assert computed == [7, 12] * 4
 
     for velocities in (*known, *anew):
+        assert all(map(torch.equal, velocities, known[0]))
+
+
+def test_a_text_with_references_is_computed_once_for_the_same_references(computed: list[int]) -> None:
+    remembering, forgetting = predictor_with(1 << 20, QWEN_IMAGE21), predictor_with(0, QWEN_IMAGE21)
+    pictures = [Reference(torch.randn(CHANNELS, *size)) for size in ((4, 4), (2, 6), (4, 4))]
+    (plain,) = rows_of(remembering, 7)
+    text = replace(plain.conditioning, reference_positions=(1, 3))
+    rows = [replace(plain, conditioning=text, references=(pictures[first], pictures[1])) for first in (0, 2)]
+
+    known = [remembering.predict(rows).velocities for _ in range(2)]
+    assert computed == [7, 7]  # the second has another first picture
+    anew = [forgetting.predict(rows[1:] + rows[:1]).velocities for _ in range(2)]
+
+    assert len(computed) == 2 + 4
+    assert not torch.equal(known[0][0], known[0][1])
+    for velocities in (known[1], *(each[::-1] for each in anew)):
         assert all(map(torch.equal, velocities, known[0]))
 
 

@@ -2,10 +2,11 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -26,8 +27,8 @@ from tests.tiny_krea2 import krea2_pipeline
 from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_qwen_image21 import qwen_image21_pipeline
 from tests.tiny_z_image import z_image_pipeline
-from triptych.families import flux2, flux_kontext
-from triptych.families.reference_sizes import References, nearest
+from triptych.families import flux2, flux_kontext, qwen_image21
+from triptych.families.reference_sizes import References, nearest, of_area
 from triptych_coordinator.request.pictures import read_reference
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
@@ -46,11 +47,13 @@ async def assert_same_pictures(
     our_options: dict[str, Any],
     save: Callable[[Any, Path], None] = lambda pipeline, folder: pipeline.save_pretrained(folder),
     one_by_one: bool = False,
+    per_call: Mapping[str, Any] = MappingProxyType({}),
     **both: Any,
 ) -> None:
     """Every pixel of both pictures is within 1/255; `both` are options with one name and meaning.
 
     one_by_one: diffusers makes the pictures apart, for in a batch it changes them.
+    per_call: options of diffusers that are the same for both then.
     """
     save(pipeline, folder / "checkpoint")
     pipeline.set_progress_bar_config(disable=True)
@@ -65,6 +68,7 @@ async def assert_same_pictures(
                     name: each[batch] if isinstance(each, list) else each
                     for name, each in their_options.items()
                 },
+                **per_call,
                 **both,
             ).images
             for batch in batches
@@ -379,6 +383,30 @@ async def test_qwen_image21(height: int, width: int, tmp_path: Path) -> None:
         height=height,
         width=width,
         num_inference_steps=5,
+    )
+
+
+@pytest.mark.parametrize("sizes", [[(101, 79)], [(64, 130), (90, 60)]], ids=["one", "two"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+async def test_qwen_image21_with_references(
+    sizes: list[tuple[int, int]], guidance_scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = of_area(96**2, 32, most_aspect=16)
+    references = References(2, rule, shown=rule, size_of="last")
+    family = replace(qwen_image21.FAMILY, references=references)
+    monkeypatch.setattr(triptych.families, "FAMILIES", (family,))
+    pictures = [a_picture(size) for size in sizes]
+    pictures[0].putalpha(Image.linear_gradient("L").resize(pictures[0].size))
+    negative = {"negative_prompt": ["mud", ""]} if guidance_scale > 1 else {}
+    await assert_same_pictures(
+        qwen_image21_pipeline(),
+        tmp_path,
+        {"true_cfg_scale": guidance_scale, **{name: list(each) for name, each in negative.items()}},
+        {"guidance_scale": guidance_scale, "references": [png(picture) for picture in pictures], **negative},
+        save=tiny_qwen_image21.save,
+        one_by_one=True,
+        per_call={"image": pictures, "output_resolution": 96},
+        num_inference_steps=4,
     )
 
 

@@ -1,5 +1,7 @@
-"""The transformer gives what diffusers' QwenImage21Transformer2DModel gives, for pictures from text."""
+"""The transformer gives what diffusers' QwenImage21Transformer2DModel gives."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import diffusers
@@ -60,18 +62,29 @@ def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: i
 
 
 @torch.inference_mode()
-def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
-    """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it."""
+def expected_velocity(
+    theirs: Any, given: dict[str, Tensor], references: Sequence[Tensor] = (), positions: Sequence[int] = ()
+) -> Tensor:
+    """diffusers' velocity, its latents packed and its timesteps rounded as its pipeline does it.
+
+    Slots of references have numbers that nobody may read.
+    """
     latents, sequence = given["latents"], given["sequence"]
     rows, _, height, width = latents.shape
-    slots = torch.zeros(rows, sequence.shape[1] + height * width // 4, dtype=torch.bool)
-    slots[:, sequence.shape[1] :] = True
+    pictures = [*references, latents]
+    parts: list[Tensor] = []
+    for text, picture in zip_longest(sequence.tensor_split(list(positions), dim=1), pictures):
+        parts.append(torch.zeros(text.shape[1], dtype=torch.bool))
+        parts.append(torch.ones(picture[0, 0].numel() // 4, dtype=torch.bool))
+    slots = torch.cat(parts)
+    seen = sequence.new_full((rows, len(slots) - height * width // 4, sequence.shape[2]), 100.0)
+    seen[:, ~slots[: seen.shape[1]]] = sequence
     (packed,) = theirs(
-        hidden_states=latents.flatten(2).mT,
-        encoder_hidden_states=sequence,
+        hidden_states=torch.cat([picture.flatten(2).mT for picture in pictures], dim=1),
+        encoder_hidden_states=seen,
         timestep=(1000 * given["sigma"]).to(latents.dtype) / 1000,
-        img_shapes=[[(1, height, width)]] * rows,
-        img_mask=slots,
+        img_shapes=[[(1, *picture.shape[-2:]) for picture in pictures]] * rows,
+        img_mask=slots.expand(rows, -1),
         return_dict=False,
     )
     velocity: Tensor = packed[:, -height * width :].mT.reshape(latents.shape)
@@ -96,6 +109,30 @@ def test_velocities_are_those_of_diffusers(
 @pytest.mark.parametrize("tokens", [1, 77, 512])
 def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
     assert error(reference(SMALL), inputs(SMALL, 2, 4, 6, tokens)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("sizes", "positions"),
+    [
+        ([(4, 6)], [3]),
+        ([(6, 2), (2, 10)], [1, 4]),
+        ([(2, 4), (4, 4)], [2, 2]),  # without a word between them
+        ([(4, 4)], [0]),
+        ([(4, 4)], [5]),
+    ],
+    ids=["one", "two", "side by side", "first", "last"],
+)
+@torch.inference_mode()
+def test_references_inside_the_text_are_read_as_diffusers_reads_them(
+    sizes: list[tuple[int, int]], positions: list[int]
+) -> None:
+    theirs, given = reference(SMALL), inputs(SMALL, 2, 4, 6)
+    generator = torch.Generator().manual_seed(2)
+    pictures = [torch.randn(2, SMALL["in_channels"], *size, generator=generator) for size in sizes]
+
+    velocity = ours(theirs)(**given, references=pictures, reference_positions=positions)
+
+    assert relative_error(velocity, expected_velocity(theirs, given, pictures, positions)) <= 1e-5
 
 
 def test_sigma_one_and_zero_are_those_of_diffusers() -> None:

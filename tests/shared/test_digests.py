@@ -37,6 +37,8 @@ def test_whatever_differs_gives_another_digest() -> None:
         (tensor((2, 1), b"abcdefgh"), tensor((1,), b"ijkl", tensor_pb2.DTYPE_FLOAT16)),
         (tensor((1,), b"ijkl"), tensor((2, 1), b"abcdefgh")),
     ]
+    places = {conditioning_digest(*pairs[0], at) for at in ([], [0], [1], [0, 0])}
+    assert len(places) == 4
     references = {reference_digest(each) for pair in pairs for each in pair}
     assert len({conditioning_digest(*pair) for pair in pairs} | references) == len(pairs) + len(
         {each.SerializeToString() for pair in pairs for each in pair}

@@ -63,9 +63,13 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(pieces, extra_ids=0, model_max_length=512)
 
 
+#: The last of the vocabulary, the last first: see qwen3_vl_model.
+PICTURE_MARKS = ["<|vision_end|>", "<|vision_start|>", "<|video_pad|>", "<|image_pad|>"]
+
+
 def qwen_tokenizer() -> Any:
-    """Qwen's kind of tokenizer: a token per byte, marks of a chat, a template."""
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    """Qwen's kind of tokenizer: a token per byte, marks of a chat and of pictures, a template."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *PICTURE_MARKS]
     vocabulary = {piece: index for index, piece in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
     return Qwen2Tokenizer(
         vocabulary,

@@ -4,12 +4,13 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from triptych.compute.thread import compute
 from triptych_text_encoder.encoder import TextEncoder
-from triptych_text_encoder.encoding import Encoding
+from triptych_text_encoder.encoding import Encoding, Picture
 from triptych_text_encoder.recipes import Recipe
 from triptych_text_encoder.towers import Tower
 from triptych_text_encoder.weighting import Span
@@ -28,7 +29,7 @@ class CountingRecipe:
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
-    def encode(self, prompt: str) -> Encoding:
+    def encode(self, prompt: str, pictures: Sequence[Picture] = ()) -> Encoding:
         self.prompts.append(prompt)
         self.begun.set()
         assert self.go_on.wait(10)
@@ -58,6 +59,18 @@ async def test_prompts_are_found_in_their_own_scope_and_the_empty_one_in_all(rec
         await encoder.encode("a cat", scope=scope)
         await encoder.encode("", scope=scope)
     assert recipe.prompts == ["a cat", "", "a cat"]
+
+
+async def test_what_was_seen_beside_pictures_is_found_with_them_and_in_its_own_scope_alone(
+    recipe: CountingRecipe,
+) -> None:
+    encoder = TextEncoder(recipe)
+    one, other = (Picture(np.zeros((1, 1, 3), np.uint8), digest) for digest in (b"one", b"other"))
+    for pictures in ((one, other), (other, one), (one,), (), (one, other)):
+        await encoder.encode("", pictures=pictures)
+    assert len(recipe.prompts) == 4
+    await encoder.encode("", pictures=(one,), scope=b"another's")
+    assert len(recipe.prompts) == 5
 
 
 async def test_a_concurrent_duplicate_is_computed_once(recipe: CountingRecipe) -> None:

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 
 from tests.serving import channel_to_stage, refused, stage_settings
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
+from tests.tiny_qwen_image21 import qwen_image21_pipeline, save
 from triptych.compute.settings import QuantizedStageSettings
 from triptych.digests import conditioning_digest
 from triptych.errors import TriptychError
 from triptych.serving.admission import Admission
-from triptych.tensors import message_to_torch
+from triptych.tensors import array_to_message, message_to_torch
 from triptych.v1.text_encoder_pb2 import (
+    Conditioning,
     PromptWeights,
     TextEncoderServiceEncodeRequest,
     TextEncoderServiceEncodeResponse,
@@ -139,6 +142,61 @@ async def test_text_with_nul_and_odd_unicode_is_encoded(stub: Any) -> None:
     prompts = ["\0", "a\0cat", "\u202e\u0301\ufeff", "\U0010ffff", "<|endoftext|>", "\r\n\t"]
 
     assert len((await encode(stub, *prompts)).conditionings) == len(prompts)
+
+
+async def test_text_encoders_without_eyes_take_no_pictures(stub: Any) -> None:
+    image = array_to_message(np.zeros((32, 32, 3), np.uint8))
+    assert (await stub.GetModel(TextEncoderServiceGetModelRequest())).max_images == 0
+    error = await refused(stub.Encode(TextEncoderServiceEncodeRequest(prompts=["a cat"], images=[image])))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.message == "images: these text encoders see no pictures"
+
+
+@pytest.fixture
+async def seeing(tmp_path: Path) -> AsyncIterator[Any]:
+    save(qwen_image21_pipeline(), tmp_path / "checkpoint")
+    async with channel_to_stage(STAGE, stage_settings(STAGE, tmp_path / "checkpoint", tmp_path)) as channel:
+        yield TextEncoderServiceStub(channel)
+
+
+async def test_pictures_are_seen_beside_every_prompt_and_remembered_with_them(seeing: Any) -> None:
+    model = await seeing.GetModel(TextEncoderServiceGetModelRequest())
+    assert (model.max_images, model.image_multiple, model.max_image_pixels) == (10, 32, 2 << 20)
+    first, second = (array_to_message(np.full((32, 64, 3), level, np.uint8)) for level in (30, 200))
+
+    async def encoded(*prompts: str, images: Any = ()) -> list[Conditioning]:
+        request = TextEncoderServiceEncodeRequest(prompts=prompts, images=images)
+        return list((await seeing.Encode(request)).conditionings)
+
+    both = await encoded("a cat", "", images=[first, second])
+    swapped = await encoded("a cat", "", images=[second, first])
+    plain = await encoded("a cat", "")
+    assert [len(one.reference_positions) for one in (*both, *swapped, *plain)] == [2] * 4 + [0] * 2
+    assert len({one.digest for one in (*both, *swapped, *plain)}) == 6
+    assert await encoded("", "a cat", images=[first, second]) == both[::-1]
+    for one in both:
+        digest = conditioning_digest(one.sequence, one.pooled, list(one.reference_positions))
+        assert one.digest == digest
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "count", "sentence"),
+    [
+        ((32, 32, 3), np.uint8, 11, "images: 11 pictures; allowed are 0 to 10"),
+        ((32, 48, 3), np.uint8, 1, "images[0]: is 32 x 48; sides must be multiples of 32"),
+        ((0, 32, 3), np.uint8, 1, "images[0]: is 0 x 32"),
+        ((32, 32, 4), np.uint8, 1, "images[0].shape: must be [height, width, 3], not [32, 32, 4]"),
+        ((32, 32, 3), np.float32, 1, "images[0].dtype: must be uint8, not float32"),
+        ((2048, 1056, 3), np.uint8, 1, "images[0]: has 2162688 pixels; allowed are 2097152"),
+    ],
+)
+async def test_pictures_that_are_not_seen_are_refused(
+    shape: tuple[int, ...], dtype: Any, count: int, sentence: str, seeing: Any
+) -> None:
+    images = [array_to_message(np.zeros(shape, dtype))] * count
+    error = await refused(seeing.Encode(TextEncoderServiceEncodeRequest(prompts=["a cat"], images=images)))
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message
 
 
 async def test_weights_change_the_sequence_alone(stub: Any) -> None:

@@ -59,8 +59,8 @@ def read_edit(message: GenerationParameters, wrong: Wrong, fills: bool = False) 
 def own_size(
     message: GenerationParameters, limits: Limits, wrong: Wrong, references: Sequence[Reference] = ()
 ) -> Size:
-    """The size of a request that names none: that of what it starts from, of its first reference, or the
-    model's default.
+    """The size of a request that names none: that of what it starts from, of the reference that the model's
+    pictures are as large as, or the model's default.
 
     `wrong` hears of an input picture that is not taken, or does not fit the size that the request names.
     """
@@ -69,7 +69,9 @@ def own_size(
     if shape is not None:
         return Size(shape[1] * limits.downscale, shape[0] * limits.downscale)
     if not message.HasField("image"):
-        return Size(*references[0].size.kept) if references else default
+        if not references or limits.references is None:
+            return default
+        return Size(*references[-1 if limits.references.size_of == "last" else 0].size.kept)
     margins = _margins(message, Wrong())
     try:
         picture = picture_size(message.image)

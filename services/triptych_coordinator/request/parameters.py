@@ -95,10 +95,14 @@ class Variation:
 
 @dataclass(frozen=True)
 class Reference:
-    """A picture to attend to: the bytes of its file, and what size it is brought to."""
+    """A picture to attend to: the bytes of its file, and what size it is brought to.
+
+    shown: the size in which text encoders are shown it, if they are.
+    """
 
     file: bytes
     size: ReferenceSize
+    shown: ReferenceSize | None = None
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Size(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """Pixels, sRGB, uint8 [height, width, 3], and clauses on what could not be read of its file."""
+    """Pixels, sRGB, uint8 [height, width, 3 or 4], and clauses on what could not be read of its file."""
 
     pixels: NDArray[np.uint8]
     warnings: tuple[str, ...] = ()
@@ -121,8 +121,10 @@ def read_picture(data: bytes, place: Size, convert_colours: bool = True) -> Pict
     return Picture(np.asarray(_filling(image, place)), warnings)
 
 
-def read_reference(data: bytes, size: ReferenceSize) -> Picture:
+def read_reference(data: bytes, size: ReferenceSize, alpha: bool = False) -> Picture:
     """The pixels of a picture that is brought to a size, its colours in sRGB.
+
+    `alpha`: they are [height, width, 4], with an alpha channel; else what is transparent is laid over white.
 
     Raises:
         ValueError: the file is broken, or see picture_size.
@@ -130,12 +132,22 @@ def read_reference(data: bytes, size: ReferenceSize) -> Picture:
     file = _opened(data)
     with _broken_file_said(file):
         image, warnings = _in_srgb(file, _upright(file))
-        image = _over(image, "white").convert("RGB")
+        image = image.convert("RGBA") if alpha else _over(image, "white").convert("RGB")
         (width, height), (kept_width, kept_height) = size
         left, top = (width - kept_width) // 2, (height - kept_height) // 2
         resized = image.resize(size.resized, Image.Resampling.LANCZOS)
         kept = resized.crop((left, top, left + kept_width, top + kept_height))
     return Picture(np.asarray(kept), warnings)
+
+
+def over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[height, width, 3] of [height, width, 3 or 4]: as Pillow pastes it, for so diffusers does."""
+    if pixels.shape[2] == 3:
+        return pixels
+    image = Image.fromarray(pixels)
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return np.asarray(white)
 
 
 def read_mask(data: bytes, place: Size, as_diffusers: bool = False) -> NDArray[np.float32]:

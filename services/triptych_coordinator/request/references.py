@@ -27,11 +27,13 @@ def read_references(message: GenerationParameters, limits: Limits, wrong: Wrong)
 
 
 def _read(file: bytes, references: References, limits: Limits) -> Reference:
-    size = references.sized(*picture_size(file))
+    picture = picture_size(file)
+    size = references.sized(*picture)
     width, height = size.kept
     if width * height > limits.max_image_pixels or max(size.kept) > limits.max_size:
         raise ValueError(
             f"becomes a reference of {width} x {height} pixels, but this server takes at most"
             f" {limits.max_image_pixels} in all and {limits.max_size} a side"
         )
-    return Reference(file, size)
+    shown = references.shown(*picture) if references.shown else None
+    return Reference(file, size, shown)

@@ -26,6 +26,6 @@ class EncodedPrompt:
         return self.conditioning.ByteSize() + sys.getsizeof(self.truncated)
 
 
-ConditioningCache = Cache[tuple[bytes, str, WeightedText], EncodedPrompt]
+ConditioningCache = Cache[tuple[bytes, str, WeightedText, tuple[bytes, ...]], EncodedPrompt]
 """Encoded prompts by whose they are (see CoordinatorLimits.share_conditioning), the text encoder's
-fingerprint and the prompt."""
+fingerprint, the prompt and the digests of the pictures that were shown beside it."""

@@ -221,7 +221,10 @@ class RequestDenoiser:
         else:
             conditioning = self.conditionings[digest]
             request = denoiser_pb2.PutConditioningRequest(
-                digest=digest, sequence=conditioning.sequence, pooled=conditioning.pooled
+                digest=digest,
+                sequence=conditioning.sequence,
+                pooled=conditioning.pooled,
+                reference_positions=conditioning.reference_positions,
             )
         await attempt(denoiser.stub.PutConditioning, request, self.fleet.retries.attempt_timeout)
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych import errors
 from triptych.families.family import GuidanceInput
+from triptych.families.reference_sizes import References
 from triptych.v1 import denoiser_pb2, model_pb2, text_encoder_pb2, vae_codec_pb2
 from triptych_coordinator.request.parameters import Limits
 from triptych_coordinator.sampling_config import Sampling
@@ -103,6 +104,15 @@ class Models:
         token = size * self.vae_codec.downscale
         return (height // token) * (width // token)
 
+    def _references(self, sampling: Sampling) -> References | None:
+        """The pictures that a model attends to, if all stages that have to do with them take some."""
+        references, most = sampling.references, self.denoiser.max_references
+        if references is not None and references.shown is not None:
+            most = min(most, self.text_encoder.max_images)
+        if references is None or not most:
+            return None
+        return replace(references, most=min(most, references.most))
+
     def limits(self, name: str, sampling: Sampling, server: CoordinatorLimits, previews: bool) -> Limits:
         """What a request may ask for."""
         denoiser, downscale = self.denoiser, self.vae_codec.downscale
@@ -127,7 +137,7 @@ class Models:
             num_layers=denoiser.num_layers,
             prompt_weighting=self.text_encoder.weighting,
             loras=tuple(denoiser.loras),
-            references=sampling.references if denoiser.max_references else None,
+            references=self._references(sampling),
             latent_channels=denoiser.latent_channels,
             downscale=downscale,
             previews=previews,

@@ -6,11 +6,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from triptych.digests import conditioning_digest
 from triptych.telemetry.tracing import note, span
-from triptych.v1 import lora_pb2, text_encoder_pb2
+from triptych.v1 import lora_pb2, tensor_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet
 from triptych_coordinator.fleet.replica import Job, Replica
@@ -31,6 +31,13 @@ TextEncoderModel = text_encoder_pb2.TextEncoderServiceGetModelResponse
 TextEncoderFleet: TypeAlias = "Fleet[TextEncoderServiceAsyncStub, TextEncoderModel]"
 
 
+class ShownPicture(NamedTuple):
+    """A picture as text encoders are shown it, uint8 [h, w, 3], and its digest."""
+
+    message: tensor_pb2.Tensor
+    digest: bytes
+
+
 class TextEncoders:
     """The replicas of the text encoder, and what they encoded."""
 
@@ -45,15 +52,20 @@ class TextEncoders:
         deadline: Deadline,
         loras: Sequence[lora_pb2.Lora] = (),
         scope: bytes = b"",
+        shown: Sequence[ShownPicture] = (),
     ) -> dict[WeightedText, EncodedPrompt]:
         """Encodes prompts, each once; those that were encoded before, for the same scope, are remembered.
+
+        `shown` are the pictures beside each of them.
 
         With LoRAs, which the text encoders serve, they are asked again: they alone know whether a file
         changed, and remember what they encoded with it.
         """
         fingerprint, most = models.text_encoder.model.fingerprint, max(models.text_encoder.max_prompts, 1)
+        pictures = tuple(picture.digest for picture in shown)
         found = {
-            prompt: None if loras else self._cache.get((scope, fingerprint, prompt)) for prompt in prompts
+            prompt: None if loras else self._cache.get((scope, fingerprint, prompt, pictures))
+            for prompt in prompts
         }
         encoded = {prompt: entry for prompt, entry in found.items() if entry}
         new = [prompt for prompt, entry in found.items() if not entry]
@@ -63,7 +75,10 @@ class TextEncoders:
         idle = self.fleet.idle(fingerprint)
         size = max(1, min(most, math.ceil(len(new) / idle)))
         parts = [
-            partial(self._encode_new, new[start : start + size], models.text_encoder, deadline, loras, scope)
+            partial(
+                self._encode_new,
+                *(new[start : start + size], models.text_encoder, deadline, loras, scope, shown),
+            )
             for start in range(0, len(new), size)
         ]
         async for part in in_order(parts, idle):
@@ -77,9 +92,15 @@ class TextEncoders:
         deadline: Deadline,
         loras: Sequence[lora_pb2.Lora],
         scope: bytes,
+        shown: Sequence[ShownPicture],
     ) -> dict[WeightedText, EncodedPrompt]:
         fingerprint = model.model.fingerprint
-        request = EncodeRequest(prompts=[text for text, _ in prompts], loras=loras, cache_scope=scope)
+        request = EncodeRequest(
+            prompts=[text for text, _ in prompts],
+            loras=loras,
+            cache_scope=scope,
+            images=[picture.message for picture in shown],
+        )
         if any(spans for _, spans in prompts):
             request.weights.extend(_weights(spans) for _, spans in prompts)
 
@@ -88,9 +109,10 @@ class TextEncoders:
             if not loras:  # with which it has another one
                 check_fingerprint(response.fingerprint, fingerprint)
             # Hashing some megabytes a prompt would hold up the event loop.
-            await asyncio.to_thread(_check_conditionings, response, len(prompts), model)
+            await asyncio.to_thread(_check_conditionings, response, len(prompts), model, len(shown))
             return response
 
+        pictures = tuple(picture.digest for picture in shown)
         count = {"triptych.prompts": len(prompts)}
         with span("text encoder", count), self.fleet.demand.outstanding(len(prompts)):
             response = await self.fleet.call(encode, Job(len(prompts), fingerprint), deadline)
@@ -102,11 +124,13 @@ class TextEncoders:
         }
         for prompt, entry in encoded.items():
             if not loras:
-                self._cache.put((scope, fingerprint, prompt), entry)
+                self._cache.put((scope, fingerprint, prompt, pictures), entry)
         return encoded
 
 
-def _check_conditionings(response: EncodeResponse, prompts: int, model: TextEncoderModel) -> None:
+def _check_conditionings(
+    response: EncodeResponse, prompts: int, model: TextEncoderModel, pictures: int
+) -> None:
     """Raises TriptychError with INTERNAL unless there is a whole and finite one for each prompt."""
     if not prompts == len(response.conditionings) == len(response.truncated):
         raise nonsense(f"conditionings: {len(response.conditionings)} of them for {prompts} prompts")
@@ -117,7 +141,10 @@ def _check_conditionings(response: EncodeResponse, prompts: int, model: TextEnco
         if not 1 <= len(sequence) <= model.tokens:
             raise nonsense(f"{field}.sequence: has {len(sequence)} tokens; right are 1 to {model.tokens}")
         read_array(one.pooled, f"{field}.pooled", FLOATS, (model.pooled_projection_dim,))
-        if one.digest != conditioning_digest(one.sequence, one.pooled):
+        places = list(one.reference_positions)
+        if len(places) not in (0, pictures):
+            raise nonsense(f"{field}.reference_positions: {len(places)} of them for {pictures} pictures")
+        if one.digest != conditioning_digest(one.sequence, one.pooled, places):
             raise nonsense(f"{field}.digest: is another's")
 
 

@@ -297,7 +297,13 @@ class Krea2Transformer(Transformer):
             num_layers=self.config.num_layers,
         )
 
-    def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+    def static_text(
+        self,
+        sequence: Tensor,
+        skipped_layers: Collection[int],
+        references: Sequence[Tensor] = (),
+        reference_positions: Sequence[int] = (),
+    ) -> Tensor:
         """The fused text, [tokens, width], of [tokens, joint_attention_dim]. No layer takes part."""
         states = torch.unflatten(sequence, -1, (self.config.num_text_layers, -1))
         text = self.text_projector(self.text_layer_blocks(states).mT).squeeze(-1)[None]

@@ -2,13 +2,15 @@
 
 Architecture: Alibaba's, as diffusers' QwenImage21Transformer2DModel has it, in whose layout checkpoints are
 (models/transformers/transformer_qwenimage21.py). A text token, at noise level 0, sees those before it, one of
-the picture everything: what the picture needs of the text, its keys and values in every block, is the same in
+a reference, which is read inside the text, those too and all of its own picture, one of the picture that is
+made everything: what that needs of text and references, their keys and values in every block, is the same in
 every step.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
+from itertools import accumulate, pairwise, zip_longest
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +54,14 @@ MAX_SIZE = 256
 """The largest height or width, in latent pixels of 16 pixels each: 4096 pixels of the picture."""
 DEFAULT_SIZE = 64
 MAX_TOKENS = 2048
+MAX_REFERENCES = 10
+"""Of a row: a bound of this server. The reference has none."""
 ROPE_THETA = 10_000.0
 MODULATIONS = 4
+
+Grid: TypeAlias = tuple[int, ...]
+"""Rows and columns of a picture's tokens."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,22 @@ class QwenImage21Config(ModelConfig):
                 f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
                 f"attention_head_dim = {self.attention_head_dim}"
             )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of tokens of a text, or of one reference in it: which of all they are."""
+
+    start: int
+    stop: int
+    is_text: bool
+
+    def bias(self, like: Tensor) -> Tensor | None:
+        """What hides later tokens of the run from a text's, [1, 1, tokens, tokens up to its end]."""
+        if not self.is_text:
+            return None
+        tokens = self.stop - self.start
+        return like.new_full((1, 1, tokens, self.stop), -torch.inf).triu(self.start + 1)
 
 
 class GatedFeedForward(nn.Module):
@@ -161,16 +185,23 @@ class Block(nn.Module):
         return within_float16(add_gated(x, mlp_gate.tanh(), mlp, stream))
 
     def of_text(
-        self, x: Tensor, modulations: Sequence[Tensor], stream: Stream, turns: Tensor, bias: Tensor
+        self, x: Tensor, modulations: Sequence[Tensor], stream: Stream, turns: Tensor, parts: Sequence[Part]
     ) -> tuple[Tensor, Tensor]:
-        """One text's tokens [1, tokens, width] of those before, and what the picture attends to.
-
-        That is [tokens, 2, heads, head_dim]: keys and values. `bias` hides what comes later.
+        """A text's and its references' tokens [1, tokens, width] of those before, and what the picture
+        attends to of them: keys and values, [tokens, 2, heads, head_dim].
         """
         scale, gate, mlp_scale, mlp_gate = modulations
         q, k, v = self.attention(scaled(x, scale, stream))
         q, k = rotate(q, turns), rotate(k, turns)
-        (attended,) = self.attend([q], [k], [v], [bias])
+        seen = [
+            self.attend(
+                [q[:, :, part.start : part.stop]],
+                *([each[:, :, : part.stop]] for each in (k, v)),
+                [part.bias(x)],
+            )[0]
+            for part in parts
+        ]
+        attended = torch.cat(seen, dim=1)
         x = add_gated(x, gate.tanh(), self.attention.out(attended), stream)
         mlp = self.mlp(scaled(x, mlp_scale, stream))
         x = within_float16(add_gated(x, mlp_gate.tanh(), mlp, stream))
@@ -203,7 +234,7 @@ BLOCK: KeyTable = (
 
 
 class QwenImage21Transformer(Transformer):
-    """v = f(x, σ, conditioning) for the Qwen-Image 2.1 family, for pictures from text."""
+    """v = f(x, σ, conditioning) for the Qwen-Image 2.1 family."""
 
     config_class = QwenImage21Config
     outside_blocks = AROUND_BLOCKS
@@ -238,21 +269,36 @@ class QwenImage21Transformer(Transformer):
             text_positions=True,
             guidance=False,
             num_layers=self.config.num_layers,
+            max_references=MAX_REFERENCES,
+            reference_channels=self.config.in_channels,
+            references_in_text=True,
         )
 
-    def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
-        """Keys and values of every block, [tokens, layers, 2, heads, head_dim]; zeros of a skipped one."""
-        x = self.text_embed(sequence[None])
-        tokens, stream = len(sequence), stream_of([x])
+    def static_text(
+        self,
+        sequence: Tensor,
+        skipped_layers: Collection[int],
+        references: Sequence[Tensor] = (),
+        reference_positions: Sequence[int] = (),
+    ) -> Tensor:
+        """Keys and values of every block, [text and reference tokens, layers, 2, heads, head_dim].
+
+        Those of a skipped block are zeros.
+        """
+        grids = [tuple(reference.shape[-2:]) for reference in references]
+        places = reference_positions, len(sequence)
+        text = self.text_embed(sequence[None])
+        pictures = [self.patch_embed(reference.flatten(1).mT[None]) for reference in references]
+        x = torch.cat(in_text(list(text.tensor_split(list(reference_positions), dim=1)), pictures), dim=1)
+        stream, parts = stream_of([x]), parts_of(grids, *places)
         modulations = self.modulation(self.embed(x.new_zeros(1, dtype=torch.float32), x.dtype))
-        turns = self.turns(torch.arange(tokens)[:, None].expand(-1, 3)).to(x.device)
-        bias = x.new_full((1, 1, tokens, tokens), -torch.inf).triu(1)
-        shape = (tokens, 2, self.config.num_attention_heads, self.config.attention_head_dim)
-        seen = [x.new_zeros(shape)] * len(self.blocks)
+        turns = self.turns(text_positions(grids, *places)).to(x.device)
+        heads = self.config.num_attention_heads, self.config.attention_head_dim
+        seen = x.new_zeros(x.shape[1], len(self.blocks), 2, *heads)
         for index, block in enumerate(self.blocks):
             if index not in skipped_layers:
-                x, seen[index] = cast(Block, block).of_text(x, modulations, stream, turns, bias)
-        return torch.stack(seen, dim=1)
+                x, seen[:, index] = cast(Block, block).of_text(x, modulations, stream, turns, parts)
+        return seen
 
     def mixed(
         self,
@@ -269,7 +315,7 @@ class QwenImage21Transformer(Transformer):
         stream = stream_of(images)
         image = stream.pack(images)
         turns = [
-            self.turns(centred_positions(group.sequence.shape[1], *group.latents.shape[-2:])).to(image.device)
+            self.turns(centred_positions(first_behind(group), *group.latents.shape[-2:])).to(image.device)
             for group in groups
         ]
 
@@ -302,3 +348,47 @@ class QwenImage21Transformer(Transformer):
     def turns(self, positions: Tensor) -> Tensor:
         """Cosines and sines of tokens at positions [tokens, 3]: float32 [tokens, head_dim / 2, 2]."""
         return turns_of(positions, self.config.axes_dims_rope, ROPE_THETA)
+
+
+def in_text(texts: Sequence[T], pictures: Sequence[T]) -> list[T]:
+    """The runs of a text, one more than there are references, with those between them."""
+    return [each for pair in zip(texts, pictures, strict=False) for each in pair] + [texts[-1]]
+
+
+def runs_of(reference_positions: Sequence[int], text_tokens: int) -> list[int]:
+    """How many tokens the text has before the first reference, between them and behind the last."""
+    return [stop - start for start, stop in pairwise([0, *reference_positions, text_tokens])]
+
+
+def parts_of(grids: Sequence[Grid], reference_positions: Sequence[int], text_tokens: int) -> list[Part]:
+    """The runs of a text, those without tokens left out, and the references in it, of `grids` tokens."""
+    texts = [(tokens, True) for tokens in runs_of(reference_positions, text_tokens)]
+    lengths = in_text(texts, [(height * width, False) for height, width in grids])
+    stops = accumulate(length for length, _ in lengths)
+    return [
+        Part(stop - length, stop, is_text)
+        for stop, (length, is_text) in zip(stops, lengths, strict=True)
+        if length
+    ]
+
+
+def text_positions(grids: Sequence[Grid], reference_positions: Sequence[int], text_tokens: int) -> Tensor:
+    """Positions of a text's tokens and of those of references in it, int64 [tokens, 3].
+
+    A text goes on by one on all axes; a reference stays where it begins on the first, and what comes behind
+    it goes on as many as its longer side has tokens.
+    """
+    texts, pictures, at = [], [], 0
+    for tokens, grid in zip_longest(runs_of(reference_positions, text_tokens), grids):
+        texts.append(torch.arange(at, at + tokens)[:, None].expand(-1, 3))
+        at += tokens
+        if grid is not None:
+            pictures.append(centred_positions(at, *grid))
+            at += max(grid)
+    return torch.cat(in_text(texts, pictures))
+
+
+def first_behind(group: RowGroup) -> int:
+    """The first position behind the texts of a group and the references in them."""
+    sizes = [reference.shape[-2:] for reference in group.references]
+    return group.sequence.shape[1] + sum(max(size) - size[0] * size[1] for size in sizes)

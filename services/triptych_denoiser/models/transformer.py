@@ -40,7 +40,7 @@ class RowGroup:
     sequence: [rows, tokens, joint_attention_dim], or what Transformer.static_text made of each row's.
     trailing_repeats: how many equal tokens the last one of `sequence` stands for.
     references: the first reference of every row, the second of every row, and so on: [rows,
-        reference_channels, height, width] each.
+        reference_channels, height, width] each. static_text has them too.
     """
 
     latents: Tensor
@@ -69,7 +69,9 @@ class Inputs:
     max_references: the largest number of references of a row.
     reference_channels: of a reference.
     reference_same_size: whether every row needs one reference, as large as its latents, whose channels are
-        read beside theirs. Else its tokens lie behind those of the latents.
+        read beside theirs.
+    references_in_text: whether references are read inside the text, at the places that come with it. Without
+        both, tokens of references lie behind those of the latents.
     """
 
     channels: int
@@ -86,6 +88,7 @@ class Inputs:
     max_references: int = 0
     reference_channels: int = 0
     reference_same_size: bool = False
+    references_in_text: bool = False
 
 
 OUTSIDE_BLOCKS = (
@@ -116,15 +119,15 @@ class Transformer(nn.Module):
     """The linears that are quantized differently, or not."""
 
     has_static_text: ClassVar[bool] = False
-    """Whether a part of the model sees text alone: see static_text."""
+    """Whether a part of the model sees text and references alone: see static_text."""
 
     mixed: Callable[..., list[Tensor]]
     """The velocities of rows of several sizes and text lengths, by group, each as in a call of its own.
 
     Its arguments are groups (Sequence[RowGroup]), sigma and those of a call behind `sequence`, but for
-    `trailing_repeats` and `references`; `skipped_layers`, `perturbed_layers` and `reuse` are always given.
-    `sigma`, `pooled` and `guidance` are of all rows, group after group; several groups have no `reuse` but
-    no_reuse.
+    `trailing_repeats`, `references` and `reference_positions`; `skipped_layers`, `perturbed_layers` and
+    `reuse` are always given. `sigma`, `pooled` and `guidance` are of all rows, group after group; several
+    groups have no `reuse` but no_reuse.
     """
 
     @classmethod
@@ -137,11 +140,23 @@ class Transformer(nn.Module):
         """What it takes."""
         raise NotImplementedError
 
-    def static_text(self, sequence: Tensor, skipped_layers: Collection[int]) -> Tensor:
+    def static_text(
+        self,
+        sequence: Tensor,
+        skipped_layers: Collection[int],
+        references: Sequence[Tensor] = (),
+        reference_positions: Sequence[int] = (),
+    ) -> Tensor:
         """What the part of the model that sees nothing but one row's text makes of it: [tokens, ...].
 
         It is the same in every step, and computed by itself: once for a conditioning, or anew, it has the
-        same bits. `sequence` is [tokens, joint_attention_dim].
+        same bits.
+
+        Args:
+            sequence: [tokens, joint_attention_dim].
+            skipped_layers: as those of a call.
+            references: those that are read inside the text, [reference_channels, height, width] each.
+            reference_positions: how many tokens of `sequence` come before each of them.
         """
         return sequence
 
@@ -164,6 +179,7 @@ class Transformer(nn.Module):
         pooled: Tensor | None = None,
         trailing_repeats: int = 1,
         references: Sequence[Tensor] = (),
+        reference_positions: Sequence[int] = (),
         **others: Any,
     ) -> Tensor:
         """The velocity dx/dσ of every row: [rows, channels, height, width], in the dtype of the latents.
@@ -176,6 +192,7 @@ class Transformer(nn.Module):
             trailing_repeats: how many equal tokens the last token of `sequence` stands for; 1 where text
                 tokens have positions.
             references: as RowGroup has them, as far as `inputs` has any.
+            reference_positions: where references belong in the text of every row, if `inputs` says so.
             others: `guidance`, float32 [rows], if and only if it is taken; of the `num_layers`,
                 `skipped_layers`, which change nothing, and `perturbed_layers`, in which image tokens do not
                 see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
@@ -185,7 +202,14 @@ class Transformer(nn.Module):
         if pooled is not None:
             given["pooled"] = pooled
         if self.has_static_text:
-            sequence = torch.stack([self.static_text(each, given["skipped_layers"]) for each in sequence])
+            skipped, pictures = given["skipped_layers"], zip(*references, strict=True)
+            attended = pictures if references else [()] * len(sequence)
+            sequence = torch.stack(
+                [
+                    self.static_text(text, skipped, of_row, reference_positions)
+                    for text, of_row in zip(sequence, attended, strict=True)
+                ]
+            )
         (velocity,) = self.mixed([RowGroup(latents, sequence, trailing_repeats, references)], sigma, **given)
         return velocity
 

@@ -57,6 +57,6 @@ class Flux2KleinRecipe(Recipe):
         sequence = torch.cat([output.hidden_states[index][0] for index in HIDDEN_STATES], dim=-1)
         return sequence, sequence.new_empty(0)
 
-    def characters_read(self, prompt: str) -> int:
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
         return self._chat.characters_read(prompt)

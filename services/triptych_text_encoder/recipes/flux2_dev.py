@@ -52,7 +52,7 @@ class Flux2DevRecipe(Recipe):
         sequence = self._layers.states(token_ids, attention_mask=mask)
         return sequence, sequence.new_empty(0)
 
-    def characters_read(self, prompt: str) -> int:
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
         return self._chat.characters_read(prompt)
 

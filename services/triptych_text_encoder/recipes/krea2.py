@@ -67,7 +67,7 @@ class Krea2Recipe(Recipe):
         sequence = torch.cat(states, dim=-1)
         return sequence, sequence.new_empty(0)
 
-    def characters_read(self, prompt: str) -> int:
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
         return self._framed.characters_read(prompt)
 

@@ -47,6 +47,6 @@ class QwenImageRecipe(Recipe):
         sequence = output.last_hidden_state[0, PREFIX_TOKENS:]
         return sequence, sequence.new_empty(0)
 
-    def characters_read(self, prompt: str) -> int:
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
         return self._framed.characters_read(prompt)

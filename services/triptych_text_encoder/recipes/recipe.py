@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from triptych_text_encoder.encoding import Picture
     from triptych_text_encoder.towers import Tower
     from triptych_text_encoder.weighting import Span
 
@@ -32,6 +33,10 @@ class Recipe(ABC):
     joint_attention_dim: int
     #: Width of the pooled vector, 0 for a family without one.
     pooled_projection_dim: int
+    #: The largest number of pictures that are shown beside a prompt.
+    max_images: int = 0
+    #: What height and width of pictures are multiples of.
+    image_multiple: int = 0
 
     @property
     def encoders(self) -> list[str]:
@@ -48,21 +53,31 @@ class Recipe(ABC):
         """Number of parameters of all encoders."""
         return sum(tower.parameters for tower in self.towers)
 
-    def encode(self, prompt: str) -> Encoding:
-        """Encode one prompt. Blocks; one thread at a time."""
+    def encode(self, prompt: str, pictures: Sequence[Picture] = ()) -> Encoding:
+        """Encode one prompt, with up to `max_images` pictures beside it. Blocks; one thread at a time."""
         import torch
 
+        positions: tuple[int, ...] = ()
         with torch.inference_mode():
-            sequence, pooled = self.vectors(prompt)
-        truncated = prompt[self.characters_read(prompt) :].strip()
-        return Encoding(sequence.cpu(), pooled.cpu(), truncated)
+            if pictures:
+                sequence, pooled, positions = self.vectors_beside(prompt, pictures)
+            else:
+                sequence, pooled = self.vectors(prompt)
+        truncated = prompt[self.characters_read(prompt, len(pictures)) :].strip()
+        return Encoding(sequence.cpu(), pooled.cpu(), truncated, positions)
 
     @abstractmethod
     def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The sequence [tokens, joint_attention_dim] and pooled [pooled_projection_dim], on the device."""
 
-    def characters_read(self, prompt: str) -> int:
-        """How many characters the encoder reads that reads farthest."""
+    def vectors_beside(
+        self, prompt: str, pictures: Sequence[Picture]
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+        """The same of a prompt with pictures, and Encoding's reference_positions."""
+        raise NotImplementedError
+
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
+        """How many characters the encoder reads that reads farthest, beside so many pictures."""
         return max(tower.characters_read(prompt) for tower in self.towers)
 
     @property

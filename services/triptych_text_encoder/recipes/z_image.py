@@ -47,6 +47,6 @@ class ZImageRecipe(Recipe):
         sequence = output.hidden_states[-2][0]
         return sequence, sequence.new_empty(0)
 
-    def characters_read(self, prompt: str) -> int:
+    def characters_read(self, prompt: str, pictures: int = 0) -> int:
         """How many of the prompt's characters are in what is read of the chat."""
         return self._chat.characters_read(prompt)

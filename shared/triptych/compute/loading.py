@@ -6,7 +6,7 @@ import ctypes
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,7 +23,7 @@ Finish = Callable[[str, nn.Module], None]
 """What happens to a module when its own weights are there: given its dotted name and itself."""
 
 
-def check_names(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def check_names(targets: Mapping[str, Tensor], tensors: Collection[str]) -> None:
     """Raises ValueError unless a checkpoint has the tensors that a model asks for, and no others."""
     missing, unknown = sorted(targets.keys() - set(tensors)), sorted(set(tensors) - targets.keys())
     if missing or unknown:

@@ -10,8 +10,13 @@ from typing import Any
 
 from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
 from triptych.families.layouts import Shapes, Table, count, fused
+from triptych.families.reference_sizes import References, of_area
 
 BLOCKS = "transformer_blocks"
+MAX_REFERENCES = 10
+"""A bound of this server: the reference has none."""
+REFERENCE_SIZE = of_area(1024**2, 32, most_aspect=16)
+"""Of what the text encoder sees and the VAE encodes: one resize is for both."""
 
 
 def table(layers: int, hidden: int) -> Table:
@@ -55,6 +60,8 @@ FAMILY = Family(
     # QwenImage21Pipeline.__call__: 40 steps, true_cfg_scale 1.
     defaults={False: Defaults(GuidanceInput.BRANCHES, 40, 1.0)},
     latents=None,
+    # of QwenImage21Pipeline.__call__
+    references=References(MAX_REFERENCES, REFERENCE_SIZE, shown=REFERENCE_SIZE, size_of="last"),
     lora_names=lora_names,
     mark=f"{BLOCKS}.0.img_mlp.gate_layer.weight",
     original=OriginalFile(

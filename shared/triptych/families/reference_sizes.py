@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class ReferenceSize(NamedTuple):
@@ -19,10 +19,18 @@ SizeRule = Callable[[int, int], ReferenceSize]
 
 @dataclass(frozen=True)
 class References:
-    """The pictures that a model attends to beside a prompt: how many at most, and of which sizes."""
+    """The pictures that a model attends to beside a prompt.
+
+    most: how many.
+    sized: what the denoiser attends to of a picture.
+    shown: what the text encoder is shown of it; None for one that sees no pictures.
+    size_of: the reference that a picture is as large as, if a request does not say how large it is.
+    """
 
     most: int
     sized: SizeRule
+    shown: SizeRule | None = None
+    size_of: Literal["first", "last"] = "first"
 
 
 def nearest(sizes: Sequence[tuple[int, int]], multiple: int) -> SizeRule:
@@ -59,5 +67,25 @@ def shrunk_and_cropped(most_pixels: int, multiple: int, least_side: int, most_as
             scale = math.sqrt(most_pixels / (width * height))
             width, height = int(width * scale), int(height * scale)
         return ReferenceSize((width, height), (width // multiple * multiple, height // multiple * multiple))
+
+    return sized
+
+
+def of_area(pixels: int, multiple: int, most_aspect: int) -> SizeRule:
+    """About so many pixels in the picture's shape, each side rounded to a multiple; it is distorted to them.
+
+    Source: `calculate_dimensions` in diffusers' pipeline_qwenimage21.py, which takes any shape.
+    """
+
+    def sized(width: int, height: int) -> ReferenceSize:
+        if max(width, height) > most_aspect * min(width, height):
+            raise ValueError(
+                f"has {width} x {height} pixels; a reference's long side is at most {most_aspect} times the"
+                " other"
+            )
+        ratio = width / height
+        across = math.sqrt(pixels * ratio)
+        size = round(across / multiple) * multiple, round(across / ratio / multiple) * multiple
+        return ReferenceSize(size, size)
 
     return sized

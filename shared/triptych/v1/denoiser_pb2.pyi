@@ -76,7 +76,8 @@ class ReferenceList(google.protobuf.message.Message):
     @property
     def digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Digests of what PutConditioning brought as a reference, at most GetModel's max_references; exactly one where it says
-        reference_same_size.
+        reference_same_size, and as many as the sample's conditioning has reference_positions where it says
+        references_in_text.
         """
 
     def __init__(
@@ -252,8 +253,9 @@ class PutConditioningRequest(google.protobuf.message.Message):
     SEQUENCE_FIELD_NUMBER: builtins.int
     POOLED_FIELD_NUMBER: builtins.int
     REFERENCE_FIELD_NUMBER: builtins.int
+    REFERENCE_POSITIONS_FIELD_NUMBER: builtins.int
     digest: builtins.bytes
-    """SHA-256 over the tensors, as in Conditioning; of a reference over its one tensor."""
+    """SHA-256 over the tensors and positions, as in Conditioning; of a reference over its one tensor."""
     @property
     def sequence(self) -> triptych.v1.tensor_pb2.Tensor:
         """float, shape [tokens, joint_attention_dim]."""
@@ -268,6 +270,10 @@ class PutConditioningRequest(google.protobuf.message.Message):
         pixels, height and width as those of latents.
         """
 
+    @property
+    def reference_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """As in Conditioning: where in `sequence` a sample's references belong. Only where GetModel says references_in_text."""
+
     def __init__(
         self,
         *,
@@ -275,9 +281,10 @@ class PutConditioningRequest(google.protobuf.message.Message):
         sequence: triptych.v1.tensor_pb2.Tensor | None = ...,
         pooled: triptych.v1.tensor_pb2.Tensor | None = ...,
         reference: triptych.v1.tensor_pb2.Tensor | None = ...,
+        reference_positions: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["pooled", b"pooled", "reference", b"reference", "sequence", b"sequence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "reference", b"reference", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "reference", b"reference", "reference_positions", b"reference_positions", "sequence", b"sequence"]) -> None: ...
 
 global___PutConditioningRequest = PutConditioningRequest
 
@@ -328,6 +335,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     MAX_REFERENCES_FIELD_NUMBER: builtins.int
     REFERENCE_CHANNELS_FIELD_NUMBER: builtins.int
     REFERENCE_SAME_SIZE_FIELD_NUMBER: builtins.int
+    REFERENCES_IN_TEXT_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -366,6 +374,8 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """Every sample needs exactly one reference, of the size of its latents, whose channels are read beside theirs
     (FLUX.1 Fill: a masked picture and its mask). Otherwise references have sizes of their own, and are optional.
     """
+    references_in_text: builtins.bool
+    """References are read at their places in the text, which the conditioning names (Qwen-Image 2.1)."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -394,8 +404,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         max_references: builtins.int = ...,
         reference_channels: builtins.int = ...,
         reference_same_size: builtins.bool = ...,
+        references_in_text: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "token_size", b"token_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "references_in_text", b"references_in_text", "token_size", b"token_size"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

@@ -78,7 +78,8 @@ class DenoiserServiceServicer(object):
         """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
         time; Predict then says so.
 
-        Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
+        Errors: INVALID_ARGUMENT (shapes that do not fit the model, positions outside the sequence, a digest that is not that
+        of the tensors).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class DenoiserServiceStub:
     """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
     time; Predict then says so.
 
-    Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
+    Errors: INVALID_ARGUMENT (shapes that do not fit the model, positions outside the sequence, a digest that is not that
+    of the tensors).
     """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
@@ -83,7 +84,8 @@ class DenoiserServiceAsyncStub:
     """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
     time; Predict then says so.
 
-    Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
+    Errors: INVALID_ARGUMENT (shapes that do not fit the model, positions outside the sequence, a digest that is not that
+    of the tensors).
     """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
@@ -124,7 +126,8 @@ class DenoiserServiceServicer(metaclass=abc.ABCMeta):
         """Uploads one prompt's conditioning or one reference, once per replica. Idempotent. The replica may forget it at any
         time; Predict then says so.
 
-        Errors: INVALID_ARGUMENT (shapes that do not fit the model, a digest that is not that of the tensors).
+        Errors: INVALID_ARGUMENT (shapes that do not fit the model, positions outside the sequence, a digest that is not that
+        of the tensors).
         """
 
     @abc.abstractmethod

@@ -193,8 +193,10 @@ class GenerationParameters(google.protobuf.message.Message):
     def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Pictures that the prompt may speak of, in their order, as bytes of files like `image`'s, read as that is by default: at
         most GetModel's max_references. Each is brought to a size that the model was trained at: FLUX.1 Kontext distorts it to
-        the nearest of 17 sizes, FLUX.2 shrinks it to 1024 x 1024 pixels in all and cuts it to multiples of 16. Without
-        `height`, `width`, `image` and `latents`, a picture is as large as the first of them becomes.
+        the nearest of 17 sizes, FLUX.2 shrinks it to 1024 x 1024 pixels in all and cuts it to multiples of 16, Qwen-Image 2.1
+        brings it to about 1024 x 1024 pixels in all, its sides rounded to multiples of 32, and reads its alpha channel. Text
+        encoders that see pictures are shown them too, beside every prompt. Without `height`, `width`, `image` and `latents`, a
+        picture is as large as the first of them becomes, of Qwen-Image as the last.
         """
 
     @property

@@ -27,27 +27,27 @@ from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/text_encoder.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"j\n\x0c\x43onditioning\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12%\n\x08sequence\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12#\n\x06pooled\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Tensor\"\x96\x01\n\x1fTextEncoderServiceEncodeRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12+\n\x07weights\x18\x02 \x03(\x0b\x32\x1a.triptych.v1.PromptWeights\x12 \n\x05loras\x18\x03 \x03(\x0b\x32\x11.triptych.v1.Lora\x12\x13\n\x0b\x63\x61\x63he_scope\x18\x04 \x01(\x0c\"9\n\rPromptWeights\x12(\n\x05spans\x18\x01 \x03(\x0b\x32\x19.triptych.v1.WeightedSpan\";\n\x0cWeightedSpan\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0c\n\x04stop\x18\x02 \x01(\x05\x12\x0e\n\x06weight\x18\x03 \x01(\x02\"\x8e\x01\n TextEncoderServiceEncodeResponse\x12\x30\n\rconditionings\x18\x01 \x03(\x0b\x32\x19.triptych.v1.Conditioning\x12\x11\n\ttruncated\x18\x02 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"#\n!TextEncoderServiceGetModelRequest\"\xe8\x01\n\"TextEncoderServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x1b\n\x13joint_attention_dim\x18\x02 \x01(\x05\x12\x1d\n\x15pooled_projection_dim\x18\x03 \x01(\x05\x12\x13\n\x0bmax_prompts\x18\x04 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x05 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x05\x12\x11\n\tweighting\x18\x07 \x01(\x08\x12\r\n\x05loras\x18\x08 \x03(\t2\xe8\x01\n\x12TextEncoderService\x12\x65\n\x06\x45ncode\x12,.triptych.v1.TextEncoderServiceEncodeRequest\x1a-.triptych.v1.TextEncoderServiceEncodeResponse\x12k\n\x08GetModel\x12..triptych.v1.TextEncoderServiceGetModelRequest\x1a/.triptych.v1.TextEncoderServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etriptych/v1/text_encoder.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"\x87\x01\n\x0c\x43onditioning\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12%\n\x08sequence\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12#\n\x06pooled\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x1b\n\x13reference_positions\x18\x04 \x03(\x05\"\xbb\x01\n\x1fTextEncoderServiceEncodeRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12+\n\x07weights\x18\x02 \x03(\x0b\x32\x1a.triptych.v1.PromptWeights\x12 \n\x05loras\x18\x03 \x03(\x0b\x32\x11.triptych.v1.Lora\x12\x13\n\x0b\x63\x61\x63he_scope\x18\x04 \x01(\x0c\x12#\n\x06images\x18\x05 \x03(\x0b\x32\x13.triptych.v1.Tensor\"9\n\rPromptWeights\x12(\n\x05spans\x18\x01 \x03(\x0b\x32\x19.triptych.v1.WeightedSpan\";\n\x0cWeightedSpan\x12\r\n\x05start\x18\x01 \x01(\x05\x12\x0c\n\x04stop\x18\x02 \x01(\x05\x12\x0e\n\x06weight\x18\x03 \x01(\x02\"\x8e\x01\n TextEncoderServiceEncodeResponse\x12\x30\n\rconditionings\x18\x01 \x03(\x0b\x32\x19.triptych.v1.Conditioning\x12\x11\n\ttruncated\x18\x02 \x03(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\"#\n!TextEncoderServiceGetModelRequest\"\xae\x02\n\"TextEncoderServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x1b\n\x13joint_attention_dim\x18\x02 \x01(\x05\x12\x1d\n\x15pooled_projection_dim\x18\x03 \x01(\x05\x12\x13\n\x0bmax_prompts\x18\x04 \x01(\x05\x12\x18\n\x10max_prompt_bytes\x18\x05 \x01(\x05\x12\x0e\n\x06tokens\x18\x06 \x01(\x05\x12\x11\n\tweighting\x18\x07 \x01(\x08\x12\r\n\x05loras\x18\x08 \x03(\t\x12\x12\n\nmax_images\x18\t \x01(\x05\x12\x16\n\x0eimage_multiple\x18\n \x01(\x05\x12\x18\n\x10max_image_pixels\x18\x0b \x01(\x03\x32\xe8\x01\n\x12TextEncoderService\x12\x65\n\x06\x45ncode\x12,.triptych.v1.TextEncoderServiceEncodeRequest\x1a-.triptych.v1.TextEncoderServiceEncodeResponse\x12k\n\x08GetModel\x12..triptych.v1.TextEncoderServiceGetModelRequest\x1a/.triptych.v1.TextEncoderServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.text_encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONDITIONING']._serialized_start=122
-  _globals['_CONDITIONING']._serialized_end=228
-  _globals['_TEXTENCODERSERVICEENCODEREQUEST']._serialized_start=231
-  _globals['_TEXTENCODERSERVICEENCODEREQUEST']._serialized_end=381
-  _globals['_PROMPTWEIGHTS']._serialized_start=383
-  _globals['_PROMPTWEIGHTS']._serialized_end=440
-  _globals['_WEIGHTEDSPAN']._serialized_start=442
-  _globals['_WEIGHTEDSPAN']._serialized_end=501
-  _globals['_TEXTENCODERSERVICEENCODERESPONSE']._serialized_start=504
-  _globals['_TEXTENCODERSERVICEENCODERESPONSE']._serialized_end=646
-  _globals['_TEXTENCODERSERVICEGETMODELREQUEST']._serialized_start=648
-  _globals['_TEXTENCODERSERVICEGETMODELREQUEST']._serialized_end=683
-  _globals['_TEXTENCODERSERVICEGETMODELRESPONSE']._serialized_start=686
-  _globals['_TEXTENCODERSERVICEGETMODELRESPONSE']._serialized_end=918
-  _globals['_TEXTENCODERSERVICE']._serialized_start=921
-  _globals['_TEXTENCODERSERVICE']._serialized_end=1153
+  _globals['_CONDITIONING']._serialized_start=123
+  _globals['_CONDITIONING']._serialized_end=258
+  _globals['_TEXTENCODERSERVICEENCODEREQUEST']._serialized_start=261
+  _globals['_TEXTENCODERSERVICEENCODEREQUEST']._serialized_end=448
+  _globals['_PROMPTWEIGHTS']._serialized_start=450
+  _globals['_PROMPTWEIGHTS']._serialized_end=507
+  _globals['_WEIGHTEDSPAN']._serialized_start=509
+  _globals['_WEIGHTEDSPAN']._serialized_end=568
+  _globals['_TEXTENCODERSERVICEENCODERESPONSE']._serialized_start=571
+  _globals['_TEXTENCODERSERVICEENCODERESPONSE']._serialized_end=713
+  _globals['_TEXTENCODERSERVICEGETMODELREQUEST']._serialized_start=715
+  _globals['_TEXTENCODERSERVICEGETMODELREQUEST']._serialized_end=750
+  _globals['_TEXTENCODERSERVICEGETMODELRESPONSE']._serialized_start=753
+  _globals['_TEXTENCODERSERVICEGETMODELRESPONSE']._serialized_end=1055
+  _globals['_TEXTENCODERSERVICE']._serialized_start=1058
+  _globals['_TEXTENCODERSERVICE']._serialized_end=1290
 # @@protoc_insertion_point(module_scope)

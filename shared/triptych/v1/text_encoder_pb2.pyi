@@ -24,8 +24,11 @@ class Conditioning(google.protobuf.message.Message):
     DIGEST_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
     POOLED_FIELD_NUMBER: builtins.int
+    REFERENCE_POSITIONS_FIELD_NUMBER: builtins.int
     digest: builtins.bytes
-    """SHA-256 (32 bytes) over the dtype, shape and bytes of `sequence` and `pooled`. Denoisers know conditioning by it."""
+    """SHA-256 (32 bytes) over the dtype, shape and bytes of `sequence` and `pooled`, and over `reference_positions` where
+    there are any. Denoisers know conditioning by it.
+    """
     @property
     def sequence(self) -> triptych.v1.tensor_pb2.Tensor:
         """One vector per text token: float, shape [tokens, joint_attention_dim]."""
@@ -34,15 +37,23 @@ class Conditioning(google.protobuf.message.Message):
     def pooled(self) -> triptych.v1.tensor_pb2.Tensor:
         """One vector for the whole prompt: float, shape [pooled_projection_dim]."""
 
+    @property
+    def reference_positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Where among the vectors of `sequence` the pictures of the call belong, for a family whose denoiser reads each picture
+        at its place in the text: how many vectors come before it, one number per picture, in their order, none smaller than
+        the one before. Empty for the others.
+        """
+
     def __init__(
         self,
         *,
         digest: builtins.bytes = ...,
         sequence: triptych.v1.tensor_pb2.Tensor | None = ...,
         pooled: triptych.v1.tensor_pb2.Tensor | None = ...,
+        reference_positions: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["pooled", b"pooled", "sequence", b"sequence"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "sequence", b"sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "pooled", b"pooled", "reference_positions", b"reference_positions", "sequence", b"sequence"]) -> None: ...
 
 global___Conditioning = Conditioning
 
@@ -56,6 +67,7 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
     WEIGHTS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     CACHE_SCOPE_FIELD_NUMBER: builtins.int
+    IMAGES_FIELD_NUMBER: builtins.int
     cache_scope: builtins.bytes
     """At most 64 bytes that stand for whose prompts these are. What was encoded is remembered for the same caller and the
     same scope alone, so that nobody learns from an answer's time what others asked for. "" in a prompt is everybody's.
@@ -74,6 +86,13 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
         """LoRAs of GetModel's loras, as in PredictRequest. Those that have nothing for text encoders change nothing."""
 
+    @property
+    def images(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.tensor_pb2.Tensor]:
+        """Pictures that are shown with every prompt of the call, in the order in which the prompts may speak of them: uint8,
+        shape [height, width, 3], sRGB, at most GetModel's max_images. Height and width are multiples of its image_multiple,
+        height x width is at most its max_image_pixels: they are shown as they come.
+        """
+
     def __init__(
         self,
         *,
@@ -81,8 +100,9 @@ class TextEncoderServiceEncodeRequest(google.protobuf.message.Message):
         weights: collections.abc.Iterable[global___PromptWeights] | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
         cache_scope: builtins.bytes = ...,
+        images: collections.abc.Iterable[triptych.v1.tensor_pb2.Tensor] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cache_scope", b"cache_scope", "loras", b"loras", "prompts", b"prompts", "weights", b"weights"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cache_scope", b"cache_scope", "images", b"images", "loras", b"loras", "prompts", b"prompts", "weights", b"weights"]) -> None: ...
 
 global___TextEncoderServiceEncodeRequest = TextEncoderServiceEncodeRequest
 
@@ -196,6 +216,9 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     WEIGHTING_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    MAX_IMAGES_FIELD_NUMBER: builtins.int
+    IMAGE_MULTIPLE_FIELD_NUMBER: builtins.int
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: builtins.int
     joint_attention_dim: builtins.int
     """Width of a `sequence` vector."""
     pooled_projection_dim: builtins.int
@@ -208,6 +231,12 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
     """Number of tokens in every `sequence`, the largest one where it follows the prompt's length."""
     weighting: builtins.bool
     """Whether parts of prompts can have weights."""
+    max_images: builtins.int
+    """Largest number of pictures in one request; 0 for text encoders that see none."""
+    image_multiple: builtins.int
+    """Height and width of a picture are multiples of this."""
+    max_image_pixels: builtins.int
+    """Largest height x width of a picture, in pixels."""
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -227,8 +256,11 @@ class TextEncoderServiceGetModelResponse(google.protobuf.message.Message):
         tokens: builtins.int = ...,
         weighting: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
+        max_images: builtins.int = ...,
+        image_multiple: builtins.int = ...,
+        max_image_pixels: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["joint_attention_dim", b"joint_attention_dim", "loras", b"loras", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens", "weighting", b"weighting"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["image_multiple", b"image_multiple", "joint_attention_dim", b"joint_attention_dim", "loras", b"loras", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_prompt_bytes", b"max_prompt_bytes", "max_prompts", b"max_prompts", "model", b"model", "pooled_projection_dim", b"pooled_projection_dim", "tokens", b"tokens", "weighting", b"weighting"]) -> None: ...
 
 global___TextEncoderServiceGetModelResponse = TextEncoderServiceGetModelResponse

@@ -55,7 +55,8 @@ class TextEncoderServiceServicer(object):
         """Encodes prompts with every text encoder of the checkpoint and joins the results by the model family's recipe.
 
         Errors: INVALID_ARGUMENT (no prompt, too many prompts, a prompt over GetModel's max_prompt_bytes, spans
-        outside their prompt); NOT_FOUND for an unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit.
+        outside their prompt, pictures that are too many, too large or off GetModel's image_multiple); NOT_FOUND for an
+        unknown LoRA; FAILED_PRECONDITION for a LoRA whose file does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

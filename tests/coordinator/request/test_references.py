@@ -10,17 +10,18 @@ from PIL import Image
 
 from tests.coordinator.request.test_reading import LIMITS
 from triptych.errors import TriptychError
-from triptych.families import flux2, flux_kontext
+from triptych.families import flux2, flux_kontext, qwen_image21
 from triptych.families.reference_sizes import ReferenceSize
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.parameters import Limits, Parameters
-from triptych_coordinator.request.pictures import read_reference
+from triptych_coordinator.request.pictures import over_white, read_reference
 from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.request.record import record_text
 
 LARGE = replace(LIMITS, max_size=4096, max_image_pixels=2**21, max_request_pixels=2**21)
 KONTEXT = replace(LARGE, references=flux_kontext.FAMILY.references)
 KLEIN = replace(LARGE, references=flux2.FAMILY.references)
+QWEN = replace(LARGE, references=qwen_image21.FAMILY.references)
 
 
 def file(width: int, height: int) -> bytes:
@@ -69,6 +70,32 @@ def test_flux2_shrinks_and_cuts(
     assert (parameters.width, parameters.height) == kept
 
 
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [((64, 64), (1024, 1024)), ((1500, 1001), (1248, 832)), ((90, 60), (1248, 832)), ((16, 1), (4096, 256))],
+)
+def test_qwen_image_brings_all_to_a_million_pixels_and_follows_the_last(
+    picture: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """The numbers are those of `calculate_dimensions` in diffusers."""
+    limits = replace(QWEN, max_size=4096)
+    first, last = parsed(limits, file(200, 100), file(*picture)).references
+    assert last.size == last.shown == ReferenceSize(size, size)
+    assert first.size.kept == (1440, 736)
+    parameters = parsed(limits, file(200, 100), file(*picture))
+    assert (parameters.width, parameters.height) == size
+
+
+def test_a_transparent_reference_keeps_its_colours_where_the_model_reads_them() -> None:
+    data, size = io.BytesIO(), ReferenceSize((4, 4), (4, 4))
+    Image.new("RGBA", (4, 4), (200, 100, 0, 51)).save(data, "PNG")
+    assert read_reference(data.getvalue(), size, alpha=True).pixels[0, 0].tolist() == [200, 100, 0, 51]
+    laid = read_reference(data.getvalue(), size).pixels
+    assert laid[0, 0].tolist() == [244, 224, 204]  # a fifth of it over white
+    assert np.array_equal(over_white(read_reference(data.getvalue(), size, alpha=True).pixels), laid)
+    assert np.array_equal(over_white(laid), laid)
+
+
 def test_a_size_that_is_named_stays() -> None:
     parameters = parsed(KLEIN, file(101, 79), width=128)
     assert (parameters.width, parameters.height) == (128, 64)
@@ -94,6 +121,7 @@ def test_the_middle_of_a_reference_is_kept() -> None:
         (KLEIN, [b""], "references[0]", "it is empty"),
         (KLEIN, [file(63, 64)], "references[0]", "has 63 x 64 pixels; a reference has at least 64 a side"),
         (KLEIN, [file(600, 70)], "references[0]", "at most 8 times the other"),
+        (QWEN, [file(161, 10)], "references[0]", "at most 16 times the other"),
         (replace(KLEIN, max_image_pixels=4096), [file(80, 80)], "references[0]", "takes at most 4096 in all"),
         (replace(KLEIN, max_size=64), [file(80, 64)], "references[0]", "64 a side"),
     ],
