@@ -5,9 +5,9 @@ from functools import partial
 
 from triptych.errors import StartError
 from triptych.keda.externalscaler_pb2_grpc import add_ExternalScalerServicer_to_server
+from triptych.serving.callers.sent_keys import check_confidential, read_key
 from triptych.serving.credentials import TlsFiles, TlsMaterial, reloaded_tls
 from triptych.serving.reloading import Reloaded, reloaded_file
-from triptych.serving.sent_keys import check_confidential, read_key
 from triptych.serving.server import Loaded, Service, run
 from triptych.serving.settings import read_settings
 from triptych.v1.fleet_pb2_grpc import add_FleetServiceServicer_to_server

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 
 from triptych.errors import permission_denied
-from triptych.serving.callers import Caller
+from triptych.serving.callers.caller import Caller
 
 
 def check_permitted(caller: Caller | None, model: str, loras: Iterable[str] = ()) -> None:

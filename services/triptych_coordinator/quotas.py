@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from triptych import errors
-from triptych.serving.callers import Caller
+from triptych.serving.callers.caller import Caller
 
 MINUTE = 60.0
 _ROUNDING = 1e-9

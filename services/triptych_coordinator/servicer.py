@@ -12,7 +12,7 @@ import grpc.aio
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
 from triptych.loras import MAX_LORAS
-from triptych.serving.callers import Caller, current_caller
+from triptych.serving.callers.caller import Caller, current_caller
 from triptych.serving.logs import note_figures
 from triptych.telemetry import tracing
 from triptych.v1 import image_generation_pb2 as pb

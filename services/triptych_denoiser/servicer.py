@@ -14,7 +14,7 @@ from triptych.compute.lora_changes import Loras
 from triptych.compute.lora_folder import LoraCache, fingerprint_with, warnings_of
 from triptych.compute.model_info import watch_model
 from triptych.errors import missing_conditioning, refuse
-from triptych.serving.callers import current_share
+from triptych.serving.callers.caller import current_share
 from triptych.tensors import torch_view
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, model_pb2
 from triptych.wire.messages import with_tensor

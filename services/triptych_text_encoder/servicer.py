@@ -16,7 +16,7 @@ from triptych.compute.quantization import create_quantizer
 from triptych.compute.settings import LoraOptions
 from triptych.digests import conditioning_digest
 from triptych.serving.admission import Admission
-from triptych.serving.callers import current_share
+from triptych.serving.callers.caller import current_share
 from triptych.tensors import torch_to_message
 from triptych.v1 import model_pb2, text_encoder_pb2, text_encoder_pb2_grpc
 from triptych_text_encoder.encoder import TextEncoder

@@ -25,9 +25,9 @@ from triptych.generation import Folded, Generation, Image, Progress
 from triptych.generation_options import GenerationOptions, generate_request
 from triptych.pipeline import Pipeline
 from triptych.retries import RETRY_SECONDS, Sent
+from triptych.serving.callers.sent_keys import key_for, keyed
 from triptych.serving.channels import BlockingChannels, open_channel, tls_of
 from triptych.serving.diagnosis import explained_by_tls, rpc_errors
-from triptych.serving.sent_keys import key_for, keyed
 from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
 from triptych.telemetry import tracing
 from triptych.v1 import image_generation_pb2 as pb2

@@ -27,9 +27,9 @@ from tests.shared.serving.credentials import (
 )
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import internal, invalid_argument, retry_after_seconds
-from triptych.serving.keys import Key, new_key
+from triptych.serving.callers.keys import Key, new_key
+from triptych.serving.callers.sent_keys import read_key
 from triptych.serving.reloading import reloaded_file
-from triptych.serving.sent_keys import read_key
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings
 from triptych.v1 import image_generation_pb2 as pb

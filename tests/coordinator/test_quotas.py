@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import TriptychError, resource_exhausted, retry_after_seconds
-from triptych.serving.callers import Caller
+from triptych.serving.callers.caller import Caller
 from triptych_coordinator.quotas import FEW, Quotas
 
 

@@ -14,7 +14,7 @@ from tests.denoiser.serving import CHANNELS, ZEROS, Denoiser, Prompt, random_lat
 from tests.serving import refused
 from tests.shared.serving.credentials import bearer, write_keys
 from triptych.errors import missing_digests
-from triptych.serving.keys import new_key
+from triptych.serving.callers.keys import new_key
 from triptych.tensors import message_to_torch
 from triptych.v1 import denoiser_pb2
 from triptych.v1.denoiser_pb2 import Branch, DenoiserServiceGetModelRequest, PredictRequest

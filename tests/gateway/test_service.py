@@ -24,7 +24,7 @@ from tests.local.conftest import run
 from tests.shared.scripted_coordinator import ScriptedCoordinator
 from triptych import errors
 from triptych.serving import credentials
-from triptych.serving.keys import KeysFile, new_key
+from triptych.serving.callers.keys import KeysFile, new_key
 from triptych.v1 import image_generation_pb2 as pb
 from triptych_gateway.server import listening_socket
 from triptych_gateway.settings import GatewaySettings

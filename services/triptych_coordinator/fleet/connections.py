@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from triptych.serving.callers.sent_keys import KeyedChannel
 from triptych.serving.channels import Tls, open_channel
 from triptych.serving.credentials import TlsMaterial
 from triptych.serving.diagnosis import why_no_connection
 from triptych.serving.reloading import Reloaded
-from triptych.serving.sent_keys import KeyedChannel
 from triptych.v1.denoiser_pb2_grpc import DenoiserServiceStub
 from triptych.v1.text_encoder_pb2_grpc import TextEncoderServiceStub
 from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceStub

@@ -61,8 +61,8 @@ class ClientTls(Options):
         """That of its file; None without one. Raises StartError if the file cannot be read."""
         if self.api_key_file is None:
             return None
+        from triptych.serving.callers.sent_keys import read_key
         from triptych.serving.reloading import reloaded_file
-        from triptych.serving.sent_keys import read_key
 
         return reloaded_file(self.api_key_file, read_key).latest()
 

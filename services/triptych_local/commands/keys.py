@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from triptych.errors import StartError
-from triptych.serving.keys import Key, KeysFile, new_key
+from triptych.serving.callers.keys import Key, KeysFile, new_key
 from triptych_local.commands.settings import ListKeySettings, MakeKeySettings, RevokeKeySettings
 from triptych_local.output import note, say, write_private
 

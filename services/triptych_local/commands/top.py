@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from triptych.errors import StartError, TriptychError
+from triptych.serving.callers.sent_keys import key_for, keyed
 from triptych.serving.channels import open_channel
 from triptych.serving.diagnosis import rpc_errors
-from triptych.serving.sent_keys import key_for, keyed
 from triptych.v1 import fleet_pb2 as pb
 from triptych.v1.fleet_pb2_grpc import FleetServiceStub
 from triptych_local.commands.generate import check_answers, standing_address

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
-from triptych.serving.keys import KeysFile, new_key
+from triptych.serving.callers.keys import KeysFile, new_key
 from triptych.serving.settings import CallerOptions, LogOptions, ServerSettings
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings

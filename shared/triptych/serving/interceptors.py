@@ -18,8 +18,8 @@ import grpc.aio
 
 from triptych.errors import DETAILS_KEY, TriptychError, invalid_argument, to_status
 from triptych.serving.arrivals import Arrivals
-from triptych.serving.authorization import Authorization
-from triptych.serving.callers import set_caller
+from triptych.serving.callers.authorization import Authorization
+from triptych.serving.callers.caller import set_caller
 from triptych.serving.logs import logged, note_caller, request_log
 from triptych.serving.measuring import measured
 from triptych.telemetry import tracing

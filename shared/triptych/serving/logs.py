@@ -17,8 +17,8 @@ import grpc
 import grpc.aio
 
 from triptych.errors import TriptychError
-from triptych.serving.authorization import CLIENT, RPCS
-from triptych.serving.callers import Caller
+from triptych.serving.callers.authorization import CLIENT, RPCS
+from triptych.serving.callers.caller import Caller
 from triptych.serving.log_lines import lines_of
 from triptych.serving.measuring import status_of_cancelled
 from triptych.serving.settings import LogOptions

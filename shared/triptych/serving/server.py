@@ -21,8 +21,8 @@ from grpc_reflection.v1alpha import reflection
 from triptych.errors import StartError, invalid_argument, resource_exhausted
 from triptych.serving.addresses import claim, grpc_target, is_local
 from triptych.serving.allocator import keep_freed_memory
-from triptych.serving.allowed_names import AllowedNamesInterceptor
-from triptych.serving.authorization import Authorization
+from triptych.serving.callers.allowed_names import AllowedNamesInterceptor
+from triptych.serving.callers.authorization import Authorization
 from triptych.serving.credentials import server_credentials, server_files
 from triptych.serving.interceptors import ErrorInterceptor
 from triptych.serving.logs import log_to_stderr

@@ -32,7 +32,7 @@ def _check_metrics_listen(address: str) -> str:
 
 def _check_certificate_role(text: str) -> str:
     """Raises ValueError unless it is NAME=ROLE."""
-    from triptych.serving import authorization  # imports grpc, which --help does not need
+    from triptych.serving.callers import authorization  # imports grpc, which --help does not need
 
     return authorization.check_certificate_role(text)
 
@@ -45,7 +45,7 @@ class Options(BaseModel):
 
 def _check_allowed_name(pattern: str) -> str:
     """Raises ValueError unless names can match it."""
-    from triptych.serving import allowed_names
+    from triptych.serving.callers import allowed_names
 
     return allowed_names.check_pattern(pattern)
 

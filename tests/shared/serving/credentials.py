@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from triptych.serving.callers import Role
-from triptych.serving.keys import Key, KeysFile, new_key
+from triptych.serving.callers.caller import Role
+from triptych.serving.callers.keys import Key, KeysFile, new_key
 
 ISSUER, AUDIENCE = "https://login.example", "triptych"
 PEM, PKCS8, PLAIN = (

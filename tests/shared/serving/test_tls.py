@@ -19,7 +19,7 @@ from tests.shared.scripted_coordinator import ScriptedCoordinator, service
 from triptych.client import AsyncClient, Client
 from triptych.errors import StartError, TriptychError
 from triptych.serving import credentials
-from triptych.serving.allowed_names import check_pattern, matches
+from triptych.serving.callers.allowed_names import check_pattern, matches
 from triptych.serving.credentials import TlsFiles, reloaded_tls
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings

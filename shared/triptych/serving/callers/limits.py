@@ -12,7 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from triptych.serving.callers import Caller, matches
+from triptych.serving.callers.caller import Caller, matches
 
 
 def _check_name(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from triptych.errors import StartError, TriptychError, unauthenticated, unavailable
-from triptych.serving.callers import ROLES, Caller
+from triptych.serving.callers.caller import ROLES, Caller
 from triptych.serving.reloading import reloaded_file
 
 try:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from triptych.errors import StartError
-from triptych.serving.authorization import Authorization
-from triptych.serving.callers import Caller
-from triptych.serving.limits import limited, read_limits
+from triptych.serving.callers.authorization import Authorization
+from triptych.serving.callers.caller import Caller
+from triptych.serving.callers.limits import limited, read_limits
 from triptych.serving.settings import CallerOptions
 
 RULES = [

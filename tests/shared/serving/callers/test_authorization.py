@@ -34,9 +34,9 @@ from tests.shared.serving.credentials import (
 )
 from triptych.errors import StartError
 from triptych.keda import externalscaler_pb2
-from triptych.serving.authorization import RPCS
-from triptych.serving.callers import ROLES, Role, current_caller
-from triptych.serving.keys import new_key
+from triptych.serving.callers.authorization import RPCS
+from triptych.serving.callers.caller import ROLES, Role, current_caller
+from triptych.serving.callers.keys import new_key
 from triptych.serving.log_lines import lines_of
 from triptych.serving.server import Server, Service
 from triptych.serving.settings import ServerSettings

@@ -9,8 +9,8 @@ from tests.shared.scripted_coordinator import ScriptedCoordinator, service
 from tests.shared.serving.credentials import write_keys
 from triptych.client import AsyncClient, Client
 from triptych.errors import TriptychError
-from triptych.serving.keys import new_key
-from triptych.serving.sent_keys import read_key
+from triptych.serving.callers.keys import new_key
+from triptych.serving.callers.sent_keys import read_key
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
 

@@ -16,8 +16,8 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from triptych.serving.callers import Caller, Role
-from triptych.serving.limits import Limits, Name, first_fault
+from triptych.serving.callers.caller import Caller, Role
+from triptych.serving.callers.limits import Limits, Name, first_fault
 
 PREFIX = "tk_"
 _KEY = re.compile(rf"{PREFIX}(?P<id>[0-9a-f]{{8}})_[A-Za-z0-9_-]{{43}}")

@@ -13,9 +13,9 @@ import pytest
 
 from tests.shared.serving.credentials import AUDIENCE, ISSUER, Signer, write_jwks
 from triptych.errors import StartError, TriptychError, retry_after_seconds
-from triptych.serving import tokens
+from triptych.serving.callers import tokens
+from triptych.serving.callers.tokens import Tokens, read_jwks
 from triptych.serving.settings import CallerOptions
-from triptych.serving.tokens import Tokens, read_jwks
 
 
 class Provider:

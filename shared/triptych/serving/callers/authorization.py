@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc.aio
 
 from triptych.errors import StartError, TriptychError, permission_denied, unauthenticated
-from triptych.serving.callers import ROLES, Caller, Role, matches
-from triptych.serving.keys import PREFIX, find_key, read_keys
-from triptych.serving.limits import limited, read_limits
+from triptych.serving.callers.caller import ROLES, Caller, Role, matches
+from triptych.serving.callers.keys import PREFIX, find_key, read_keys
+from triptych.serving.callers.limits import limited, read_limits
 from triptych.serving.reloading import reloaded_file
 
 if TYPE_CHECKING:
+    from triptych.serving.callers.tokens import Tokens
     from triptych.serving.settings import CallerOptions
-    from triptych.serving.tokens import Tokens
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -204,6 +204,6 @@ def _permission_denied(method: str, caller: Caller, allowed: frozenset[Role]) ->
 def _tokens(options: CallerOptions) -> Tokens | None:
     if options.jwks is None:
         return None
-    from triptych.serving.tokens import Tokens  # needs PyJWT
+    from triptych.serving.callers.tokens import Tokens  # needs PyJWT
 
     return Tokens(options)
