@@ -18,6 +18,8 @@ from triptych.errors import resource_exhausted
 from triptych.telemetry.instruments import CACHE, HIT, PART, REASON, RPC_METHOD, RPC_STATUS, STAGE, STATE
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_coordinator.fleet.demand import Demand
+from triptych_coordinator.fleet.metrics import FleetMetrics
 
 DENOISER = {STAGE: "denoiser"}
 GENERATE_IMAGES = "triptych.v1.ImageGenerationService/GenerateImages"
@@ -92,6 +94,18 @@ async def test_a_fleet_says_how_many_replicas_are_ready_and_a_cache_what_it_hold
     await house.images("a very particular cat")
     again = telemetry.value("triptych.cache.lookups", {CACHE: "prompts", HIT: True})
     assert again > hits
+
+
+def test_what_never_failed_is_counted_from_zero() -> None:
+    """A rate of a counter that begins at 1 misses that 1."""
+    metrics, demand = FleetMetrics("stage of this test"), Demand()
+    metrics.watch(demand, {}, demand)
+    (ejections,) = telemetry.points("triptych.stage.ejections", metrics.attributes)
+    retries = telemetry.points("triptych.stage.retries", metrics.attributes)
+    assert ejections.value == 0
+    assert {point.attributes[REASON]: point.value for point in retries} == dict.fromkeys(
+        ("transient", "busy", "broken"), 0
+    )
 
 
 async def traced(house: House, number: int, steps: int, prompt: str = "a cat") -> list[ReadableSpan]:

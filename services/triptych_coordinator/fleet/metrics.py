@@ -44,8 +44,11 @@ class FleetMetrics:
         instruments.stage_calls_running.watch(
             fleet, lambda _: sum(one.calls for one in list(replicas.values())), self.attributes
         )
-
         instruments.stage_rows_outstanding.watch(fleet, lambda _: demand.rows, self.attributes)
+        # A counter that begins at 1 has no rate: the first event would not be seen.
+        instruments.ejections.add(0, self.attributes)
+        for failure in (Failure.TRANSIENT, Failure.BUSY, Failure.BROKEN):
+            instruments.retries.add(0, self._retries_of(failure))
 
     def attempted(self, address: str, seconds: float, status: str) -> None:
         """The replica at an address answered, or failed, after so long: an attempt of the current span."""
@@ -71,7 +74,10 @@ class FleetMetrics:
         """A failed attempt is repeated."""
         self.retries.add(failure)
         current_timings().stages[self._stage].retries += 1
-        instruments.retries.add(1, self.attributes | {REASON: failure.name.lower()})
+        instruments.retries.add(1, self._retries_of(failure))
+
+    def _retries_of(self, failure: Failure) -> dict[str, str]:
+        return self.attributes | {REASON: failure.name.lower()}
 
     def ejected(self) -> None:
         """A replica gets no work for a while."""
