@@ -11,22 +11,24 @@ import yaml
 from kubernetes_validate import validate
 
 from triptych.keda import externalscaler_pb2
-from triptych.serving.settings import ServerSettings, read_settings
+from triptych.serving.settings import Options, ServerSettings, read_settings
 from triptych_coordinator.external_scaler import trigger_of
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings
+from triptych_gateway.settings import GatewaySettings
 from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
 
 MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
-SETTINGS: dict[str, type[ServerSettings]] = {
+SETTINGS: dict[str, type[Options]] = {
     "coordinator": CoordinatorSettings,
+    "gateway": GatewaySettings,
     "text-encoder": TextEncoderSettings,
     "denoiser": DenoiserSettings,
     "vae-codec": VaeCodecSettings,
 }
-OTHERS = ("cert-manager.io/v1", "keda.sh/v1alpha1")
+OTHERS = ("cert-manager.io/v1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1")
 """What Kubernetes itself has no schema of."""
 
 Manifest = dict[str, Any]
@@ -41,11 +43,12 @@ def containers(manifests: list[Manifest]) -> Iterator[tuple[Manifest, Manifest]]
             yield pod, container
 
 
-def settings_of(container: Manifest, manifests: list[Manifest]) -> ServerSettings:
+def settings_of(container: Manifest, manifests: list[Manifest]) -> Options:
     """As the service reads its options and variables; of one that it does not know the process would end."""
     variables = {one["name"]: one["value"] for one in container.get("env", [])}
+    sources = {one["configMapRef"]["name"] for one in container.get("envFrom", []) if "configMapRef" in one}
     for one in manifests:
-        if one["kind"] == "ConfigMap":
+        if one["kind"] == "ConfigMap" and one["metadata"]["name"] in sources:
             variables |= one["data"]
     known = SETTINGS[container["name"]]
     own = {name for name in variables if name.startswith("TRIPTYCH_")}
@@ -61,19 +64,39 @@ def check_options(manifests: list[Manifest]) -> None:
     for pod, container in containers(manifests):
         found.add(container["name"])
         settings = settings_of(container, manifests)
-        assert settings.tls_client_roots, "callers show a certificate"
-        assert pod["terminationGracePeriodSeconds"] > settings.drain_seconds + settings.grace_seconds
         ports = {one["name"]: one["containerPort"] for one in container["ports"]}
-        listening = {
-            "grpc": settings.listen,
-            "health": settings.health_listen,
-            "metrics": settings.metrics_listen,
-        }
-        assert ports == {name: int(str(at).rpartition(":")[2]) for name, at in listening.items()}
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-            assert container[probe]["grpc"]["port"] == ports["health"]
+        if isinstance(settings, GatewaySettings):
+            check_gateway(settings, container, ports)
+        elif isinstance(settings, ServerSettings):
+            check_server(settings, container, ports)
+        assert pod["terminationGracePeriodSeconds"] > settings.drain_seconds + settings.grace_seconds
         assert container["securityContext"]["readOnlyRootFilesystem"]
     assert found == set(SETTINGS)
+
+
+def check_server(settings: ServerSettings, container: Manifest, ports: dict[str, int]) -> None:
+    assert settings.tls_client_roots, "callers show a certificate"
+    listening = {
+        "grpc": settings.listen,
+        "health": settings.health_listen,
+        "metrics": settings.metrics_listen,
+    }
+    assert ports == {name: port_of(at) for name, at in listening.items()}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["grpc"]["port"] == ports["health"]
+
+
+def check_gateway(settings: GatewaySettings, container: Manifest, ports: dict[str, int]) -> None:
+    assert settings.tls_certificate
+    assert settings.tls_client_certificate
+    assert settings.coordinator == "coordinator:50050"
+    assert ports == {"https": port_of(settings.listen), "metrics": port_of(settings.metrics_listen)}
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/health", "port": "https", "scheme": "HTTPS"}
+
+
+def port_of(address: object) -> int:
+    return int(str(address).rpartition(":")[2])
 
 
 def test_the_base_has_the_services_own_options() -> None:
@@ -118,7 +141,8 @@ def test_what_is_named_is_there(overlay: list[Manifest]) -> None:
     for pod, container in containers(overlay):
         mounted = {one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one}
         assert mounted <= secrets
-        assert {one["configMapRef"]["name"] for one in container["envFrom"] if "configMapRef" in one} <= maps
+        sources = container.get("envFrom", [])
+        assert {one["configMapRef"]["name"] for one in sources if "configMapRef" in one} <= maps
     for one in overlay:
         if one["kind"] in ("Service", "PodDisruptionBudget"):
             selector = one["spec"]["selector"]
