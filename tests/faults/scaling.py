@@ -45,10 +45,10 @@ class Scaling:
 
     most: int
     target_rows: float
-    linger: float = 5
+    linger: float = 10
     polling: float = 2
-    cooldown: float = 5
-    stabilization: float = 15
+    cooldown: float = 20
+    stabilization: float = 20
 
     def needed(self, rows: float) -> int:
         """How many replicas would be right for so many rows of late, of which few are as good as none."""
