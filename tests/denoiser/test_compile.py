@@ -4,13 +4,22 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.compiling import graphs, trace_alone
-from tests.denoiser.small_families import write_flux, write_flux2, write_krea2, write_z_image
+from tests.denoiser.small_families import (
+    write_flux,
+    write_flux2,
+    write_krea2,
+    write_qwen_image,
+    write_qwen_image21,
+    write_z_image,
+)
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.compilation import compile_modules
 from triptych.errors import StartError
@@ -29,16 +38,25 @@ PASSES = ((1, 12, 9), (2, 10, 40), (3, 16, 5), (5, 6, 33))
 """Rows, latent height and tokens of passes that the warm-up has not seen."""
 
 
-@pytest.fixture(params=["SD3", "FLUX", "FLUX.2", "Krea 2", "Z-Image"])
+WRITE: dict[str, Callable[[Path], Path]] = {
+    "FLUX": partial(write_flux, guidance=True),
+    "FLUX.2": write_flux2,
+    "Krea 2": write_krea2,
+    "Qwen-Image": write_qwen_image,
+    "Qwen-Image 2.1": write_qwen_image21,
+    "Z-Image": write_z_image,
+}
+
+
+FAMILIES = ("SD3", *WRITE)
+TILED = ("SD3", "Krea 2")
+"""Tiles are the linears' own, whatever the family."""
+
+
+@pytest.fixture
 def folder(request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path) -> Path:
     """A small checkpoint of each family."""
-    if request.param == "SD3":
-        return tiny_checkpoint
-    if request.param == "FLUX.2":
-        return write_flux2(tmp_path)
-    if request.param == "Krea 2":
-        return write_krea2(tmp_path)
-    return write_z_image(tmp_path) if request.param == "Z-Image" else write_flux(tmp_path, guidance=True)
+    return tiny_checkpoint if request.param == "SD3" else WRITE[request.param](tmp_path)
 
 
 def predictor_of(folder: Path) -> Predictor:
@@ -55,7 +73,11 @@ def assert_near(value: Velocities, truth: Velocities) -> None:
     torch.testing.assert_close(value.velocities, truth.velocities, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tiles", [None, (16, 32)])
+@pytest.mark.parametrize(
+    ("folder", "tiles"),
+    [*((family, None) for family in FAMILIES), *((family, (16, 32)) for family in TILED)],
+    indirect=["folder"],
+)
 def test_the_warm_up_compiles_all_that_any_size_and_number_of_rows_needs(
     folder: Path, tiles: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

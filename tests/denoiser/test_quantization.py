@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory.loading import stored_bytes
-from tests.denoiser.small_families import write_flux, write_flux2, write_krea2, write_z_image
+from tests.denoiser.small_families import (
+    write_flux,
+    write_flux2,
+    write_krea2,
+    write_qwen_image,
+    write_qwen_image21,
+    write_z_image,
+)
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
@@ -64,7 +71,15 @@ def test_velocities_are_near_and_weights_small(
 
 
 @pytest.mark.parametrize(
-    "write", [partial(write_flux, guidance=True), write_flux2, write_krea2, write_z_image]
+    "write",
+    [
+        partial(write_flux, guidance=True),
+        write_flux2,
+        write_krea2,
+        write_qwen_image,
+        write_qwen_image21,
+        write_z_image,
+    ],
 )
 def test_every_family_quantizes_its_blocks_alone(write: Callable[[Path], Path], tmp_path: Path) -> None:
     model = load("int8-weight-only", model=str(write(tmp_path)))

@@ -9,11 +9,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.parity import test_flux2_transformer as flux2_tests
 from tests.parity import test_flux_transformer as flux_tests
 from tests.parity import test_krea2_transformer as krea2_tests
+from tests.parity import test_qwen_image21_transformer as qwen_image21_tests
+from tests.parity import test_qwen_image_transformer as qwen_image_tests
 from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
@@ -25,6 +27,8 @@ from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.flux2 import Flux2Transformer
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.qwen_image import QwenImageTransformer
+from triptych_denoiser.models.qwen_image21 import QwenImage21Transformer
 from triptych_denoiser.models.sd3 import SD3Transformer
 from triptych_denoiser.models.transformer import Transformer
 from triptych_denoiser.models.z_image import ZImageTransformer
@@ -124,6 +128,28 @@ def krea2_case() -> Case:
     )
 
 
+def qwen_image_case() -> Case:
+    config = qwen_image_tests.SMALL
+    return Case(
+        QwenImageTransformer,
+        qwen_image_tests.reference(config),
+        reference_library.QwenImagePipeline,
+        qwen_image_tests.inputs(config, 2, 4, 6),
+        qwen_image_tests.expected_velocity,
+    )
+
+
+def qwen_image21_case() -> Case:
+    config = qwen_image21_tests.SMALL
+    return Case(
+        QwenImage21Transformer,
+        qwen_image21_tests.reference(config),
+        reference_library.QwenImage21Pipeline,
+        qwen_image21_tests.inputs(config, 2, 4, 6),
+        qwen_image21_tests.expected_velocity,
+    )
+
+
 def z_image_case() -> Case:
     config = z_image_tests.SMALL
     return Case(
@@ -140,6 +166,8 @@ CASES = {
     "FLUX": flux_case,
     "FLUX.2": flux2_case,
     "Krea 2": krea2_case,
+    "Qwen-Image": qwen_image_case,
+    "Qwen-Image 2.1": qwen_image21_case,
     "Z-Image": z_image_case,
 }
 
@@ -353,6 +381,55 @@ def test_a_lora_of_flux2_devs_guidance_gives_what_diffusers_gives(tmp_path: Path
     }
 
     check(case, written(tmp_path / "lora.safetensors", lora), 1, case.with_lora(lora, 1))
+
+
+def linears(case: Case) -> dict[str, tuple[int, int]]:
+    """Shapes of the weights of all of a transformer's linears."""
+    modules = {name: each for name, each in case.theirs.named_modules() if isinstance(each, nn.Linear)}
+    return {name: (each.out_features, each.in_features) for name, each in modules.items()}
+
+
+def test_kohyas_qwen_image_layout_gives_what_diffusers_gives(tmp_path: Path) -> None:
+    """All linears by their own names, with dots as underscores."""
+    case = qwen_image_case()
+    lora = kohya_lora(linears(case), alpha=2.0)
+    of_diffusers = case.with_lora(dict(lora), 0.4)
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.4, of_diffusers)
+
+
+def test_kohyas_qwen_image21_layout_is_its_linears(tmp_path: Path) -> None:
+    """By names that diffusers' conversion takes apart wrongly: merged by hand."""
+    case = qwen_image21_case()
+    lora = kohya_lora(linears(case), alpha=0.5)
+
+    expected = merged(case, {name: delta(lora, name) for name in linears(case)})
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model."])
+def test_lightnings_layout_gives_what_diffusers_gives(prefix: str, tmp_path: Path) -> None:
+    """lora_down, lora_up and alpha by diffusers' names: of the blocks alone."""
+    case, generator = qwen_image_case(), torch.Generator().manual_seed(1)
+    lora = {}
+    for name, module in case.theirs.transformer_blocks.named_modules(prefix="transformer_blocks"):
+        if isinstance(module, nn.Linear):
+            rows, columns = module.weight.shape
+            lora[f"{prefix}{name}.lora_down.weight"] = 0.3 * torch.randn(RANK, columns, generator=generator)
+            lora[f"{prefix}{name}.lora_up.weight"] = 0.3 * torch.randn(rows, RANK, generator=generator)
+            lora[f"{prefix}{name}.alpha"] = torch.tensor(2.0)
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.4, case.with_lora(dict(lora), 0.4))
+
+
+def test_node_editors_fused_names_are_qwen_image21s_products(tmp_path: Path) -> None:
+    case, name = qwen_image21_case(), "transformer_blocks.0.img_mlp.gate_up"
+    lora = kohya_lora({name: (4 * 48, 48)}, alpha=2.0)
+    gate, up = delta(lora, name).chunk(2)
+
+    block = "transformer_blocks.0.img_mlp"
+    expected = merged(case, {f"{block}.gate_layer": gate, f"{block}.proj": up})
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, expected)
 
 
 def test_a_lora_of_flux2s_last_modulation_has_its_halves_swapped(tmp_path: Path) -> None:

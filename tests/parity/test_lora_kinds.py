@@ -12,7 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.parity.test_lora import Case, check, flux2_case, flux_case, krea2_case, sd3_case, z_image_case
+from tests.parity.test_lora import (
+    Case,
+    check,
+    flux2_case,
+    flux_case,
+    krea2_case,
+    qwen_image21_case,
+    qwen_image_case,
+    sd3_case,
+    z_image_case,
+)
 from tests.parity.transformers import relative_error
 
 CASES = {
@@ -20,14 +30,18 @@ CASES = {
     "FLUX": flux_case,
     "FLUX.2": flux2_case,
     "Krea 2": krea2_case,
+    "Qwen-Image": qwen_image_case,
+    "Qwen-Image 2.1": qwen_image21_case,
     "Z-Image": z_image_case,
 }
-WITHOUT_BIASES = ("FLUX.2", "Krea 2", "Z-Image")
+WITHOUT_BIASES = ("FLUX.2", "Krea 2", "Qwen-Image 2.1", "Z-Image")
 TARGETS = {
     "SD3": r".*(attn\.to_q|attn\.to_v|norm1\.linear|ff\.net\.2|pos_embed\.proj)",
     "FLUX": r".*(attn\.to_q|attn\.to_out\.0|single_transformer_blocks\.\d\.proj_out|norm_out\.linear)",
     "FLUX.2": r".*(attn\.to_q|ff\.linear_out|attn\.to_qkv_mlp_proj|single_stream_modulation\.linear)",
     "Krea 2": r".*(attn\.to_q|attn\.to_gate|ff\.down|text_fusion\.projector|time_mod_proj)",
+    "Qwen-Image": r".*(attn\.to_q|attn\.to_add_out|img_mlp\.net\.2|txt_mod\.1|norm_out\.linear)",
+    "Qwen-Image 2.1": r".*(attn\.to_q|attn\.to_out\.0|img_mlp\.gate_layer|txt_in\.in_layer)",
     "Z-Image": r".*(attention\.to_k|feed_forward\.w2|layers\.\d\.adaLN_modulation\.0)",
 }
 LINEARS = {family: targets.replace(r"|pos_embed\.proj", "") for family, targets in TARGETS.items()}
