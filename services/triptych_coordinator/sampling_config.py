@@ -1,13 +1,14 @@
 """How a checkpoint is sampled: what its configs say, and what is known of its family besides."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families import FAMILIES, family_of
-from triptych.families.family import Defaults, GuidanceInput
+from triptych.families.family import Defaults, Family, GuidanceInput
 from triptych.families.reference_sizes import References
 from triptych_coordinator.request.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
 from triptych_coordinator.sampling.guidance.methods import (
@@ -15,7 +16,7 @@ from triptych_coordinator.sampling.guidance.methods import (
     GUIDANCE_METHODS,
     GuidanceMethod,
 )
-from triptych_coordinator.sampling.sigmas import FlowSchedule, Grid
+from triptych_coordinator.sampling.sigmas import FixedMu, FlowSchedule, Grid
 from triptych_coordinator.scheduler_config import flow_schedule
 
 
@@ -30,6 +31,15 @@ class Sampling(Defaults):
     negative_prompt: str = ""
     references: References | None = None
     fills: bool = False
+    family: Family | None = None
+
+    def with_loras(self, names: Iterable[str]) -> "Sampling":
+        """The sampling of what LoRAs of these names make of the model: of few steps if one distils it."""
+        steps = self.family.steps_with_loras(names) if self.family else None
+        if self.family is None or self.family.distilled_mu is None or steps is None:
+            return self
+        schedule = replace(self.schedule, shift=FixedMu(self.family.distilled_mu), terminal=None)
+        return replace(self, num_inference_steps=steps, guidance_scale=1.0, schedule=schedule)
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -63,6 +73,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         negative_prompt=family.negative_prompt,
         references=family.references,
         fills=family.fills,
+        family=family,
     )
 
 

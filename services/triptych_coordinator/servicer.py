@@ -1,7 +1,7 @@
 """The coordinator's gRPC service."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import grpc.aio
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.families.family import GuidanceInput
-from triptych.loras import MAX_LORAS
+from triptych.loras import MAX_LORAS, weight_of
 from triptych.serving.callers.caller import Caller, current_caller
 from triptych.serving.logs import note_figures
 from triptych.telemetry import tracing
@@ -30,7 +30,7 @@ from triptych_coordinator.preview_colours import latent_rgb
 from triptych_coordinator.quotas import Quotas
 from triptych_coordinator.request.parameters import MAX_NUM_INFERENCE_STEPS, Limits, Parameters
 from triptych_coordinator.request.reading import parameters_from_message
-from triptych_coordinator.sampling_config import sampling_of
+from triptych_coordinator.sampling_config import Sampling, sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages.concurrent import interleaved
 from triptych_coordinator.stages.conditioning import ConditioningCache
@@ -119,7 +119,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         caller = current_caller()
         check_permitted(caller, self.name)
         models = await self._models(Deadline(context.time_remaining()))
-        limits = self._limits(models)
+        limits = self._limits(models, self._sampling_of(models))
         return pb.ImageGenerationServiceGetModelResponse(
             name=limits.model,
             stages=[models.text_encoder.model, models.denoiser.model, models.vae_codec.model],
@@ -194,7 +194,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             models = await self._models(deadline)
             if not known_loras(message, models):
                 models = await self._models(deadline, fresh=True)  # it may be new in the folder
-            limits = self._limits(models)
+            sampling = self._sampling_of(models, [lora.name for lora in message.loras if weight_of(lora) > 0])
+            limits = self._limits(models, sampling)
             # Files and brackets of strangers would hold up the event loop.
             parameters = await asyncio.to_thread(parameters_from_message, message, limits)
         note_figures(figures_of(parameters, self.name))
@@ -203,7 +204,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             tracing.note({name: list(texts) for name, texts in prompts.items()})
         rows, steps = rows_of(parameters, limits), parameters.num_inference_steps
         load = load_of(parameters, models, limits)
-        pictures = load * steps / limits.default_num_inference_steps
+        usual_steps = self._sampling_of(models).num_inference_steps
+        pictures = load * steps / usual_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
         admitted = self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
         turn = self._turn(rows, admitted)
@@ -212,7 +214,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
                 self._quotas.charged(caller, pictures, turn),
                 aclosing(
                     generation_events(
-                        *(self.stages, models, self._sampling, self._latent_rgb, self._vocabulary),
+                        *(self.stages, models, sampling, self._latent_rgb, self._vocabulary),
                         *(parameters, deadline, timings, scope),
                     )
                 ) as events,
@@ -237,9 +239,13 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         models.check_fit(*served)
         return models
 
-    def _limits(self, models: Models) -> Limits:
+    def _sampling_of(self, models: Models, loras: Sequence[str] = ()) -> Sampling:
+        """How the checkpoint is sampled with what its denoiser has of LoRAs, and with a request's."""
+        return self._sampling.with_loras([*loras, *models.denoiser.fused_loras])
+
+    def _limits(self, models: Models, sampling: Sampling) -> Limits:
         previews = self._latent_rgb is not None
-        return models.limits(self.name, self._sampling, self._settings, previews)
+        return models.limits(self.name, sampling, self._settings, previews)
 
 
 def rows_of(parameters: Parameters, limits: Limits) -> int:

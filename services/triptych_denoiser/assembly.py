@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 
@@ -15,6 +15,7 @@ from triptych.compute.model_info import model_info
 from triptych.compute.quantization import Quantization, create_quantizer
 from triptych.compute.settings import StageSettings
 from triptych.errors import StartError
+from triptych.loras import read_lora
 from triptych_denoiser.batcher import Batcher
 from triptych_denoiser.conditioning import ConditioningCache
 from triptych_denoiser.models import load_transformer, modules_of
@@ -77,6 +78,7 @@ def create_servicer(
         ModelLimits.of(transformer.inputs, dtype, options.max_queued_rows, settings.max_message_bytes),
         model,
         attention,
+        [PurePath(name).stem for name, weight in map(read_lora, options.lora) if weight > 0],
     )
 
 

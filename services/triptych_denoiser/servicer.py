@@ -54,6 +54,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         limits: ModelLimits,
         model: model_pb2.ModelInfo,
         attention: Backend,
+        fused_loras: Sequence[str] = (),
     ) -> None:
         self._predictor = predictor
         self._batcher = batcher
@@ -63,6 +64,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
         self._model = model
         watch_model(self, "denoiser", model)
         self._attention = attention
+        self._fused_loras = fused_loras
 
     async def Predict(
         self, request: PredictRequest, context: grpc.aio.ServicerContext[PredictRequest, PredictResponse]
@@ -121,6 +123,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             reference_channels=inputs.reference_channels,
             reference_same_size=inputs.reference_same_size,
             references_in_text=inputs.references_in_text,
+            fused_loras=self._fused_loras,
         )
 
     async def close(self) -> None:

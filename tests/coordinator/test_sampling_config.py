@@ -103,6 +103,27 @@ def test_lightnings_levels_are_the_same_for_every_picture_and_end_where_they_do(
 KEYS = ("max_shift", "max_image_seq_len", "shift_terminal")
 
 
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["ink", "lightning/Qwen-Image-2512-Lightning-8steps-V1.0-bf16"], 8),
+        (["qwen_image_lightning_4steps"], 4),
+    ],
+)
+def test_a_lora_of_lightning_makes_a_model_of_few_steps(names: list[str], steps: int, tmp_path: Path) -> None:
+    config = {"use_dynamic_shifting": True, **{key: qwen_image.SCHEDULER[key] for key in KEYS}}
+    sampling = sampling_of(write_checkpoint(tmp_path, "QwenImagePipeline", **config))
+    distilled = sampling.with_loras(names)
+    assert (distilled.num_inference_steps, distilled.guidance_scale) == (steps, 1.0)
+    assert distilled.schedule == FlowSchedule(FixedMu(math.log(3)), None, Grid.EVEN)
+    assert sampling.with_loras(["ink", "lightning"]) == sampling
+
+
+def test_other_families_have_no_such_loras(tmp_path: Path) -> None:
+    sampling = sampling_of(write_checkpoint(tmp_path, "ZImagePipeline"))
+    assert sampling.with_loras(["z-image-turbo-ink", "qwen-image-lightning-4steps"]) == sampling
+
+
 def test_qwen_image_has_a_guidance_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:
     sampling = sampling_of(write_checkpoint(tmp_path, "QwenImagePipeline"))
     assert (sampling.guidance_method, sampling.negative_prompt) == (NormPreservingGuidance(), " ")

@@ -1,6 +1,7 @@
 """Whole pipelines: diffusers and Triptych make the same pictures from a folder that diffusers saved."""
 
 import io
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from PIL import Image
 
 import triptych.families
 from tests import tiny_flux2_dev, tiny_qwen_image21
+from tests.parity.loras import peft_lora, written
 from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
@@ -48,6 +50,7 @@ async def assert_same_pictures(
     save: Callable[[Any, Path], None] = lambda pipeline, folder: pipeline.save_pretrained(folder),
     one_by_one: bool = False,
     per_call: Mapping[str, Any] = MappingProxyType({}),
+    lora_folder: Path | None = None,
     **both: Any,
 ) -> None:
     """Every pixel of both pictures is within 1/255; `both` are options with one name and meaning.
@@ -74,7 +77,8 @@ async def assert_same_pictures(
             for batch in batches
         ]
     )
-    async with fused_client(ModelChoice(model=str(folder / "checkpoint"))) as client:
+    choice = ModelChoice(model=str(folder / "checkpoint"), lora_folder=lora_folder)
+    async with fused_client(choice) as client:
         generation = await client.generate(PROMPTS, seeds=SEEDS, **our_options, **both)
     ours = np.stack([pixels(image.png) for image in generation.images])
     assert expected.std() > 0.02  # a picture of something
@@ -346,24 +350,34 @@ async def test_qwen_image(height: int, width: int, negative: list[str], tmp_path
     )
 
 
-async def test_qwen_image_lightning(tmp_path: Path) -> None:
-    """By the scheduler's config of its authors; a folder whose name says so has the same levels."""
+@pytest.mark.parametrize("of", ["the request", "the denoiser's start"])
+async def test_qwen_image_lightning(of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A LoRA, with the scheduler's config of its authors and their steps: its name says so."""
+    name = "Qwen-Image-Lightning-4steps-V1.0"
+    (tmp_path / "loras").mkdir()
     pipeline = qwen_image_pipeline()
+    lora = peft_lora(pipeline.transformer, only="attn")
+    file = written(tmp_path / "loras" / f"{name}.safetensors", lora, "transformer.")
+    if of == "the request":
+        ours: dict[str, Any] = {"loras": {name: 0.5}}
+    else:
+        ours = {}
+        monkeypatch.setenv("TRIPTYCH_LORA", json.dumps([f"{name}=0.5"]))
     lightning = {"base_shift": math.log(3), "max_shift": math.log(3), "shift_terminal": None}
-    save_as_published = pipeline.scheduler
 
     def save(pipeline: Any, folder: Path) -> None:
-        pipeline.scheduler = save_as_published
-        pipeline.save_pretrained(folder.parent / "Qwen-Image-Lightning-4steps-V1.0")
-        folder.symlink_to(folder.parent / "Qwen-Image-Lightning-4steps-V1.0")
-        pipeline.scheduler = type(save_as_published).from_config(save_as_published.config, **lightning)
+        pipeline.save_pretrained(folder)
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **lightning)
+        pipeline.load_lora_weights(file, adapter_name="lightning")
+        pipeline.set_adapters("lightning", 0.5)
 
     await assert_same_pictures(
         pipeline,
         tmp_path,
         {"true_cfg_scale": 1.0, "num_inference_steps": 4},
-        {},  # the defaults: 4 steps, and no guidance
+        ours,  # the defaults: 4 steps, and no guidance
         save=save,
+        lora_folder=tmp_path / "loras",
         height=80,
         width=112,
     )

@@ -123,6 +123,8 @@ class Family:
     references: the pictures that it attends to, if it does.
     fills: whether a picture and a mask are its input: it makes anew what is masked.
     named: what the name of a repository or file has in it, if another family has the same transformer.
+    distilling_loras: steps of the model without guidance that a LoRA makes of it, by what the LoRA's name has
+        in it.
     distilled_steps: steps of models without guidance whose configs are those of the models that they were
         distilled from, by what the name of their repository or file has in it: nothing else tells them apart.
     """
@@ -143,12 +145,16 @@ class Family:
     references: References | None = None
     fills: bool = False
     named: tuple[str, ...] = ()
+    distilling_loras: Mapping[str, int] = field(default_factory=dict)
     distilled_steps: Mapping[str, int] = field(default_factory=dict)
 
     def steps_if_distilled(self, names: Iterable[str]) -> int | None:
         """The steps of a model that goes by these names, of which one has a distilled model's in it."""
-        names = list(names)
-        return next((steps for known, steps in self.distilled_steps.items() if _in_names(known, names)), None)
+        return _steps_by_name(self.distilled_steps, names)
+
+    def steps_with_loras(self, names: Iterable[str]) -> int | None:
+        """The steps of the model that LoRAs of these names make, if one of them distils it."""
+        return _steps_by_name(self.distilling_loras, names)
 
     def has(self, config: Mapping[str, Any]) -> bool:
         """Whether a transformer of its class with such a config may be one of its."""
@@ -158,6 +164,11 @@ class Family:
         """Whether a model that goes by these names has one of `named` in it."""
         names = list(names)
         return any(_in_names(known, names) for known in self.named)
+
+
+def _steps_by_name(steps: Mapping[str, int], names: Iterable[str]) -> int | None:
+    names = list(names)
+    return next((number for known, number in steps.items() if _in_names(known, names)), None)
 
 
 def _in_names(known: str, names: Iterable[str]) -> bool:

@@ -15,6 +15,8 @@ from triptych.families.family import Defaults, Family, GuidanceInput, Normalized
 from triptych.families.layouts import Shapes, Table, count
 
 BLOCKS = "transformer_blocks"
+LIGHTNING = {"lightning-4steps": 4, "lightning-8steps": 8}
+"""Steps of what it distilled, by what the names of its models and LoRAs have in them."""
 SCHEDULER = {
     "use_dynamic_shifting": True,
     "time_shift_type": "exponential",
@@ -103,5 +105,6 @@ FAMILY = Family(
         scheduler=lambda shapes: SCHEDULER,
         text_encoders={"text_encoder": "qwen25_7b"},
     ),
-    distilled_steps={"lightning-4steps": 4, "lightning-8steps": 8},
+    distilling_loras=LIGHTNING,
+    distilled_steps=LIGHTNING,
 )

@@ -336,6 +336,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     REFERENCE_CHANNELS_FIELD_NUMBER: builtins.int
     REFERENCE_SAME_SIZE_FIELD_NUMBER: builtins.int
     REFERENCES_IN_TEXT_FIELD_NUMBER: builtins.int
+    FUSED_LORAS_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -384,6 +385,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     def loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the LoRAs that calls may use, at most 1000."""
 
+    @property
+    def fused_loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the LoRAs that were added to the weights at start, those of positive weight."""
+
     def __init__(
         self,
         *,
@@ -405,8 +410,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         reference_channels: builtins.int = ...,
         reference_same_size: builtins.bool = ...,
         references_in_text: builtins.bool = ...,
+        fused_loras: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "references_in_text", b"references_in_text", "token_size", b"token_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "fused_loras", b"fused_loras", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "references_in_text", b"references_in_text", "token_size", b"token_size"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse
