@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from cloudcoil.models.cert_manager import v1 as cert_manager
+from cloudcoil.models.keda import v1alpha1 as keda
+from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 from kubernetes_validate import validate
+from pydantic import ValidationError
 
 from triptych.keda import externalscaler_pb2
 from triptych.serving.settings import Options, ServerSettings, read_settings
@@ -28,8 +32,12 @@ SETTINGS: dict[str, type[Options]] = {
     "denoiser": DenoiserSettings,
     "vae-codec": VaeCodecSettings,
 }
-OTHERS = ("cert-manager.io/v1", "keda.sh/v1alpha1", "monitoring.coreos.com/v1")
-"""What Kubernetes itself has no schema of."""
+CUSTOM = {
+    "cert-manager.io/v1": cert_manager,
+    "keda.sh/v1alpha1": keda,
+    "monitoring.coreos.com/v1": prometheus_operator,
+}
+"""What Kubernetes itself has no schema of, and models made of the schemas of those who have."""
 
 Manifest = dict[str, Any]
 
@@ -123,9 +131,17 @@ def overlay(request: pytest.FixtureRequest) -> list[Manifest]:
     return list(yaml.safe_load_all(made.stdout))
 
 
-def test_kubernetes_takes_every_manifest(overlay: list[Manifest]) -> None:
+def check_custom(manifest: Manifest) -> None:
+    """Raises for a wrong value, and for a field that there is not: that one is not read."""
+    read = getattr(CUSTOM[manifest["apiVersion"]], manifest["kind"]).model_validate(manifest)
+    assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == manifest
+
+
+def test_kubernetes_and_its_operators_take_every_manifest(overlay: list[Manifest]) -> None:
     for one in overlay:
-        if one["apiVersion"] not in OTHERS:
+        if one["apiVersion"] in CUSTOM:
+            check_custom(one)
+        else:
             validate(one, "1.30", strict=True)
         assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "triptych", one["metadata"]
 
@@ -175,3 +191,14 @@ def test_an_option_that_is_not_the_services_is_found(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         settings_of(wrong, [])
     assert "lissten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pollinginterval", 5), ("pollingInterval", "often"), ("triggers", None)]
+)
+def test_a_field_that_keda_does_not_take_is_found(name: str, value: object) -> None:
+    spec = {"scaleTargetRef": {"name": "denoiser"}, "triggers": [{"type": "external", "metadata": {}}]}
+    right = {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": {}, "spec": spec}
+    check_custom(right)
+    with pytest.raises((AssertionError, ValidationError)):
+        check_custom(right | {"spec": spec | {name: value}})
