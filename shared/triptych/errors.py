@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "triptych"
 MISSING_CONDITIONING = "MISSING_CONDITIONING"
+_RESET = "RST_STREAM with error code 2"
 
 # gRPC refuses a status whose metadata comes near 8 KB, and metadata grows when it is encoded.
 _MAX_MESSAGE_BYTES = 1000
@@ -168,13 +169,20 @@ def to_status(error: TriptychError) -> status_pb2.Status:
 
 
 def from_rpc_error(error: grpc.RpcError) -> TriptychError:
-    """The error that a call failed with, of a sync or an aio stub, with its code, message and details."""
+    """The error that a call failed with, of a sync or an aio stub, with its code, message and details.
+
+    A stream that a proxy resets since its server is gone is UNAVAILABLE, as one is that the server leaves
+    without a proxy; gRPC says INTERNAL.
+    """
     details: list[Message] = []
     metadata: Any = error.trailing_metadata() or ()
     for key, value in metadata:
         if key == DETAILS_KEY and isinstance(value, bytes):
             details = _details(value)
-    return TriptychError(error.code(), error.details() or "", details)
+    code, message = error.code(), error.details() or ""
+    if code is grpc.StatusCode.INTERNAL and not details and _RESET in message:
+        code = grpc.StatusCode.UNAVAILABLE
+    return TriptychError(code, message, details)
 
 
 def _details(value: bytes) -> list[Message]:

@@ -65,6 +65,18 @@ async def test_a_long_message_is_cut(coordinator: Running) -> None:
     assert len(error.message.encode()) <= 1000
 
 
+def test_a_stream_that_a_proxy_reset_is_unavailable_and_a_servers_own_mistake_is_not() -> None:
+    """tests/deploy/test_envoy.py has a real one; these are gRPC 1.71's words."""
+    for words, code in (
+        ("Received RST_STREAM with error code 2", grpc.StatusCode.UNAVAILABLE),
+        ("Received RST_STREAM with error code 1", grpc.StatusCode.INTERNAL),
+        ("the service failed", grpc.StatusCode.INTERNAL),
+    ):
+        none = grpc.aio.Metadata()
+        error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, words)
+        assert from_rpc_error(error).code is code
+
+
 def test_repeated_digests_are_named_once() -> None:
     assert missing_digests(errors.missing_conditioning([b"a" * 32, b"b" * 32, b"a" * 32])) == [
         b"a" * 32,
