@@ -4,7 +4,9 @@ from typing import Any
 
 import diffusers
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.qwen_processor import Processor, pipeline_of
 from tests.text_encoder.small_text_encoders import qwen2_5_vl_model, qwen_tokenizer
 from tests.tiny_checkpoint import LATENT_CHANNELS, lively
 
@@ -28,6 +30,32 @@ def qwen_image_vae(**config: Any) -> Any:
 
 def qwen_image_pipeline(scheduler: dict[str, Any] | None = None, **transformer: Any) -> Any:
     """A QwenImagePipeline; `scheduler` and `transformer` are keys of their configs."""
+    return reference_library.QwenImagePipeline(**_parts(scheduler, transformer))
+
+
+def qwen_image_edit_pipeline(plus: bool, **transformer: Any) -> Any:
+    """A QwenImageEditPipeline or QwenImageEditPlusPipeline; `transformer` are keys of its config.
+
+    As transformers 4 did, its text encoder gives the slots of pictures positions in time, height and width.
+    Under transformers 5 it takes to be told which tokens they are, which the pipelines forget: all have
+    positions in a row then, with which no model was trained (huggingface/diffusers#14194).
+    """
+    kind = getattr(reference_library, f"QwenImageEdit{'Plus' if plus else ''}Pipeline")
+    parts = _parts(None, transformer)
+    processor = Processor("Qwen2VLProcessor", parts["tokenizer"], Qwen2VLImageProcessorPil())
+    pipeline = pipeline_of(kind, processor, **parts)
+    encoder = pipeline.text_encoder
+    forward = encoder.forward
+
+    def told(input_ids: Any, **others: Any) -> Any:
+        types = (input_ids == encoder.config.image_token_id).int()
+        return forward(input_ids=input_ids, mm_token_type_ids=types, **others)
+
+    encoder.forward = told
+    return pipeline
+
+
+def _parts(scheduler: dict[str, Any] | None, transformer: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     shift = {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 100, "shift_terminal": 0.02}
     config = {
@@ -39,10 +67,10 @@ def qwen_image_pipeline(scheduler: dict[str, Any] | None = None, **transformer: 
         "joint_attention_dim": WIDTH,
         "axes_dims_rope": (4, 6, 6),
     }
-    return reference_library.QwenImagePipeline(
-        scheduler=reference_library.FlowMatchEulerDiscreteScheduler(**scheduler or shift),
-        vae=lively(qwen_image_vae()),
-        text_encoder=qwen2_5_vl_model(WIDTH),
-        tokenizer=qwen_tokenizer(),
-        transformer=lively(reference_library.QwenImageTransformer2DModel(**config | transformer)),
-    )
+    return {
+        "scheduler": reference_library.FlowMatchEulerDiscreteScheduler(**scheduler or shift),
+        "vae": lively(qwen_image_vae()),
+        "text_encoder": qwen2_5_vl_model(WIDTH),
+        "tokenizer": qwen_tokenizer(),
+        "transformer": lively(reference_library.QwenImageTransformer2DModel(**config | transformer)),
+    }

@@ -135,6 +135,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             guidance=_GUIDANCE_INPUTS[limits.guidance],
             fills=limits.fills,
             max_references=limits.references.most if limits.references else 0,
+            min_references=limits.references.least if limits.references else 0,
             loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
             vocabulary=self._vocabulary.phrases,
             example_prompts=self._vocabulary.example_prompts,

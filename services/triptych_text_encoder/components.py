@@ -197,7 +197,7 @@ def spellings(name: str) -> list[str]:
 def load_vision_tower(
     checkpoint: Checkpoint, component: str, image_processor: str, dtype: torch.dtype, device: torch.device
 ) -> VisionTower | None:
-    """Load what sees pictures for a text encoder of Qwen3-VL, and the image processor in another folder.
+    """Load what sees pictures for a text encoder of Qwen's, and the image processor in another folder.
 
     It is not quantized: a tenth of the weights, and pictures depend on it. None if the checkpoint has none: a
     file of a text encoder alone, or no image processor.
@@ -287,8 +287,15 @@ def _vision_classes(checkpoint: Checkpoint, component: str) -> tuple[Any, Any]:
             from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
             return Qwen3VLVisionModel, Qwen3VLVisionConfig
+        case "Qwen2_5_VLForConditionalGeneration":
+            from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+            from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+                Qwen2_5_VisionTransformerPretrainedModel,
+            )
+
+            return Qwen2_5_VisionTransformerPretrainedModel, Qwen2_5_VLVisionConfig
         case other:
-            raise _unsupported(checkpoint, component, other, "Qwen3VLModel")
+            raise _unsupported(checkpoint, component, other, "Qwen3VLModel and Qwen2.5-VL")
 
 
 def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:

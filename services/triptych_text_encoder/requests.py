@@ -18,8 +18,8 @@ MAX_SCOPE_BYTES = 64
 MAX_WEIGHT = 10.0
 MAX_SPANS = 1000
 """Of a prompt."""
-MAX_IMAGE_PIXELS = 2 << 20
-"""Of a picture: families show about half as many at most."""
+MAX_ASPECT = 200
+"""Of a picture: its long side by the other. Qwen's image processors take no longer ones."""
 
 Violation = tuple[str, str]
 """A field's path and what is wrong with it."""
@@ -54,7 +54,7 @@ def read_request(
 
 
 def read_pictures(
-    images: Sequence[tensor_pb2.Tensor], max_images: int, image_multiple: int
+    images: Sequence[tensor_pb2.Tensor], max_images: int, image_multiple: int, max_image_pixels: int
 ) -> tuple[Picture, ...]:
     """The pictures that are shown with every prompt of a request.
 
@@ -65,16 +65,21 @@ def read_pictures(
         raise invalid_argument(("images", "these text encoders see no pictures"))
     if len(images) > max_images:
         raise invalid_argument(("images", f"{len(images)} pictures; allowed are 0 to {max_images}"))
-    return tuple(_picture(image, f"images[{i}]", image_multiple) for i, image in enumerate(images))
+    limits = image_multiple, max_image_pixels
+    return tuple(_picture(image, f"images[{i}]", *limits) for i, image in enumerate(images))
 
 
-def _picture(image: tensor_pb2.Tensor, field: str, multiple: int) -> Picture:
+def _picture(image: tensor_pb2.Tensor, field: str, multiple: int, most_pixels: int) -> Picture:
     pixels = message_to_array(image, field, dtypes=["uint8"], shape=["height", "width", 3])
     height, width = pixels.shape[:2]
     if height * width == 0 or height % multiple or width % multiple:
         raise invalid_argument((field, f"is {height} x {width}; sides must be multiples of {multiple}"))
-    if height * width > MAX_IMAGE_PIXELS:
-        raise invalid_argument((field, f"has {height * width} pixels; allowed are {MAX_IMAGE_PIXELS}"))
+    if height * width > most_pixels:
+        raise invalid_argument((field, f"has {height * width} pixels; allowed are {most_pixels}"))
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise invalid_argument(
+            (field, f"is {height} x {width}; a side is at most {MAX_ASPECT} times the other")
+        )
     return Picture(pixels, reference_digest(image))
 
 

@@ -23,7 +23,7 @@ from triptych_text_encoder.encoder import TextEncoder
 from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
 from triptych_text_encoder.loras import model_of, modules_of
 from triptych_text_encoder.recipes import load_recipe
-from triptych_text_encoder.requests import MAX_IMAGE_PIXELS, MAX_PROMPT_BYTES, read_pictures, read_request
+from triptych_text_encoder.requests import MAX_PROMPT_BYTES, read_pictures, read_request
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,8 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
     ) -> EncodeResponse:
         """Encode the prompts one after the other: requests take turns, and a cancelled one ends soon."""
         recipe = self._encoder.recipe
-        weighting, sees = recipe.token_weights is not None, (recipe.max_images, recipe.image_multiple)
+        weighting = recipe.token_weights is not None
+        sees = recipe.max_images, recipe.image_multiple, recipe.max_image_pixels
         # Ten thousand spans, and megabytes of pixels, would hold up the event loop.
         entries = await asyncio.to_thread(read_request, request, self._max_prompts, weighting)
         pictures = await asyncio.to_thread(read_pictures, request.images, *sees) if request.images else ()
@@ -95,7 +96,7 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
             loras=await asyncio.to_thread(lambda: list(self._loras.folder.files())),
             max_images=recipe.max_images,
             image_multiple=recipe.image_multiple,
-            max_image_pixels=MAX_IMAGE_PIXELS if recipe.max_images else 0,
+            max_image_pixels=recipe.max_image_pixels,
         )
 
 

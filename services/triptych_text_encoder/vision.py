@@ -34,14 +34,10 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class VisionTower:
-    """A vision encoder with the image processor that feeds it.
-
-    resizes: whether the processor brings pictures to its own sizes; else they come as they are to be seen.
-    """
+    """A vision encoder with the image processor that feeds it."""
 
     processor: Any
     model: Any
-    resizes: bool = False
 
     @property
     def parameters(self) -> int:
@@ -53,11 +49,11 @@ class VisionTower:
         """Pixels of a slot's height and width."""
         return int(self.processor.patch_size * self.processor.merge_size)
 
-    def see(self, pictures: Sequence[Picture]) -> Seen:
-        """What it makes of pictures."""
+    def see(self, pictures: Sequence[Picture], resize: bool) -> Seen:
+        """What it makes of pictures, which the processor brings to sizes of its own or takes as they are."""
         prepared = self.processor(
             [picture.pixels for picture in pictures],
-            do_resize=self.resizes,
+            do_resize=resize,
             input_data_format="channels_last",
             return_tensors="pt",
         )
@@ -90,16 +86,18 @@ class States:
         return torch.cat(texts), tuple(before.tolist())
 
 
-def read_with_pictures(tower: Tower, token_ids: torch.Tensor, pictures: Sequence[Picture]) -> States:
+def read_with_pictures(
+    tower: Tower, token_ids: torch.Tensor, pictures: Sequence[Picture], resize: bool = False
+) -> States:
     """What a tower with eyes makes of a text whose first image marks stand for pictures, one each.
 
-    `token_ids` are int64 [1, tokens]. Later marks are text.
+    `token_ids` are int64 [1, tokens]. Later marks are text. `resize` is as in VisionTower.see.
     """
     import torch
 
     if tower.vision is None:
         raise ValueError("this text encoder sees no pictures")
-    seen = tower.vision.see(pictures)
+    seen = tower.vision.see(pictures, resize)
     mark = tower.tokenizer.convert_tokens_to_ids(IMAGE_MARK)
     at = (token_ids[0] == mark).nonzero()[: len(seen.grids), 0].tolist()
     sizes = [rows * columns for rows, columns in seen.grids]

@@ -15,21 +15,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from numpy.typing import NDArray
 from PIL import Image
 
 import triptych.families
-from tests import tiny_flux2_dev, tiny_qwen_image21
+from tests import qwen_processor, tiny_flux2_dev
 from tests.parity.loras import peft_lora, written
 from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_krea2 import krea2_pipeline
-from tests.tiny_qwen_image import qwen_image_pipeline
+from tests.tiny_qwen_image import qwen_image_edit_pipeline, qwen_image_pipeline
 from tests.tiny_qwen_image21 import qwen_image21_pipeline
 from tests.tiny_z_image import z_image_pipeline
-from triptych.families import flux2, flux_kontext, qwen_image21
+from triptych.families import flux2, flux_kontext, qwen_image21, qwen_image_edit
 from triptych.families.reference_sizes import References, nearest, of_area
 from triptych_coordinator.request.pictures import read_reference
 from triptych_local.running.fused import fused_client
@@ -392,7 +393,7 @@ async def test_qwen_image21(height: int, width: int, tmp_path: Path) -> None:
         tmp_path,
         {"negative_prompt": list(negative), "true_cfg_scale": 3.0},
         {"negative_prompt": negative, "guidance_scale": 3.0},
-        save=tiny_qwen_image21.save,
+        save=qwen_processor.save,
         one_by_one=True,
         height=height,
         width=width,
@@ -417,9 +418,44 @@ async def test_qwen_image21_with_references(
         tmp_path,
         {"true_cfg_scale": guidance_scale, **{name: list(each) for name, each in negative.items()}},
         {"guidance_scale": guidance_scale, "references": [png(picture) for picture in pictures], **negative},
-        save=tiny_qwen_image21.save,
+        save=qwen_processor.save,
         one_by_one=True,
         per_call={"image": pictures, "output_resolution": 96},
+        num_inference_steps=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("plus", "sizes"),
+    [(False, [(101, 79)]), (True, [(64, 110)]), (True, [(64, 110), (90, 70)])],
+    ids=["Edit", "Edit-Plus, one", "Edit-Plus, two"],
+)
+async def test_qwen_image_edit(
+    plus: bool, sizes: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = pipeline_qwenimage_edit_plus if plus else pipeline_qwenimage_edit
+    dimensions = module.calculate_dimensions
+    monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: dimensions(area // 100, ratio))
+    family = qwen_image_edit.PLUS if plus else qwen_image_edit.FAMILY
+    assert family.references is not None
+    rules = {name: of_area(side**2 // 100, 32, 16) for name, side in (("sized", 1024), ("shown", 384))}
+    if not plus:
+        rules["shown"] = rules["sized"]
+    family = replace(family, references=replace(family.references, **rules))
+    monkeypatch.setattr(triptych.families, "FAMILIES", (family,))
+    pictures, negative = [a_picture(size) for size in sizes], ["mud", " "]
+    await assert_same_pictures(
+        qwen_image_edit_pipeline(plus, zero_cond_t=plus and len(sizes) > 1),
+        tmp_path,
+        {"negative_prompt": list(negative), "true_cfg_scale": 3.0},
+        {
+            "negative_prompt": negative,
+            "guidance_scale": 3.0,
+            "references": [png(picture) for picture in pictures],
+        },
+        save=qwen_processor.save,
+        one_by_one=True,
+        per_call={"image": pictures if plus else pictures[0]},
         num_inference_steps=4,
     )
 
@@ -431,7 +467,7 @@ async def test_qwen_image21_turbo(tmp_path: Path) -> None:
         tmp_path,
         {},
         {},  # the defaults: as many steps as there are levels, and no guidance
-        save=tiny_qwen_image21.save,
+        save=qwen_processor.save,
         one_by_one=True,
         height=64,
         width=96,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.parity.text import PROMPTS, assert_close, load
-from tests.tiny_qwen_image21 import WIDTH, qwen_image21_pipeline, save
+from tests.qwen_processor import save
+from tests.tiny_qwen_image21 import WIDTH, qwen_image21_pipeline
 from triptych.errors import CheckpointError
 from triptych_text_encoder.encoding import Picture
 

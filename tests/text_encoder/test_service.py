@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.qwen_processor import save
 from tests.serving import channel_to_stage, refused, stage_settings
 from tests.text_encoder.small_text_encoders import JOINT_ATTENTION_DIM, MAX_LENGTH
-from tests.tiny_qwen_image21 import qwen_image21_pipeline, save
+from tests.tiny_qwen_image21 import qwen_image21_pipeline
 from triptych.compute.settings import QuantizedStageSettings
 from triptych.digests import conditioning_digest
 from triptych.errors import TriptychError
@@ -188,6 +189,7 @@ async def test_pictures_are_seen_beside_every_prompt_and_remembered_with_them(se
         ((32, 32, 4), np.uint8, 1, "images[0].shape: must be [height, width, 3], not [32, 32, 4]"),
         ((32, 32, 3), np.float32, 1, "images[0].dtype: must be uint8, not float32"),
         ((2048, 1056, 3), np.uint8, 1, "images[0]: has 2162688 pixels; allowed are 2097152"),
+        ((32, 6432, 3), np.uint8, 1, "images[0]: is 32 x 6432; a side is at most 200 times the other"),
     ],
 )
 async def test_pictures_that_are_not_seen_are_refused(

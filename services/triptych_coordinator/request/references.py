@@ -17,6 +17,9 @@ def read_references(message: GenerationParameters, limits: Limits, wrong: Wrong)
     if given > limits.references.most:
         wrong["references"] = f"must be at most {limits.references.most}, not {given}"
         return ()
+    if given < limits.references.least:
+        wrong["references"] = f"must be at least {limits.references.least}: this model edits pictures"
+        return ()
     read = []
     for index, file in enumerate(message.references):
         try:

@@ -37,7 +37,7 @@ from triptych_denoiser.models.two_streams import TwoStreams
 PATCH = 2
 THETA = 10_000.0
 DEFAULT_SIZE = 128
-MAX_TOKENS = 2048
+MAX_TOKENS = 3072
 """Of a text. Pictures that a text encoder has seen are among its tokens."""
 MAX_REFERENCES = 3
 

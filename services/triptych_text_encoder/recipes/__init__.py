@@ -13,6 +13,7 @@ from triptych_text_encoder.recipes.flux2_dev import Flux2DevRecipe
 from triptych_text_encoder.recipes.krea2 import Krea2Recipe
 from triptych_text_encoder.recipes.qwen_image import QwenImageRecipe
 from triptych_text_encoder.recipes.qwen_image21 import QwenImage21Recipe
+from triptych_text_encoder.recipes.qwen_image_edit import QwenImageEditPlusRecipe, QwenImageEditRecipe
 from triptych_text_encoder.recipes.recipe import Recipe as Recipe
 from triptych_text_encoder.recipes.sd3 import SD3Recipe
 from triptych_text_encoder.recipes.z_image import ZImageRecipe
@@ -34,6 +35,8 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "Flux2Pipeline": Flux2DevRecipe,
     "Krea2Pipeline": Krea2Recipe,
     "QwenImagePipeline": QwenImageRecipe,
+    "QwenImageEditPipeline": QwenImageEditRecipe,
+    "QwenImageEditPlusPipeline": QwenImageEditPlusRecipe,
     "QwenImage21Pipeline": QwenImage21Recipe,
     "ZImagePipeline": ZImageRecipe,
 }

@@ -35,6 +35,8 @@ MAX_TOKENS = 2048
 END_TOKENS = 64
 #: Of a prompt: a bound of this server. The reference has none.
 MAX_IMAGES = 10
+#: Of each: as many pictures fit into a message. The family shows half as many at most.
+MAX_IMAGE_PIXELS = 2 << 20
 
 
 class QwenImage21Recipe(Recipe):
@@ -55,6 +57,7 @@ class QwenImage21Recipe(Recipe):
         self.towers = (self._qwen,)
         if self._qwen.vision is not None:
             self.max_images, self.image_multiple = MAX_IMAGES, self._qwen.vision.slot_size
+            self.max_image_pixels = MAX_IMAGE_PIXELS
         self._qwen.model.norm = nn.Identity()  # the transformer was trained on what goes into it
         self.joint_attention_dim = int(self._qwen.model.config.hidden_size)
         self._system_tokens = _system_tokens(checkpoint, self._qwen)

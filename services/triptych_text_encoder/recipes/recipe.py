@@ -37,6 +37,8 @@ class Recipe(ABC):
     max_images: int = 0
     #: What height and width of pictures are multiples of.
     image_multiple: int = 0
+    #: The largest number of pixels of a picture.
+    max_image_pixels: int = 0
 
     @property
     def encoders(self) -> list[str]:

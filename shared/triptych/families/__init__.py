@@ -8,6 +8,7 @@ from triptych.families import (
     krea2,
     qwen_image,
     qwen_image21,
+    qwen_image_edit,
     sd3,
     z_image,
 )
@@ -22,6 +23,8 @@ FAMILIES: tuple[Family, ...] = (
     flux2.DEV,
     krea2.FAMILY,
     qwen_image.FAMILY,
+    qwen_image_edit.PLUS,  # whose names have the other's in them
+    qwen_image_edit.FAMILY,
     qwen_image21.FAMILY,
     z_image.FAMILY,
 )

@@ -25,12 +25,14 @@ class References:
     sized: what the denoiser attends to of a picture.
     shown: what the text encoder is shown of it; None for one that sees no pictures.
     size_of: the reference that a picture is as large as, if a request does not say how large it is.
+    least: how many it needs.
     """
 
     most: int
     sized: SizeRule
     shown: SizeRule | None = None
     size_of: Literal["first", "last"] = "first"
+    least: int = 0
 
 
 def nearest(sizes: Sequence[tuple[int, int]], multiple: int) -> SizeRule:

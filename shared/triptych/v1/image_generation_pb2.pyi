@@ -543,6 +543,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     MAX_PROMPT_BYTES_FIELD_NUMBER: builtins.int
     GUIDANCE_FIELD_NUMBER: builtins.int
     MAX_REFERENCES_FIELD_NUMBER: builtins.int
+    MIN_REFERENCES_FIELD_NUMBER: builtins.int
     FILLS_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     VOCABULARY_FIELD_NUMBER: builtins.int
@@ -571,6 +572,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """How it takes guidance_scale."""
     max_references: builtins.int
     """Largest number of references in a request; 0 for a model that takes none."""
+    min_references: builtins.int
+    """Smallest number of references in a request: 1 for a model that edits pictures and makes none from text alone."""
     fills: builtins.bool
     """Whether it fills what a mask leaves of a picture (FLUX.1 Fill): a request needs `image`, and `mask` or `margins`."""
     @property
@@ -607,11 +610,12 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         max_prompt_bytes: builtins.int = ...,
         guidance: global___GuidanceInput.ValueType = ...,
         max_references: builtins.int = ...,
+        min_references: builtins.int = ...,
         fills: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
         example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "min_references", b"min_references", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

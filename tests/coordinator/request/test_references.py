@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.coordinator.request.test_reading import LIMITS
 from triptych.errors import TriptychError
-from triptych.families import flux2, flux_kontext, qwen_image21
+from triptych.families import flux2, flux_kontext, qwen_image21, qwen_image_edit
 from triptych.families.reference_sizes import ReferenceSize
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.parameters import Limits, Parameters
@@ -22,6 +22,8 @@ LARGE = replace(LIMITS, max_size=4096, max_image_pixels=2**21, max_request_pixel
 KONTEXT = replace(LARGE, references=flux_kontext.FAMILY.references)
 KLEIN = replace(LARGE, references=flux2.FAMILY.references)
 QWEN = replace(LARGE, references=qwen_image21.FAMILY.references)
+EDIT = replace(LARGE, references=qwen_image_edit.FAMILY.references)
+PLUS = replace(LARGE, references=qwen_image_edit.PLUS.references)
 
 
 def file(width: int, height: int) -> bytes:
@@ -86,6 +88,13 @@ def test_qwen_image_brings_all_to_a_million_pixels_and_follows_the_last(
     assert (parameters.width, parameters.height) == size
 
 
+def test_qwen_image_edit_plus_is_shown_smaller_pictures_than_it_edits() -> None:
+    (one,) = parsed(PLUS, file(1500, 1001)).references
+    assert (one.size.kept, one.shown and one.shown.kept) == ((1248, 832), (480, 320))
+    (one,) = parsed(EDIT, file(1500, 1001)).references
+    assert one.size == one.shown
+
+
 def test_a_transparent_reference_keeps_its_colours_where_the_model_reads_them() -> None:
     data, size = io.BytesIO(), ReferenceSize((4, 4), (4, 4))
     Image.new("RGBA", (4, 4), (200, 100, 0, 51)).save(data, "PNG")
@@ -121,6 +130,8 @@ def test_the_middle_of_a_reference_is_kept() -> None:
         (KLEIN, [b""], "references[0]", "it is empty"),
         (KLEIN, [file(63, 64)], "references[0]", "has 63 x 64 pixels; a reference has at least 64 a side"),
         (KLEIN, [file(600, 70)], "references[0]", "at most 8 times the other"),
+        (EDIT, [], "references", "must be at least 1: this model edits pictures"),
+        (PLUS, [file(64, 64)] * 4, "references", "must be at most 3, not 4"),
         (QWEN, [file(161, 10)], "references[0]", "at most 16 times the other"),
         (replace(KLEIN, max_image_pixels=4096), [file(80, 80)], "references[0]", "takes at most 4096 in all"),
         (replace(KLEIN, max_size=64), [file(80, 64)], "references[0]", "64 a side"),

@@ -19,6 +19,7 @@ from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline, flux2_vae
 from tests.tiny_flux2_dev import flux2_dev_pipeline
+from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
@@ -213,6 +214,18 @@ def test_a_file_of_flux1_kontext_is_known_by_its_name(tmp_path: Path) -> None:
         file = str(save(original, tmp_path / f"{name}.safetensors"))
         for checkpoint in (open_checkpoint(file), open_checkpoint(file, base=str(tmp_path / "base"))):
             assert checkpoint.index["_class_name"] == pipeline
+
+
+def test_files_of_qwen_image_edit_are_known_by_their_names(tmp_path: Path) -> None:
+    weights = qwen_image_pipeline().transformer.state_dict()
+    for name, pipeline in {
+        "qwen_image_edit_2511_bf16": "QwenImageEditPlusPipeline",
+        "Qwen-Image-Edit-2509-Lightning-4steps-V1.0": "QwenImageEditPlusPipeline",
+        "qwen_image_edit_fp8_e4m3fn": "QwenImageEditPipeline",
+        "qwen_image_2512_bf16": "QwenImagePipeline",
+    }.items():
+        file = save(weights, tmp_path / f"{name}.safetensors")
+        assert open_checkpoint(str(file)).index["_class_name"] == pipeline
 
 
 @pytest.mark.parametrize(
