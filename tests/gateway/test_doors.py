@@ -1,11 +1,16 @@
-"""Every door gives the same picture: gRPC, /v1, /sdapi, the command line, Client and Pipeline."""
+"""Every door gives the same picture: gRPC, /v1, /triptych/v1, /sdapi, the command line, Client and Pipeline.
+
+The page is one too: see test_page.
+"""
 
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
 from tests.gateway.conftest import Fleet, ask, ask_for
@@ -17,6 +22,9 @@ from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from triptych.v1.sampling_pb2 import HeunSolver, Solver
 
 PROMPT, NEGATIVE, SEED, STEPS, SCALE, WIDTH, HEIGHT = "a red cube", "mud", 7, 3, 2.5, 64, 48
+NAMED = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "negative_prompt": NEGATIVE, "seed": SEED}
+OPTIONS = {"width": WIDTH, "height": HEIGHT, "solver": Solver(heun=HeunSolver()), **NAMED}
+"""Of the Python client."""
 
 
 def test_the_same_request_gives_the_same_bits_through_every_door(fleet: Fleet, tmp_path: Path) -> None:
@@ -37,8 +45,7 @@ def test_the_same_request_gives_the_same_bits_through_every_door(fleet: Fleet, t
         )
     files = {"gRPC": answer.images[0].png}
 
-    named = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "negative_prompt": NEGATIVE, "seed": SEED}
-    made = ask_for(fleet.url, prompt=PROMPT, size=f"{WIDTH}x{HEIGHT}", solver="heun", **named)
+    made = ask_for(fleet.url, prompt=PROMPT, size=f"{WIDTH}x{HEIGHT}", solver="heun", **NAMED)
     files["/v1"] = base64.b64decode(made.json()["data"][0]["b64_json"])
 
     size = ("--size", f"{WIDTH}x{HEIGHT}", "--solver", "heun")
@@ -48,10 +55,15 @@ def test_the_same_request_gives_the_same_bits_through_every_door(fleet: Fleet, t
     assert done.status == 0, done.stderr
     files["the command line"] = out.read_bytes()
 
-    whole = {"width": WIDTH, "height": HEIGHT, "solver": Solver(heun=HeunSolver()), **named}
+    said = MessageToDict(parameters, preserving_proto_field_name=True)
+    body = json.dumps({"parameters": said}).encode()
+    events = ask(f"{fleet.url}/triptych/v1/generate", body, content_type="application/json").data.decode()
+    (image,) = re.findall(r"^event: image\ndata: (.*)$", events, re.MULTILINE)
+    files["/triptych/v1"] = base64.b64decode(json.loads(image)["png"])
+
     with Client(fleet.up.coordinator()) as client:
-        files["Client"] = client.generate(PROMPT, **whole).images[0].png  # type: ignore[arg-type]
-        output = Pipeline(client)(PROMPT, **whole)
+        files["Client"] = client.generate(PROMPT, **OPTIONS).images[0].png  # type: ignore[arg-type]
+        output = Pipeline(client)(PROMPT, **OPTIONS)
     files["Pipeline"] = output.generation.images[0].png
     assert {name for name, file in files.items() if file != files["gRPC"]} == set()
 

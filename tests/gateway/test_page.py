@@ -7,13 +7,17 @@ import re
 import shutil
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageChops, PngImagePlugin
 
-from tests.gateway.conftest import Fleet, ask
+from tests.gateway import test_doors as doors
+from tests.gateway.conftest import Fleet, ask, free_port
+from tests.local.conftest import running_up
+from triptych.client import Client
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
@@ -40,6 +44,30 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any, fleet: Fleet) -> Iterator[Any]:
     """The page with an empty gallery. It may ask nobody but the gateway, nor write a complaint."""
+    with opened(browser, fleet) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet of a model that attends to references, and has guidance inside."""
+    from tests.tiny_flux2 import flux2_pipeline
+
+    folder, address = tmp_path_factory.mktemp("klein"), f"127.0.0.1:{free_port()}"
+    flux2_pipeline(is_distilled=True).save_pretrained(folder / "tiny")
+    with running_up(folder / "sockets", "--fused", "--model", folder / "tiny", "--http", address) as up:
+        yield Fleet(up, f"http://{address}")
+
+
+@pytest.fixture
+def klein_page(browser: Any, klein: Fleet) -> Iterator[Any]:
+    """Likewise."""
+    with opened(browser, klein) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Any, fleet: Fleet) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(60_000)
     page, strangers, complaints = context.new_page(), list[str](), list[str]()
@@ -80,17 +108,22 @@ def test_a_prompt_gives_a_picture_that_the_browser_keeps(page: Any) -> None:
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a zebra above a cactus")
 
 
-def test_a_page_asks_for_the_bits_that_every_client_gets(page: Any, fleet: Fleet) -> None:
-    generate(page, "a zebra", Steps="3", Seed="7")
-    expect(tiles(page)).to_have_count(1)
+def test_the_page_is_a_door_like_all_others(page: Any, fleet: Fleet) -> None:
+    """The pixels: previews, which it asks for, are in a file's record."""
+    page.get_by_label("Negative prompt").fill(doors.NEGATIVE)
+    page.locator("summary", has_text="More").click()
+    page.get_by_label("Solver").select_option("heun")
+    size = {"Width": str(doors.WIDTH), "Height": str(doors.HEIGHT)}
+    generate(
+        page, doors.PROMPT, Steps=str(doors.STEPS), Guidance=str(doors.SCALE), Seed=str(doors.SEED), **size
+    )
+    expect(page.locator(".stage figcaption")).to_contain_text(f"seed {doors.SEED}")
     with page.expect_download() as download:
         page.get_by_role("link", name="Save").click()
-    made = fleet.openai().images.generate(prompt="a zebra", extra_body={"seed": 7, "num_inference_steps": 3})
-    assert made.data is not None
-    assert download.value.suggested_filename == "a-zebra-7.png"
-    theirs = io.BytesIO(b64decode(made.data[0].b64_json or ""))
-    with Image.open(download.value.path()) as ours, Image.open(theirs) as expected:
-        assert ImageChops.difference(ours, expected).getbbox() is None
+    assert download.value.suggested_filename == "a-red-cube-7.png"
+    with Client(fleet.up.coordinator()) as client:
+        expected = client.generate(doors.PROMPT, **doors.OPTIONS).images[0].png  # type: ignore[arg-type]
+    assert doors.pixels(Path(download.value.path()).read_bytes()) == doors.pixels(expected)
 
 
 def test_previews_are_shown_while_it_runs_and_escape_cancels(page: Any) -> None:
@@ -296,6 +329,73 @@ def drop(page: Any, file: Path) -> None:
         }""",
         [file.name, b64encode(file.read_bytes()).decode()],
     )
+
+
+def test_what_ends_does_not_scroll_the_page_under_the_persons_hand(page: Any, fleet: Fleet) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
+    server = fleet.up.services()["triptych_local.running.fused"]
+    server.suspend()
+    try:
+        generate(page, Steps="2")
+        expect(page.locator(".stage .progress")).to_contain_text("Waiting for its turn")
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        below = page.evaluate("scrollY")
+        top = page.locator(".stage").bounding_box()["y"]
+        assert top < 0, "it is not all in sight"
+    finally:
+        server.resume()
+    expect(page.get_by_role("button", name="More steps")).to_have_count(1)  # it has ended
+    assert page.evaluate("scrollY") == below
+    page.locator(".gallery .tile").first.evaluate("tile => tile.click()")
+    assert page.evaluate("scrollY") < below, "what the person asks to see is shown"
+
+
+def test_buttons_stay_where_they_are_while_a_picture_loads(page: Any, tmp_path: Path) -> None:
+    start_from(page, picture(tmp_path, "red", "blue"))
+    button = page.get_by_role("button", name="Extend")
+    start = page.get_by_alt_text("The picture to start from")
+    expect(start).to_have_js_property("complete", True)
+    before = button.bounding_box()
+    start.evaluate("image => image.removeAttribute('src')")
+    assert button.bounding_box() == before
+
+
+def test_references_are_sent_and_come_back_with_the_settings(klein_page: Any, tmp_path: Path) -> None:
+    page, file = klein_page, picture(tmp_path, "red", "blue")
+    page.get_by_label("Add a reference…").set_input_files(file)
+    expect(page.get_by_alt_text("Reference 1")).to_be_visible()
+    with last_request(page) as asked:
+        generate(page, Steps="1")
+    parameters = asked.value.post_data_json["parameters"]
+    assert [b64decode(one) for one in parameters["references"]] == [file.read_bytes()]
+    assert (parameters["width"], parameters["height"]) == (64, 64)
+    page.get_by_role("button", name="Use as reference").click()
+    page.get_by_role("button", name="Remove reference 1").click()
+    with last_request(page) as asked:
+        generate(page)
+    shown(page, tmp_path)
+    made = [b64decode(one) for one in asked.value.post_data_json["parameters"]["references"]]
+    assert [Image.open(io.BytesIO(one)).size for one in made] == [(64, 64)]
+    assert made != [file.read_bytes()]
+    expect(tiles(page)).to_have_count(2)
+    page.get_by_role("button", name="Remove reference 1").click()
+    expect(page.get_by_alt_text("Reference 1")).to_have_count(0)
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_alt_text("Reference 1")).to_be_visible()
+    assert violations(page) == []
+
+
+def test_a_negative_prompt_of_a_model_with_guidance_inside_has_a_scale(klein_page: Any) -> None:
+    page = klein_page
+    expect(page.get_by_label("True CFG scale", exact=True)).to_have_count(0)
+    page.get_by_label("Negative prompt").fill("a dog")
+    page.get_by_label("True CFG scale", exact=True).fill("2.5")
+    with last_request(page) as asked:
+        generate(page, Steps="1")
+    parameters = asked.value.post_data_json["parameters"]
+    assert (parameters["negative_prompts"], parameters["true_cfg_scale"]) == (["a dog"], 2.5)
+    assert "guidance_scale" not in parameters
+    expect(tiles(page)).to_have_count(1)
 
 
 def test_vary_and_more_steps_ask_for_what_they_say(page: Any) -> None:

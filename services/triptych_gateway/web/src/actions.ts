@@ -6,6 +6,7 @@ import type { Inputs, Picture } from "./gallery";
 import { run } from "./jobs";
 import { away, dropped, fields, needsKey, problem, say } from "./page";
 import { recorded } from "./recorded";
+import { addReference } from "./references";
 import { inputs, startAs, startFrom, startParameters, withInputs } from "./start";
 import type { Parameters } from "./types";
 
@@ -96,11 +97,20 @@ export async function open(file: Blob): Promise<void> {
 
 /** Starts from a file, or says why not. */
 export async function startWith(file: Blob): Promise<void> {
+  await taken(startFrom(file), "The next picture starts from this one");
+}
+
+/** Makes a file a reference, or says why not. */
+export async function refer(file: Blob): Promise<void> {
+  await taken(addReference(file), "The prompt may speak of this picture");
+}
+
+async function taken(work: Promise<void>, said: string): Promise<void> {
   dropped.value = null;
   problem.value = null;
   try {
-    await startFrom(file);
-    say("The next picture starts from this one");
+    await work;
+    say(said);
   } catch {
     problem.value = "This file is no picture that can be read.";
   }

@@ -11,6 +11,8 @@ export interface Lora {
 export interface Form {
   prompt: string;
   negative: string;
+  /** How strongly a negative prompt is weighed, where that is beside the model's own guidance. */
+  trueCfg: number;
   width: number;
   height: number;
   steps: number;
@@ -31,6 +33,7 @@ export const OWN = new Set([
   "height",
   "num_inference_steps",
   "guidance_scale",
+  "true_cfg_scale",
   "num_images_per_prompt",
   "seeds",
   "model",
@@ -39,6 +42,7 @@ export const OWN = new Set([
   "strength",
   "margins",
   "preserve",
+  "references",
   "read_as_diffusers",
   "latents",
   "return_latents",
@@ -47,6 +51,7 @@ export const OWN = new Set([
 ]);
 
 const KEPT = "triptych-form";
+const TRUE_CFG = 3.5;
 
 export const model = signal<Model | null>(null);
 export const form = signal<Form | null>(null);
@@ -71,6 +76,7 @@ export function defaultForm(served: Model): Form {
   return {
     prompt: "",
     negative: "",
+    trueCfg: TRUE_CFG,
     width: served.default_width,
     height: served.default_height,
     steps: served.default_num_inference_steps,
@@ -83,8 +89,9 @@ export function defaultForm(served: Model): Form {
   };
 }
 
-/** Whether the model weighs a prompt against a negative one, and whether it takes a guidance scale at all. */
-export const takesNegative = computed(() => model.value?.guidance === "GUIDANCE_INPUT_BRANCHES");
+/** Whether the model's guidance weighs a prompt against a negative one; others do so with a scale of its own. */
+export const hasBranches = computed(() => model.value?.guidance === "GUIDANCE_INPUT_BRANCHES");
+/** Whether the model takes a guidance scale at all. */
 export const takesGuidance = computed(() => model.value?.guidance !== "GUIDANCE_INPUT_NONE");
 
 export function drawnSeed(): string {
@@ -102,7 +109,8 @@ export function asked({ ...said }: Form): Parameters {
   const explicitScales = chosen(said.more["guidance_schedule"]) === "explicit";
   return {
     prompts: [said.prompt],
-    ...(takesNegative.value && said.negative.trim() ? { negative_prompts: [said.negative] } : {}),
+    ...(said.negative.trim() ? { negative_prompts: [said.negative] } : {}),
+    ...(said.negative.trim() && !hasBranches.value ? { true_cfg_scale: said.trueCfg } : {}),
     width: said.width,
     height: said.height,
     ...(explicitSteps ? {} : { num_inference_steps: said.steps }),
@@ -126,6 +134,7 @@ export function fromParameters(parameters: Parameters, served: Model): Form {
   return {
     prompt: String(first("prompts") ?? ""),
     negative: String(first("negative_prompts") ?? ""),
+    trueCfg: number("true_cfg_scale", 1) > 1 ? number("true_cfg_scale", 1) : TRUE_CFG,
     width: number("width", served.default_width),
     height: number("height", served.default_height),
     steps: number("num_inference_steps", served.default_num_inference_steps),

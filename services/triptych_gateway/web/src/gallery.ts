@@ -8,7 +8,7 @@ export interface Picture {
   file: Blob;
   width: number;
   height: number;
-  /** What gives this picture alone; the bytes of `image` and `mask` are in `inputs`. */
+  /** What gives this picture alone; the bytes of files are in `inputs`. */
   parameters: Parameters;
   inputs: Inputs;
   made: number;
@@ -18,6 +18,7 @@ export interface Picture {
 export interface Inputs {
   image?: Blob;
   mask?: Blob;
+  references?: Blob[];
 }
 
 const STORE = "pictures";

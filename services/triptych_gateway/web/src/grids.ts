@@ -3,7 +3,7 @@
 import { signal } from "@preact/signals";
 import { asked, type Form, OWN } from "./form";
 import { cancel, jobs, run } from "./jobs";
-import { fields, shown } from "./page";
+import { fields, show } from "./page";
 import { inputs, startParameters, withInputs } from "./start";
 import type { Json, Parameters } from "./types";
 
@@ -58,7 +58,7 @@ export async function runGrid(form: Form, xGiven: Axis | null, yGiven: Axis | nu
     grid.cells.push(cells);
   }
   grids.value = [grid, ...grids.value];
-  shown.value = { grid: grid.id };
+  show({ grid: grid.id });
   await Promise.all(all);
 }
 

@@ -4,7 +4,7 @@ import { computed, signal } from "@preact/signals";
 import { generate, Refused } from "./api";
 import { toBlob } from "./bytes";
 import { type Inputs, keep, type Picture } from "./gallery";
-import { needsKey, say, shown } from "./page";
+import { needsKey, say, show, shown } from "./page";
 import type { GeneratedImage, GenerationEvent, Json, Parameters } from "./types";
 
 export type Phase = "asking" | "queued" | "running" | "waiting" | "away" | "failed" | "cancelled" | "done";
@@ -67,7 +67,7 @@ export function run(parameters: Parameters, inputs: Inputs = {}): { job: Job; do
   const abort = new AbortController();
   aborts.set(job.id, abort);
   jobs.value = [job, ...jobs.value];
-  shown.value = { job: job.id };
+  show({ job: job.id });
   return { job, done: inTurn(job, abort.signal) };
 }
 

@@ -4,7 +4,19 @@ import { signal } from "@preact/signals";
 import type { Field, Parameters } from "./types";
 
 /** What is shown large: a request that runs, a picture of the gallery, or a grid. */
-export const shown = signal<{ job?: number; picture?: number; grid?: number } | null>(null);
+export const shown = signal<Shown | null>(null);
+
+export interface Shown {
+  job?: number;
+  picture?: number;
+  grid?: number;
+}
+
+/** Shows what the person asked to see. What ends meanwhile must not scroll the page under their hand. */
+export function show(what: Shown): void {
+  shown.value = what;
+  document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
+}
 
 /** What a request may say, as the server describes it. */
 export const fields = signal<Field[]>([]);

@@ -5,6 +5,7 @@ import { toBase64 } from "./bytes";
 import { within } from "./components/number";
 import { change, model } from "./form";
 import type { Inputs } from "./gallery";
+import { asReference, references } from "./references";
 import type { Message, Parameters } from "./types";
 
 export type Side = "left" | "top" | "right" | "bottom";
@@ -70,23 +71,33 @@ export function setMargins(margins: Margins): void {
 
 export const hasMargins = (margins: Margins): boolean => Object.values(margins).some((side) => side > 0);
 
+export interface Size {
+  width: number;
+  height: number;
+}
+
 /** The size of the picture without its margins, as the model can make it. */
-export function innerSize(): { width: number; height: number } {
-  const { width, height } = start.value!;
+export const innerSize = (): Size => sizeLike(start.value!);
+
+/** The nearest size that the model can make. */
+export function sizeLike({ width, height }: Size): Size {
   const { size_multiple: multiple, max_size: most } = model.value!;
   const scale = Math.min(1, most / Math.max(width, height));
   const rounded = (side: number): number => within(side * scale, multiple, most, multiple);
   return { width: rounded(width), height: rounded(height) };
 }
 
-function totalSize(): { width: number; height: number } {
+function totalSize(): Size {
   const { width, height } = innerSize();
   const { left, top, right, bottom } = start.value!.margins;
   return { width: width + left + right, height: height + top + bottom };
 }
 
-export const inputs = (): Inputs =>
-  start.value ? { image: start.value.image, ...(start.value.mask ? { mask: start.value.mask } : {}) } : {};
+export const inputs = (): Inputs => ({
+  ...(start.value ? { image: start.value.image } : {}),
+  ...(start.value?.mask ? { mask: start.value.mask } : {}),
+  ...(references.value.length ? { references: references.value.map(({ file }) => file) } : {}),
+});
 
 /** What the request says of it beside the files. */
 export function startParameters(): Parameters {
@@ -101,17 +112,19 @@ export function startParameters(): Parameters {
 }
 
 /** Parameters with the files that they were made from; without any, nothing that is about them. */
-export async function withInputs(parameters: Parameters, { image, mask }: Inputs): Promise<Parameters> {
+export async function withInputs(parameters: Parameters, { image, mask, references: seen }: Inputs): Promise<Parameters> {
   const others = Object.fromEntries(Object.entries(parameters).filter(([name]) => image || !OWN.includes(name)));
   return {
     ...others,
     ...(image ? { image: await toBase64(image) } : {}),
     ...(mask ? { mask: await toBase64(mask) } : {}),
+    ...(seen ? { references: await Promise.all(seen.map(toBase64)) } : {}),
   };
 }
 
 /** Starts as a picture of the gallery did. */
-export async function startAs(parameters: Parameters, { image, mask }: Inputs): Promise<void> {
+export async function startAs(parameters: Parameters, { image, mask, references: seen = [] }: Inputs): Promise<void> {
+  references.value = await Promise.all(seen.slice(0, model.value!.max_references).map(asReference));
   if (!image) {
     start.value = null;
     return;
@@ -124,7 +137,7 @@ export async function startAs(parameters: Parameters, { image, mask }: Inputs): 
 }
 
 /** The picture, as it is or scaled down to what a server takes. */
-async function withinBounds(file: Blob): Promise<{ image: Blob; width: number; height: number }> {
+export async function withinBounds(file: Blob): Promise<Size & { image: Blob }> {
   const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   try {

@@ -12,6 +12,7 @@ export interface Model {
   max_images: number;
   max_prompt_bytes: number;
   guidance: "GUIDANCE_INPUT_BRANCHES" | "GUIDANCE_INPUT_EMBEDDED" | "GUIDANCE_INPUT_NONE";
+  max_references: number;
   loras: string[];
 }
 

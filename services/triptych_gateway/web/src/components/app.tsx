@@ -1,11 +1,10 @@
 // The page: the form beside what it made.
 
-import { effect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { generateFromForm, open } from "../actions";
 import { form, model } from "../form";
 import { cancelNewest } from "../jobs";
-import { announced, away, needsKey, shown } from "../page";
+import { announced, away, needsKey } from "../page";
 import { GalleryView } from "./gallery";
 import { KeyForm } from "./key";
 import { Notices } from "./notices";
@@ -18,9 +17,6 @@ export function App() {
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("drop", onDrop);
     document.addEventListener("paste", onPaste);
-    return effect(() => {
-      if (shown.value) document.querySelector(".stage")?.scrollIntoView({ block: "nearest" });
-    });
   }, []);
   return (
     <>

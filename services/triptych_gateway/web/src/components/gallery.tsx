@@ -3,7 +3,7 @@
 import { useState } from "preact/hooks";
 import { forgetAll, notKept, pictures, urlOf } from "../gallery";
 import { type Job, jobs } from "../jobs";
-import { shown } from "../page";
+import { show, shown } from "../page";
 
 const A_PAGE = 48;
 
@@ -30,7 +30,7 @@ export function GalleryView() {
               type="button"
               class="tile"
               aria-pressed={shown.value?.picture === picture.id}
-              onClick={() => (shown.value = { picture: picture.id })}
+              onClick={() => show({ picture: picture.id })}
             >
               <img src={urlOf(picture)} alt={String((picture.parameters["prompts"] as string[])[0])} loading="lazy" />
             </button>
@@ -53,7 +53,7 @@ function Tile({ job }: { job: Job }) {
       type="button"
       class="tile"
       aria-pressed={shown.value?.job === job.id}
-      onClick={() => (shown.value = { job: job.id })}
+      onClick={() => show({ job: job.id })}
     >
       {job.previews[0] && <img src={job.previews[0]} alt="" />}
       <span class="badge">{said}</span>

@@ -5,7 +5,7 @@ import { form } from "../form";
 import { pictures, urlOf } from "../gallery";
 import { type Axis, axisNames, cancelGrid, type Grid, gridRuns, MOST_CELLS, readValues, runGrid } from "../grids";
 import { jobs } from "../jobs";
-import { problem, shown } from "../page";
+import { problem, show } from "../page";
 import { words } from "./more";
 
 export function GridFields() {
@@ -113,7 +113,7 @@ function Cell({ job, picture }: Grid["cells"][number][number]) {
   const runs = jobs.value.find(({ id }) => id === job);
   if (made) {
     return (
-      <button type="button" class="tile" onClick={() => (shown.value = { picture: made.id })}>
+      <button type="button" class="tile" onClick={() => show({ picture: made.id })}>
         <img src={urlOf(made)} alt={String((made.parameters["prompts"] as string[])[0])} />
       </button>
     );

@@ -2,12 +2,13 @@
 
 import { useRef } from "preact/hooks";
 import { generateFromForm } from "../actions";
-import { change, drawnSeed, form, model, readSeed, takesGuidance, takesNegative } from "../form";
+import { change, drawnSeed, form, hasBranches, model, readSeed, takesGuidance } from "../form";
 import { cancelNewest, running } from "../jobs";
 import { GridFields } from "./grid";
 import { LoraFields } from "./loras";
 import { More } from "./more";
 import { NumberField } from "./number";
+import { ReferenceFields } from "./references";
 import { SizeFields } from "./size";
 import { StartFields } from "./start";
 
@@ -32,6 +33,7 @@ export function RequestForm() {
         )}
       </div>
       <StartFields />
+      <ReferenceFields />
       <details class="settings" open={matchMedia("(width >= 52rem)").matches}>
         <summary>Settings</summary>
         <Settings />
@@ -85,7 +87,7 @@ function Settings() {
 }
 
 function Prompts() {
-  const { prompt, negative } = form.value!;
+  const { prompt, negative, trueCfg } = form.value!;
   return (
     <>
       <label for="prompt">Prompt</label>
@@ -96,17 +98,24 @@ function Prompts() {
         value={prompt}
         onInput={(event) => change({ prompt: event.currentTarget.value })}
       />
-      {takesNegative.value && (
-        <>
-          <label for="negative">Negative prompt</label>
-          <textarea
-            id="negative"
-            rows={2}
-            placeholder="What to steer away from"
-            value={negative}
-            onInput={(event) => change({ negative: event.currentTarget.value })}
-          />
-        </>
+      <label for="negative">Negative prompt</label>
+      <textarea
+        id="negative"
+        rows={2}
+        placeholder={hasBranches.value ? "What to steer away from" : "What to steer away from, for twice the work"}
+        value={negative}
+        onInput={(event) => change({ negative: event.currentTarget.value })}
+      />
+      {!hasBranches.value && negative.trim() !== "" && (
+        <NumberField
+          label="True CFG scale"
+          value={trueCfg}
+          min={1.1}
+          max={100}
+          sliderMax={15}
+          step={0.1}
+          onChange={(value) => change({ trueCfg: value })}
+        />
       )}
     </>
   );

@@ -1,10 +1,11 @@
 // What is shown large: a request while it runs, a picture when it is done.
 
-import { moreSteps, startWith, useSettings, vary } from "../actions";
+import { moreSteps, refer, startWith, useSettings, vary } from "../actions";
 import { forget, type Picture, pictures, urlOf } from "../gallery";
 import { cancel, dismiss, type Job, jobs } from "../jobs";
 import { grids } from "../grids";
 import { shown } from "../page";
+import { isFull, takesReferences } from "../references";
 import { ShownGrid } from "./grid";
 
 export function Stage() {
@@ -137,6 +138,11 @@ function Shown({ picture }: { picture: Picture }) {
           <button type="button" onClick={() => void startWith(picture.file)}>
             Start from it
           </button>
+          {takesReferences.value && !isFull.value && (
+            <button type="button" onClick={() => void refer(picture.file)}>
+              Use as reference
+            </button>
+          )}
           <a class="button" href={urlOf(picture)} download={fileName(prompt, seed, picture.file)}>
             Save
           </a>

@@ -10,13 +10,13 @@ import { NumberField } from "./number";
 export function StartFields() {
   const [edited, setEdited] = useState<"mask" | "frame" | null>(null);
   const from = start.value;
-  if (!from) return <FileButton />;
-  const { url, strength, mask, margins } = from;
+  if (!from) return <FileButton label="Start from a picture…" onFile={open} />;
+  const { url, width, height, strength, mask, margins } = from;
   const done = (): void => setEdited(null);
   return (
     <fieldset class="start">
       <legend>Start from</legend>
-      <img src={url} alt="The picture to start from" />
+      <img src={url} alt="The picture to start from" width={width} height={height} />
       <div class="actions">
         <button type="button" aria-pressed={mask !== null} onClick={() => setEdited("mask")}>
           Paint a mask
@@ -47,17 +47,17 @@ export function StartFields() {
   );
 }
 
-function FileButton() {
+export function FileButton({ label, onFile }: { label: string; onFile: (file: Blob) => Promise<void> }) {
   return (
     <label class="button file">
-      Start from a picture…
+      {label}
       <input
         type="file"
         class="unseen"
         accept="image/png,image/jpeg,image/webp"
         onChange={(event) => {
           const file = event.currentTarget.files?.[0];
-          if (file) void open(file);
+          if (file) void onFile(file);
           event.currentTarget.value = "";
         }}
       />
