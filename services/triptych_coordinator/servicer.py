@@ -134,6 +134,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_prompt_bytes=limits.max_prompt_bytes,
             guidance=_GUIDANCE_INPUTS[limits.guidance],
             fills=limits.fills,
+            has_alpha=models.pixel_channels == 4,
             max_references=limits.references.most if limits.references else 0,
             min_references=limits.references.least if limits.references else 0,
             loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],

@@ -45,8 +45,9 @@ PARAMETERS: Mapping[str, str] = {
 }
 """The API's names, and usual ones, of what the proto has under another."""
 
+BACKGROUNDS = ("auto", "opaque", "transparent")
+
 UNHEEDED: Mapping[str, tuple[str, ...]] = {
-    "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
     "style": ("vivid", "natural"),
     "input_fidelity": ("low", "high"),
@@ -66,21 +67,30 @@ class ImageRequest:
     as_url: bool = False
     stream: bool = False
     partial_images: int = 0
+    background: str = "auto"
     user: str | None = None
     said: dict[str, str] = field(default_factory=dict)
 
     def needs_model(self) -> bool:
-        """Whether its steps depend on the model's."""
+        """Whether what it asks for depends on the model."""
+        return self._needs_steps() or self.background != "auto"
+
+    def _needs_steps(self) -> bool:
         own = self.parameters.HasField("num_inference_steps")
         return not own and (QUALITIES[self.quality] != 1 or self.partial_images > 0)
 
-    def choose_steps(self, model: ImageGenerationServiceGetModelResponse | None) -> None:
+    def suit(self, model: ImageGenerationServiceGetModelResponse | None) -> None:
         """Makes steps of the quality, and previews after as many steps as give the partial images.
 
         `model` is needed if needs_model() says so.
+
+        Raises:
+            TriptychError: INVALID_ARGUMENT for a background that the model's pictures do not have.
         """
         steps = self.parameters.num_inference_steps
         if model is not None:
+            self._check_background(model.has_alpha)
+        if model is not None and self._needs_steps():
             steps = math.ceil(QUALITIES[self.quality] * model.default_num_inference_steps)
             steps = min(steps, model.max_num_inference_steps)
             if QUALITIES[self.quality] != 1:
@@ -89,6 +99,21 @@ class ImageRequest:
             strength = self.parameters.strength if self.parameters.HasField("strength") else 1
             self.parameters.preview_every = max(1, math.ceil(steps * strength / (self.partial_images + 1)))
             self.said["preview_every"] = "partial_images"
+
+    def _check_background(self, has_alpha: bool) -> None:
+        """A file of JPEG has no alpha channel: what is transparent lies over white."""
+        if self.background == "transparent" and not has_alpha:
+            message = "must be auto or opaque: this model's pictures have no alpha channel"
+            raise invalid_argument(("background", message))
+        is_jpeg = self.parameters.output_format.WhichOneof("format") == "jpeg"
+        if self.background == "transparent" and is_jpeg:
+            raise invalid_argument(("background", "transparent needs an output_format of png or webp"))
+        if self.background == "opaque" and has_alpha and not is_jpeg:
+            message = (
+                "must be auto or transparent: this model's pictures have an alpha channel. In an "
+                "output_format of jpeg they lie over white"
+            )
+            raise invalid_argument(("background", message))
 
     def called(self, path: str) -> str:
         """What the client calls a field that the coordinator names: n, size, prompt, or as in the proto."""
@@ -144,6 +169,8 @@ def _read_own_fields(request: ImageRequest, fields: dict[str, Any]) -> None:
         if said is not None and not (isinstance(said, str) and len(said) <= MAX_USER):
             raise invalid_argument((name, f"must be a text of at most {MAX_USER} characters"))
         request.user = said or request.user
+    background = fields.pop("background", "auto")
+    request.background = _one_of("background", background, BACKGROUNDS)
     for name, words in UNHEEDED.items():
         if name in fields:
             _one_of(name, fields.pop(name), words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from triptych_gateway.event_stream import EventStream, server_sent
 from triptych_gateway.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
 from triptych_gateway.kept import KeptPictures
 from triptych_gateway.pictures import (
+    background_of,
     enlarged,
     in_thread,
     mask_of_transparency,
@@ -56,19 +57,31 @@ class Images:
     async def edit(self, request: Request) -> Response:
         """POST /v1/images/edits: `image`, and a mask whose transparent pixels are made anew.
 
-        Without a mask a picture's own transparent pixels are its mask, and without those all of it is edited.
-        Where a mask is, it is made anew as a whole, and everything else stays to the bit, unless `strength`
-        and `preserve` say otherwise.
+        Without a mask a picture's own transparent pixels are its mask. Where a mask is, it is made anew as a
+        whole, and everything else stays to the bit, unless `strength` and `preserve` say otherwise. Without
+        one, a model that takes references has all pictures as references, unless `strength` says how much of
+        the one is made anew; another model has one picture, and edits all of it. With one, pictures behind
+        the first are references.
         """
         fields = await self._fields(request)
-        image = _file(fields, "image")
+        image, *others = _files(fields, "image")
         masked = _file(fields, "mask") if "mask" in fields else None
         mask = await of_file("image" if masked is None else "mask", mask_of_transparency, masked or image)
+        starts = mask is not None or bool({"strength", "margins", "references"} & fields.keys())
+        if others or not starts:
+            served = await self._client.model(metadata=self._credentials.of(request))
+            if others and (not served.max_references or "references" in fields):
+                raise invalid_argument(("image", f"holds {1 + len(others)} files, and one is read"))
+            if served.max_references:
+                seen = others if starts else [image, *others]
+                fields["references"] = [base64.b64encode(file).decode() for file in seen]
+                if not starts:
+                    del fields["image"]
         if mask is not None:
             fields = {"strength": 1.0, "preserve": True} | fields | {"mask": base64.b64encode(mask).decode()}
         elif masked is not None:
             raise invalid_argument(("mask", "has no transparent pixel, and those are what is edited"))
-        return await self._answer(request, fields, "image_edit")
+        return await self._answer(request, fields, "image_edit", {"references": "image"})
 
     async def vary(self, request: Request) -> Response:
         """POST /v1/images/variations: another picture like `image`, of the prompt that its file says."""
@@ -91,9 +104,15 @@ class Images:
     async def _fields(self, request: Request) -> dict[str, Any]:
         return await read_fields(request, self._settings.body_seconds)
 
-    async def _answer(self, request: Request, fields: dict[str, Any], kind: str) -> Response:
-        """Makes the pictures that the fields ask for; `kind` is what a stream's events are called."""
+    async def _answer(
+        self, request: Request, fields: dict[str, Any], kind: str, said: Mapping[str, str] | None = None
+    ) -> Response:
+        """Makes the pictures that the fields ask for; `kind` is what a stream's events are called.
+
+        said: what the client calls fields that it did not give by this name.
+        """
         asked = read_image_request(fields, self._settings.model_alias)
+        asked.said |= said or {}
         try:
             return await while_connected(request, self._made(request, asked, kind))
         except TriptychError as error:
@@ -101,7 +120,7 @@ class Images:
 
     async def _made(self, request: Request, asked: ImageRequest, kind: str) -> Response:
         metadata = self._credentials.of(request)
-        asked.choose_steps(await self._client.model(metadata=metadata) if asked.needs_model() else None)
+        asked.suit(await self._client.model(metadata=metadata) if asked.needs_model() else None)
         events = self._events(asked.parameters, metadata)
         if not asked.stream:
             return await self._collected(request, asked, events)
@@ -131,10 +150,12 @@ class Images:
                     case "finished":
                         warnings += event.finished.warnings
         described = Described(asked, accepted.parameters)
+        background = {"background": await in_thread(background_of, file_of(images[0]))} if images else {}
         return json_response(
             {
                 "created": int(time.time()),
                 **described.fields(),
+                **background,
                 "data": self._data(request, asked, images, described.kind),
                 **({"warnings": warnings} if warnings else {}),
             }
@@ -171,7 +192,7 @@ class Described:
     def fields(self, always_quality: bool = False) -> dict[str, str]:
         """By the API's names."""
         fields = {
-            "background": "opaque",
+            "background": self.asked.background,
             "output_format": self.kind,
             "size": f"{self.parameters.width}x{self.parameters.height}",
         }
@@ -213,8 +234,10 @@ async def _stream(
                             yield _picture(f"{kind}.partial_image", file, fields | said)
                         partial += 1
                     case "image":
+                        file = file_of(event.image)
                         said = {"image_index": event.image.index, "seed": event.image.seed}
-                        yield _picture(f"{kind}.completed", file_of(event.image), fields | said)
+                        background = {"background": await in_thread(background_of, file)}
+                        yield _picture(f"{kind}.completed", file, fields | background | said)
     except TriptychError as error:
         yield server_sent("error", {"type": "error", **_called(asked, error).body()})
 
@@ -247,9 +270,22 @@ def _called(asked: ImageRequest, error: TriptychError) -> HttpError:
 
 def _file(fields: dict[str, Any], name: str) -> bytes:
     """The file of a field, whose place in `fields` its base64 takes, as JSON has it."""
-    value = fields.get(name)
-    if isinstance(value, list):
-        raise invalid_argument((name, f"holds {len(value)} files, and one is read"))
+    file, *others = _files(fields, name)
+    if others:
+        raise invalid_argument((name, f"holds {1 + len(others)} files, and one is read"))
+    return file
+
+
+def _files(fields: dict[str, Any], name: str) -> list[bytes]:
+    """One file or several; the place of the field in `fields` the first one's base64 takes."""
+    given = fields.get(name)
+    files = [_bytes(name, value) for value in (given if isinstance(given, list) and given else [given])]
+    fields[name] = base64.b64encode(files[0]).decode()
+    return files
+
+
+def _bytes(name: str, value: Any) -> bytes:
+    """A file of a form, or of base64."""
     if isinstance(value, str):
         try:
             value = base64.b64decode(value, validate=True)
@@ -257,5 +293,4 @@ def _file(fields: dict[str, Any], name: str) -> bytes:
             raise invalid_argument((name, "is neither a file of a form nor base64")) from error
     if not isinstance(value, bytes) or not value:
         raise invalid_argument((name, "must be the file of a picture"))
-    fields[name] = base64.b64encode(value).decode()
     return value

@@ -13,7 +13,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from triptych_gateway.errors import json_response
-from triptych_gateway.image_request import MAX_PARTIAL_IMAGES, MAX_USER, PARAMETERS, QUALITIES, UNHEEDED
+from triptych_gateway.image_request import (
+    BACKGROUNDS,
+    MAX_PARTIAL_IMAGES,
+    MAX_USER,
+    PARAMETERS,
+    QUALITIES,
+    UNHEEDED,
+)
 from triptych_gateway.parameters import FIELDS, choices_of, is_repeated
 from triptych_gateway.sdapi_request import NUMBERS, SAMPLERS, SCHEDULERS
 
@@ -55,16 +62,23 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     parameters = {name: _field(field, schemas) for name, field in FIELDS.items()}
     fields = image_fields(parameters)
     schemas["ImageRequest"] = _object(fields, required=[])
-    schemas["ImageForm"] = _object(fields | {"image": FILE, "mask": FILE}, required=["image"])
-    schemas["ImageEdit"] = _object(fields | {"image": BASE64, "mask": BASE64}, required=["image"])
+    for name, file in {"Form": FILE, "Json": BASE64}.items():
+        several = {"anyOf": [file, {"type": "array", "items": file, "minItems": 1}]}
+        for kind, image in {"Variation": file, "Edit": several}.items():
+            pictures = {"image": image, "mask": file}
+            schemas[f"Image{kind}{name}"] = _object(fields | pictures, required=["image"])
     nested = _object(parameters, required=[])
     schemas["ProtoRequest"] = _object({"parameters": nested, "priority": _NUMBERS[_INT32]}, required=[])
     schemas["SdText"] = {"type": "object", "properties": sd_fields()}
-    pictures = {
+    started_from = {
         "init_images": {"type": "array", "items": BASE64, "minItems": 1, "maxItems": 1},
         "mask": BASE64,
     }
-    schemas["SdImage"] = {"type": "object", "properties": sd_fields() | pictures, "required": ["init_images"]}
+    schemas["SdImage"] = {
+        "type": "object",
+        "properties": sd_fields() | started_from,
+        "required": ["init_images"],
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         if not isinstance(route, Route) or route.path in PAGE:
@@ -99,6 +113,7 @@ def image_fields(parameters: Mapping[str, Schema]) -> dict[str, Schema]:
         "user": {"type": "string", "maxLength": MAX_USER},
         "safety_identifier": {"type": "string", "maxLength": MAX_USER},
         "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
+        "background": {"enum": list(BACKGROUNDS)},
         **{name: {"enum": list(words)} for name, words in UNHEEDED.items()},
     }
 
@@ -270,8 +285,11 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 
 _OPERATIONS: Mapping[tuple[str, str], tuple[Mapping[str, str], dict[str, Any]]] = {
     ("POST", "/v1/images/generations"): ({_JSON: "ImageRequest", _FORM: "ImageRequest"}, _PICTURES),
-    ("POST", "/v1/images/edits"): ({_FORM: "ImageForm", _JSON: "ImageEdit"}, _PICTURES),
-    ("POST", "/v1/images/variations"): ({_FORM: "ImageForm", _JSON: "ImageEdit"}, _PICTURES),
+    ("POST", "/v1/images/edits"): ({_FORM: "ImageEditForm", _JSON: "ImageEditJson"}, _PICTURES),
+    ("POST", "/v1/images/variations"): (
+        {_FORM: "ImageVariationForm", _JSON: "ImageVariationJson"},
+        _PICTURES,
+    ),
     ("GET", "/v1/images/{id}"): ({}, _FILES),
     ("GET", "/v1/models"): ({}, _json("Models")),
     ("GET", "/v1/models/{id}"): ({}, _json("Model")),

@@ -41,6 +41,15 @@ def mask_of_transparency(file: bytes) -> bytes | None:
     return written.getvalue()
 
 
+def background_of(file: bytes) -> str:
+    """Whether a picture has an alpha channel, in OpenAI's words; "auto" where the file cannot be read."""
+    try:
+        with _opened(file) as picture:
+            return "transparent" if picture.has_transparency_data else "opaque"
+    except ValueError:
+        return "auto"
+
+
 def recorded_prompt(file: bytes) -> str | None:
     """The prompt that a PNG of this server says it was made from; None if it says none.
 

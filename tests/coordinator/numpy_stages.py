@@ -237,6 +237,7 @@ class VaeCodec(VaeCodecServiceServicer):
     def __init__(self) -> None:
         self.decoded: list[NDArray[np.float32]] = []
         self.encodings = 0
+        self.pixel_channels = 3
 
     async def Decode(self, request: Any, context: Any) -> Any:
         latents = message_to_array(request.latents, "latents")
@@ -262,7 +263,11 @@ class VaeCodec(VaeCodecServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> Any:
         return vae_codec_pb2.VaeCodecServiceGetModelResponse(
-            model=model_info("vae-codec"), latent_channels=CHANNELS, downscale=DOWNSCALE, max_pixels=20_000
+            model=model_info("vae-codec"),
+            latent_channels=CHANNELS,
+            downscale=DOWNSCALE,
+            max_pixels=20_000,
+            pixel_channels=self.pixel_channels,
         )
 
 

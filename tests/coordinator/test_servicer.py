@@ -127,6 +127,15 @@ async def test_a_lora_that_no_denoiser_has_is_not_found(house: House) -> None:
     assert list(model.loras) == ["ink", "oil paint"]
 
 
+@pytest.mark.parametrize(("channels", "has_alpha"), [(0, False), (3, False), (4, True)])
+async def test_the_model_says_whether_its_pictures_have_an_alpha_channel(
+    house: House, channels: int, has_alpha: bool
+) -> None:
+    house.vae_codec.pixel_channels = channels
+    model = await house.stub.GetModel(pb.ImageGenerationServiceGetModelRequest())
+    assert model.has_alpha is has_alpha
+
+
 async def test_what_the_denoiser_says_of_a_lora_is_passed_on(house: House) -> None:
     house.denoiser.failures = [errors.failed_precondition("the LoRA 'ink' cannot be used: it is torn")]
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "the LoRA 'ink' cannot be used: it is torn"):

@@ -545,6 +545,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     MAX_REFERENCES_FIELD_NUMBER: builtins.int
     MIN_REFERENCES_FIELD_NUMBER: builtins.int
     FILLS_FIELD_NUMBER: builtins.int
+    HAS_ALPHA_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     VOCABULARY_FIELD_NUMBER: builtins.int
     EXAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
@@ -576,6 +577,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     """Smallest number of references in a request: 1 for a model that edits pictures and makes none from text alone."""
     fills: builtins.bool
     """Whether it fills what a mask leaves of a picture (FLUX.1 Fill): a request needs `image`, and `mask` or `margins`."""
+    has_alpha: builtins.bool
+    """Whether its pictures have an alpha channel (Qwen-Image 2.1), which PNG and WebP keep."""
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.model_pb2.ModelInfo]:
         """The stages that make it, each with its precision and fingerprint: text encoder, denoiser, VAE codec."""
@@ -612,10 +615,11 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         max_references: builtins.int = ...,
         min_references: builtins.int = ...,
         fills: builtins.bool = ...,
+        has_alpha: builtins.bool = ...,
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
         example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "min_references", b"min_references", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "has_alpha", b"has_alpha", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "min_references", b"min_references", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse
