@@ -15,7 +15,7 @@ from triptych.checkpoints.names import beside, names_of
 from triptych.checkpoints.text_encoder_names import kind_of, llama_table, text_config, width_of
 from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
-from triptych.families import FAMILIES, family_of
+from triptych.families import FAMILIES, family_of, wan_vae
 from triptych.families.family import Family, LatentColours
 from triptych.families.layouts import (
     FLUX2_VAE_MARK,
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
 _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
-_VAE_MARK = "decoder.mid.block_1.conv1.weight"
+_VAE_MARKS = ("decoder.mid.block_1.conv1.weight", wan_vae.MARK)
 _DIFFUSERS_VAE_MARK = "decoder.mid_block.resnets.0.conv1.weight"
+_SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
@@ -90,8 +91,9 @@ class _Renamed(Mapping[str, "Tensor"]):
 class SingleFile(Checkpoint):
     """A transformer, a VAE and text encoders from a file; what it lacks from a checkpoint, the base.
 
-    A FLUX.1 transformer takes its VAE from ae.safetensors beside it, if that is there. Text encoders inside a
-    file are used as far as the base has their configs and tokenizers: on one without T5, a T5 is left alone.
+    A FLUX.1 transformer takes its VAE from ae.safetensors beside it, one of Qwen-Image or Krea 2 from
+    qwen_image_vae.safetensors, if that is there. Text encoders inside a file are used as far as the base has
+    their configs and tokenizers: on one without T5, a T5 is left alone.
     Without a base, the scheduler is the published one of the family, if all its models have the same.
     """
 
@@ -205,7 +207,7 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
                 vae = _vae_inside(files, tensors, exactly) or _vae_beside(path, exactly)
                 encoders = _encoders_inside(files, tensors, exactly, base)
                 return {"transformer": transformer} | vae | encoders, exactly
-        if _VAE_MARK in tensors or _DIFFUSERS_VAE_MARK in tensors:
+        if _has_vae(tensors) or _DIFFUSERS_VAE_MARK in tensors:
             return _vae_alone(path, tensors, base)
         if (kind := kind_of(_shapes(tensors))) is not None:
             return _encoder_alone(files, tensors, kind.classes, base)
@@ -213,8 +215,8 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
         f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2, "
-        "Krea 2, Qwen-Image 2.1 and Z-Image as their authors, node editors, GGUF converters and diffusers "
-        "have them"
+        "Krea 2, Qwen-Image, Qwen-Image 2.1 and Z-Image as their authors, node editors, GGUF converters and "
+        "diffusers have them"
     )
 
 
@@ -255,13 +257,17 @@ def _transformer(files: list[Path], stored: Mapping[str, Stored], family: Family
 
 def _vae_inside(files: list[Path], tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
-        if prefix + _VAE_MARK in tensors:
+        if _has_vae(tensors, prefix):
             return {"vae": _vae(files, _under(prefix, tensors), _scales(family.latents))}
     return {}
 
 
+def _has_vae(tensors: Mapping[str, Stored], prefix: str = "") -> bool:
+    return any(prefix + mark in tensors for mark in _VAE_MARKS)
+
+
 def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
-    """Black Forest Labs publish the VAE in a file of its own, beside the transformer's."""
+    """Some publish the VAE in a file of its own, beside the transformer's."""
     if family.original.vae_file is None:
         return {}
     file = beside(path, family.original.vae_file)
@@ -278,18 +284,16 @@ def _vae_alone(
         family = _family_of_base(base)
         if _DIFFUSERS_VAE_MARK in tensors:
             return {"vae": Part(None, None, [path], tensors, {})}, family
-        config = base.config("vae")
-        scales: dict[str, Any] = {
-            name: config[name] for name in ("scaling_factor", "shift_factor") if name in config
-        }
+        config = base.config("vae") if base.has("vae") else _scales(family.latents)
+        scales = {name: config[name] for name in _SCALES if name in config}
         return {"vae": _vae([path], tensors, scales)}, family
     for family in FAMILIES:
         known = family.original.vae_file == path.name and FLUX2_VAE_MARK not in tensors
-        if known and _VAE_MARK in tensors:
+        if known and _has_vae(tensors):
             return {"vae": _vae([path], tensors, _scales(family.latents))}, family
     raise CheckpointError(
         f"{path} is a VAE, but it does not say whose: name with --base a checkpoint of "
-        "its family, or call FLUX.1's ae.safetensors"
+        f"its family, or call FLUX.1's ae.safetensors and Qwen-Image's {wan_vae.QWEN_IMAGE_FILE}"
     )
 
 
@@ -342,6 +346,9 @@ def _scales(latents: LatentColours | None) -> dict[str, Any]:
 
 def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, Any]) -> Part:
     shapes = _shapes(stored)
+    if wan_vae.MARK in shapes:
+        config = wan_vae.config(shapes) | scales
+        return Part("AutoencoderKLQwenImage", config, files, stored, wan_vae.table(shapes))
     if FLUX2_VAE_MARK in shapes:
         return Part("AutoencoderKLFlux2", flux2_vae_config(shapes), files, stored, vae_table(shapes))
     return Part("AutoencoderKL", vae_config(shapes) | scales, files, stored, vae_table(shapes))

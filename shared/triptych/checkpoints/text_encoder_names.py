@@ -59,6 +59,28 @@ T5 = TextEncoderKind(
     },
     llama_others={"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"},
 )
+_QWEN_LLAMA_BLOCK = {
+    **{f"attn_{part}": f"{_QWEN_LAYER}self_attn.{part}_proj" for part in "qkv"},
+    "attn_output": f"{_QWEN_LAYER}self_attn.o_proj",
+    "attn_norm": f"{_QWEN_LAYER}input_layernorm",
+    "ffn_norm": f"{_QWEN_LAYER}post_attention_layernorm",
+    **{f"ffn_{part}": f"{_QWEN_LAYER}mlp.{part}_proj" for part in ("gate", "up", "down")},
+}
+_QWEN_LLAMA_OTHERS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "rope_freqs": None,
+}
+QWEN2_5 = TextEncoderKind(
+    classes=("Qwen2_5_VLForConditionalGeneration",),
+    embedding="embed_tokens.weight",
+    mark="layers.0.self_attn.q_proj.bias",
+    width="hidden_size",
+    llama_mark="blk.0.attn_q.bias",
+    llama_block=_QWEN_LLAMA_BLOCK,
+    llama_others=_QWEN_LLAMA_OTHERS,
+)
 QWEN3 = TextEncoderKind(
     classes=("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen3VLForConditionalGeneration"),
     embedding="embed_tokens.weight",
@@ -66,20 +88,11 @@ QWEN3 = TextEncoderKind(
     width="hidden_size",
     llama_mark="blk.0.attn_q_norm.weight",
     llama_block={
-        **{f"attn_{part}": f"{_QWEN_LAYER}self_attn.{part}_proj" for part in "qkv"},
-        "attn_output": f"{_QWEN_LAYER}self_attn.o_proj",
+        **_QWEN_LLAMA_BLOCK,
         "attn_q_norm": f"{_QWEN_LAYER}self_attn.q_norm",
         "attn_k_norm": f"{_QWEN_LAYER}self_attn.k_norm",
-        "attn_norm": f"{_QWEN_LAYER}input_layernorm",
-        "ffn_norm": f"{_QWEN_LAYER}post_attention_layernorm",
-        **{f"ffn_{part}": f"{_QWEN_LAYER}mlp.{part}_proj" for part in ("gate", "up", "down")},
     },
-    llama_others={
-        "token_embd": "model.embed_tokens",
-        "output_norm": "model.norm",
-        "output": "lm_head",
-        "rope_freqs": None,
-    },
+    llama_others=_QWEN_LLAMA_OTHERS,
 )
 MISTRAL = TextEncoderKind(
     classes=("Mistral3ForConditionalGeneration",),
@@ -94,7 +107,7 @@ CLIP = TextEncoderKind(
     width="hidden_size",
 )
 
-KINDS = (T5, QWEN3, CLIP, MISTRAL)
+KINDS = (T5, QWEN2_5, QWEN3, CLIP, MISTRAL)
 """Of text encoders. A new one is its line here and its table above."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from triptych.families import qwen_image
+from triptych.families import qwen_image, wan_vae
 from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, same
 
@@ -135,6 +135,7 @@ FAMILY = Family(
         ),
         scheduler=lambda shapes: SCHEDULER,
         text_encoders={"text_encoder": "qwen3vl_4b"},
+        vae_file=wan_vae.QWEN_IMAGE_FILE,
     ),
     distilled_steps={"krea-2-turbo": 8, "krea2-turbo": 8},
 )

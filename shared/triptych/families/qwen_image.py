@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from triptych.families import wan_vae
 from triptych.families.family import Defaults, Family, GuidanceInput, NormalizedLatents, OriginalFile
 from triptych.families.layouts import Shapes, Table, count
 
@@ -104,6 +105,7 @@ FAMILY = Family(
         table=table,
         scheduler=lambda shapes: SCHEDULER,
         text_encoders={"text_encoder": "qwen25_7b"},
+        vae_file=wan_vae.QWEN_IMAGE_FILE,
     ),
     distilling_loras=LIGHTNING,
     distilled_steps=LIGHTNING,

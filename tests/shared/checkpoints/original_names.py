@@ -221,6 +221,33 @@ def flux2_autoencoder(tensors: Tensors, levels: int) -> Tensors:
     )
 
 
+def wan_autoencoder(tensors: Tensors, blocks: int) -> Tensors:
+    """AutoencoderKLQwenImage as Wan's authors name its kind; `blocks`: residual ones of a level."""
+
+    def upsample(match: re.Match[str]) -> str:
+        level, part, index = int(match[1]), match[2], int(match[3])
+        return f"decoder.upsamples.{level * (blocks + 2) + (blocks + 1 if part == 'upsamplers' else index)}."
+
+    up = r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\."
+    return _renamed(
+        {re.sub(up, upsample, name): tensor for name, tensor in tensors.items()},
+        (r"^quant_conv\.", "conv1."),
+        (r"^post_quant_conv\.", "conv2."),
+        (r"\.conv_in\.", ".conv1."),
+        (r"\.conv_out\.", ".head.2."),
+        (r"\.norm_out\.", ".head.0."),
+        (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+        (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+        (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+        (r"\.down_blocks\.", ".downsamples."),
+        (r"((?:samples|middle)\.\d+)\.norm1\.", r"\1.residual.0."),
+        (r"((?:samples|middle)\.\d+)\.conv1\.", r"\1.residual.2."),
+        (r"((?:samples|middle)\.\d+)\.norm2\.", r"\1.residual.3."),
+        (r"((?:samples|middle)\.\d+)\.conv2\.", r"\1.residual.6."),
+        (r"\.conv_shortcut\.", ".shortcut."),
+    )
+
+
 def _renamed(tensors: Tensors, *rules: tuple[str, str]) -> Tensors:
     renamed = {}
     for name, tensor in tensors.items():

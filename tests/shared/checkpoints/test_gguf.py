@@ -1,5 +1,7 @@
 """GGUF files: what gguf's own writer and quantizers write comes back, under the names of diffusers."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,17 @@ from safetensors.torch import load_file
 
 from tests.shared.checkpoints import original_names
 from tests.shared.checkpoints.gguf_writing import Tensors, llama_names, quantized, rounded, write
-from tests.shared.checkpoints.test_single_file import component_file, flux_transformer
+from tests.shared.checkpoints.test_single_file import (
+    component_file,
+    flux_transformer,
+    qwen_image21_transformer,
+)
 from tests.tiny_checkpoint import sd3_pipeline
+from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.formats import gguf_files
 from triptych.checkpoints.opening import open_checkpoint
+from triptych.checkpoints.text_encoder_names import text_config
 from triptych.checkpoints.weights import open_weights, read_shapes
 from triptych.errors import CheckpointError
 from triptych_denoiser.models import load_transformer
@@ -89,12 +97,18 @@ def transformer_of(family: str) -> tuple[Any, Tensors]:
             caption_projection_dim=64, attention_head_dim=64, num_attention_heads=1
         ).transformer
         return model, original_names.sd3_transformer(model.state_dict())
+    if family == "qwen_image":
+        model = qwen_image_pipeline(attention_head_dim=32, axes_dims_rope=(4, 14, 14)).transformer
+        return model, dict(model.state_dict())
+    if family == "qwen_image21":
+        model = qwen_image21_transformer()
+        return model, original_names.qwen_image21_transformer(model.state_dict())
     model = z_image_pipeline().transformer
     return model, original_names.z_image_transformer(model.state_dict())
 
 
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0])
-@pytest.mark.parametrize("family", ["flux", "sd3", "lumina2"])
+@pytest.mark.parametrize("family", ["flux", "sd3", "qwen_image", "qwen_image21", "lumina2"])
 def test_a_transformer_is_read_as_its_rounded_original(family: str, kind: Kind, tmp_path: Path) -> None:
     model, original = transformer_of(family)
     file = write(quantized(original, kind), tmp_path / "model.gguf", family)
@@ -108,12 +122,20 @@ def test_a_transformer_is_read_as_its_rounded_original(family: str, kind: Kind, 
     assert load_transformer(checkpoint, "cpu", torch.float32)
 
 
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "sd3": partial(sd3_pipeline, t5=True),
+    "z_image": z_image_pipeline,
+    "qwen_image": qwen_image_pipeline,
+}
+
+
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0])
 @pytest.mark.parametrize(
     ("pipeline", "component", "architecture", "layers"),
     [
         ("sd3", "text_encoder_3", gguf.MODEL_ARCH.T5ENCODER, "num_layers"),
         ("z_image", "text_encoder", gguf.MODEL_ARCH.QWEN3, "num_hidden_layers"),
+        ("qwen_image", "text_encoder", gguf.MODEL_ARCH.QWEN2VL, "num_hidden_layers"),
     ],
 )
 def test_a_text_encoder_of_llama_cpp_takes_the_place_of_the_models_own(
@@ -125,12 +147,14 @@ def test_a_text_encoder_of_llama_cpp_takes_the_place_of_the_models_own(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "base"
-    (sd3_pipeline(t5=True) if pipeline == "sd3" else z_image_pipeline()).save_pretrained(folder)
+    PIPELINES[pipeline]().save_pretrained(folder)
     base = open_checkpoint(str(folder))
     tensors = load_file(component_file(folder, component))
     if pipeline == "z_image":
         tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    stored = llama_names(tensors, architecture, base.config(component)[layers])
+    if pipeline == "qwen_image":  # whose eyes are in a file of their own
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("visual.")}
+    stored = llama_names(tensors, architecture, text_config(base.config(component))[layers])
     assert "token_embd.weight" in stored
     file = write(quantized(stored, kind), tmp_path / "encoder.gguf", gguf.MODEL_ARCH_NAMES[architecture])
     checkpoint = open_checkpoint(str(folder), weights=[str(file)])

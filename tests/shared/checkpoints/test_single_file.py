@@ -19,11 +19,12 @@ from tests.tiny_checkpoint import ENCODER_WIDTH, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline, flux2_vae
 from tests.tiny_flux2_dev import flux2_dev_pipeline
-from tests.tiny_qwen_image import qwen_image_pipeline
+from tests.tiny_qwen_image import qwen_image_pipeline, qwen_image_vae
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
+from triptych.families import qwen_image
 from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.sigmas import EmpiricalShift
 from triptych_coordinator.sampling_config import sampling_of
@@ -266,6 +267,112 @@ def test_a_z_image_transformer_comes_back_to_the_bit(prefix: str, tmp_path: Path
     assert_config(config, model)
     with pytest.raises(CheckpointError, match="has no scheduler: name with --base"):
         checkpoint.config("scheduler")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("clean_references", [False, True])
+def test_a_qwen_image_transformer_comes_back_to_the_bit(
+    prefix: str, clean_references: bool, tmp_path: Path
+) -> None:
+    """Its authors' names are diffusers'; node editors mark models whose references have no noise."""
+    sizes = {"attention_head_dim": 32, "axes_dims_rope": (4, 14, 14), "zero_cond_t": clean_references}
+    model = qwen_image_pipeline(**sizes).transformer
+    marked = {"__index_timestep_zero__": torch.ones(0)} if clean_references else {}
+    file = save(prefixed(prefix, model.state_dict() | marked), tmp_path / "qwen_image_bf16.safetensors")
+    checkpoint = open_checkpoint(str(file))
+    assert checkpoint.class_name("transformer") == "QwenImageTransformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_config(checkpoint.config("transformer"), model)
+    assert checkpoint.config("scheduler")["shift_terminal"] == 0.02
+
+
+def test_a_file_of_qwen_image_layered_is_refused(tmp_path: Path) -> None:
+    sizes = {"attention_head_dim": 32, "axes_dims_rope": (4, 14, 14), "use_additional_t_cond": True}
+    original = qwen_image_pipeline(**sizes).transformer.state_dict()
+    file = save(original, tmp_path / "qwen_image_layered_bf16.safetensors")
+    with pytest.raises(CheckpointError, match="use_additional_t_cond is true: Qwen-Image-Layered"):
+        load_transformer(open_checkpoint(str(file)), "cpu", torch.float32)
+
+
+def qwen_image21_transformer() -> Any:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 8, "out_channels": 8, "num_layers": 2, "context_in_dim": 32, "mlp_ratio": 2}
+    sizes |= {"attention_head_dim": 32, "num_attention_heads": 1}
+    return reference.QwenImage21Transformer2DModel(**sizes, axes_dims_rope=(4, 14, 14))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_qwen_image21_transformer_comes_back_to_the_bit(prefix: str, tmp_path: Path) -> None:
+    model = qwen_image21_transformer()
+    original = original_names.qwen_image21_transformer(model.state_dict())
+    file = save(prefixed(prefix, original), tmp_path / "qwen_image_2.1_bf16.safetensors")
+    checkpoint = open_checkpoint(str(file))
+    assert checkpoint.class_name("transformer") == "QwenImage21Transformer2DModel"
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_qwen_image21_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+    assert_config(checkpoint.config("transformer"), model)
+
+
+def published_vae(**config: Any) -> Any:
+    """Of the published one's levels and blocks, which diffusers' conversion counts on."""
+    torch.manual_seed(0)
+    return qwen_image_vae(dim_mult=[1, 2, 4, 4], num_res_blocks=2, **config)
+
+
+@pytest.mark.parametrize("where", ["vae.", "beside", "weights"])
+def test_qwen_images_autoencoder_comes_back_to_the_bit(where: str, tmp_path: Path) -> None:
+    """As Wan's authors name its kind, inside a file, beside it and laid over another."""
+    pipeline = qwen_image_pipeline()
+    model = published_vae(z_dim=16, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
+    original = original_names.wan_autoencoder(model.state_dict(), blocks=2)
+    transformer = prefixed("model.diffusion_model.", pipeline.transformer.state_dict())
+    if where == "weights":
+        pipeline.save_pretrained(tmp_path / "base")
+        model = published_vae()
+        original = original_names.wan_autoencoder(model.state_dict(), blocks=2)
+        file = save(original, tmp_path / "mine.safetensors")
+        checkpoint = open_checkpoint(str(tmp_path / "base"), weights=[str(file)])
+    elif where == "beside":
+        save(original, tmp_path / "qwen_image_vae.safetensors")
+        checkpoint = open_checkpoint(str(save(transformer, tmp_path / "qwen_image.safetensors")))
+        alone = open_checkpoint(str(tmp_path / "qwen_image_vae.safetensors"))
+        assert_same(alone.tensors("vae"), model.state_dict())
+    else:
+        inside = prefixed(where, original)
+        checkpoint = open_checkpoint(str(save(transformer | inside, tmp_path / "aio.safetensors")))
+    assert checkpoint.class_name("vae") == "AutoencoderKLQwenImage"
+    assert_same(checkpoint.tensors("vae"), model.state_dict())
+    assert_same(checkpoint.tensors("vae"), converters.convert_wan_vae_to_diffusers(original))
+    config = checkpoint.config("vae")
+    statistics = (config.pop("latents_mean"), config.pop("latents_std"))
+    published = (list(qwen_image.LATENTS.mean), list(qwen_image.LATENTS.std))
+    own = (model.config.latents_mean, model.config.latents_std)
+    assert statistics == (own if where == "weights" else published)
+    assert_config(config, model)
+    assert load_autoencoder(checkpoint, torch.device("cpu"), "float32", "none")
+
+
+def test_qwen2_5_vl_inside_a_file_and_in_one_of_its_own_is_the_models(tmp_path: Path) -> None:
+    pipeline = qwen_image_pipeline()
+    pipeline.save_pretrained(tmp_path / "base")
+    own = load_file(component_file(tmp_path / "base", "text_encoder"))
+    tensors = {name: 2 * tensor for name, tensor in own.items()}
+    alone = save(tensors, tmp_path / "qwen_2.5_vl_7b.safetensors")
+    inside = prefixed("text_encoders.qwen25_7b.transformer.", tensors)
+    transformer = prefixed("model.diffusion_model.", pipeline.transformer.state_dict())
+    file = save(transformer | inside, tmp_path / "aio.safetensors")
+    base = str(tmp_path / "base")
+    found = [
+        load_text_model(checkpoint, "text_encoder", torch.float32, torch.device("cpu")).state_dict()
+        for checkpoint in (open_checkpoint(base, weights=[str(alone)]), open_checkpoint(str(file), base=base))
+    ]
+    for state in found:
+        assert state.keys() == found[0].keys()
+        for name, weight in state.items():
+            assert torch.equal(weight, tensors[f"model.{name}"]), name
 
 
 @pytest.mark.parametrize("quant_convs", [False, True])
