@@ -117,7 +117,7 @@ async def generation_events(
     async with aclosing(stages.vae_codecs.decode(latents, models, deadline)) as pictures:
         async for index, picture in pictures:
             timings.enter("file")
-            picture = await asyncio.to_thread(initial.preserve, picture)
+            picture = (await asyncio.to_thread(initial.preserve, picture))[parameters.crop]
             image = await _image(parameters, index, picture, fingerprints)
             if parameters.return_latents:
                 image.latents.CopyFrom(array_to_message(latents[index]))
@@ -266,6 +266,6 @@ async def _image(
         index=index,
         seed=parameters.seeds[index],
         prompt=parameters.prompt(index),
-        width=parameters.width,
-        height=parameters.height,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
     )

@@ -63,7 +63,9 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     defaults = _with_own_defaults(defaults, checkpoint)
     fixed_mu = None if distilled is None and steps is None else family.distilled_mu
     mu = family.mu if fixed_mu is None else fixed_mu
-    schedule = flow_schedule(checkpoint.config("scheduler"), Grid(family.grid), mu)
+    made = family.makes_its_scheduler and not checkpoint.has("scheduler")
+    scheduler = family.original.scheduler({}) if made else checkpoint.config("scheduler")
+    schedule = flow_schedule(scheduler, Grid(family.grid), mu)
     if fixed_mu is not None:
         schedule = replace(schedule, terminal=None)
     return Sampling(

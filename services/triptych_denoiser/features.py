@@ -50,7 +50,8 @@ def key_of(row: Row) -> Key:
     latents = hashlib.sha256(row.latents.numpy().tobytes()).digest()
     attended = tuple(weakref.ref(each) for each in (row.conditioning, *row.references))
     layers = row.skipped_layers, row.perturbed_layers
-    return (latents, row.sigma, attended, row.guidance, row.shape, layers, named(row.loras))
+    levels = row.sigma, row.target_sigma
+    return (latents, levels, attended, row.guidance, row.shape, layers, named(row.loras))
 
 
 def named(loras: Loras) -> Key:

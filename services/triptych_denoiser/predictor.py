@@ -159,6 +159,8 @@ class Predictor:
             others["pooled"] = torch.stack([row.conditioning.pooled for row in rows])
         if inputs.guidance:
             others["guidance"] = self._float32([row.guidance for row in rows])
+        if inputs.target_sigma:
+            others["target_sigma"] = self._float32([row.target_sigma for row in rows])
         return others
 
     def _float32(self, numbers: Sequence[float | None]) -> Tensor:
@@ -286,9 +288,12 @@ def random_row(
         normal(inputs.pooled_projection_dim).to(predictor.device, predictor.dtype),
         1 if inputs.text_positions else repeats,
     )
-    sigma, guidance = torch.rand(2, generator=generator).tolist()
-    latents, scale = normal(inputs.channels, height, width), guidance if inputs.guidance else None
-    row = Row(latents, sigma, conditioning, scale)
+    sigma, other = torch.rand(2, generator=generator).tolist()
+    latents = normal(inputs.channels, height, width)
+    row = Row(
+        *(latents, sigma, conditioning, other if inputs.guidance else None),
+        target_sigma=sigma * other if inputs.target_sigma else None,
+    )
     if not inputs.reference_same_size:
         return row
     needed = normal(inputs.reference_channels, height, width)

@@ -66,6 +66,7 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> T
             _latents_violations(latents, len(request.branches), limits),
             _sigma_violations(request.sigmas, len(latents)),
             _guidance_violations(request.guidance_scales, len(latents), limits),
+            _target_violations(request.target_sigmas, len(latents), limits),
             _branch_violations(request.branches, len(latents), limits),
             lora_violations(request.loras),
         )
@@ -96,8 +97,9 @@ def read_earlier(
             _finite_violations(f"{path}.latents", earlier, limits),
             _sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
             _guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
+            _target_violations(reuse.target_sigmas, len(latents), limits, f"{path}.target_sigmas"),
         ]
-    elif reuse.sigmas or reuse.guidance_scales:
+    elif reuse.sigmas or reuse.guidance_scales or reuse.target_sigmas:
         violations.append([(path, "has sigmas or guidance scales of an evaluation without its latents")])
     refuse(chain.from_iterable(violations))
     return earlier
@@ -207,6 +209,15 @@ def _sigma_violations(sigmas: Sequence[float], samples: int, field: str = "sigma
     for index, sigma in enumerate(sigmas):
         if not 0 <= sigma <= 1:  # NaN is not either
             yield f"{field}[{index}]", f"is {sigma:g}; allowed are 0 to 1"
+
+
+def _target_violations(
+    sigmas: Sequence[float], samples: int, limits: ModelLimits, field: str = "target_sigmas"
+) -> Iterator[Violation]:
+    if limits.inputs.target_sigma:
+        yield from _sigma_violations(sigmas, samples, field)
+    elif sigmas:
+        yield field, f"{len(sigmas)} of them; this model does not take any"
 
 
 def _guidance_violations(

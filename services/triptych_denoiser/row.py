@@ -15,6 +15,7 @@ class Row:
     """A sample under a guidance branch: float32 latents [channels, height, width], σ, what it attends to.
 
     guidance: the guidance scale, for a model that takes it as an input, None for every other.
+    target_sigma: the noise level that the step goes to, for a model that takes it, None for every other.
     loras: what is added to the model's linears.
     skipped_layers, perturbed_layers: sorted, as Transformer takes them.
     references: the pictures that it attends to.
@@ -29,6 +30,7 @@ class Row:
     skipped_layers: tuple[int, ...] = ()
     perturbed_layers: tuple[int, ...] = ()
     references: tuple[Reference, ...] = ()
+    target_sigma: float | None = None
     reuse: FeatureReuse | None = None
 
     @property

@@ -124,6 +124,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             reference_same_size=inputs.reference_same_size,
             references_in_text=inputs.references_in_text,
             fused_loras=self._fused_loras,
+            takes_target_sigma=inputs.target_sigma,
         )
 
     async def close(self) -> None:
@@ -214,13 +215,14 @@ def _branch_rows(
 ) -> list[Row]:
     """Every sample under one branch."""
     scales = _one_for_each(request.guidance_scales, len(latents))
+    targets = _one_for_each(request.target_sigmas, len(latents))
     skipped, perturbed = (
         tuple(sorted(set(layers))) for layers in (branch.skipped_layers, branch.perturbed_layers)
     )
     return [
-        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed, attended)
-        for latent, sigma, conditioning, scale, attended in zip(
-            latents, request.sigmas, conditionings, scales, references, strict=True
+        Row(latent, sigma, conditioning, scale, loras, skipped, perturbed, attended, target)
+        for latent, sigma, conditioning, scale, attended, target in zip(
+            latents, request.sigmas, conditionings, scales, references, targets, strict=True
         )
     ]
 
@@ -232,15 +234,18 @@ def _reusing(
     if latents is None:
         return [replace(row, reuse=FeatureReuse(reuse.threshold, None)) for row in rows]
     scales = _one_for_each(reuse.guidance_scales, len(rows))
+    targets = _one_for_each(reuse.target_sigmas, len(rows))
     earlier = [
-        replace(row, latents=latent, sigma=sigma, guidance=scale)
-        for row, latent, sigma, scale in zip(rows, latents, reuse.sigmas, scales, strict=True)
+        replace(row, latents=latent, sigma=sigma, guidance=scale, target_sigma=target)
+        for row, latent, sigma, scale, target in zip(
+            rows, latents, reuse.sigmas, scales, targets, strict=True
+        )
     ]
     return [
         replace(row, reuse=FeatureReuse(reuse.threshold, one)) for row, one in zip(rows, earlier, strict=True)
     ]
 
 
-def _one_for_each(guidance_scales: Sequence[float], samples: int) -> Sequence[float | None]:
-    """Checked guidance scales, None for models that take none."""
-    return guidance_scales or [None] * samples
+def _one_for_each(given: Sequence[float], samples: int) -> Sequence[float | None]:
+    """Checked guidance scales or target levels, None for models that take none."""
+    return given or [None] * samples

@@ -309,7 +309,8 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
             return T5Tokenizer
-        case "Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3VLProcessor":  # its pictures are not read here
+        # Pictures are not read here. FLUX.3's index names transformers' way to find Qwen3-VL's processor.
+        case "Qwen2Tokenizer" | "Qwen2TokenizerFast" | "Qwen3VLProcessor" | "AutoProcessor":
             from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
             return Qwen2Tokenizer

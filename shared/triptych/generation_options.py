@@ -50,6 +50,7 @@ class GenerationOptions(TypedDict, total=False):
     preserve: bool | None
     read_as_diffusers: bool | None
     references: Sequence[bytes] | None
+    crop_to_reference: bool | None
     latents: editing_pb2.InitialLatents | None
     variation: editing_pb2.Variation | None
     return_latents: bool | None

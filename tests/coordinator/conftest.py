@@ -30,13 +30,17 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, pipeline: str = "StableDiffusion3Pipeline", guidance_embeds: bool = False, **scheduler: Any
+    folder: Path,
+    pipeline: str = "StableDiffusion3Pipeline",
+    guidance_embeds: bool = False,
+    flow_map: bool = False,
+    **scheduler: Any,
 ) -> Checkpoint:
     """A folder without weights; `scheduler` are keys of its config."""
     index = {"_class_name": pipeline}
     configs = {
         "scheduler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, **scheduler}),
-        "transformer": ("Transformer", {"guidance_embeds": guidance_embeds}),
+        "transformer": ("Transformer", {"guidance_embeds": guidance_embeds, "flow_map": flow_map}),
     }
     for component, (class_name, config) in configs.items():
         (folder / component).mkdir(parents=True)

@@ -150,6 +150,8 @@ class Denoiser(DenoiserServiceServicer):
         self.max_references = 0
         self.places: dict[bytes, int] = {}
         self.reference_same_size = False
+        self.takes_target_sigma = False
+        self.target_sigmas: list[list[float]] = []
         self.queue_milliseconds = self.compute_milliseconds = 0.0
 
     async def Predict(self, request: Any, context: Any) -> Any:
@@ -165,6 +167,7 @@ class Denoiser(DenoiserServiceServicer):
         if missing:
             raise missing_conditioning(missing)
         self.guidance_scales.append(list(request.guidance_scales))
+        self.target_sigmas.append(list(request.target_sigmas))
         latents = message_to_array(request.latents, "latents")
         if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
             raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
@@ -227,6 +230,7 @@ class Denoiser(DenoiserServiceServicer):
             max_references=self.max_references,
             reference_channels=CHANNELS,
             reference_same_size=self.reference_same_size,
+            takes_target_sigma=self.takes_target_sigma,
             loras=["ink", "oil paint"],
         )
 

@@ -174,6 +174,22 @@ def test_a_distilled_model_is_known_by_its_index(
     )
 
 
+@pytest.mark.parametrize("flow_map", [False, True])
+def test_flux3s_scheduler_is_made_where_the_index_names_none(flow_map: bool, tmp_path: Path) -> None:
+    pipeline = "Flux3DistilledModularPipeline" if flow_map else "Flux3ModularPipeline"
+    checkpoint = write_checkpoint(tmp_path, pipeline, flow_map=flow_map)
+    assert sampling_of(checkpoint).schedule == FlowSchedule(3.0, None, Grid.EVEN)
+    del checkpoint.index["scheduler"]
+    sampling = sampling_of(checkpoint)
+    assert sampling.schedule == FlowSchedule(6.93, None, Grid.EVEN)
+    defaults = (sampling.guidance, sampling.num_inference_steps, sampling.guidance_scale)
+    distilled, base = (GuidanceInput.NONE, 16, 1.0), (GuidanceInput.BRANCHES, 50, 3.5)
+    assert defaults == (distilled if flow_map else base)
+    checkpoint.index["_class_name"] = "Flux3ModularPipeline" if flow_map else "Flux3DistilledModularPipeline"
+    with pytest.raises(StartError, match="supported are"):
+        sampling_of(checkpoint)
+
+
 def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
     scale = sampling_of(settings(tmp_path / "a", json.dumps({"default_guidance_scale": 5})))
     assert (scale.num_inference_steps, scale.guidance_scale) == (28, 5.0)

@@ -60,6 +60,19 @@ FLUX2: Config = {
     "guidance_embeds": False,
     "axes_dims_rope": (4, 4, 4, 4),
 }
+FLUX3: Config = {
+    "_class_name": "Flux3Transformer2DModel",
+    "in_channels": CHANNELS,
+    "cond_in_channels": CHANNELS,
+    "num_layers": 1,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": WIDTH,
+    "axes_dims_rope": (4, 4, 4, 4),
+}
+FLUX3_FLOW_MAP: Config = {**FLUX3, "flow_map": True}
+"""Is told the noise level that a step goes to."""
 Z_IMAGE: Config = {
     "_class_name": "ZImageTransformer2DModel",
     "in_channels": CHANNELS,
@@ -136,6 +149,11 @@ def write_flux2(folder: Path) -> Path:
 def write_qwen_image(folder: Path) -> Path:
     """Qwen-Image's kind of transformer."""
     return _write(folder, {**QWEN_IMAGE, "num_layers": 1})
+
+
+def write_flux3(folder: Path, flow_map: bool = False) -> Path:
+    """FLUX.3 klein's kind of transformer, base or distilled."""
+    return _write(folder, {**FLUX3, "flow_map": flow_map})
 
 
 def write_qwen_image21(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from tests.denoiser.small_families import (
     WIDTH,
     write_flux,
     write_flux2,
+    write_flux3,
     write_krea2,
     write_qwen_image,
     write_qwen_image21,
@@ -30,6 +31,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "FLUX with guidance": lambda folder: write_flux(folder, guidance=True),
     "FLUX without": lambda folder: write_flux(folder, guidance=False),
     "FLUX.2": write_flux2,
+    "FLUX.3": write_flux3,
+    "FLUX.3, a flow map": lambda folder: write_flux3(folder, flow_map=True),
     "Krea 2": write_krea2,
     "Qwen-Image": write_qwen_image,
     "Qwen-Image 2.1": write_qwen_image21,
@@ -54,6 +57,8 @@ def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
         ("FLUX with guidance", POOLED, True, (2, 512, 128)),
         ("FLUX without", POOLED, False, (2, 512, 128)),
         ("FLUX.2", 0, False, (1, 256, 64)),
+        ("FLUX.3", 0, False, (1, 256, 64)),
+        ("FLUX.3, a flow map", 0, False, (1, 256, 64)),
         ("Krea 2", 0, False, (2, 512, 128)),
         ("Qwen-Image", 0, False, (2, 512, 128)),
         ("Qwen-Image 2.1", 0, False, (2, 256, 64)),
@@ -74,6 +79,7 @@ async def test_get_model_says_what_the_family_takes(
     assert (answer.latent_multiple, answer.max_latent_size, answer.default_latent_size) == sizes
     assert (answer.joint_attention_dim, answer.pooled_projection_dim) == (WIDTH, pooled)
     assert answer.guidance_embedded is guidance
+    assert answer.takes_target_sigma is (family == "FLUX.3, a flow map")
 
 
 async def test_rows_of_different_guidance_have_the_same_bits_as_alone(
@@ -117,6 +123,47 @@ async def test_guidance_that_does_not_fit_is_refused(
 
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
     assert sentence in error.message
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "sentence"),
+    [
+        ("FLUX.3, a flow map", [], "target_sigmas: 0 of them for 2 samples"),
+        ("FLUX.3, a flow map", [0.5, 1.5], "target_sigmas[1]: is 1.5; allowed are 0 to 1"),
+        ("FLUX.3, a flow map", [float("nan"), 0.5], "target_sigmas[0]: is nan; allowed are 0 to 1"),
+        ("FLUX.3", [0.5, 0.5], "target_sigmas: 2 of them; this model does not take any"),
+    ],
+)
+async def test_target_levels_that_do_not_fit_are_refused(
+    family: str, targets: list[float], sentence: str, settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    async with serving(of_family(settings, family, tmp_path)) as denoiser:
+        await denoiser.stub.PutConditioning(CAT_IN_CHINESE.upload())
+        asked = request(random_latents(0, samples=2), [0.5, 0.5], [[CAT_IN_CHINESE] * 2])
+        asked.target_sigmas.extend(targets)
+        error = await refused(denoiser.stub.Predict(asked))
+
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence in error.message
+
+
+async def test_rows_to_different_levels_have_the_same_bits_as_alone(
+    settings: DenoiserSettings, tmp_path: Path
+) -> None:
+    latents, sigmas, targets = random_latents(0, samples=3), [0.9, 0.5, 0.5], [0.7, 0.4, 0.0]
+    async with serving(of_family(settings, "FLUX.3, a flow map", tmp_path)) as denoiser:
+        await denoiser.stub.PutConditioning(CAT_IN_CHINESE.upload())
+
+        async def predict(rows: slice) -> Tensor:
+            asked = request(latents[rows], sigmas[rows], [[CAT_IN_CHINESE] * len(sigmas[rows])])
+            asked.target_sigmas.extend(targets[rows])
+            return message_to_torch((await denoiser.stub.Predict(asked)).velocities, "velocities")[0]
+
+        together = await predict(slice(None))
+        alone = [await predict(slice(row, row + 1)) for row in range(3)]
+
+    assert torch.equal(together, torch.cat(alone))
+    assert not torch.equal(alone[1], alone[2])
 
 
 async def test_float16_takes_no_guidance_that_overflows_it(

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.denoiser.small_families import (
     FLUX,
     FLUX2,
+    FLUX3_FLOW_MAP,
     KREA2,
     QWEN_IMAGE,
     QWEN_IMAGE21,
@@ -33,6 +34,7 @@ FAMILIES: dict[str, Config] = {
     "SD3": {**SD3, "pos_embed_max_size": 8},
     "FLUX": {**FLUX, "num_single_layers": LAYERS - 2},
     "FLUX.2": FLUX2,
+    "FLUX.3, a flow map": FLUX3_FLOW_MAP,
     "Krea 2": KREA2,
     "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image 2.1": QWEN_IMAGE21,
@@ -63,7 +65,8 @@ def row(model: Any, seed: int, sigma: float = 0.5) -> Row:
     sequence = torch.randn(5, inputs.joint_attention_dim, generator=generator)
     pooled = torch.randn(inputs.pooled_projection_dim, generator=generator)
     latents = torch.randn(inputs.channels, 8, 8, generator=generator)
-    return Row(latents, sigma, Conditioning(sequence, pooled, 1), 3.5 if inputs.guidance else None)
+    scale, target = 3.5 if inputs.guidance else None, sigma / 2 if inputs.target_sigma else None
+    return Row(latents, sigma, Conditioning(sequence, pooled, 1), scale, target_sigma=target)
 
 
 def later(before: Row, change: float, threshold: float = 0.2) -> Row:

@@ -16,6 +16,8 @@ from tests.denoiser.small_families import (
     FILL,
     FLUX,
     FLUX2,
+    FLUX3,
+    FLUX3_FLOW_MAP,
     KREA2,
     QWEN_IMAGE,
     QWEN_IMAGE21,
@@ -38,6 +40,8 @@ FAMILIES: dict[str, Config] = {
     "FLUX with guidance": FLUX,
     "FLUX.1 Fill": FILL,
     "FLUX.2": FLUX2,
+    "FLUX.3": FLUX3,
+    "FLUX.3, a flow map": FLUX3_FLOW_MAP,
     "Krea 2": KREA2,
     "Qwen-Image": QWEN_IMAGE,
     "Qwen-Image-Edit-2511": {**QWEN_IMAGE, "zero_cond_t": True},
@@ -80,6 +84,8 @@ def row(predictor: Predictor, shape: Shape, seed: int = 0, **others: Any) -> Row
     if inputs.reference_same_size:
         masked = torch.randn(inputs.reference_channels, height, width, generator=generator)
         others["references"] = (Reference(masked.to(predictor.dtype)),)
+    if inputs.target_sigma:
+        others["target_sigma"] = sigma * scale
     return Row(latents, sigma, conditioning, 10 * scale if inputs.guidance else None, **others)
 
 

@@ -13,6 +13,7 @@ from benchmarks.memory.loading import stored_bytes
 from tests.denoiser.small_families import (
     write_flux,
     write_flux2,
+    write_flux3,
     write_krea2,
     write_qwen_image,
     write_qwen_image21,
@@ -75,6 +76,7 @@ def test_velocities_are_near_and_weights_small(
     [
         partial(write_flux, guidance=True),
         write_flux2,
+        write_flux3,
         write_krea2,
         write_qwen_image,
         write_qwen_image21,
@@ -92,7 +94,7 @@ def test_every_family_quantizes_its_blocks_alone(write: Callable[[Path], Path], 
     full = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - quantized
     assert {path.split(".")[0] for path in quantized} <= {
         "blocks", "double_blocks", "single_blocks", "image_refiner", "text_refiner",
-        "text_layer_blocks", "text_refiner_blocks",
+        "text_layer_blocks", "text_refiner_blocks", "text_blocks", "image_blocks", "reference_blocks",
     }  # fmt: skip
     assert {path.split(".")[0] for path in full} <= set(model.exceptions.full_precision)
 

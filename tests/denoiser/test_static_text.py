@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.denoiser.small_families import CHANNELS, KREA2, QWEN_IMAGE21, Config, random_transformer
+from tests.denoiser.small_families import CHANNELS, FLUX3, KREA2, QWEN_IMAGE21, Config, random_transformer
 from triptych_denoiser.conditioning import Reference
 from triptych_denoiser.features import FeatureCache
+from triptych_denoiser.models.flux3 import Flux3Transformer
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.qwen_image21 import QwenImage21Transformer
 from triptych_denoiser.predictor import Predictor, StaticTexts, random_row
@@ -20,7 +21,7 @@ from triptych_denoiser.row import Row
 CPU = torch.device("cpu")
 
 
-FAMILIES = {Krea2Transformer: KREA2, QwenImage21Transformer: QWEN_IMAGE21}
+FAMILIES = {Flux3Transformer: FLUX3, Krea2Transformer: KREA2, QwenImage21Transformer: QWEN_IMAGE21}
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda config: config["_class_name"])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.parity import test_flux2_transformer as flux2_tests
+from tests.parity import test_flux3_transformer as flux3_tests
 from tests.parity import test_flux_transformer as flux_tests
 from tests.parity import test_krea2_transformer as krea2_tests
 from tests.parity import test_qwen_image21_transformer as qwen_image21_tests
@@ -25,6 +26,7 @@ from triptych.compute.lora_files import Modules, read_lora_file
 from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.flux2 import Flux2Transformer
+from triptych_denoiser.models.flux3 import Flux3Transformer
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.qwen_image import QwenImageTransformer
@@ -117,6 +119,17 @@ def flux2_case() -> Case:
     )
 
 
+def flux3_case() -> Case:
+    config = flux3_tests.SMALL | {"flow_map": True}
+    return Case(
+        Flux3Transformer,
+        flux3_tests.reference(config),
+        reference_library.loaders.Flux3LoraLoaderMixin,
+        flux3_tests.inputs(config, 2, 4, 3, pictures=[(2, 5)]),
+        flux3_tests.expected_velocity,
+    )
+
+
 def krea2_case() -> Case:
     config = krea2_tests.SMALL
     return Case(
@@ -165,6 +178,7 @@ CASES = {
     "SD3": sd3_case,
     "FLUX": flux_case,
     "FLUX.2": flux2_case,
+    "FLUX.3": flux3_case,
     "Krea 2": krea2_case,
     "Qwen-Image": qwen_image_case,
     "Qwen-Image 2.1": qwen_image21_case,
@@ -331,6 +345,55 @@ def test_the_authors_flux2_layout_gives_what_diffusers_gives(tmp_path: Path) -> 
     }
 
     check(case, written(tmp_path / "lora.safetensors", lora), 0.3, case.with_lora(lora, 0.3))
+
+
+FLUX3_MODULES: dict[str, tuple[int, int]] = {
+    **{f"content_mode_blocks.image.1.{part}_proj": (48, 48) for part in "qkv"},
+    "content_mode_blocks.image_cond.0.attn_out": (48, 48),
+    "txt_mode_blocks.1.mlp_in": (288, 48),
+    "txt_mode_blocks.0.mlp_out": (48, 144),
+    **{f"single_blocks.2.{part}_proj": (48, 48) for part in "qkv"},
+    "single_blocks.0.attn_out": (48, 48),
+    "single_blocks.1.mlp_in": (288, 48),
+    "single_blocks.1.mlp_out": (48, 144),
+}
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", ""])
+def test_the_authors_flux3_layout_gives_what_diffusers_gives(prefix: str, tmp_path: Path) -> None:
+    case, generator = flux3_case(), torch.Generator().manual_seed(1)
+    lora = {
+        f"{prefix}{name}.lora_{part}.weight": 0.3 * torch.randn(shape, generator=generator)
+        for name, (rows, columns) in FLUX3_MODULES.items()
+        for part, shape in (("A", (RANK, columns)), ("B", (rows, RANK)))
+    }
+
+    theirs = {f"diffusion_model.{name.removeprefix(prefix)}": lora[name] for name in lora}
+    check(case, written(tmp_path / "lora.safetensors", lora), 0.3, case.with_lora(theirs, 0.3))
+
+
+def test_a_lora_of_flux3s_other_modules_changes_what_the_authors_call_so(tmp_path: Path) -> None:
+    """diffusers' conversion of LoRAs does not know them: merged by hand."""
+    case = flux3_case()
+    names = {
+        "emb_in.image": ("x_embedders.image", (48, 16)),
+        "emb_in.image_cond": ("x_embedders.image_cond", (48, 16)),
+        "txt_in": ("context_embedder", (48, 40)),
+        "time_in.in_layer": ("timestep_embedder.linear_1", (48, 256)),
+        "ref_time_in.out_layer": ("target_timestep_embedder.linear_2", (48, 48)),
+        "early_stream_modulations.txt.lin": ("early_stream_modulations.txt.linear", (144, 48)),
+        "single_stream_modulations.image_cond.lin": (
+            "single_stream_modulations.image_cond.linear",
+            (144, 48),
+        ),
+        "final_layer.image.linear": ("proj_out", (16, 48)),
+        "final_layer.image.adaLN_modulation.1": ("norm_out.linear", (96, 48)),
+    }
+    lora = kohya_lora({name: shape for name, (_, shape) in names.items()}, alpha=2.0)
+    deltas = {ours: delta(lora, name) for name, (ours, _) in names.items()}
+    deltas["norm_out.linear"] = torch.cat(deltas["norm_out.linear"].chunk(2)[::-1])
+
+    check(case, written(tmp_path / "lora.safetensors", lora), 1, merged(case, deltas))
 
 
 KREA2_MODULES: dict[str, tuple[int, int]] = {

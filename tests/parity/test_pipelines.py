@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import triptych.families
-from tests import qwen_processor, tiny_flux2_dev
+from tests import qwen_processor, tiny_flux2_dev, tiny_flux3
 from tests.parity.loras import peft_lora, written
 from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
 from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_flux2_dev import flux2_dev_pipeline
+from tests.tiny_flux3 import flux3_pipeline
 from tests.tiny_krea2 import krea2_pipeline
 from tests.tiny_qwen_image import qwen_image_edit_pipeline, qwen_image_pipeline
 from tests.tiny_qwen_image21 import qwen_image21_pipeline
@@ -249,6 +250,69 @@ async def test_flux2_klein_distilled(tmp_path: Path) -> None:
         {},  # the defaults: 4 steps, and there is no guidance
         height=80,
         width=112,
+    )
+
+
+class OneByOne:
+    """A modular pipeline of FLUX.3, which takes one prompt, as diffusers' other pipelines are called."""
+
+    def __init__(self, distilled: bool) -> None:
+        self.pipeline = flux3_pipeline(distilled)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        self.pipeline.set_progress_bar_config(**options)
+
+    def __call__(self, prompt: list[str], generator: list[Any], **options: Any) -> SimpleNamespace:
+        if "guidance_scale" in options:
+            guider = reference_library.ClassifierFreeGuidance(guidance_scale=options.pop("guidance_scale"))
+            self.pipeline.update_components(guider=guider)
+        if "negative_prompt" in options:
+            options["negative_prompt"] = options["negative_prompt"][0]
+        if "image" in options:
+            options["image"] = list(options["image"])
+        images = self.pipeline(prompt=prompt[0], generator=generator[0], output="images", **options)
+        return SimpleNamespace(images=images)
+
+
+async def assert_same_pictures_of_flux3(
+    distilled: bool, folder: Path, theirs: Any, ours: Any, **both: Any
+) -> None:
+    def save(pipeline: OneByOne, folder: Path) -> None:
+        tiny_flux3.save(pipeline.pipeline, folder)
+
+    await assert_same_pictures(OneByOne(distilled), folder, theirs, ours, save, one_by_one=True, **both)
+
+
+@SIZES
+async def test_flux3_klein_base(height: int, width: int, tmp_path: Path) -> None:
+    negative = {"negative_prompt": ["mud", ""]}
+    scale = {"guidance_scale": 3.0}
+    await assert_same_pictures_of_flux3(
+        *(False, tmp_path, scale | negative, scale | negative),
+        height=height,
+        width=width,
+        num_inference_steps=5,
+    )
+
+
+async def test_flux3_klein_distilled(tmp_path: Path) -> None:
+    # the defaults: 16 steps, and there is no guidance
+    await assert_same_pictures_of_flux3(True, tmp_path, {}, {}, height=80, width=112)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "sizes"),
+    [(True, [(101, 79)]), (False, [(64, 130), (97, 66)]), (True, [(70, 15)])],
+    ids=["one, kept whole", "two, cut", "one, smaller than a token"],
+)
+async def test_flux3_klein_with_references(
+    distilled: bool, sizes: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    pictures = [a_picture(size) for size in sizes]
+    await assert_same_pictures_of_flux3(
+        *(distilled, tmp_path, {"image": tuple(pictures)}),  # a list would be cut for each picture
+        {"references": [png(picture) for picture in pictures]},  # as large as the first one
+        num_inference_steps=4,
     )
 
 

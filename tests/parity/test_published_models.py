@@ -121,6 +121,7 @@ QWEN_IMAGE_ENCODERS: dict[str, Component] = {
 QWEN_IMAGE21_ENCODERS: dict[str, Component] = {
     "text_encoder": ("Qwen3VLForConditionalGeneration", QWEN3_VL_8B)
 }
+FLUX3_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3VLForConditionalGeneration", QWEN3_VL_4B)}
 KREA2_ENCODERS: dict[str, Component] = {"text_encoder": ("Qwen3VLModel", QWEN3_VL_4B)}
 MISTRAL_3: dict[str, Any] = {
     "text_config": {
@@ -160,6 +161,7 @@ PIPELINES: dict[str, tuple[str, dict[str, Component], Component]] = {
     "SD3Transformer2DModel": ("StableDiffusion3Pipeline", SD3_ENCODERS, autoencoder_kl(1.5305, 0.0609)),
     "FluxTransformer2DModel": ("FluxPipeline", FLUX_ENCODERS, autoencoder_kl(0.3611, 0.1159)),
     "Flux2Transformer2DModel": ("Flux2KleinPipeline", FLUX2_ENCODERS, FLUX2_VAE),
+    "Flux3Transformer2DModel": ("Flux3ModularPipeline", FLUX3_ENCODERS, FLUX2_VAE),
     "Krea2Transformer2DModel": ("Krea2Pipeline", KREA2_ENCODERS, QWEN_IMAGE_VAE),
     "QwenImageTransformer2DModel": ("QwenImagePipeline", QWEN_IMAGE_ENCODERS, QWEN_IMAGE_VAE),
     "QwenImage21Transformer2DModel": ("QwenImage21Pipeline", QWEN_IMAGE21_ENCODERS, QWEN_IMAGE21_VAE),
@@ -188,9 +190,16 @@ DYNAMIC = {
 
 QWEN_SHIFT = DYNAMIC | {"max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
 
-SD3_CLASS, FLUX_CLASS, FLUX2_CLASS, KREA2_CLASS, QWEN_IMAGE_CLASS, QWEN_IMAGE21_CLASS, Z_IMAGE_CLASS = (
-    PIPELINES
-)
+(
+    SD3_CLASS,
+    FLUX_CLASS,
+    FLUX2_CLASS,
+    FLUX3_CLASS,
+    KREA2_CLASS,
+    QWEN_IMAGE_CLASS,
+    QWEN_IMAGE21_CLASS,
+    Z_IMAGE_CLASS,
+) = PIPELINES
 MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "stable-diffusion-3-medium-diffusers": (SD3_CLASS, SD3["SD3-medium"][0], {"shift": 3.0}),
     "stable-diffusion-3.5-medium": (SD3_CLASS, SD3["SD3.5-medium"][0], {"shift": 3.0}),
@@ -203,6 +212,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "FLUX.2-klein-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
     "FLUX.2-klein-base-4B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-4B"][0], DYNAMIC),
     "FLUX.2-klein-base-9B": (FLUX2_CLASS, FLUX2["FLUX.2-klein-9B"][0], DYNAMIC),
+    "flux-3-image-klein": (FLUX3_CLASS, {"flow_map": True}, {"shift": 6.93}),
+    "flux-3-image-klein-base": (FLUX3_CLASS, {}, {"shift": 6.93}),
     "Krea-2-Raw": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
     "Krea-2-Turbo": (KREA2_CLASS, {}, DYNAMIC | {"max_image_seq_len": 6400}),
     "Qwen-Image": (QWEN_IMAGE_CLASS, {}, QWEN_SHIFT),
@@ -213,7 +224,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Z-Image-Turbo": (Z_IMAGE_CLASS, Z_IMAGE, {"shift": 3.0}),
 }
 """By the repository's name: the transformer's class and config, and the scheduler's config."""
-INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "klein" in name}
+INDICES = {name: {"is_distilled": "base" not in name} for name in MODELS if "FLUX.2-klein" in name}
 TURBO_LEVELS = [1.0, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568]
 INDICES["Qwen-Image-2.1-Turbo"] = {"sample_sigmas": TURBO_LEVELS}
 INDICES["Krea-2-Turbo"] = {"is_distilled": True}
@@ -252,6 +263,8 @@ class Published(Checkpoint):
         pipeline, encoders, vae = PIPELINES[class_name]
         if name.startswith("FLUX.2") and name.endswith("9B"):
             encoders = {"text_encoder": ("Qwen3ForCausalLM", QWEN3_8B)}
+        if name == "flux-3-image-klein":
+            pipeline = "Flux3DistilledModularPipeline"
         if name == "FLUX.2-dev":
             pipeline, encoders = "Flux2Pipeline", {"text_encoder": (MISTRAL_3_CLASS, MISTRAL_3)}
         self.components: dict[str, Component] = {
@@ -330,6 +343,7 @@ def test_the_transformer_uses_every_tensor(name: str, tmp_path: Path) -> None:
         "FLUX.2-dev",
         "FLUX.2-klein-4B",
         "FLUX.2-klein-9B",
+        "flux-3-image-klein",
         "Krea-2-Raw",
         "Qwen-Image",
         "Qwen-Image-2.1",
@@ -365,6 +379,8 @@ def test_vae_and_text_encoders_use_every_tensor(
         ("FLUX.2-klein-9B", 4, 1.0, GuidanceInput.NONE, EmpiricalShift()),
         ("FLUX.2-klein-base-4B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
         ("FLUX.2-klein-base-9B", 50, 4.0, GuidanceInput.BRANCHES, EmpiricalShift()),
+        ("flux-3-image-klein", 16, 1.0, GuidanceInput.NONE, 6.93),
+        ("flux-3-image-klein-base", 50, 3.5, GuidanceInput.BRANCHES, 6.93),
         ("Krea-2-Raw", 28, 5.5, GuidanceInput.BRANCHES, DynamicShift(256, 6400, 0.5, 1.15)),
         ("Krea-2-Turbo", 8, 1.0, GuidanceInput.BRANCHES, FixedMu(1.15)),
         ("Qwen-Image", 50, 4.0, GuidanceInput.BRANCHES, DynamicShift(256, 8192, 0.5, 0.9)),

@@ -52,6 +52,7 @@ class Limits:
     downscale: int
     previews: bool
     guidance: GuidanceInput
+    flow_map: bool = False
     default_guidance_method: GuidanceMethod = CLASSIFIER_FREE
     default_negative_prompt: str = ""
     num_layers: int = 0
@@ -153,8 +154,17 @@ class Parameters:
     preview_every: int = 0
     output_format: OutputFormat = PNG
     references: tuple[Reference, ...] = ()
+    crop_to_reference: bool = False
     edit: Edit | None = None
     noise: NDArray[np.float32] | None = field(default=None, compare=False)
+
+    @property
+    def crop(self) -> tuple[slice, slice]:
+        """Rows and columns of a decoded picture that are the request's."""
+        if not self.crop_to_reference:
+            return slice(None), slice(None)
+        left, top, right, bottom = self.references[0].size.box
+        return slice(top, bottom), slice(left, right)
 
     def guidance_scales(self) -> list[float]:
         """The guidance scale of each step."""

@@ -9,7 +9,7 @@ loop.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from triptych_coordinator.request.colours import ColourError, png_profile, to_sr
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 1 << 24
+MIRRORED = 16
+"""Sides up to which a picture is filled up with its reflection, edge and all."""
 MAX_CUT = 0.1
 MAX_SCANS = 100
 """Of a JPEG: each passes over all its pixels."""
@@ -133,9 +135,11 @@ def read_reference(data: bytes, size: ReferenceSize, alpha: bool = False) -> Pic
     with _broken_file_said(file):
         image, warnings = _in_srgb(file, _upright(file))
         image = image.convert("RGBA") if alpha else _over(image, "white").convert("RGB")
+        resized = image.resize(size.resized, Image.Resampling.LANCZOS)
+        if size.is_padded:
+            return Picture(_padded(np.asarray(resized), size), warnings)
         (width, height), (kept_width, kept_height) = size
         left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        resized = image.resize(size.resized, Image.Resampling.LANCZOS)
         kept = resized.crop((left, top, left + kept_width, top + kept_height))
     return Picture(np.asarray(kept), warnings)
 
@@ -148,6 +152,16 @@ def over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return np.asarray(white)
+
+
+def _padded(pixels: NDArray[np.uint8], size: ReferenceSize) -> NDArray[np.uint8]:
+    """A picture in the middle of its reflection, which leaves its edge out unless it is very small.
+
+    As in diffusers' Flux3ImageProcessor.
+    """
+    (width, height), (left, top, right, bottom) = size.kept, size.box
+    mode: Literal["reflect", "symmetric"] = "reflect" if min(size.resized) > MIRRORED else "symmetric"
+    return np.pad(pixels, ((top, height - bottom), (left, width - right), (0, 0)), mode=mode)
 
 
 def read_mask(data: bytes, place: Size, as_diffusers: bool = False) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """From the wire's GenerationParameters to checked ones with every default filled in."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from triptych_coordinator.request.parameters import (
     Limits,
     Lora,
     Parameters,
+    Reference,
 )
 from triptych_coordinator.request.prompt_weights import read_weighted
 from triptych_coordinator.request.record import record_text
@@ -42,6 +44,7 @@ from triptych_coordinator.sampling.guidance.schedules import (
 from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.reuse import NoReuse, StepReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
+from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
 from triptych_coordinator.sampling.solvers.solution import Solver
 
@@ -91,13 +94,13 @@ class _Given:
         references = read_references(self.message, self.limits, self.wrong)
         size = edits.own_size(self.message, self.limits, self.wrong, references)
         seeds = self.seeds()
-        solver: Solver = read_choice(self.message, "solver", EulerSolver(), self.wrong)
+        solver: Solver = self.solver()
         return Parameters(
             model=self.limits.model,
             prompts=self.prompts(),
             negative_prompts=self.negative_prompts(),
-            height=self.size("height", size.height),
-            width=self.size("width", size.width),
+            height=(height := self.size("height", size.height)),
+            width=(width := self.size("width", size.width)),
             num_inference_steps=(steps := self.num_inference_steps()),
             guidance_scale=self.guidance_scale(),
             guidance_schedule=self.guidance_schedule(steps),
@@ -123,6 +126,7 @@ class _Given:
             preview_every=self.preview_every(),
             output_format=self.output_format(),
             references=references,
+            crop_to_reference=self.crop_to_reference(references, width, height),
             edit=edits.read_edit(self.message, self.wrong, self.limits.fills),
         )
 
@@ -161,6 +165,19 @@ class _Given:
             allowed = f"must be a multiple of {multiple} from {multiple} to {largest} pixels, not {size}"
             self.wrong[field] = f"{allowed}; nearest: {' or '.join(map(str, nearest))}"
         return size
+
+    def crop_to_reference(self, references: Sequence[Reference], width: int, height: int) -> bool:
+        """Whether pictures are cut to what their only reference, which was filled up, fills of them."""
+        alone = references[0].size if len(references) == 1 and references[0].size.is_padded else None
+        if not self.message.HasField("crop_to_reference"):
+            decided = (self.message.HasField(field) for field in ("width", "height", "image", "latents"))
+            return alone is not None and not any(decided)
+        if self.message.crop_to_reference and (alone is None or alone.kept != (width, height)):
+            self.wrong["crop_to_reference"] = (
+                "needs one reference that is filled up, and pictures as large as that is then"
+                + ("" if alone is None else f": {alone.kept[0]} x {alone.kept[1]}")
+            )
+        return self.message.crop_to_reference
 
     def num_inference_steps(self) -> int:
         listed = self.explicit_steps()
@@ -221,6 +238,16 @@ class _Given:
                 self.wrong[path] = f"must be one per step ({steps}), not {listed}"
         return schedule
 
+    def solver(self) -> Solver:
+        solver: Solver = read_choice(self.message, "solver", EulerSolver(), self.wrong)
+        if self.limits.flow_map and not solver.samples_flow_maps:
+            fitting = " or ".join(name for name, known in SOLVERS.items() if known.samples_flow_maps)
+            self.wrong["solver"] = (
+                f"must be {fitting}: this model is a flow map, whose velocities lead to one level each,"
+                f" and {name_of('solver', solver)} joins them or leads them elsewhere"
+            )
+        return solver
+
     def sigma_schedule(self, solver: Solver) -> SigmaSchedule:
         default = LinearSigmas() if solver.needs_even_levels else CheckpointSigmas()
         return read_choice(self.message, "sigma_schedule", default, self.wrong)
@@ -235,6 +262,11 @@ class _Given:
             self.wrong["step_reuse.extrapolation"] = (
                 f"must not be set: {name_of('solver', solver)} draws fresh noise, behind which velocities do"
                 " not go on"
+            )
+        elif reuse.extrapolates and self.limits.flow_map:
+            self.wrong["step_reuse.extrapolation"] = (
+                "must not be set: this model is a flow map, and velocities on the way to one level do not"
+                " tell those to another"
             )
         return reuse
 

@@ -1,6 +1,6 @@
 """The pictures that a request has a model attend to."""
 
-from triptych.families.reference_sizes import References
+from triptych.families.reference_sizes import References, SizeRule
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.choices import Wrong
 from triptych_coordinator.request.parameters import Limits, Reference
@@ -20,18 +20,18 @@ def read_references(message: GenerationParameters, limits: Limits, wrong: Wrong)
     if given < limits.references.least:
         wrong["references"] = f"must be at least {limits.references.least}: this model edits pictures"
         return ()
-    read = []
+    read, sized = [], limits.references.rule(given)
     for index, file in enumerate(message.references):
         try:
-            read.append(_read(file, limits.references, limits))
+            read.append(_read(file, limits.references, sized, limits))
         except ValueError as error:
             wrong[f"references[{index}]"] = str(error)
     return tuple(read)
 
 
-def _read(file: bytes, references: References, limits: Limits) -> Reference:
+def _read(file: bytes, references: References, sized: SizeRule, limits: Limits) -> Reference:
     picture = picture_size(file)
-    size = references.sized(*picture)
+    size = sized(*picture)
     width, height = size.kept
     if width * height > limits.max_image_pixels or max(size.kept) > limits.max_size:
         raise ValueError(

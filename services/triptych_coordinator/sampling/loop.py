@@ -24,12 +24,18 @@ class Denoiser(Protocol):
     """The pure function v = f(x, sigma, conditioning), wherever it runs."""
 
     async def predict(
-        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """Velocities [branches, B, C, h, w] of latents [B, C, h, w]; no branches, no work.
 
         sigma is the same for all samples, or float32 [B, 1, 1, 1].
         `guidance` is the scale for a model that takes it as an input, None for every other.
+        `target` is the level to which the step goes; models that are no flow maps do not ask for it.
         """
         ...
 
@@ -75,9 +81,9 @@ async def sample(
     memory: Memory = None
     while asked is not None:
         match asked:
-            case Evaluate(latents, sigma):
+            case Evaluate(latents, sigma, target):
                 velocities = await denoiser.predict(
-                    latents, sigma, guided.branches(step), guided.input_scale(step)
+                    latents, sigma, guided.branches(step), guided.input_scale(step), target
                 )
                 velocity, memory = guided.velocity(step, velocities, memory)
                 clean = latents - sigma * velocity

@@ -22,12 +22,13 @@ from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 class Earlier(NamedTuple):
     """An evaluation that features may be reused of: every sample's latents, noise level and guidance scale.
 
-    There are no scales where the model takes none.
+    There are no scales where the model takes none, and no target levels where the solver names none.
     """
 
     latents: Latents
     sigmas: NDArray[np.float32]
     guidance_scales: Sequence[float]
+    targets: Sequence[float] = ()
 
 
 class FeatureReuse(NamedTuple):
@@ -50,6 +51,7 @@ class FeatureReuser(Denoiser, Protocol):
         branches: Sequence[Branch],
         guidance: float | None,
         reuses: Sequence[FeatureReuse | None],
+        target: np.float32 | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """As predict, and whether a row's features were reused: [branches, B]. A branch without FeatureReuse
         is computed whole.
@@ -158,17 +160,22 @@ class WithGuidanceReuse:
         self._age = 0
 
     async def predict(
-        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
         if len(branches) < 2:
-            return await self._denoiser.predict(latents, sigma, branches, guidance)
+            return await self._denoiser.predict(latents, sigma, branches, guidance, target)
         self._age += 1
         if self._differences is not None and self._branches == list(branches) and self._age < self._every:
             self.reused_rows += (len(branches) - 1) * len(latents)
-            prompts = await self._denoiser.predict(latents, sigma, [self._prompt], guidance)
+            prompts = await self._denoiser.predict(latents, sigma, [self._prompt], guidance, target)
             return prompts + self._differences
-        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance, target)
         self._branches, self._age = list(branches), 0
         self._differences = velocities - velocities[self._branches.index(self._prompt)]
         return velocities
@@ -190,7 +197,12 @@ class WithExtrapolation:
         self._age = 0
 
     async def predict(
-        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
         if self._branches != list(branches):
@@ -200,7 +212,7 @@ class WithExtrapolation:
             (sigma_0, before), (sigma_1, last) = self._computed
             self.reused_rows += len(branches) * len(latents)
             return last + (sigma - sigma_1) / (sigma_1 - sigma_0) * (last - before)
-        velocities = await self._denoiser.predict(latents, sigma, branches, guidance)
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance, target)
         earlier = [computed for computed in self._computed if computed[0] != sigma]
         self._computed, self._age = [*earlier[-1:], (sigma, velocities)], 0
         return velocities
@@ -221,14 +233,21 @@ class WithFeatureReuse:
         self._earlier: list[tuple[Branch, Earlier]] = []
 
     async def predict(
-        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
         earlier = [self._earlier_of(branch) for branch in branches]
         reuses = [FeatureReuse(self._threshold, last) for last in earlier]
-        velocities, reused = await self._denoiser.predict_reusing(latents, sigma, branches, guidance, reuses)
+        velocities, reused = await self._denoiser.predict_reusing(
+            latents, sigma, branches, guidance, reuses, target
+        )
         self.reused_rows += int(reused.sum())
-        now = evaluation(latents, sigma, guidance)
+        now = evaluation(latents, sigma, guidance, target)
         others = [entry for entry in self._earlier if entry[0] not in branches]
         kept = [mixed(now, last, rows) for last, rows in zip(earlier, reused, strict=True)]
         self._earlier = [*others, *zip(branches, kept, strict=True)]
@@ -238,11 +257,12 @@ class WithFeatureReuse:
         return next((earlier for known, earlier in self._earlier if known == branch), None)
 
 
-def evaluation(latents: Latents, sigma: Sigma, guidance: float | None) -> Earlier:
+def evaluation(latents: Latents, sigma: Sigma, guidance: float | None, target: np.float32 | None) -> Earlier:
     """This evaluation as a later one names it."""
     samples = len(latents)
     sigmas = np.broadcast_to(np.ravel(sigma), samples).astype(np.float32)
-    return Earlier(latents, sigmas, [] if guidance is None else [guidance] * samples)
+    scales = [] if guidance is None else [guidance] * samples
+    return Earlier(latents, sigmas, scales, [] if target is None else [float(target)] * samples)
 
 
 def mixed(now: Earlier, last: Earlier | None, reused: NDArray[np.bool_]) -> Earlier:
@@ -250,8 +270,8 @@ def mixed(now: Earlier, last: Earlier | None, reused: NDArray[np.bool_]) -> Earl
     if last is None or not reused.any():
         return now
     latents = np.where(reused[:, None, None, None], last.latents, now.latents)
-    scales = [
-        old if kept else new
-        for kept, old, new in zip(reused, last.guidance_scales, now.guidance_scales, strict=False)
-    ]
-    return Earlier(latents, np.where(reused, last.sigmas, now.sigmas), scales)
+    scales, targets = (
+        [old if kept else new for kept, old, new in zip(reused, *pair, strict=False)]
+        for pair in ((last.guidance_scales, now.guidance_scales), (last.targets, now.targets))
+    )
+    return Earlier(latents, np.where(reused, last.sigmas, now.sigmas), scales, targets)

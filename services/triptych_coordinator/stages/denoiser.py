@@ -81,11 +81,16 @@ class RequestDenoiser:
             self.fingerprint = self.model.model.fingerprint
 
     async def predict(
-        self, latents: Latents, sigma: Sigma, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
         nothing = [None] * len(branches)
-        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing))[0]
+        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing, target))[0]
 
     async def predict_reusing(
         self,
@@ -94,19 +99,21 @@ class RequestDenoiser:
         branches: Sequence[Branch],
         guidance: float | None,
         reuses: Sequence[FeatureReuse | None],
+        target: np.float32 | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """As reuse.FeatureReuser. What one denoiser does not take at once goes in several calls."""
+        target = target if self.model.takes_target_sigma else None
         sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
         velocities = np.empty((len(branches), *latents.shape), np.float32)
         reused = np.zeros(velocities.shape[:2], np.bool_)
 
         async def predict_part(some: slice, part: slice) -> None:
             messages = [
-                _branch_message(branch, reuse, part)
+                _branch_message(branch, reuse, part, target is not None)
                 for branch, reuse in zip(branches[some], reuses[some], strict=True)
             ]
             velocities[some, part], reused[some, part] = await self._predict_part(
-                latents[part], sigmas[part], messages, guidance
+                latents[part], sigmas[part], messages, guidance, target
             )
 
         replicas = self._replicas(reuses)
@@ -143,11 +150,13 @@ class RequestDenoiser:
         sigmas: Sequence[float],
         branches: Sequence[denoiser_pb2.Branch],
         guidance: float | None,
+        target: np.float32 | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         others = denoiser_pb2.PredictRequest(
             sigmas=sigmas,
             branches=branches,
             guidance_scales=[] if guidance is None else [guidance] * len(latents),
+            target_sigmas=[] if target is None else [float(target)] * len(latents),
             loras=self.loras,
         )
         request = with_tensor(others, array_view(latents))
@@ -244,8 +253,10 @@ def _predicted(response: denoiser_pb2.PredictResponse, shape: tuple[int, ...]) -
     return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), times)
 
 
-def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> denoiser_pb2.Branch:
-    """A branch of some of the samples."""
+def _branch_message(
+    branch: Branch, reuse: FeatureReuse | None, part: slice, with_targets: bool
+) -> denoiser_pb2.Branch:
+    """A branch of some of the samples; `with_targets` for a flow map."""
     message = denoiser_pb2.Branch(
         conditioning_digests=branch.digests[part],
         skipped_layers=branch.skipped_layers,
@@ -258,4 +269,5 @@ def _branch_message(branch: Branch, reuse: FeatureReuse | None, part: slice) -> 
             message.feature_reuse.latents.CopyFrom(array_to_message(earlier.latents[part]))
             message.feature_reuse.sigmas.extend(earlier.sigmas[part].tolist())
             message.feature_reuse.guidance_scales.extend(earlier.guidance_scales[part])
+            message.feature_reuse.target_sigmas.extend(earlier.targets[part] if with_targets else ())
     return message

@@ -132,6 +132,7 @@ class Models:
             default_num_inference_steps=sampling.num_inference_steps,
             default_guidance_scale=sampling.guidance_scale,
             guidance=sampling.guidance,
+            flow_map=denoiser.takes_target_sigma,
             default_guidance_method=sampling.guidance_method,
             default_negative_prompt=sampling.negative_prompt,
             num_layers=denoiser.num_layers,

@@ -13,6 +13,7 @@ from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.flux2 import Flux2Transformer
+from triptych_denoiser.models.flux3 import Flux3Transformer
 from triptych_denoiser.models.krea2 import Krea2Transformer
 from triptych_denoiser.models.loading import build, places_of_modules
 from triptych_denoiser.models.lora_names import TransformerNames
@@ -29,6 +30,7 @@ ARCHITECTURES: Mapping[str, type[Transformer]] = {
     "SD3Transformer2DModel": SD3Transformer,
     "FluxTransformer2DModel": FluxTransformer,
     "Flux2Transformer2DModel": Flux2Transformer,
+    "Flux3Transformer2DModel": Flux3Transformer,
     "Krea2Transformer2DModel": Krea2Transformer,
     "QwenImageTransformer2DModel": QwenImageTransformer,
     "QwenImage21Transformer2DModel": QwenImage21Transformer,

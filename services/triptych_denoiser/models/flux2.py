@@ -19,11 +19,13 @@ from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
     AttentionProjections,
+    FusedGatedFeedForward,
     Linear,
     Modulation,
     RMSNorm,
     TwoLayers,
     add_gated,
+    gated,
     modulate,
     rounded_guidance,
     rounded_timesteps,
@@ -105,25 +107,6 @@ class Flux2Config(ModelConfig):
             )
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020) whose two products are one: linear_2(SiLU(a) * b), a and b of linear_1(x)."""
-
-    def __init__(self, config: Flux2Config) -> None:
-        super().__init__()
-        self.linear_1 = Linear(config.width, 2 * config.hidden, bias=False)
-        self.linear_2 = Linear(config.hidden, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
-        return self.linear_2(gated(self.linear_1(x)))  # type: ignore[no-any-return]
-
-
-def gated(x: Tensor) -> Tensor:
-    """SiLU of the first half of the channels times the second."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
 class DoubleBlock(TwoStreams):
     """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
 
@@ -133,8 +116,8 @@ class DoubleBlock(TwoStreams):
         self.image_attention = AttentionProjections(heads, head_dim, bias=False)
         self.text_attention = AttentionProjections(heads, head_dim, bias=False)
         self.attend = Attention()
-        self.image_mlp = FeedForward(config)
-        self.text_mlp = FeedForward(config)
+        self.image_mlp = FusedGatedFeedForward(config.width, config.hidden)
+        self.text_mlp = FusedGatedFeedForward(config.width, config.hidden)
 
     def forward(
         self,

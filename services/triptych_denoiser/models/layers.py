@@ -56,6 +56,10 @@ class ZeroCentredRMSNorm(RMSNorm):
         return normed.to(x.dtype)
 
 
+class Float32RMSNorm(RMSNorm):
+    """RMSNorm whose weight stays in float32 whatever the model's dtype, and so gives float32."""
+
+
 class Linear(ChangedModule, nn.Linear):
     """A linear whose rows round the same however many there are, with the LoRAs of the pass that runs."""
 
@@ -164,6 +168,25 @@ class FeedForward(nn.Module):
         return self.linear_2(gelu_tanh(self.linear_1(x)))  # type: ignore[no-any-return]
 
 
+class FusedGatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020) whose two products are one: linear_2(SiLU(a) * b), a and b of linear_1(x)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(width, 2 * hidden, bias=False)
+        self.linear_2 = Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
+        return self.linear_2(gated(self.linear_1(x)))  # type: ignore[no-any-return]
+
+
+def gated(x: Tensor) -> Tensor:
+    """SiLU of the first half of the channels times the second."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
 class AttentionProjections(nn.Module):
     """A stream's queries, keys and values, each [rows, heads, tokens, head_dim], and its way out.
 
@@ -179,13 +202,14 @@ class AttentionProjections(nn.Module):
         has_out: bool = True,
         bias: bool = True,
         eps: float = EPS,
+        norm: type[RMSNorm] = RMSNorm,
     ) -> None:
         super().__init__()
         width = heads * head_dim
         self.heads = heads
         self.qkv = Linear(width, 3 * width, bias=bias)
-        self.norm_q = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
-        self.norm_k = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.norm_q = norm(head_dim, eps) if qk_norm else nn.Identity()
+        self.norm_k = norm(head_dim, eps) if qk_norm else nn.Identity()
         self.out = Linear(width, width, bias=bias) if has_out else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.compute.loading import check_names, copy_weight, fill, storage_of
 from triptych.compute.lora_changes import ChangedModule, Place
 from triptych.compute.quantization import Quantizer
-from triptych_denoiser.models.layers import ZeroCentredRMSNorm
+from triptych_denoiser.models.layers import Float32RMSNorm, ZeroCentredRMSNorm
 from triptych_denoiser.models.transformer import Transformer
 
 
@@ -44,7 +44,7 @@ def in_dtype(model: Transformer, dtype: torch.dtype) -> Transformer:
     """The model in a dtype, but for the norms whose weights are float32 in every one."""
     model = model.to(dtype)
     for module in model.modules():
-        if isinstance(module, ZeroCentredRMSNorm):
+        if isinstance(module, ZeroCentredRMSNorm | Float32RMSNorm):
             module.float()
     return model
 

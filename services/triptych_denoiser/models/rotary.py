@@ -17,12 +17,17 @@ MAX_SIZE = 512
 
 
 def axis_angles(count: int, dim: int, theta: float) -> Tensor:
-    """The angles of positions 0 to count - 1 on an axis of `dim` channels: float64 [count, dim / 2].
+    """The angles of positions 0 to count - 1: see angles_at."""
+    return angles_at(torch.arange(count), dim, theta)
+
+
+def angles_at(positions: Tensor, dim: int, theta: float) -> Tensor:
+    """The angles of positions [count] on an axis of `dim` channels: float64 [count, dim / 2].
 
     Position x θ^(-2i / dim) for channel pair i.
     """
     frequencies = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    return torch.outer(torch.arange(count, dtype=torch.float64), frequencies)
+    return torch.outer(positions.double(), frequencies)
 
 
 def grid_positions(first: int, rows: int, columns: int) -> Tensor:

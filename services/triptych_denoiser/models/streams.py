@@ -168,6 +168,59 @@ class Streams:
         return self.image.pack(image), self.text.pack(text)
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """Tokens of several kinds behind each other in every row; what modulates a row differs between them.
+
+    stream: all tokens.
+    tokens: how many a row has of each kind, by group. A group may lack the last kinds.
+    """
+
+    stream: EqualRows | MixedRows
+    tokens: tuple[tuple[int, ...], ...]
+
+    def parts(self, kind: int) -> list[slice]:
+        """Which of a row's tokens are of a kind, by group."""
+        return [slice(sum(tokens[:kind]), sum(tokens[: kind + 1])) for tokens in self.tokens]
+
+    def cut(self, packed: Tensor, kind: int) -> Tensor:
+        """Packed tokens of a kind that every group has."""
+        groups = zip(self.stream.groups(packed), self.parts(kind), strict=True)
+        cut = [group[:, part] for group, part in groups]
+        return cut[0] if len(cut) == 1 else torch.cat([group.flatten(0, 1) for group in cut])[None]
+
+    def apply(self, operation: Callable[..., Tensor], *operands: Tensor | Sequence[Tensor]) -> Tensor:
+        """As Stream.apply; what is for each row is given for every kind of its tokens."""
+        kinds = max(map(len, self.tokens))
+        if kinds == 1:
+            return self.stream.apply(operation, *(x if isinstance(x, Tensor) else x[0] for x in operands))
+        if isinstance(self.stream, EqualRows):
+            parts = [self.parts(kind)[0] for kind in range(kinds)]
+            of_kinds = [
+                [x[:, part] if isinstance(x, Tensor) else x[kind] for x in operands]
+                for kind, part in enumerate(parts)
+            ]
+            return torch.cat([operation(*each) for each in of_kinds], dim=1)
+        applied = torch.empty_like(next(x for x in operands if isinstance(x, Tensor)))
+        for kind in range(kinds):
+            parts = self.parts(kind)
+            groups = [
+                [group[:, part] for group, part in zip(self.stream.groups(x), parts, strict=True)]
+                if isinstance(x, Tensor)
+                else torch.split(x[kind], list(self.stream.rows))
+                for x in (applied, *operands)
+            ]
+            for out, *group in zip(*groups, strict=True):
+                operation(*group, out=out)
+        return applied
+
+
+def kinds_of(rows: Sequence[Groups]) -> Kinds:
+    """The kinds of groups whose rows are of these tensors, one behind another: [rows, tokens, channels]."""
+    tokens = tuple(tuple(kind.shape[1] for kind in group) for group in rows)
+    return Kinds(_stream([len(group[0]) for group in rows], [sum(each) for each in tokens]), tokens)
+
+
 def rows_apart(packed: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
     """[..., all tokens, channels] as [rows, ..., tokens, channels] for each group, in the same memory."""
     parts = torch.split(packed, [n * m for n, m in zip(rows, tokens, strict=True)], dim=-2)

@@ -72,6 +72,7 @@ class Inputs:
         read beside theirs.
     references_in_text: whether references are read inside the text, at the places that come with it. Without
         both, tokens of references lie behind those of the latents.
+    target_sigma: whether the model takes the noise level that a step goes to (a flow map).
     """
 
     channels: int
@@ -89,6 +90,7 @@ class Inputs:
     reference_channels: int = 0
     reference_same_size: bool = False
     references_in_text: bool = False
+    target_sigma: bool = False
 
 
 OUTSIDE_BLOCKS = (
@@ -118,7 +120,7 @@ class Transformer(nn.Module):
     )
     """The linears that are quantized differently, or not."""
 
-    has_static_text: ClassVar[bool] = False
+    has_static_text: bool = False
     """Whether a part of the model sees text and references alone: see static_text."""
 
     mixed: Callable[..., list[Tensor]]
@@ -193,10 +195,10 @@ class Transformer(nn.Module):
                 tokens have positions.
             references: as RowGroup has them, as far as `inputs` has any.
             reference_positions: where references belong in the text of every row, if `inputs` says so.
-            others: `guidance`, float32 [rows], if and only if it is taken; of the `num_layers`,
-                `skipped_layers`, which change nothing, and `perturbed_layers`, in which image tokens do not
-                see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need the blocks
-                behind the first one, all if it is left out.
+            others: `guidance` and `target_sigma`, float32 [rows], if and only if they are taken; of the
+                `num_layers`, `skipped_layers`, which change nothing, and `perturbed_layers`, in which image
+                tokens do not see each other (see perturbed_bias); and `reuse`, a BlockReuse: which rows need
+                the blocks behind the first one, all if it is left out.
         """
         given: dict[str, Any] = {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse} | others
         if pooled is not None:

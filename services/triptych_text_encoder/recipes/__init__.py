@@ -10,6 +10,7 @@ from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.flux import FluxRecipe
 from triptych_text_encoder.recipes.flux2 import Flux2KleinRecipe
 from triptych_text_encoder.recipes.flux2_dev import Flux2DevRecipe
+from triptych_text_encoder.recipes.flux3 import Flux3Recipe
 from triptych_text_encoder.recipes.krea2 import Krea2Recipe
 from triptych_text_encoder.recipes.qwen_image import QwenImageRecipe
 from triptych_text_encoder.recipes.qwen_image21 import QwenImage21Recipe
@@ -33,6 +34,8 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
     "FluxFillPipeline": FluxRecipe,
     "Flux2KleinPipeline": Flux2KleinRecipe,
     "Flux2Pipeline": Flux2DevRecipe,
+    "Flux3ModularPipeline": Flux3Recipe,
+    "Flux3DistilledModularPipeline": Flux3Recipe,
     "Krea2Pipeline": Krea2Recipe,
     "QwenImagePipeline": QwenImageRecipe,
     "QwenImageEditPipeline": QwenImageEditRecipe,

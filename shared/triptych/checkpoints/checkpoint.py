@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.formats import read_file
-from triptych.checkpoints.hub import Repository
+from triptych.checkpoints.hub import INDEX_NAMES, Repository
 from triptych.checkpoints.names import names_of
 from triptych.checkpoints.weights import open_weights
 from triptych.errors import CheckpointError
@@ -17,6 +17,7 @@ from triptych.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+_FOLDER = re.compile(r"\w[\w.-]*")
 _CONFIG_NAMES = ("config.json", "scheduler_config.json")
 _WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _WEIGHTS = re.compile(
@@ -29,7 +30,9 @@ _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
 class Checkpoint:
-    """A folder with a model_index.json and one folder per component. Files are read when asked for.
+    """A folder with an index and one folder per component. Files are read when asked for.
+
+    The index is model_index.json, or modular_model_index.json of a modular pipeline.
 
     Of a repository on the hub, files are downloaded when they are asked for: of each component that a stage
     uses its configs, vocabularies and safetensors files, of the others nothing.
@@ -49,7 +52,8 @@ class Checkpoint:
         self._repository = repository
         if repository:
             repository.fetch(["triptych.json"])
-        self.index = read_object(path / "model_index.json")
+        self._index_file = find_index(path)
+        self.index, self._folders = _read_index(self._index_file)
 
     @property
     def own_defaults(self) -> Path:
@@ -69,13 +73,13 @@ class Checkpoint:
     def class_name(self, component: str) -> str:
         """The component's class in the index, e.g. "SD3Transformer2DModel"."""
         if not self.has(component):
-            raise CheckpointError(f"{self.path / 'model_index.json'} names no component '{component}'")
+            raise CheckpointError(f"{self._index_file} names no component '{component}'")
         return str(self.index[component][1])
 
     def folder(self, component: str) -> Path:
         """The component's folder, with its configs and vocabularies; `files` brings its weights."""
         self.class_name(component)
-        folder = self.path / component
+        folder = self.path / self._folder_name(component)
         small = [name for name in self._names(component) if Path(name).suffix in _SMALL_SUFFIXES]
         self._fetch(component, small)
         if not folder.is_dir():
@@ -137,18 +141,48 @@ class Checkpoint:
     def _names(self, component: str) -> list[str]:
         """The names of the files in a component's folder, sorted."""
         if self._repository:
-            return self._repository.names(component)
-        folder = self.path / component
+            return self._repository.names(self._folder_name(component))
+        folder = self.path / self._folder_name(component)
         return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
 
     def _fetch(self, component: str, names: Iterable[str]) -> None:
         if self._repository:
-            self._repository.fetch(f"{component}/{name}" for name in names)
+            self._repository.fetch(f"{self._folder_name(component)}/{name}" for name in names)
+
+    def _folder_name(self, component: str) -> str:
+        return self._folders.get(component, component)
 
     def _lacks(self, folder: Path, what: str) -> CheckpointError:
         offline = self._repository is not None and self._repository.offline
         as_far = ", as far as the cache has it," if offline else ""
         return CheckpointError(f"{folder}{as_far} has no {what}")
+
+
+def find_index(folder: Path) -> Path:
+    """The file in a folder that names its components; where there is none, the one that is missing."""
+    found = (folder / name for name in INDEX_NAMES if (folder / name).is_file())
+    return next(found, folder / INDEX_NAMES[0])
+
+
+def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """What an index says, and the folders of components that are not called after them.
+
+    A modular pipeline's has [library, class, where it is] for a component, the first two null where the last
+    has them as a hint.
+
+    Raises:
+        CheckpointError: it cannot be read, or a component is in no folder of the checkpoint's own.
+    """
+    index, folders = read_object(file), {}
+    for name, entry in index.items():
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict)):
+            continue
+        hint, folder = entry[2].get("type_hint"), entry[2].get("subfolder") or name
+        index[name] = entry[:2] if all(entry[:2]) else hint
+        if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+            raise CheckpointError(f"{file}: the folder of '{name}' is {folder!r}, which is none of its own")
+        folders[name] = folder
+    return index, folders
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -21,6 +21,10 @@ _LOG_SECONDS = 10.0
 _LOGGED_BYTES = 1 << 20
 
 
+INDEX_NAMES = ("model_index.json", "modular_model_index.json")
+"""Files that name a checkpoint's components: a pipeline's, and a modular one's."""
+
+
 def is_hub_name(text: str) -> bool:
     """Whether it has the form org/name."""
     return _NAME.fullmatch(text) is not None
@@ -76,7 +80,7 @@ def _resolved(name: str, revision: str) -> Repository:
     import huggingface_hub
 
     try:
-        folder = _download(name, revision, "model_index.json").parent
+        folder = _download_index(name, revision).parent
         with _clear_errors(name, revision):
             info = huggingface_hub.HfApi(token=_token()).model_info(name, revision=folder.name)
     except HubAwayError:
@@ -103,8 +107,19 @@ def _snapshot(name: str, revision: str) -> Path | None:
     """The folder of a revision in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "model_index.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    found = (try_to_load_from_cache(name, index, revision=revision) for index in INDEX_NAMES)
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def _download_index(name: str, revision: str) -> Path:
+    """The file that names a checkpoint's components."""
+    try:
+        return _download(name, revision, INDEX_NAMES[0])
+    except MissingFileError as missing:
+        try:
+            return _download(name, revision, INDEX_NAMES[1])
+        except MissingFileError:
+            raise missing from missing.__cause__
 
 
 def _download(name: str, revision: str, file: str) -> Path:
@@ -133,6 +148,10 @@ class HubAwayError(CheckpointError):
     """The hub did not answer."""
 
 
+class MissingFileError(CheckpointError):
+    """A repository does not have a file."""
+
+
 @contextmanager
 def _clear_errors(name: str, revision: str, file: str = "model_index.json") -> Iterator[None]:
     """Turns what huggingface_hub raises into a CheckpointError of one sentence."""
@@ -155,7 +174,7 @@ def _clear_errors(name: str, revision: str, file: str = "model_index.json") -> I
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no branch, tag or commit '{revision}'") from error
     except errors.RemoteEntryNotFoundError as error:
-        raise CheckpointError(f"{name} at {revision} is no checkpoint: it has no {file}") from error
+        raise MissingFileError(f"{name} at {revision} is no checkpoint: it has no {file}") from error
     except Exception as error:  # also httpx's errors, under whichever name huggingface_hub has it
         raise HubAwayError(
             f"{name} cannot be had from the hub ({_said(error.__cause__ or error)}); "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import triptych
-from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.checkpoints.checkpoint import Checkpoint, find_index
 from triptych.checkpoints.hub import is_hub_name, open_repository
 from triptych.checkpoints.single_file import SingleFile, WithFile
 from triptych.errors import CheckpointError
@@ -64,7 +64,7 @@ def _open(
             f"'{model}' is neither a known model nor a folder, a file or a name on the hub (org/name); "
             f"the models by name are: {', '.join(bundled_models())}"
         )
-    if not (path / "model_index.json").is_file():
+    if not find_index(path).is_file():
         raise CheckpointError(f"{path} is no checkpoint: it has no model_index.json")
     return Checkpoint(path, variant=variant)
 
@@ -78,7 +78,7 @@ def _given(model: str) -> Path:
 def _checkpoint_around(file: Path) -> str | None:
     """The checkpoint in whose folders a component's own file is, as its base."""
     folder = file.parent.parent
-    return str(folder) if (folder / "model_index.json").is_file() else None
+    return str(folder) if find_index(folder).is_file() else None
 
 
 def bundled_models() -> list[str]:

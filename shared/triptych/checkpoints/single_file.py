@@ -214,7 +214,7 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is incomplete or no published model's: {error}") from error
     raise CheckpointError(
-        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2, "
+        f"{path} has the key names of no known model; known are those of SD3, SD3.5, FLUX.1, FLUX.2, FLUX.3, "
         "Krea 2, Qwen-Image, Qwen-Image 2.1 and Z-Image as their authors, node editors, GGUF converters and "
         "diffusers have them"
     )

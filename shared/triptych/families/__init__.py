@@ -3,6 +3,7 @@
 from triptych.families import (
     flux,
     flux2,
+    flux3,
     flux_fill,
     flux_kontext,
     krea2,
@@ -21,6 +22,8 @@ FAMILIES: tuple[Family, ...] = (
     flux_fill.FAMILY,
     flux2.FAMILY,
     flux2.DEV,
+    flux3.FAMILY,
+    flux3.DISTILLED,
     krea2.FAMILY,
     qwen_image.FAMILY,
     qwen_image_edit.PLUS,  # whose names have the other's in them

@@ -120,6 +120,8 @@ class Family:
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
+    flow_map: whether its transformers are told the level that a step goes to.
+    makes_its_scheduler: whether its pipelines make the scheduler, the published one, and do not name it.
     references: the pictures that it attends to, if it does.
     fills: whether a picture and a mask are its input: it makes anew what is masked.
     named: what the name of a repository or file has in it, if another family has the same transformer.
@@ -142,6 +144,8 @@ class Family:
     negative_prompt: str = ""
     distilled: Defaults | None = None
     distilled_mu: float | None = None
+    flow_map: bool = False
+    makes_its_scheduler: bool = False
     references: References | None = None
     fills: bool = False
     named: tuple[str, ...] = ()
@@ -158,7 +162,8 @@ class Family:
 
     def has(self, config: Mapping[str, Any]) -> bool:
         """Whether a transformer of its class with such a config may be one of its."""
-        return bool(config.get("guidance_embeds")) in self.defaults
+        guided, flow_map = (bool(config.get(key)) for key in ("guidance_embeds", "flow_map"))
+        return guided in self.defaults and flow_map == self.flow_map
 
     def is_named(self, names: Iterable[str]) -> bool:
         """Whether a model that goes by these names has one of `named` in it."""

@@ -27,7 +27,7 @@ from triptych.v1 import model_pb2 as triptych_dot_v1_dot_model__pb2
 from triptych.v1 import tensor_pb2 as triptych_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/denoiser.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"\xba\x01\n\x06\x42ranch\x12\x1c\n\x14\x63onditioning_digests\x18\x01 \x03(\x0c\x12\x16\n\x0eskipped_layers\x18\x02 \x03(\x05\x12\x18\n\x10perturbed_layers\x18\x03 \x03(\x05\x12\x30\n\rfeature_reuse\x18\x04 \x01(\x0b\x32\x19.triptych.v1.FeatureReuse\x12.\n\nreferences\x18\x05 \x03(\x0b\x32\x1a.triptych.v1.ReferenceList\" \n\rReferenceList\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"p\n\x0c\x46\x65\x61tureReuse\x12\x11\n\tthreshold\x18\x01 \x01(\x02\x12$\n\x07latents\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0e\n\x06sigmas\x18\x03 \x03(\x02\x12\x17\n\x0fguidance_scales\x18\x04 \x03(\x02\"\xa8\x01\n\x0ePredictRequest\x12$\n\x07latents\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0e\n\x06sigmas\x18\x02 \x03(\x02\x12%\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x13.triptych.v1.Branch\x12\x17\n\x0fguidance_scales\x18\x04 \x03(\x02\x12 \n\x05loras\x18\x05 \x03(\x0b\x32\x11.triptych.v1.Lora\"\x92\x02\n\x0fPredictResponse\x12\'\n\nvelocities\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x1a\n\x12queue_milliseconds\x18\x03 \x01(\x02\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\x12\x0e\n\x06reused\x18\x05 \x03(\x08\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x1a\n\x12text_encoder_loras\x18\x07 \x03(\t\x12\x12\n\nbatch_rows\x18\x08 \x01(\x02\x12\x14\n\x0cwaiting_rows\x18\t \x01(\x05\x12\x1f\n\x17oldest_row_milliseconds\x18\n \x01(\x02\"\xb9\x01\n\x16PutConditioningRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12%\n\x08sequence\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12#\n\x06pooled\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12&\n\treference\x18\x04 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x1b\n\x13reference_positions\x18\x05 \x03(\x05\"\x19\n\x17PutConditioningResponse\" \n\x1e\x44\x65noiserServiceGetModelRequest\"\xfe\x03\n\x1f\x44\x65noiserServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x17\n\x0flatent_channels\x18\x02 \x01(\x05\x12\x17\n\x0flatent_multiple\x18\x03 \x01(\x05\x12\x17\n\x0fmax_latent_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x64\x65\x66\x61ult_latent_size\x18\x05 \x01(\x05\x12\x1b\n\x13joint_attention_dim\x18\x06 \x01(\x05\x12\x1d\n\x15pooled_projection_dim\x18\x07 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x08 \x01(\x05\x12\x14\n\x0cmax_branches\x18\t \x01(\x05\x12\x19\n\x11guidance_embedded\x18\n \x01(\x08\x12\r\n\x05loras\x18\x0b \x03(\t\x12\x11\n\tattention\x18\x0c \x01(\t\x12\x12\n\nnum_layers\x18\r \x01(\x05\x12\x12\n\ntoken_size\x18\x0e \x01(\x05\x12\x16\n\x0emax_references\x18\x0f \x01(\x05\x12\x1a\n\x12reference_channels\x18\x10 \x01(\x05\x12\x1b\n\x13reference_same_size\x18\x11 \x01(\x08\x12\x1a\n\x12references_in_text\x18\x12 \x01(\x08\x12\x13\n\x0b\x66used_loras\x18\x13 \x03(\t2\x9c\x02\n\x0f\x44\x65noiserService\x12\x44\n\x07Predict\x12\x1b.triptych.v1.PredictRequest\x1a\x1c.triptych.v1.PredictResponse\x12\\\n\x0fPutConditioning\x12#.triptych.v1.PutConditioningRequest\x1a$.triptych.v1.PutConditioningResponse\x12\x65\n\x08GetModel\x12+.triptych.v1.DenoiserServiceGetModelRequest\x1a,.triptych.v1.DenoiserServiceGetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atriptych/v1/denoiser.proto\x12\x0btriptych.v1\x1a\x16triptych/v1/lora.proto\x1a\x17triptych/v1/model.proto\x1a\x18triptych/v1/tensor.proto\"\xba\x01\n\x06\x42ranch\x12\x1c\n\x14\x63onditioning_digests\x18\x01 \x03(\x0c\x12\x16\n\x0eskipped_layers\x18\x02 \x03(\x05\x12\x18\n\x10perturbed_layers\x18\x03 \x03(\x05\x12\x30\n\rfeature_reuse\x18\x04 \x01(\x0b\x32\x19.triptych.v1.FeatureReuse\x12.\n\nreferences\x18\x05 \x03(\x0b\x32\x1a.triptych.v1.ReferenceList\" \n\rReferenceList\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"\x87\x01\n\x0c\x46\x65\x61tureReuse\x12\x11\n\tthreshold\x18\x01 \x01(\x02\x12$\n\x07latents\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0e\n\x06sigmas\x18\x03 \x03(\x02\x12\x17\n\x0fguidance_scales\x18\x04 \x03(\x02\x12\x15\n\rtarget_sigmas\x18\x05 \x03(\x02\"\xbf\x01\n\x0ePredictRequest\x12$\n\x07latents\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x0e\n\x06sigmas\x18\x02 \x03(\x02\x12%\n\x08\x62ranches\x18\x03 \x03(\x0b\x32\x13.triptych.v1.Branch\x12\x17\n\x0fguidance_scales\x18\x04 \x03(\x02\x12 \n\x05loras\x18\x05 \x03(\x0b\x32\x11.triptych.v1.Lora\x12\x15\n\rtarget_sigmas\x18\x06 \x03(\x02\"\x92\x02\n\x0fPredictResponse\x12\'\n\nvelocities\x18\x01 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x1a\n\x12queue_milliseconds\x18\x03 \x01(\x02\x12\x1c\n\x14\x63ompute_milliseconds\x18\x04 \x01(\x02\x12\x0e\n\x06reused\x18\x05 \x03(\x08\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x1a\n\x12text_encoder_loras\x18\x07 \x03(\t\x12\x12\n\nbatch_rows\x18\x08 \x01(\x02\x12\x14\n\x0cwaiting_rows\x18\t \x01(\x05\x12\x1f\n\x17oldest_row_milliseconds\x18\n \x01(\x02\"\xb9\x01\n\x16PutConditioningRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12%\n\x08sequence\x18\x02 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12#\n\x06pooled\x18\x03 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12&\n\treference\x18\x04 \x01(\x0b\x32\x13.triptych.v1.Tensor\x12\x1b\n\x13reference_positions\x18\x05 \x03(\x05\"\x19\n\x17PutConditioningResponse\" \n\x1e\x44\x65noiserServiceGetModelRequest\"\x9a\x04\n\x1f\x44\x65noiserServiceGetModelResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.triptych.v1.ModelInfo\x12\x17\n\x0flatent_channels\x18\x02 \x01(\x05\x12\x17\n\x0flatent_multiple\x18\x03 \x01(\x05\x12\x17\n\x0fmax_latent_size\x18\x04 \x01(\x05\x12\x1b\n\x13\x64\x65\x66\x61ult_latent_size\x18\x05 \x01(\x05\x12\x1b\n\x13joint_attention_dim\x18\x06 \x01(\x05\x12\x1d\n\x15pooled_projection_dim\x18\x07 \x01(\x05\x12\x13\n\x0bmax_samples\x18\x08 \x01(\x05\x12\x14\n\x0cmax_branches\x18\t \x01(\x05\x12\x19\n\x11guidance_embedded\x18\n \x01(\x08\x12\r\n\x05loras\x18\x0b \x03(\t\x12\x11\n\tattention\x18\x0c \x01(\t\x12\x12\n\nnum_layers\x18\r \x01(\x05\x12\x12\n\ntoken_size\x18\x0e \x01(\x05\x12\x16\n\x0emax_references\x18\x0f \x01(\x05\x12\x1a\n\x12reference_channels\x18\x10 \x01(\x05\x12\x1b\n\x13reference_same_size\x18\x11 \x01(\x08\x12\x1a\n\x12references_in_text\x18\x12 \x01(\x08\x12\x13\n\x0b\x66used_loras\x18\x13 \x03(\t\x12\x1a\n\x12takes_target_sigma\x18\x14 \x01(\x08\x32\x9c\x02\n\x0f\x44\x65noiserService\x12\x44\n\x07Predict\x12\x1b.triptych.v1.PredictRequest\x1a\x1c.triptych.v1.PredictResponse\x12\\\n\x0fPutConditioning\x12#.triptych.v1.PutConditioningRequest\x1a$.triptych.v1.PutConditioningResponse\x12\x65\n\x08GetModel\x12+.triptych.v1.DenoiserServiceGetModelRequest\x1a,.triptych.v1.DenoiserServiceGetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BRANCH']._serialized_end=305
   _globals['_REFERENCELIST']._serialized_start=307
   _globals['_REFERENCELIST']._serialized_end=339
-  _globals['_FEATUREREUSE']._serialized_start=341
-  _globals['_FEATUREREUSE']._serialized_end=453
-  _globals['_PREDICTREQUEST']._serialized_start=456
-  _globals['_PREDICTREQUEST']._serialized_end=624
-  _globals['_PREDICTRESPONSE']._serialized_start=627
-  _globals['_PREDICTRESPONSE']._serialized_end=901
-  _globals['_PUTCONDITIONINGREQUEST']._serialized_start=904
-  _globals['_PUTCONDITIONINGREQUEST']._serialized_end=1089
-  _globals['_PUTCONDITIONINGRESPONSE']._serialized_start=1091
-  _globals['_PUTCONDITIONINGRESPONSE']._serialized_end=1116
-  _globals['_DENOISERSERVICEGETMODELREQUEST']._serialized_start=1118
-  _globals['_DENOISERSERVICEGETMODELREQUEST']._serialized_end=1150
-  _globals['_DENOISERSERVICEGETMODELRESPONSE']._serialized_start=1153
-  _globals['_DENOISERSERVICEGETMODELRESPONSE']._serialized_end=1663
-  _globals['_DENOISERSERVICE']._serialized_start=1666
-  _globals['_DENOISERSERVICE']._serialized_end=1950
+  _globals['_FEATUREREUSE']._serialized_start=342
+  _globals['_FEATUREREUSE']._serialized_end=477
+  _globals['_PREDICTREQUEST']._serialized_start=480
+  _globals['_PREDICTREQUEST']._serialized_end=671
+  _globals['_PREDICTRESPONSE']._serialized_start=674
+  _globals['_PREDICTRESPONSE']._serialized_end=948
+  _globals['_PUTCONDITIONINGREQUEST']._serialized_start=951
+  _globals['_PUTCONDITIONINGREQUEST']._serialized_end=1136
+  _globals['_PUTCONDITIONINGRESPONSE']._serialized_start=1138
+  _globals['_PUTCONDITIONINGRESPONSE']._serialized_end=1163
+  _globals['_DENOISERSERVICEGETMODELREQUEST']._serialized_start=1165
+  _globals['_DENOISERSERVICEGETMODELREQUEST']._serialized_end=1197
+  _globals['_DENOISERSERVICEGETMODELRESPONSE']._serialized_start=1200
+  _globals['_DENOISERSERVICEGETMODELRESPONSE']._serialized_end=1738
+  _globals['_DENOISERSERVICE']._serialized_start=1741
+  _globals['_DENOISERSERVICE']._serialized_end=2025
 # @@protoc_insertion_point(module_scope)

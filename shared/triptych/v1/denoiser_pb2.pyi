@@ -102,6 +102,7 @@ class FeatureReuse(google.protobuf.message.Message):
     LATENTS_FIELD_NUMBER: builtins.int
     SIGMAS_FIELD_NUMBER: builtins.int
     GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    TARGET_SIGMAS_FIELD_NUMBER: builtins.int
     threshold: builtins.float
     """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1."""
     @property
@@ -118,6 +119,10 @@ class FeatureReuse(google.protobuf.message.Message):
     def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Its guidance scales, where PredictRequest has guidance_scales; none without latents."""
 
+    @property
+    def target_sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its target levels, where PredictRequest has target_sigmas; none without latents."""
+
     def __init__(
         self,
         *,
@@ -125,9 +130,10 @@ class FeatureReuse(google.protobuf.message.Message):
         latents: triptych.v1.tensor_pb2.Tensor | None = ...,
         sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+        target_sigmas: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "threshold", b"threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas", "threshold", b"threshold"]) -> None: ...
 
 global___FeatureReuse = FeatureReuse
 
@@ -142,6 +148,7 @@ class PredictRequest(google.protobuf.message.Message):
     BRANCHES_FIELD_NUMBER: builtins.int
     GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
+    TARGET_SIGMAS_FIELD_NUMBER: builtins.int
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """x: float32, shape [samples, channels, height, width] in latent pixels."""
@@ -164,6 +171,12 @@ class PredictRequest(google.protobuf.message.Message):
     def loras(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[triptych.v1.lora_pb2.Lora]:
         """LoRAs for every row of the call, at most 8, each at most once. Rows share a forward pass if these are the same."""
 
+    @property
+    def target_sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """For a model whose GetModel says takes_target_sigma: one noise level per sample, in [0, 1], to which the step goes
+        that starts at its sigma. The velocity is the mean one on the way there. Empty for every other model.
+        """
+
     def __init__(
         self,
         *,
@@ -172,9 +185,10 @@ class PredictRequest(google.protobuf.message.Message):
         branches: collections.abc.Iterable[global___Branch] | None = ...,
         guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
+        target_sigmas: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "loras", b"loras", "sigmas", b"sigmas"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["branches", b"branches", "guidance_scales", b"guidance_scales", "latents", b"latents", "loras", b"loras", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas"]) -> None: ...
 
 global___PredictRequest = PredictRequest
 
@@ -337,6 +351,7 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     REFERENCE_SAME_SIZE_FIELD_NUMBER: builtins.int
     REFERENCES_IN_TEXT_FIELD_NUMBER: builtins.int
     FUSED_LORAS_FIELD_NUMBER: builtins.int
+    TAKES_TARGET_SIGMA_FIELD_NUMBER: builtins.int
     latent_channels: builtins.int
     """Channels of the latents."""
     latent_multiple: builtins.int
@@ -377,6 +392,10 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
     """
     references_in_text: builtins.bool
     """References are read at their places in the text, which the conditioning names (Qwen-Image 2.1)."""
+    takes_target_sigma: builtins.bool
+    """Whether the model is a flow map: it takes the noise level that a step goes to besides the one where it starts
+    (FLUX.3 klein, distilled).
+    """
     @property
     def model(self) -> triptych.v1.model_pb2.ModelInfo:
         """Name, precision, fingerprint."""
@@ -411,8 +430,9 @@ class DenoiserServiceGetModelResponse(google.protobuf.message.Message):
         reference_same_size: builtins.bool = ...,
         references_in_text: builtins.bool = ...,
         fused_loras: collections.abc.Iterable[builtins.str] | None = ...,
+        takes_target_sigma: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "fused_loras", b"fused_loras", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "references_in_text", b"references_in_text", "token_size", b"token_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attention", b"attention", "default_latent_size", b"default_latent_size", "fused_loras", b"fused_loras", "guidance_embedded", b"guidance_embedded", "joint_attention_dim", b"joint_attention_dim", "latent_channels", b"latent_channels", "latent_multiple", b"latent_multiple", "loras", b"loras", "max_branches", b"max_branches", "max_latent_size", b"max_latent_size", "max_references", b"max_references", "max_samples", b"max_samples", "model", b"model", "num_layers", b"num_layers", "pooled_projection_dim", b"pooled_projection_dim", "reference_channels", b"reference_channels", "reference_same_size", b"reference_same_size", "references_in_text", b"references_in_text", "takes_target_sigma", b"takes_target_sigma", "token_size", b"token_size"]) -> None: ...
 
 global___DenoiserServiceGetModelResponse = DenoiserServiceGetModelResponse

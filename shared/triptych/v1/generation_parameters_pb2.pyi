@@ -55,6 +55,7 @@ class GenerationParameters(google.protobuf.message.Message):
     READ_AS_DIFFUSERS_FIELD_NUMBER: builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    CROP_TO_REFERENCE_FIELD_NUMBER: builtins.int
     LORAS_FIELD_NUMBER: builtins.int
     height: builtins.int
     """Pixels; a multiple of GetModel's size_multiple. Default: GetModel's default_height."""
@@ -120,6 +121,11 @@ class GenerationParameters(google.protobuf.message.Message):
     read_as_diffusers: builtins.bool
     """Reads `image` and `mask` as diffusers' pipelines do: colour profiles are not heeded, a mask is scaled as a picture
     is, and a latent pixel takes it at its upper left corner. Only with `image`. Default: not.
+    """
+    crop_to_reference: builtins.bool
+    """Cuts pictures to what their only reference, where that was filled up, fills of them. Needs a `height` and `width` as
+    large as the filled-up reference, if there are any. Default: whether `height`, `width`, `image` and `latents` are left
+    out.
     """
     @property
     def prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -193,7 +199,8 @@ class GenerationParameters(google.protobuf.message.Message):
     def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Pictures that the prompt may speak of, in their order, as bytes of files like `image`'s, read as that is by default: at
         most GetModel's max_references. Each is brought to a size that the model was trained at: FLUX.1 Kontext distorts it to
-        the nearest of 17 sizes, FLUX.2 shrinks it to 1024 x 1024 pixels in all and cuts it to multiples of 16, Qwen-Image 2.1
+        the nearest of 17 sizes, FLUX.2 and FLUX.3 shrink it to 1024 x 1024 pixels in all and cut it to multiples of 16, but for
+        FLUX.3 an only one is shrunk to 4 x 1024 x 1024 in all and filled up to multiples of 16 with its reflection, Qwen-Image 2.1
         brings it to about 1024 x 1024 pixels in all, its sides rounded to multiples of 32, and reads its alpha channel. Text
         encoders that see pictures are shown them too, beside every prompt. Without `height`, `width`, `image` and `latents`, a
         picture is as large as the first of them becomes, of Qwen-Image as the last.
@@ -238,10 +245,13 @@ class GenerationParameters(google.protobuf.message.Message):
         read_as_diffusers: builtins.bool | None = ...,
         output_format: triptych.v1.output_format_pb2.OutputFormat | None = ...,
         references: collections.abc.Iterable[builtins.bytes] | None = ...,
+        crop_to_reference: builtins.bool | None = ...,
         loras: collections.abc.Iterable[triptych.v1.lora_pb2.Lora] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "compositions", b"compositions", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preserve", b"preserve", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "references", b"references", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_crop_to_reference", b"_crop_to_reference", "_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "crop_to_reference", b"crop_to_reference", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "margins", b"margins", "mask", b"mask", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "read_as_diffusers", b"read_as_diffusers", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_crop_to_reference", b"_crop_to_reference", "_guidance_rescale", b"_guidance_rescale", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_image", b"_image", "_mask", b"_mask", "_num_images_per_prompt", b"_num_images_per_prompt", "_num_inference_steps", b"_num_inference_steps", "_read_as_diffusers", b"_read_as_diffusers", "_strength", b"_strength", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "compositions", b"compositions", "crop_to_reference", b"crop_to_reference", "guidance_method", b"guidance_method", "guidance_rescale", b"guidance_rescale", "guidance_scale", b"guidance_scale", "guidance_schedule", b"guidance_schedule", "height", b"height", "image", b"image", "latents", b"latents", "loras", b"loras", "margins", b"margins", "mask", b"mask", "model", b"model", "negative_prompts", b"negative_prompts", "num_images_per_prompt", b"num_images_per_prompt", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "perturbed_attention_guidance", b"perturbed_attention_guidance", "preserve", b"preserve", "preview_every", b"preview_every", "prompt_weighting", b"prompt_weighting", "prompts", b"prompts", "read_as_diffusers", b"read_as_diffusers", "references", b"references", "return_latents", b"return_latents", "seeds", b"seeds", "sigma_schedule", b"sigma_schedule", "skip_layer_guidance", b"skip_layer_guidance", "solver", b"solver", "step_reuse", b"step_reuse", "strength", b"strength", "true_cfg_scale", b"true_cfg_scale", "variation", b"variation", "width", b"width"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_crop_to_reference", b"_crop_to_reference"]) -> typing.Literal["crop_to_reference"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_guidance_rescale", b"_guidance_rescale"]) -> typing.Literal["guidance_rescale"] | None: ...
     @typing.overload

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers.modular_pipelines.flux3.image_processor import Flux3ImageProcessor
 from PIL import Image
 
 from tests.coordinator.request.test_reading import LIMITS
 from triptych.errors import TriptychError
-from triptych.families import flux2, flux_kontext, qwen_image21, qwen_image_edit
+from triptych.families import flux2, flux3, flux_kontext, qwen_image21, qwen_image_edit
 from triptych.families.reference_sizes import ReferenceSize
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
 from triptych_coordinator.request.parameters import Limits, Parameters
@@ -24,6 +25,7 @@ KLEIN = replace(LARGE, references=flux2.FAMILY.references)
 QWEN = replace(LARGE, references=qwen_image21.FAMILY.references)
 EDIT = replace(LARGE, references=qwen_image_edit.FAMILY.references)
 PLUS = replace(LARGE, references=qwen_image_edit.PLUS.references)
+FLUX3 = replace(LARGE, references=flux3.FAMILY.references, max_image_pixels=2**22, max_request_pixels=2**22)
 
 
 def file(width: int, height: int) -> bytes:
@@ -161,3 +163,25 @@ def test_a_record_names_references_by_their_digests() -> None:
     text = record_text(parsed(KLEIN, file(64, 64), file(80, 64), seeds=[1]), 0, {})
     assert '"references_sha256": ["' in text["triptych"]
     assert '"references":' not in text["triptych"]
+
+
+@pytest.mark.parametrize(
+    "size", [(101, 79), (64, 64), (17, 900), (2100, 2100), (5000, 300), (15, 40), (1, 1)]
+)
+def test_an_only_reference_of_flux3_has_the_pixels_that_diffusers_gives_it(size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(sum(size)).integers(0, 256, (6, 6, 3), np.uint8)
+    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    expected, told = Flux3ImageProcessor().preprocess(picture, resize_mode="fill")
+    reference = parsed(FLUX3, data.getvalue()).references[0]
+    assert reference.size.box == told["reference_crop"]
+    pixels = read_reference(reference.file, reference.size).pixels
+    assert np.array_equal(pixels, ((expected[0] + 1) * 127.5).round().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("size", [(101, 79), (1301, 902), (16, 300)])
+def test_several_references_of_flux3_are_cut_as_diffusers_does(size: tuple[int, int]) -> None:
+    expected, _ = Flux3ImageProcessor().preprocess(Image.new("RGB", size), resize_mode="crop")
+    for reference in parsed(FLUX3, file(*size), file(*size)).references:
+        assert reference.size.kept == tuple(reversed(expected.shape[-2:]))

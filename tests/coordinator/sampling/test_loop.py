@@ -37,6 +37,7 @@ class AnalyticDenoiser:
         sigma: np.float32,
         branches: Sequence[Branch],
         guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
         self.guidance.append(guidance)

@@ -35,7 +35,12 @@ class ParallelBranches:
         self.branches: list[int] = []
 
     async def predict(
-        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Any,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
         digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
@@ -49,7 +54,12 @@ class StraightVelocities:
         self.branches: list[int] = []
 
     async def predict(
-        self, latents: Latents, sigma: Any, branches: Sequence[Branch], guidance: float | None
+        self,
+        latents: Latents,
+        sigma: Any,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         self.branches.append(len(branches))
         digests = np.array([[digest[0] for digest in branch.digests] for branch in branches], np.float32)
@@ -142,6 +152,7 @@ class FewChanges(ParallelBranches):
         branches: Sequence[Branch],
         guidance: float | None,
         reuses: Sequence[FeatureReuse],
+        target: np.float32 | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         self.reuses.append(list(reuses))
         velocities = await self.predict(latents, sigma, branches, guidance)
@@ -163,7 +174,7 @@ async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
     moves = np.array([[0, 0], [0.3, 0.6], [0.6, 0.7]], np.float32)
     for sigma, move in zip((1.0, 0.9, 0.8), moves, strict=True):
         moved = latents + move[:, None, None, None]
-        await velocities.predict(moved, np.float32(sigma), [Branch([PROMPT] * 2)], 3.5)
+        await velocities.predict(moved, np.float32(sigma), [Branch([PROMPT] * 2)], 3.5, np.float32(sigma / 2))
     first, second, third = [[reuse.earlier for reuse in reuses] for reuses in denoiser.reuses]
     assert first == [None]
     assert second[0] is not None
@@ -173,6 +184,7 @@ async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
     assert np.array_equal(third[0].latents[0], latents[0])
     assert np.array_equal(third[0].latents[1], latents[1] + np.float32(0.6))
     assert third[0].guidance_scales == [3.5, 3.5]
+    assert third[0].targets == [0.5, np.float32(0.45)]
     assert velocities.reused_rows == 2
 
 

@@ -223,3 +223,33 @@ def test_velocities_without_order_cannot_keep_the_adaptive_solver_busy_for_ever(
     )
     assert np.isfinite(latents).all()
     assert evaluations < 3 * 300
+
+
+@pytest.mark.parametrize("solver", [name for name, known in SOLVERS.items() if known.samples_flow_maps])
+def test_mean_velocities_to_the_named_levels_lead_there(solver: str) -> None:
+    """Of a flow whose way is known: with eta 0, and at LCM's last step, the end is exact in few steps."""
+    chosen = SOLVERS[solver](**({"eta": 0.0} if solver == "euler_ancestral" else {}))
+    sigmas = even(1, 0, 3)[-2:] if solver == "lcm" else even(1, 0, 3)
+    solution = chosen.solve(noise(1), sigmas, NoiseStream(SHAPE, [1]))
+    begin = latents = noise(1)
+    asked = next(solution, None)
+    while asked is not None:
+        if isinstance(asked, Evaluate):
+            assert asked.target is not None
+            reached = curved_path(asked.latents, float(asked.sigma), float(asked.target))
+            answer = (reached - asked.latents) / (asked.target - asked.sigma)
+        else:
+            answer = latents = asked.latents
+        try:
+            asked = solution.send(answer)
+        except StopIteration:
+            asked = None
+    expected = curved_path(begin, float(sigmas[0]), 0.0)
+    assert root_mean_square(latents - expected) <= 1e-5
+
+
+def test_other_solvers_name_no_level() -> None:
+    for name, kind in SOLVERS.items():
+        asked = next(kind().solve(noise(1), even(1, 0, 3), NoiseStream(SHAPE, [1])))
+        assert isinstance(asked, Evaluate)
+        assert kind.samples_flow_maps == (asked.target is not None) or name == "stochastic_euler"

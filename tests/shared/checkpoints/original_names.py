@@ -129,6 +129,29 @@ def flux2_transformer(tensors: Tensors) -> Tensors:
     )
 
 
+def flux3_transformer(tensors: Tensors) -> Tensors:
+    return _renamed(
+        _swapped(dict(tensors), ("norm_out.linear",)),
+        (r"^mode_blocks\.", "content_mode_blocks."),
+        (r"^single_transformer_blocks\.", "single_blocks."),
+        (r"\.attn\.to_([qkv])\.", r".\1_proj."),
+        (r"\.attn\.to_out\.0\.", ".attn_out."),
+        (r"\.attn\.norm_q\.weight$", ".norm.query_norm.scale"),
+        (r"\.attn\.norm_k\.weight$", ".norm.key_norm.scale"),
+        (r"\.ff\.linear_in\.", ".mlp_in."),
+        (r"\.ff\.linear_out\.", ".mlp_out."),
+        (r"^x_embedders\.", "emb_in."),
+        (r"^context_embedder\.", "txt_in."),
+        (r"^timestep_embedder\.linear_1\.", "time_in.in_layer."),
+        (r"^timestep_embedder\.linear_2\.", "time_in.out_layer."),
+        (r"^target_timestep_embedder\.linear_1\.", "ref_time_in.in_layer."),
+        (r"^target_timestep_embedder\.linear_2\.", "ref_time_in.out_layer."),
+        (r"(_stream_modulations\.\w+)\.linear\.", r"\1.lin."),
+        (r"^proj_out\.", "final_layer.image.linear."),
+        (r"^norm_out\.linear\.", "final_layer.image.adaLN_modulation.1."),
+    )
+
+
 def krea2_transformer(tensors: Tensors) -> Tensors:
     flat = {
         name: tensor.flatten() if re.search(r"^transformer_blocks\..*scale_shift_table$", name) else tensor
@@ -183,6 +206,7 @@ TRANSFORMERS = {
     "SD3Transformer2DModel": sd3_transformer,
     "FluxTransformer2DModel": flux_transformer,
     "Flux2Transformer2DModel": flux2_transformer,
+    "Flux3Transformer2DModel": flux3_transformer,
     "Krea2Transformer2DModel": krea2_transformer,
     "QwenImageTransformer2DModel": qwen_image_transformer,
     "QwenImage21Transformer2DModel": qwen_image21_transformer,

@@ -240,3 +240,36 @@ def test_a_large_file_is_sampled_and_says_so(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.write(b"header")
     assert weights_identity([file]) != before
+
+
+def as_modular(folder: Path, subfolder: object = "transformer") -> None:
+    """The index as a modular pipeline has it: where components are, and hints of their classes."""
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("transformer", "scheduler", "vae"):
+        where = {"pretrained_model_name_or_path": "org/name", "subfolder": name, "type_hint": index[name]}
+        index[name] = [None, None, where]
+    index["transformer"][2]["subfolder"] = subfolder
+    index["scheduler"][:2] = ["diffusers", "OtherScheduler"]
+    (folder / "model_index.json").unlink()
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+
+
+def test_the_index_of_a_modular_pipeline_is_read(folder: Path) -> None:
+    as_modular(folder, "elsewhere")
+    (folder / "transformer").rename(folder / "elsewhere")
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.class_name("transformer") == "SD3Transformer2DModel"
+    assert checkpoint.class_name("scheduler") == "OtherScheduler"
+    assert not checkpoint.has("text_encoder_3")
+    assert checkpoint.config("transformer") == {"patch_size": 2}
+    assert checkpoint.config("scheduler") == {"shift": 3.0}
+    assert set(checkpoint.tensors("transformer")) == {"a", "b"}
+    with pytest.raises(CheckpointError, match=r"modular_model_index\.json names no component 'tokenizer'"):
+        checkpoint.class_name("tokenizer")
+
+
+@pytest.mark.parametrize("subfolder", ["../other", "/etc", "a/b", "..", 3])
+def test_a_component_outside_the_checkpoint_is_refused(subfolder: object, folder: Path) -> None:
+    as_modular(folder, subfolder)
+    with pytest.raises(CheckpointError, match=r"the folder of 'transformer' is .*, which is none of its own"):
+        open_checkpoint(str(folder))

@@ -197,6 +197,15 @@ def test_a_refusal_of_the_hub_is_said(refusal: tuple[int, str], words: Sequence[
     assert_refused(*words)
 
 
+def test_a_modular_pipeline_has_another_index(hub: Hub, repository: Path) -> None:
+    (repository / "model_index.json").rename(repository / "modular_model_index.json")
+    checkpoint = open_checkpoint("org/tiny")
+    assert checkpoint.class_name("transformer") == "SD3Transformer2DModel"
+    assert checkpoint.config("transformer")
+    offline = open_checkpoint("org/tiny", offline=True)
+    assert offline.config("transformer") == checkpoint.config("transformer")
+
+
 def test_what_the_hub_does_not_have_is_said(hub: Hub, repository: Path) -> None:
     assert_refused("there is no folder org/other here", model="org/other")
     assert_refused("org/tiny has no branch, tag or commit 'v9'", revision="v9")

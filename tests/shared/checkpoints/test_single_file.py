@@ -205,6 +205,28 @@ def test_a_file_of_flux2_dev_is_known_by_its_guidance(tmp_path: Path) -> None:
         open_checkpoint(file, base=str(tmp_path / "klein"))
 
 
+@pytest.mark.parametrize("flow_map", [False, True])
+def test_a_flux3_transformer_comes_back_to_the_bit(flow_map: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_single_layers": 3, "joint_attention_dim": 24, "cond_in_channels": 12}
+    sizes |= {"in_channels": 16, "attention_head_dim": 16, "num_attention_heads": 2, "flow_map": flow_map}
+    model = reference.Flux3Transformer2DModel(**sizes, axes_dims_rope=(4, 4, 4, 4))
+    original = original_names.flux3_transformer(model.state_dict())
+    original["repa_projectors.0.weight"] = torch.ones(2, 2)  # of training
+    checkpoint = open_checkpoint(str(save(original, tmp_path / "mine.safetensors")))
+    assert_same(checkpoint.tensors("transformer"), model.state_dict())
+    assert_same(
+        checkpoint.tensors("transformer"),
+        converters.convert_flux3_transformer_checkpoint_to_diffusers(dict(original)),
+    )
+    assert_config(checkpoint.config("transformer"), model)
+    pipeline = "Flux3DistilledModularPipeline" if flow_map else "Flux3ModularPipeline"
+    assert checkpoint.index["_class_name"] == pipeline
+    sampling = sampling_of(checkpoint)
+    assert (sampling.num_inference_steps, sampling.guidance_scale) == ((16, 1.0) if flow_map else (50, 3.5))
+    assert sampling.schedule.shift == 6.93
+
+
 def test_a_file_of_flux1_kontext_is_known_by_its_name(tmp_path: Path) -> None:
     original = original_names.flux_transformer(flux_transformer(guidance=True).state_dict())
     flux_pipeline(guidance=True).save_pretrained(tmp_path / "base")

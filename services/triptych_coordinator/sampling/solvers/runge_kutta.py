@@ -18,11 +18,12 @@ class EulerSolver(Solver):
     """
 
     label: ClassVar = "Euler"
+    samples_flow_maps: ClassVar = True
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
         """See the class."""
         for sigma, next_sigma in pairwise(sigmas):
-            velocity = yield Evaluate(latents, sigma)
+            velocity = yield Evaluate(latents, sigma, next_sigma)
             latents = yield Reached(latents + (next_sigma - sigma) * velocity, next_sigma)
 
 

@@ -25,10 +25,14 @@ class Evaluate(NamedTuple):
     """A question: the velocity of these latents, [B, C, h, w], at this noise level.
 
     Where every image has its own level, sigma is float32 [B, 1, 1, 1].
+
+    target: the level to which the velocity is to lead, where the solver goes straight there: a flow map gives
+        the mean velocity on the way. None where velocities are joined, or led elsewhere.
     """
 
     latents: Latents
     sigma: Sigma
+    target: np.float32 | None = None
 
 
 class Reached(NamedTuple):
@@ -62,12 +66,14 @@ class Solver(ABC):
     draws_noise: whether it draws fresh noise, behind which velocities do not go on.
     chooses_steps: whether it takes steps of its own between the levels, for every image other ones.
     needs_even_levels: whether it was not made for levels of which the last but one is next to 0, as SD3's.
+    samples_flow_maps: whether it does what it says with a flow map: each of its questions has a target.
     """
 
     label: ClassVar[str]
     draws_noise: ClassVar[bool] = False
     chooses_steps: ClassVar[bool] = False
     needs_even_levels: ClassVar[bool] = False
+    samples_flow_maps: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:

@@ -23,6 +23,7 @@ class LcmSolver(Solver):
 
     label: ClassVar = "LCM"
     draws_noise: ClassVar = True
+    samples_flow_maps: ClassVar = True
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
         """See the class."""
@@ -48,7 +49,7 @@ class StochasticEulerSolver(Solver):
         """See the class."""
         fresh, kept = np.float32(self.noise_fraction), np.float32(math.sqrt(1 - self.noise_fraction**2))
         for sigma, next_sigma in pairwise(sigmas):
-            velocity = yield Evaluate(latents, sigma)
+            velocity = yield Evaluate(latents, sigma, np.float32(0))  # it leads to x0
             clean, old_noise = latents - sigma * velocity, latents + (1 - sigma) * velocity
             reached = (1 - next_sigma) * clean + next_sigma * (kept * old_noise + fresh * noise())
             latents = yield Reached(reached, next_sigma)
@@ -67,13 +68,14 @@ class EulerAncestralSolver(Solver):
 
     label: ClassVar = "Euler a"
     draws_noise: ClassVar = True
+    samples_flow_maps: ClassVar = True
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
         """See the class."""
         for sigma, next_sigma in pairwise(sigmas):
-            velocity = yield Evaluate(latents, sigma)
             level = float(next_sigma)
             down = level * (1 + self.eta * (level / float(sigma) - 1))
+            velocity = yield Evaluate(latents, sigma, np.float32(down))
             scale = (1 - level) / (1 - down)
             fresh = math.sqrt(max(level**2 - (scale * down) ** 2, 0))
             reached = latents + (np.float32(down) - sigma) * velocity
