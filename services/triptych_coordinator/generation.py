@@ -18,13 +18,7 @@ from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import lora_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import InitialLatents, initial_latents, noise_stream
-from triptych_coordinator.references import (
-    EncodedReference,
-    encode_references,
-    encoded_reference,
-    read_references,
-    shown_pictures,
-)
+from triptych_coordinator.references import encode_references, encoded_reference
 from triptych_coordinator.request.choices import name_of
 from triptych_coordinator.request.output_formats import PNG
 from triptych_coordinator.request.parameters import Parameters
@@ -37,11 +31,10 @@ from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.previews import LatentRgb
 from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.sampling_config import Sampling
-from triptych_coordinator.stages.conditioning import EncodedPrompt
+from triptych_coordinator.stages.conditioning import EncodedPrompt, EncodedReference, ShownPicture
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
-from triptych_coordinator.stages.text_encoder import ShownPicture
 from triptych_coordinator.timings import MEASURED, StageTimings, Timings
 from triptych_coordinator.vocabulary import Vocabulary
 
@@ -59,18 +52,17 @@ async def generation_events(
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """Accepted, a StepCompleted per step, a GeneratedImage per picture, and Finished.
 
-    `scope`: for whom prompts are remembered. Errors are the stages'.
+    `scope`: for whom prompts and references are remembered. Errors are the stages'.
     """
     finished = pb.Finished(determinism=models.determinism)
     timings.enter("encode")
     loras = loras_to_messages(parameters.loras)
     encoding = [lora for lora in loras if lora.name in models.text_encoder.loras]
-    read = await read_references(models, parameters.references)
-    shown = shown_pictures(read, parameters.references)
+    references = await encode_references(stages, models, parameters.references, deadline, scope)
+    shown = [reference.shown for reference in references if reference.shown]
     guided, encoded = await _encode(
         *(stages, models, sampling.guidance, parameters, deadline, encoding, scope, shown)
     )
-    references = await encode_references(stages, models, read, parameters.references, deadline)
     sigmas, noise = _sigmas(sampling, models, parameters), noise_stream(parameters, models)
     initial = await initial_latents(stages, models, parameters, sigmas, noise, deadline)
     if initial.filled is not None:

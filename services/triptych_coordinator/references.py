@@ -2,99 +2,85 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from hashlib import sha256
 
 from triptych.digests import reference_digest
 from triptych.errors import invalid_argument
 from triptych.tensors import array_to_message
-from triptych.v1 import tensor_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.initial_latents import DECODERS
 from triptych_coordinator.request.parameters import Reference
 from triptych_coordinator.request.pictures import Picture, over_white, read_reference
 from triptych_coordinator.sampling.solvers.solution import Latents
+from triptych_coordinator.stages.conditioning import EncodedReference, ShownPicture
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.stages import Stages
-from triptych_coordinator.stages.text_encoder import ShownPicture
-
-
-@dataclass(frozen=True)
-class ReadReference:
-    """A reference's pixels, as the VAE codec and, if it sees pictures, the text encoder get them."""
-
-    picture: Picture
-    shown: ShownPicture | None
-
-
-@dataclass(frozen=True)
-class EncodedReference:
-    """What a denoiser attends to: float32 latents [C, h, w] under their digest."""
-
-    digest: bytes
-    latents: tensor_pb2.Tensor
-    warnings: tuple[str, ...] = ()
-
-
-async def read_references(models: Models, references: Sequence[Reference]) -> dict[Reference, ReadReference]:
-    """Decodes the files of pictures, each once.
-
-    Raises:
-        TriptychError: INVALID_ARGUMENT for a broken file.
-    """
-    loop = asyncio.get_running_loop()
-    read: dict[Reference, ReadReference] = {}
-    for index, reference in enumerate(references):
-        if reference not in read:
-            try:
-                read[reference] = await loop.run_in_executor(
-                    DECODERS, _read, reference, models.pixel_channels == 4
-                )
-            except ValueError as error:
-                raise invalid_argument((f"references[{index}]", str(error))) from error
-    return read
-
-
-def _read(reference: Reference, alpha: bool) -> ReadReference:
-    picture = read_reference(reference.file, reference.size, alpha)
-    if reference.shown is None:
-        return ReadReference(picture, None)
-    seen = picture
-    if reference.shown != reference.size:
-        seen = read_reference(reference.file, reference.shown, alpha)
-    message = array_to_message(over_white(seen.pixels))
-    return ReadReference(picture, ShownPicture(message, reference_digest(message)))
-
-
-def shown_pictures(
-    read: dict[Reference, ReadReference], references: Sequence[Reference]
-) -> list[ShownPicture]:
-    """What text encoders are shown beside every prompt; nothing if they see no pictures."""
-    shown = (read[reference].shown for reference in references)
-    return [picture for picture in shown if picture is not None]
 
 
 async def encode_references(
     stages: Stages,
     models: Models,
-    read: dict[Reference, ReadReference],
     references: Sequence[Reference],
     deadline: Deadline,
+    scope: bytes = b"",
 ) -> list[EncodedReference]:
     """Has the VAE codec encode pictures, each once: the means of their latents.
 
-    Raises TriptychError: the VAE codec's.
+    Those that were encoded before, for the same scope, are remembered.
+
+    Raises:
+        TriptychError: INVALID_ARGUMENT for a broken file; the VAE codec's.
     """
     encoded: dict[Reference, EncodedReference] = {}
     for index, reference in enumerate(references):
         if reference not in encoded:
-            picture = read[reference].picture
-            mean, _ = await stages.vae_codecs.encode(picture.pixels, models, deadline)
-            warnings = tuple(f"references[{index}]: {warning}" for warning in picture.warnings)
-            encoded[reference] = await asyncio.to_thread(encoded_reference, mean[0], warnings)
+            field = f"references[{index}]"
+            entry = await _remembered(stages, models, reference, field, deadline, scope)
+            warnings = tuple(f"{field}: {warning}" for warning in entry.warnings)
+            encoded[reference] = replace(entry, warnings=warnings)
     return [encoded[reference] for reference in references]
 
 
-def encoded_reference(latents: Latents, warnings: tuple[str, ...] = ()) -> EncodedReference:
+async def _remembered(
+    stages: Stages, models: Models, reference: Reference, field: str, deadline: Deadline, scope: bytes
+) -> EncodedReference:
+    """A reference from the cache, or encoded and put there."""
+    digest = await asyncio.to_thread(lambda: sha256(reference.file).digest())
+    key = scope, models.vae_codec.model.fingerprint, digest, reference.size, reference.shown
+    entry = stages.references.get(key)
+    if entry is None:
+        entry = await _encode(stages, models, reference, field, deadline)
+        stages.references.put(key, entry)
+    return entry
+
+
+async def _encode(
+    stages: Stages, models: Models, reference: Reference, field: str, deadline: Deadline
+) -> EncodedReference:
+    loop, alpha = asyncio.get_running_loop(), models.pixel_channels == 4
+    try:
+        picture, shown = await loop.run_in_executor(DECODERS, _read, reference, alpha)
+    except ValueError as error:
+        raise invalid_argument((field, str(error))) from error
+    mean, _ = await stages.vae_codecs.encode(picture.pixels, models, deadline)
+    entry = await asyncio.to_thread(encoded_reference, mean[0])
+    return replace(entry, shown=shown, warnings=picture.warnings)
+
+
+def _read(reference: Reference, alpha: bool) -> tuple[Picture, ShownPicture | None]:
+    """A picture as the VAE codec gets it, and as text encoders are shown it, if they are."""
+    picture = read_reference(reference.file, reference.size, alpha)
+    if reference.shown is None:
+        return picture, None
+    seen = picture
+    if reference.shown != reference.size:
+        seen = read_reference(reference.file, reference.shown, alpha)
+    message = array_to_message(over_white(seen.pixels))
+    return picture, ShownPicture(message, reference_digest(message))
+
+
+def encoded_reference(latents: Latents) -> EncodedReference:
     """Latents [C, h, w] under their digest."""
     message = array_to_message(latents)
-    return EncodedReference(reference_digest(message), message, warnings)
+    return EncodedReference(reference_digest(message), message)

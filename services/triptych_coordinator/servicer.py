@@ -33,7 +33,7 @@ from triptych_coordinator.request.reading import parameters_from_message
 from triptych_coordinator.sampling_config import Sampling, sampling_of
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_coordinator.stages.concurrent import interleaved
-from triptych_coordinator.stages.conditioning import ConditioningCache
+from triptych_coordinator.stages.conditioning import ConditioningCache, ReferenceCache
 from triptych_coordinator.stages.fit import Models, serves
 from triptych_coordinator.stages.stages import Stages
 from triptych_coordinator.timings import Timings, begin_timings
@@ -75,6 +75,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             HealthCheck(limits.health_check_seconds),
             RetryPolicy(limits.attempts, limits.attempt_seconds, limits.max_wait_seconds),
             ConditioningCache(limits.conditioning_cache_bytes, keeps_newest=False, name="prompts"),
+            ReferenceCache(limits.reference_cache_bytes, keeps_newest=False, name="references"),
             partial(serves, name=self.name, revision=self._revision),
         )
 

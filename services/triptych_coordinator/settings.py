@@ -58,10 +58,13 @@ class CoordinatorLimits(Options):
     conditioning_cache_bytes: int = Field(
         256 << 20, ge=0, description="Memory for encoded prompts, in bytes."
     )
+    reference_cache_bytes: int = Field(
+        128 << 20, ge=0, description="Memory for encoded references, in bytes: up to 5 MB each."
+    )
     share_conditioning: bool = Field(
         False,
-        description="Remember encoded prompts for all callers together. Faster, but the time of an answer "
-        "then tells a caller whether another one had used its prompt.",
+        description="Remember encoded prompts and references for all callers together. Faster, but the time "
+        "of an answer then tells a caller whether another one had used its prompt or picture.",
     )
     trace_prompts: bool = Field(
         False,

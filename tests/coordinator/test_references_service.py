@@ -15,9 +15,13 @@ import triptych.families
 from tests.coordinator.conftest import House, write_checkpoint
 from tests.coordinator.numpy_stages import MODEL
 from triptych.families import qwen_image21
-from triptych.families.reference_sizes import References, of_area
+from triptych.families.reference_sizes import References, ReferenceSize, of_area
 from triptych.v1 import image_generation_pb2 as pb
+from triptych_coordinator.deadlines import Deadline
+from triptych_coordinator.references import encode_references
+from triptych_coordinator.request.parameters import Reference
 from triptych_coordinator.settings import CoordinatorLimits
+from triptych_coordinator.stages.conditioning import ReferenceCache
 
 
 @pytest.fixture
@@ -53,12 +57,33 @@ async def test_references_decide_the_picture_and_go_once(klein: House) -> None:
         assert len(json.loads(picture.info["triptych"])["references_sha256"]) == 2
 
     again = await klein.images("a cat", references=[bright, dark], **asked)
+    assert klein.vae_codec.encodings == 2
     assert [one.png for one in again.images] == [one.png for one in answer.images]
     size = {"width": 80, "height": 64}
     choices: list[list[bytes]] = [[dark, bright], [bright], []]
     others = [await klein.images("a cat", references=some, **asked, **size) for some in choices]
     assert len({pixels(one.images[0].png) for one in (answer, *others)}) == 4
     assert klein.denoiser.uploads == 4
+
+
+async def test_references_are_remembered_by_what_they_become_and_within_the_bound(
+    klein: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ReferenceCache(3000, keeps_newest=False)  # of one: latents of 4 x 8 x 10 numbers
+    monkeypatch.setattr(klein.servicer.stages, "references", cache)
+    for files, encodings in (([90], 1), ([90], 1), ([20], 2), ([90, 20], 4), ([20], 4)):
+        await klein.images("a cat", references=[file(level) for level in files])
+        assert klein.vae_codec.encodings == encodings
+        assert 0 < cache.held_bytes() <= 3000
+
+
+async def test_references_of_others_cannot_be_found_out_by_what_is_remembered(klein: House) -> None:
+    deadline, size = Deadline(None), ReferenceSize((64, 64), (64, 64))
+    models = await klein.servicer.stages.models(deadline)
+    for scope, encodings in ((b"one", 1), (b"two", 2), (b"one", 2)):
+        reference = Reference(file(90), size)
+        await encode_references(klein.servicer.stages, models, [reference], deadline, scope)
+        assert klein.vae_codec.encodings == encodings
 
 
 async def test_the_same_picture_twice_is_encoded_once(klein: House) -> None:

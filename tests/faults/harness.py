@@ -312,10 +312,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=4, help="requests at once")
     parser.add_argument("--steps", type=int, default=6, help="of each picture")
     parser.add_argument("--size", type=int, default=128, help="of each picture, in pixels")
+    parser.add_argument("--references", type=int, default=0, help="of each picture, if the model takes some")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of victims")
     parser.add_argument("--model", default="triptych-small", help="a model's name or folder")
     given = parser.parse_args(arguments)
-    picture = Picture(given.steps, given.size)
+    picture = Picture(given.steps, given.size, references=given.references)
     run = Run(given.faults, given.requests, given.every, given.clients, picture, given.seed)
     with (
         tempfile.TemporaryDirectory() as folder,

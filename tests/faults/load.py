@@ -1,10 +1,14 @@
 """Clients that ask for pictures one after the other and compare each with the same picture made in peace."""
 
 import asyncio
+import io
 import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
 
 from triptych.client import AsyncClient
 from triptych.errors import TriptychError
@@ -20,6 +24,7 @@ class Picture:
     steps: int = 6
     size: int = 128
     timeout: float = 120.0
+    references: int = 0
 
 
 @dataclass
@@ -117,8 +122,17 @@ class Load:
             height=asked.size,
             width=asked.size,
             timeout=asked.timeout,
+            references=[_file(seed + number) for number in range(asked.references)],
         )
         return generation.images[0].png
+
+
+def _file(seed: int) -> bytes:
+    """A PNG of coloured noise."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(noise).resize((64, 64)).save(file, "PNG")
+    return file.getvalue()
 
 
 def _keys() -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.membership import Fits, Fleet
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
-from triptych_coordinator.stages.conditioning import ConditioningCache
+from triptych_coordinator.stages.conditioning import ConditioningCache, ReferenceCache
 from triptych_coordinator.stages.denoiser import DenoiserFleet
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.stages.text_encoder import TextEncoderFleet, TextEncoders
@@ -36,6 +36,7 @@ class Stages:
         health_check: HealthCheck,
         retries: RetryPolicy,
         cache: ConditioningCache,
+        references: ReferenceCache,
         fits: Fits,
     ) -> None:
         """`health_check` is for questions what a replica serves, `retries` for the work.
@@ -50,6 +51,7 @@ class Stages:
             "VAE codec", stubs.vae_codec, AskVaeCodec(), _VAE_CODEC_SIZES, *policies
         )
         self.text_encoders = TextEncoders(text_encoders, cache)
+        self.references = references
         self.denoisers: DenoiserFleet = Fleet(
             "denoiser", stubs.denoiser, AskDenoiser(), _DENOISER_SIZES, *policies
         )

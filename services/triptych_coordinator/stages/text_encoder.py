@@ -6,11 +6,11 @@ import asyncio
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from triptych.digests import conditioning_digest
 from triptych.telemetry.tracing import note, span
-from triptych.v1 import lora_pb2, tensor_pb2, text_encoder_pb2
+from triptych.v1 import lora_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.membership import Fleet
 from triptych_coordinator.fleet.replica import Job, Replica
@@ -18,7 +18,7 @@ from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText
 from triptych_coordinator.stages.answers import FLOATS, check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
-from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt
+from triptych_coordinator.stages.conditioning import ConditioningCache, EncodedPrompt, ShownPicture
 from triptych_coordinator.stages.fit import Models
 from triptych_coordinator.timings import current_timings
 
@@ -29,13 +29,6 @@ EncodeRequest = text_encoder_pb2.TextEncoderServiceEncodeRequest
 EncodeResponse = text_encoder_pb2.TextEncoderServiceEncodeResponse
 TextEncoderModel = text_encoder_pb2.TextEncoderServiceGetModelResponse
 TextEncoderFleet: TypeAlias = "Fleet[TextEncoderServiceAsyncStub, TextEncoderModel]"
-
-
-class ShownPicture(NamedTuple):
-    """A picture as text encoders are shown it, uint8 [h, w, 3], and its digest."""
-
-    message: tensor_pb2.Tensor
-    digest: bytes
 
 
 class TextEncoders:
