@@ -64,6 +64,7 @@ class _Call:
     reused: set[int] = field(default_factory=set)
     compute_seconds: float = 0.0
     batches: list[int] = field(default_factory=list)
+    latest_batch: dict[str, int] = field(default_factory=dict)
     span: Span = field(default_factory=get_current_span)
 
     def take(self, index: int, velocity: Tensor, reused: bool) -> None:
@@ -158,7 +159,8 @@ class Batcher:
         reused = [index in call.reused for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
         instruments.queue_duration.record(queue_seconds, _ROWS)
-        tracing.note({QUEUE_SECONDS: queue_seconds, COMPUTE_SECONDS: call.compute_seconds})
+        seconds: dict[str, float] = {QUEUE_SECONDS: queue_seconds, COMPUTE_SECONDS: call.compute_seconds}
+        tracing.note(seconds | call.latest_batch)
         return Prediction(
             *(velocities, reused, queue_seconds, call.compute_seconds),
             *(fmean(call.batches), len(self._queue), self._age()),
@@ -262,9 +264,10 @@ class Batcher:
         rows = [waiting.row for waiting in batch.rows]
         calls = {waiting.call.span for waiting in batch.rows}
         tokens = sum(waiting.tokens for waiting in batch.rows)
+        size = {"triptych.batch.rows": len(rows), "triptych.batch.tokens": tokens}
         started = time.monotonic()
         try:
-            with tracing.batch(calls, {"triptych.batch.rows": len(rows), "triptych.batch.tokens": tokens}):
+            with tracing.batch(calls, size):
                 predicted = await compute(self._predictor.predict, rows)
         except torch.OutOfMemoryError as error:
             self._make_smaller(batch.rows, error)
@@ -278,6 +281,7 @@ class Batcher:
         for call in {waiting.call for waiting in batch.rows}:
             call.compute_seconds += seconds
             call.batches.append(len(rows))
+            call.latest_batch = size
         for waiting, velocity, reused in zip(batch.rows, *predicted, strict=True):
             waiting.call.take(waiting.index, velocity, reused)
         expected = min(len(rows) + self._count(batch.kind), self._predictor.max_rows)
@@ -288,7 +292,7 @@ class Batcher:
     def _note(self, batch: Sequence[_Waiting], seconds: float) -> None:
         sizes = _sizes(batch)
         instruments.batch_rows.record(len(batch))
-        instruments.batch_tokens.record(sum(entry.tokens for entry in batch))
+        instruments.batch_tokens.add(sum(entry.tokens for entry in batch))
         instruments.batch_duration.record(seconds)
         if len({entry.alike for entry in batch}) == 1:
             self._costs.note(batch[0].tokens, len(batch), seconds)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -42,7 +43,7 @@ async def test_a_request_is_counted_in_pictures_steps_and_calls(house: House) ->
 async def test_the_time_of_a_step_is_queue_compute_and_wire(house: House) -> None:
     def seconds() -> dict[str, float]:
         return {
-            part: telemetry.total("triptych.stage.call.time", {STAGE: "denoiser", PART: part})
+            part: telemetry.value("triptych.stage.call.time", {STAGE: "denoiser", PART: part})
             for part in ("queue", "compute", "wire")
         }
 
@@ -108,11 +109,13 @@ def test_what_never_failed_is_counted_from_zero() -> None:
     )
 
 
-async def traced(house: House, number: int, steps: int, prompt: str = "a cat") -> list[ReadableSpan]:
+async def traced(
+    house: House, number: int, steps: int, prompt: str = "a cat", **fields: Any
+) -> list[ReadableSpan]:
     """The spans of a request whose client has a trace."""
     telemetry.span_exporter()
     trace_id = f"{number:032x}"
-    parameters = GenerationParameters(prompts=[prompt], num_inference_steps=steps)
+    parameters = GenerationParameters(prompts=[prompt], num_inference_steps=steps, **fields)
     request = pb.GenerateImagesRequest(parameters=parameters)
     await house.stub.GenerateImages(request, metadata=[("traceparent", f"00-{trace_id}-{7:016x}-01")])
     await asyncio.sleep(0.1)
@@ -123,7 +126,7 @@ async def test_a_trace_goes_from_the_client_through_every_step_to_every_stage(ho
     found = await traced(house, 0xA, 3, prompt="a secret cat")
     by_id = {one.context.span_id: one for one in found}
     names = Counter(one.name for one in found)
-    assert names["step"] == names["denoiser"] == 3
+    assert steps_of(found) == [1, 2, 3]
     assert names["text encoder"] == names["VAE codec"] == 1
     predicted = [one for one in found if one.name == "triptych.v1.DenoiserService/Predict"]
     assert len(predicted) >= 3
@@ -132,23 +135,35 @@ async def test_a_trace_goes_from_the_client_through_every_step_to_every_stage(ho
         while one.parent.span_id in by_id:
             one = by_id[one.parent.span_id]
             path.append(one.name)
-        assert path[1:] == ["denoiser", "step", GENERATE_IMAGES]
+        assert path[1:] == ["denoiser", GENERATE_IMAGES]
         assert one.parent.span_id == 7
     assert "secret" not in "".join(one.to_json() for one in found)
+
+
+def steps_of(spans: Sequence[ReadableSpan]) -> list[object]:
+    """The steps that calls of the denoiser were made in."""
+    return [(one.attributes or {})["triptych.step"] for one in spans if one.name == "denoiser"]
 
 
 async def test_a_replay_is_an_attempt_of_one_span(house: House) -> None:
     house.denoiser.failures = [resource_exhausted("its queue is full", 0.05)]
     found = await traced(house, 0xB, 1)
     (call,) = [one for one in found if one.name == "denoiser"]
-    codes = [event.attributes[RPC_STATUS] for event in call.events]
-    assert codes == ["RESOURCE_EXHAUSTED", "OK"]
+    address = house.address("denoiser")
+    failed = {"server.address": address, RPC_STATUS: "RESOURCE_EXHAUSTED"}
+    assert [dict(event.attributes or {}) for event in call.events] == [failed]
+    assert (call.attributes or {})["server.address"] == address
 
 
 async def test_many_steps_are_folded(house: House) -> None:
     found = await traced(house, 0xC, 150)
-    names = Counter(one.name for one in found)
-    assert names["step"] == names["denoiser"] == 75
+    assert steps_of(found) == [*range(1, 150, 2)]
+    assert sum(one.name.endswith("/Predict") for one in found) == 75
+
+
+async def test_every_call_of_a_step_says_which_one_it_is_of(house: House) -> None:
+    found = await traced(house, 0xE, 3, solver={"heun": {}})
+    assert steps_of(found) == [1, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize("api_key", [None, "a-key"])

@@ -22,7 +22,7 @@ QUERIES = [query for panel in panels() for query, _ in panel.queries()]
 EXPORT_ALL = """
 from opentelemetry import metrics
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.metrics import Histogram
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import REGISTRY, generate_latest
 from triptych.telemetry import instruments
@@ -36,7 +36,7 @@ for each in list(vars(instruments).values()):
         each.watch(owner, lambda _: 1.0, {})
     elif isinstance(each, Histogram):
         each.record(1)
-    elif isinstance(each, Counter):
+    elif isinstance(each, instruments.Count):
         each.add(1)
 print(generate_latest().decode())
 """
@@ -145,8 +145,11 @@ CASES = {
     ),
     "TriptychModelsMixed": Case([model("a", "1"), model("b", "2")], [model("a", "1"), model("b", "1")]),
     "TriptychWireSlow": Case(
-        [stage("call_time_seconds_sum", part, "0+10x200") for part in (WIRE, COMPUTE)],
-        [stage("call_time_seconds_sum", WIRE, "0+1x200"), stage("call_time_seconds_sum", COMPUTE, "0+9x200")],
+        [stage("call_time_seconds_total", part, "0+10x200") for part in (WIRE, COMPUTE)],
+        [
+            stage("call_time_seconds_total", WIRE, "0+1x200"),
+            stage("call_time_seconds_total", COMPUTE, "0+9x200"),
+        ],
     ),
     "TriptychDeviceMemoryShort": Case(
         ["triptych_device_memory_usage_bytes{} 79e9x200", "triptych_device_memory_limit_bytes{} 80e9x200"],

@@ -184,7 +184,7 @@ class Fleet(Generic[S, D]):
                 if deadline.left(math.inf) < _SHORTEST_PAUSE:
                     raise errors.deadline_exceeded("the request's deadline passed") from error
                 failure, ended = failure_of(error), time.monotonic()
-                self.metrics.attempted(replica.address, ended - began, error.code.name)
+                self.metrics.failed(replica.address, ended - began, error.code.name)
                 busy_until[replica] = ended + (errors.retry_after_seconds(error) or 0)
                 if failure is Failure.TRANSIENT:
                     if ended - began >= retries.attempt_timeout:  # it answers questions, but finishes nothing
@@ -201,12 +201,11 @@ class Fleet(Generic[S, D]):
                 continue
             replica.succeed()
             seconds = time.monotonic() - began
-            self.metrics.attempted(replica.address, seconds, "OK")
-            took = StageTimes() if times is None else times(answer)
-            replica.answers.add(Answer(seconds, took))
-            if times is not None:
+            took = None if times is None else times(answer)
+            self.metrics.answered(replica.address, seconds, took)
+            replica.answers.add(Answer(seconds, took or StageTimes()))
+            if took is not None:
                 replica.measure(took.queue + took.compute, outstanding)
-                self.metrics.took(seconds, took)
             return answer
 
     async def close(self) -> None:

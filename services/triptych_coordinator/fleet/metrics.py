@@ -14,6 +14,7 @@ from triptych.telemetry.instruments import (
     REASON,
     RPC_STATUS,
     RPC_SYSTEM,
+    SERVER_ADDRESS,
     STAGE,
     STATE,
 )
@@ -32,6 +33,9 @@ class FleetMetrics:
         self._stage = stage
         self.retries, self.ejections = LastMinute[Failure](), LastMinute[None]()
         self.attributes = {STAGE: stage.lower().replace(" ", "_")}
+        self._ended = {RPC_SYSTEM: "grpc", **self.attributes}
+        self._answered = self._ended | {RPC_STATUS: "OK"}
+        self._parts = [self.attributes | {PART: part} for part in ("queue", "compute", "wire")]
 
     def watch(self, fleet: object, replicas: Mapping[str, Replica[Any]], demand: Demand) -> None:
         """Counts the replicas, and what they have to do, for as long as the fleet lives."""
@@ -50,25 +54,26 @@ class FleetMetrics:
         for failure in (Failure.TRANSIENT, Failure.BUSY, Failure.BROKEN):
             instruments.retries.add(0, self._retries_of(failure))
 
-    def attempted(self, address: str, seconds: float, status: str) -> None:
-        """The replica at an address answered, or failed, after so long: an attempt of the current span."""
-        get_current_span().add_event("attempt", {"server.address": address, RPC_STATUS: status})
-        attributes = {RPC_SYSTEM: "grpc", RPC_STATUS: status, **self.attributes}
-        instruments.client_call_duration.record(seconds, attributes)
-        if status == "OK":
-            timings = current_timings().stages[self._stage]
-            timings.calls += 1
-            timings.seconds += seconds
+    def failed(self, address: str, seconds: float, status: str) -> None:
+        """The replica at an address failed after so long: an attempt of the current span."""
+        get_current_span().add_event("attempt", {SERVER_ADDRESS: address, RPC_STATUS: status})
+        instruments.client_call_duration.record(seconds, self._ended | {RPC_STATUS: status})
 
-    def took(self, seconds: float, times: StageTimes) -> None:
-        """An answer took so long, by the stage's own account of it."""
-        tracing.note({QUEUE_SECONDS: times.queue, COMPUTE_SECONDS: times.compute})
+    def answered(self, address: str, seconds: float, times: StageTimes | None) -> None:
+        """The replica at an address answered after so long, and by its own account took these times."""
+        instruments.client_call_duration.record(seconds, self._answered)
         timings = current_timings().stages[self._stage]
+        timings.calls += 1
+        timings.seconds += seconds
+        if times is None:
+            tracing.note({SERVER_ADDRESS: address})
+            return
+        tracing.note({SERVER_ADDRESS: address, QUEUE_SECONDS: times.queue, COMPUTE_SECONDS: times.compute})
         timings.queue_seconds += times.queue
         timings.compute_seconds += times.compute
         wire = max(0.0, seconds - times.queue - times.compute)
-        for part, each in (("queue", times.queue), ("compute", times.compute), ("wire", wire)):
-            instruments.stage_call_time.record(each, self.attributes | {PART: part})
+        for attributes, each in zip(self._parts, (times.queue, times.compute, wire), strict=True):
+            instruments.stage_call_time.add(each, attributes)
 
     def retried(self, failure: Failure) -> None:
         """A failed attempt is repeated."""

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
-from triptych.telemetry import instruments
-from triptych.telemetry.instruments import QUEUE
+from triptych.telemetry import instruments, tracing
+from triptych.telemetry.instruments import COMPUTE_SECONDS, QUEUE, QUEUE_SECONDS
 
 CORES_LOCK = "TRIPTYCH_CORES_LOCK"
 """Environment variable: a file that processes which share cores lock while they compute."""
@@ -59,9 +59,11 @@ class _Waiting:
         now = time.monotonic()
         return now - min(list(self.since.values()), default=now)
 
-    def begun(self, work: threading.Event) -> None:
-        """It waits no more."""
-        instruments.queue_duration.record(time.monotonic() - self.since.pop(work), _COMPUTE)
+    def begun(self, work: threading.Event) -> float:
+        """It waits no more. Returns the seconds that it did."""
+        seconds = time.monotonic() - self.since.pop(work)
+        instruments.queue_duration.record(seconds, _COMPUTE)
+        return seconds
 
 
 _COMPUTE = {QUEUE: "compute"}
@@ -73,20 +75,22 @@ _unwanted = threading.Event()
 async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What `work` returns, computed on the compute thread.
 
-    Cancelled before it began, it is dropped; later, it ends at its next call of end_if_unwanted.
+    Cancelled before it began, it is dropped; later, it ends at its next call of end_if_unwanted. The current
+    span has the seconds that it waited and took.
     """
-    unwanted = threading.Event()
+    unwanted, seconds = threading.Event(), dict[str, float]()
 
     def run() -> R:
         global _unwanted
         with turn():
-            _waiting.begun(unwanted)
+            seconds[QUEUE_SECONDS] = _waiting.begun(unwanted)
             began, _unwanted = time.monotonic(), unwanted
             try:
                 return work(*args, **kwargs)
             finally:
                 _unwanted = threading.Event()
-                instruments.compute_duration.record(time.monotonic() - began)
+                seconds[COMPUTE_SECONDS] = time.monotonic() - began
+                instruments.compute_time.add(seconds[COMPUTE_SECONDS])
 
     _waiting.since[unwanted] = time.monotonic()
     try:
@@ -94,6 +98,7 @@ async def compute(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     finally:
         unwanted.set()
         _waiting.since.pop(unwanted, None)
+        tracing.add(seconds)
 
 
 def end_if_unwanted(*_: object) -> None:

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from triptych.errors import StartError, invalid_argument, resource_exhausted
 from triptych.serving.addresses import claim, grpc_target, is_local
-from triptych.serving.allocator import keep_freed_memory
+from triptych.serving.allocator import keep_freed_memory, spare_what_is_loaded
 from triptych.serving.callers.allowed_names import AllowedNamesInterceptor
 from triptych.serving.callers.authorization import Authorization
 from triptych.serving.credentials import server_credentials, server_files
@@ -259,6 +259,7 @@ async def serve(name: str, settings: ServerSettings, load: Callable[[], Awaitabl
     stopped = stop_signal(name)
     seconds = time.monotonic() - started
     log.info("ready on %s in %.1f s (%s)", server.address, seconds, loaded.description)
+    spare_what_is_loaded()
     log.info("stopping after %s", (await stopped).name)
     await server.stop()
     await loaded.close()

@@ -13,6 +13,7 @@ from triptych.errors import StartError
 from triptych.telemetry import instruments
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import ExemplarFilter
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricReader
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -84,10 +85,17 @@ def _metrics_on(resource: Resource, listen: str | None, otlp: bool) -> Callable[
 
         readers.append(PrometheusMetricReader())
         stops.append(_prometheus_endpoint(listen))
-    provider = MeterProvider(readers, resource)
+    provider = MeterProvider(readers, resource, _exemplar_filter())
     metrics.set_meter_provider(provider)
     _watch_process()
     return _one_after_the_other([*stops, provider.shutdown])
+
+
+def _exemplar_filter() -> ExemplarFilter | None:
+    """None, unless it is said otherwise: exemplars cost half as much again as what they are of."""
+    from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter
+
+    return None if os.environ.get("OTEL_METRICS_EXEMPLAR_FILTER") else AlwaysOffExemplarFilter()
 
 
 def _traces_on(resource: Resource) -> Callable[[], None]:

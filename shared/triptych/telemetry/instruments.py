@@ -6,8 +6,10 @@ that clients choose.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,11 +19,11 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 METER = "triptych"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_TOKENS = tuple(64 * 2**power for power in range(12))
 
 RPC_METHOD = "rpc.method"
 RPC_STATUS = "rpc.response.status_code"
 RPC_SYSTEM = "rpc.system.name"
+SERVER_ADDRESS = "server.address"
 HTTP_METHOD = "http.request.method"
 HTTP_ROUTE = "http.route"
 HTTP_STATUS = "http.response.status_code"
@@ -73,6 +75,27 @@ class Level:
         return [Observation(self._combine(each), dict(attributes)) for attributes, each in values.items()]
 
 
+class Count:
+    """A number that only grows: added to often, which costs next to nothing, and read when it is exported."""
+
+    def __init__(self, name: str, unit: str, description: str) -> None:
+        """Its first value is the first that is added."""
+        self._values: dict[tuple[tuple[str, str | bool], ...], float] = {}
+        self._lock = threading.Lock()
+        _meter.create_observable_counter(name, [self.observe], unit=unit, description=description)
+
+    def add(self, amount: float, attributes: Mapping[str, str | bool] = MappingProxyType({})) -> None:
+        """Adds to those of the same attributes, in the same order."""
+        key = tuple(attributes.items())
+        with self._lock:
+            self._values[key] = self._values.get(key, 0) + amount
+
+    def observe(self, _options: CallbackOptions) -> Iterable[Observation]:
+        """As OpenTelemetry asks for it."""
+        with self._lock:
+            return [Observation(value, dict(key)) for key, value in self._values.items()]
+
+
 def _sum(name: str, unit: str, description: str) -> Level:
     level = Level(sum)
     _meter.create_observable_up_down_counter(name, [level.observe], unit=unit, description=description)
@@ -89,15 +112,11 @@ def _gauge(name: str, unit: str, description: str) -> Level:
 server_call_duration = _histogram(
     "rpc.server.call.duration", "s", "Time that a call took, by method and status.", _SECONDS
 )
-refusals = _meter.create_counter(
-    "triptych.refusals", unit="{call}", description="Calls that were refused, by method and reason."
-)
+refusals = Count("triptych.refusals", "{call}", "Calls that were refused, by method and reason.")
 queue_length = _sum("triptych.queue.length", "{item}", "What waits: requests, rows or computations.")
 queue_age = _gauge("triptych.queue.age", "s", "How long the one that came first has been waiting.")
 queue_duration = _histogram("triptych.queue.duration", "s", "How long something waited.", _SECONDS)
-cache_lookups = _meter.create_counter(
-    "triptych.cache.lookups", unit="{lookup}", description="Questions to a cache, and whether it knew."
-)
+cache_lookups = Count("triptych.cache.lookups", "{lookup}", "Questions to a cache, and whether it knew.")
 cache_size = _sum("triptych.cache.size", "By", "What a cache holds.")
 process_memory = _sum("process.memory.usage", "By", "Memory of the process.")
 
@@ -115,23 +134,16 @@ request_duration = _histogram(
     "triptych.request.duration", "s", "Time of finished requests by phase: queue, encode, denoise, decode.",
     _SECONDS,
 )  # fmt: skip
-pictures = _meter.create_counter("triptych.pictures", unit="{picture}", description="Pictures made.")
-steps = _meter.create_counter("triptych.steps", unit="{step}", description="Steps of requests.")
+pictures = Count("triptych.pictures", "{picture}", "Pictures made.")
+steps = Count("triptych.steps", "{step}", "Steps of requests.")
 client_call_duration = _histogram(
     "rpc.client.call.duration", "s", "Time of an attempt to have a stage do work, by status.", _SECONDS
 )
-stage_call_time = _histogram(
-    "triptych.stage.call.time", "s", "What the time of a call that succeeded was: queue, compute, wire.",
-    _SECONDS,
-)  # fmt: skip
-retries = _meter.create_counter(
-    "triptych.stage.retries",
-    unit="{attempt}",
-    description="Attempts that failed and were repeated, by reason.",
+stage_call_time = Count(
+    "triptych.stage.call.time", "s", "What the time of calls that succeeded was: queue, compute, wire."
 )
-ejections = _meter.create_counter(
-    "triptych.stage.ejections", unit="{ejection}", description="Replicas that got no work for a while."
-)
+retries = Count("triptych.stage.retries", "{attempt}", "Attempts that failed and were repeated, by reason.")
+ejections = Count("triptych.stage.ejections", "{ejection}", "Replicas that got no work for a while.")
 replicas = _sum("triptych.stage.replicas", "{replica}", "Replicas that are known, by whether they are ready.")
 stage_calls_running = _sum(
     "triptych.stage.calls.running", "{call}", "Calls of a stage's work that are not answered yet."
@@ -144,11 +156,9 @@ stage_rows_outstanding = _sum(
 
 # The stages.
 batch_rows = _histogram("triptych.batch.rows", "{row}", "Rows of a forward pass.", _ROWS)
-batch_tokens = _histogram("triptych.batch.tokens", "{token}", "Tokens of a forward pass.", _TOKENS)
+batch_tokens = Count("triptych.batch.tokens", "{token}", "Tokens of forward passes.")
 batch_duration = _histogram("triptych.batch.duration", "s", "Time of a forward pass.", _SECONDS)
-compute_duration = _histogram(
-    "triptych.compute.duration", "s", "Time of a piece of work on the thread that computes.", _SECONDS
-)
+compute_time = Count("triptych.compute.time", "s", "Time of the work on the thread that computes.")
 device_memory = _sum("triptych.device.memory.usage", "By", "Memory of the device that tensors take.")
 device_memory_limit = _sum("triptych.device.memory.limit", "By", "Memory that the device has.")
 model = _gauge("triptych.model.info", "1", "Always 1: the attributes say which model is served, and how.")

@@ -5,6 +5,7 @@ Until `exporting.switched_on` they record nothing; a traceparent that came is se
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,8 +16,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from triptych.errors import TriptychError
 
-MAX_STEP_SPANS = 100
-"""Of a request; with more steps, a span stands for several, and has the calls of the first alone."""
+MAX_STEPS = 100
+"""Of a request, whose calls have spans; of more, those of every second step have, or of every third, etc."""
+STEP = "triptych.step"
 
 _tracer = trace.get_tracer("triptych")
 _w3c = TraceContextTextMapPropagator()
@@ -24,20 +26,21 @@ T = TypeVar("T")
 
 
 @contextmanager
-def span(name: str, attributes: Mapping[str, str | int] | None = None) -> Iterator[Span]:
+def span(name: str, attributes: Mapping[str, str | int]) -> Iterator[Span]:
     """The block in a span, as a client of someone. Errors' words may quote a request: they are not told."""
-    with _tracer.start_as_current_span(
-        name,
-        kind=SpanKind.CLIENT,
-        attributes=attributes,
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as current:
-        try:
-            yield current
-        except TriptychError as error:
-            current.set_status(StatusCode.ERROR, error.code.name)
-            raise
+    step = context.get_value(STEP)
+    if isinstance(step, int):
+        attributes = {STEP: step, **attributes}
+    current = _tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+    token = context.attach(trace.set_span_in_context(current))
+    try:
+        yield current
+    except TriptychError as error:
+        current.set_status(StatusCode.ERROR, error.code.name)
+        raise
+    finally:
+        context.detach(token)
+        current.end()
 
 
 def received(name: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> Span:
@@ -67,14 +70,15 @@ def ids() -> dict[str, str]:
 
 @contextmanager
 def batch(spans: Iterable[Span], attributes: Mapping[str, int]) -> Iterator[None]:
-    """The block in a span of a trace of its own, linked to those of the calls that share it."""
+    """The block in a span of a trace of its own, linked to those of the calls that share it.
+
+    What a call has to itself its own span tells.
+    """
     recording = [one for one in spans if one.is_recording()]
-    if not recording:
+    if len(recording) < 2:
         yield
         return
     links = [Link(one.get_span_context()) for one in recording]
-    for one in recording:
-        one.set_attributes(dict(attributes))
     with _tracer.start_as_current_span(
         "batch",
         context.Context(),
@@ -91,29 +95,27 @@ def batch(spans: Iterable[Span], attributes: Mapping[str, int]) -> Iterator[None
 
 
 async def in_steps(items: AsyncIterator[T], count: int) -> AsyncGenerator[T, None]:
-    """The items, `count` of them, each made within a span "step", or several within one."""
-    every, number = -(-count // MAX_STEP_SPANS), 0
-    current: Span = trace.INVALID_SPAN
-    try:
-        while True:
-            within = _folded(current)
-            if number < count and number % every == 0:
-                current.end()
-                current = within = _tracer.start_span("step", attributes={"triptych.step": number + 1})
-            with trace.use_span(within, record_exception=False, set_status_on_exception=False):
-                item = await anext(items, None)
-            if item is None:
-                return
-            number += 1
-            yield item
-    finally:
-        current.end()
+    """The items, `count` of them: calls that are made for one have a span with its number, if it is shown."""
+    every = -(-count // MAX_STEPS)
+    for number in itertools.count():
+        token = context.attach(_step(number + 1, shown=number % every == 0))
+        try:
+            item = await anext(items, None)
+        finally:
+            context.detach(token)
+        if item is None:
+            return
+        yield item
 
 
-def _folded(current: Span) -> Span:
-    """Stands for a span whose calls are not recorded."""
-    found = current.get_span_context()
-    return NonRecordingSpan(SpanContext(found.trace_id, found.span_id, False, TraceFlags(0)))
+def _step(number: int, shown: bool) -> context.Context:
+    """The current context in a step. In one that is not shown, a span stands for it that is not recorded."""
+    within = context.set_value(STEP, number)
+    if shown:
+        return within
+    found = trace.get_current_span().get_span_context()
+    folded = SpanContext(found.trace_id, found.span_id, False, TraceFlags(0))
+    return trace.set_span_in_context(NonRecordingSpan(folded), within)
 
 
 def note(attributes: Mapping[str, Any]) -> None:
@@ -121,3 +123,11 @@ def note(attributes: Mapping[str, Any]) -> None:
     current = trace.get_current_span()
     if current.is_recording():
         current.set_attributes(dict(attributes))
+
+
+def add(amounts: Mapping[str, float]) -> None:
+    """Adds to numbers of the current span, which are 0 at first."""
+    current: Any = trace.get_current_span()
+    if current.is_recording():
+        so_far = current.attributes
+        current.set_attributes({name: so_far.get(name, 0.0) + amount for name, amount in amounts.items()})
