@@ -48,6 +48,7 @@ grpc::Status Picture(ImageGenerationService::Stub& service, GenerateRequest requ
     GenerateResponse event;
     std::string file, seed;
     while (events->Read(&event)) {
+      if (event.has_queued()) std::cout << "number " << event.queued().position() << " in the queue\n";
       if (event.has_accepted()) *request.mutable_parameters()->mutable_seeds() = event.accepted().parameters().seeds();
       if (event.has_step_completed())
         std::cout << "step " << event.step_completed().step() << " of " << event.step_completed().num_steps() << "\n";

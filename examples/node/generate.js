@@ -25,7 +25,8 @@ function details(error, name) {
 // A picture's file. A server that is away is asked again, with the seed that it had chosen: it is the same picture.
 async function picture(parameters, tries = 5) {
   try {
-    for await (const { event, accepted, stepCompleted, image } of service.Generate({ parameters })) {
+    for await (const { event, queued, accepted, stepCompleted, image } of service.Generate({ parameters })) {
+      if (event === "queued") console.log(`number ${queued.position} in the queue`);
       if (event === "accepted") parameters = { ...parameters, seeds: accepted.parameters.seeds };
       if (event === "stepCompleted") console.log(`step ${stepCompleted.step} of ${stepCompleted.numSteps}`);
       if (event === "image") return { file: image.png, seed: image.seed };

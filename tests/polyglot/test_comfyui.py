@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from tests.gateway.conftest import Fleet
-from tests.polyglot.clients import PROMPT, ROOT
+from tests.polyglot.clients import PROMPT
+from tests.polyglot.languages import ROOT
 from triptych.client import Pipeline
 
 

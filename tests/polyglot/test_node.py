@@ -1,4 +1,4 @@
-"""JavaScript: the example over gRPC, and OpenAI's own package over HTTP."""
+"""JavaScript: OpenAI's own package over HTTP."""
 
 import base64
 import json
@@ -9,40 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.gateway.conftest import Fleet, ask_for
-from tests.polyglot.clients import (
-    ROOT,
-    assert_asks_again_with_its_seed,
-    assert_is_told_why,
-    assert_makes_pictures,
-)
+from tests.polyglot.languages import installed
 
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not here")
-
-
-def installed(folder: Path, *packages: str) -> None:
-    """What a package.json in the folder names, and these."""
-    install = ["npm", "install", "--silent", "--no-package-lock", "--prefix", str(folder)]
-    if subprocess.run([*install, *packages], cwd=folder, check=False).returncode:
-        pytest.skip("npm cannot install packages here")
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    folder = shutil.copytree(ROOT / "examples/node", tmp_path_factory.mktemp("node") / "example")
-    installed(folder)
-    return ["node", folder / "generate.js"]
-
-
-def test_it_makes_pictures(program: list[str | Path], fleet: Fleet, tmp_path: Path) -> None:
-    assert_makes_pictures(program, fleet.up, tmp_path)
-
-
-def test_it_is_told_why(program: list[str | Path], fleet: Fleet) -> None:
-    assert_is_told_why(program, fleet.up)
-
-
-async def test_it_asks_again_with_its_seed(program: list[str | Path], tmp_path: Path) -> None:
-    await assert_asks_again_with_its_seed(program, tmp_path)
 
 
 def test_openais_own_package(fleet: Fleet, tmp_path: Path) -> None:
