@@ -6,8 +6,8 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,16 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Fleet:
-    """`triptych up` with a gateway."""
+    """`triptych up` with a gateway. What is left open of its clients is closed with it."""
 
     up: Up
     url: str
+    left_open: ExitStack = field(default_factory=ExitStack)
 
     def openai(self, **options: Any) -> openai.OpenAI:
         """OpenAI's own client of it."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, **options)
+        return self.left_open.enter_context(client)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +51,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> It
     colours = {"factors": [[1, 0.5, 0.25]] * channels, "bias": [0, 0, 0]}
     (model / "triptych.json").write_text(json.dumps({"latent_rgb": colours}))
     with running_up(folder / "sockets", "--fused", "--model", model, "--http", address) as up:
-        yield Fleet(up, f"http://{address}")
+        fleet = Fleet(up, f"http://{address}")
+        with fleet.left_open:
+            yield fleet
 
 
 @dataclass(frozen=True)

@@ -130,15 +130,14 @@ def grpc_calls(up: Up, errors: list[str]) -> list[grpc.StatusCode]:
 def http_calls(url: str, errors: list[str]) -> list[int]:
     """The same through each of the gateway's doors."""
     png, statuses = marked_png(), []
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    for image, options in ((png, {}), (png[:-100], {}), (PICTURE * 100, {}), (png, {"strength": 7})):
-        try:
-            client.images.edit(image=image, prompt=PROMPT, extra_body=FORM | options)
-            statuses.append(200)
-        except openai.APIStatusError as error:
-            statuses.append(error.status_code)
-            errors.append(error.response.text)
-    client.close()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        for image, options in ((png, {}), (png[:-100], {}), (PICTURE * 100, {}), (png, {"strength": 7})):
+            try:
+                client.images.edit(image=image, prompt=PROMPT, extra_body=FORM | options)
+                statuses.append(200)
+            except openai.APIStatusError as error:
+                statuses.append(error.status_code)
+                errors.append(error.response.text)
 
     def post(path: str, **fields: Any) -> None:
         answer: Answer = ask(f"{url}{path}", json.dumps(fields).encode(), content_type="application/json")
