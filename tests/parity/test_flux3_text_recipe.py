@@ -10,6 +10,8 @@ from diffusers.modular_pipelines.flux3.encoders import Flux3TextEncoderStep
 from tests.parity.text import PROMPTS, assert_close, load
 from tests.tiny_flux3 import WIDTH, flux3_pipeline, save
 from triptych.errors import CheckpointError
+from triptych.serving.settings import DEFAULT_MAX_MESSAGE_BYTES
+from triptych_text_encoder.recipes import flux3
 
 LONG = "a red cat " * 200  # more than 1600 tokens of a byte each
 
@@ -45,6 +47,20 @@ def test_conditioning_is_what_diffusers_makes_of_the_same_prompts(named: bool, t
     assert_close(ours.sequence, encode(reference, LONG, most=recipe.tokens))
     assert ours.truncated.endswith("a red cat")
     assert len(LONG) - 1600 < len(ours.truncated) < len(LONG) - 1400
+
+
+def test_a_sequence_fits_into_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 800 * 20480 * 4 <= flux3.MAX_BYTES < DEFAULT_MAX_MESSAGE_BYTES - 2**20
+    monkeypatch.setattr(flux3, "MAX_BYTES", 170 * 8 * WIDTH * 4)
+    reference = flux3_pipeline()
+    save(reference, tmp_path)
+
+    recipe = load(tmp_path)
+
+    assert recipe.tokens == 160
+    ours = recipe.encode(LONG)
+    assert_close(ours.sequence, encode(reference, LONG, most=160))
+    assert ours.truncated.endswith("a red cat")
 
 
 def test_32_layers_are_enough_and_fewer_are_not(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@
 
 where | joins features. Padding fills the chat up to the next multiple of 80 tokens; Qwen3-VL does not see it,
 but the transformer does: each of its tokens has a state of its own. Source: `_get_qwen3_vl_prompt_embeds` in
-diffusers' modular_pipelines/flux3/encoders.py, which reads up to 8192 tokens; here they end after MAX_TOKENS.
+diffusers' modular_pipelines/flux3/encoders.py, which reads up to 8192 tokens; here they end after MAX_TOKENS,
+or where a sequence has MAX_BYTES: after 800 tokens in float32.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from triptych_text_encoder.recipes.chat import Chat
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     from triptych.checkpoints.checkpoint import Checkpoint
     from triptych_text_encoder.towers import LoadTower
 
-#: Tokens of the longest chat: a token has 20480 numbers.
+#: Tokens of the longest chat.
 MAX_TOKENS = 1600
+#: Of the longest sequence, which must fit into a message: a token has 20480 numbers.
+MAX_BYTES = 65_536_000
 #: The number of tokens is a multiple of this.
 WINDOW = 80
 #: Where padding is, whatever its place: the position that it had in training.
@@ -35,15 +39,17 @@ LAYERS = (4, 8, 12, 16, 20, 24, 28, 32)
 class Flux3Recipe(Recipe):
     """The text encoder of one FLUX.3 checkpoint: Qwen3-VL without its eyes."""
 
-    tokens = MAX_TOKENS
     pooled_projection_dim = 0
 
     def __init__(self, checkpoint: Checkpoint, load: LoadTower) -> None:
         """Tries the chat template. Raises CheckpointError also if there is none that works."""
-        (self._qwen,) = self.towers = (load(1, MAX_TOKENS, LAYERS[-1]),)
-        self._chat = Chat(self._qwen, checkpoint.folder("tokenizer"))
-        self._layers = JoinedLayers(checkpoint, self._qwen, LAYERS)
+        tower = load(1, MAX_TOKENS, LAYERS[-1])
+        self._layers = JoinedLayers(checkpoint, tower, LAYERS)
         self.joint_attention_dim = self._layers.width
+        token_bytes = self.joint_attention_dim * tower.model.dtype.itemsize
+        self.tokens = min(MAX_TOKENS, MAX_BYTES // token_bytes // WINDOW * WINDOW)
+        (self._qwen,) = self.towers = (replace(tower, max_length=self.tokens),)
+        self._chat = Chat(self._qwen, checkpoint.folder("tokenizer"))
 
     def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The eight hidden states of every token side by side."""
