@@ -9,7 +9,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
@@ -18,6 +17,7 @@ from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
+    GatedFeedForward,
     Linear,
     Modulation,
     TwoLayers,
@@ -140,20 +140,6 @@ class GatedAttention(nn.Module):
 
     def _by_heads(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): down(SiLU(gate(x)) * up(x))."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = Linear(width, hidden, bias=False)
-        self.up = Linear(width, hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
 
 
 class TextBlock(nn.Module):

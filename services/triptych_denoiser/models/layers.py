@@ -168,6 +168,20 @@ class FeedForward(nn.Module):
         return self.linear_2(gelu_tanh(self.linear_1(x)))  # type: ignore[no-any-return]
 
 
+class GatedFeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): down(SiLU(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, tokens, width] to the same."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
 class FusedGatedFeedForward(nn.Module):
     """SwiGLU (Shazeer 2020) whose two products are one: linear_2(SiLU(a) * b), a and b of linear_1(x)."""
 

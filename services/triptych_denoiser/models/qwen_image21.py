@@ -24,6 +24,7 @@ from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
     AttentionProjections,
+    GatedFeedForward,
     Linear,
     Modulation,
     TwoLayers,
@@ -115,20 +116,6 @@ class Part:
             return None
         tokens = self.stop - self.start
         return like.new_full((1, 1, tokens, self.stop), -torch.inf).triu(self.start + 1)
-
-
-class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): linear_2(SiLU(gate(x)) * linear_1(x))."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = Linear(width, hidden, bias=False)
-        self.linear_1 = Linear(width, hidden, bias=False)
-        self.linear_2 = Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
-        return self.linear_2(F.silu(self.gate(x)) * self.linear_1(x))  # type: ignore[no-any-return]
 
 
 class TextEmbed(nn.Module):
@@ -228,8 +215,8 @@ BLOCK: KeyTable = (
     *((f"attn.norm_{p}", f"attention.norm_{p}", None) for p in "qk"),
     ("attn.to_out.0", "attention.out", None),
     ("img_mlp.gate_layer", "mlp.gate", None),
-    ("img_mlp.proj", "mlp.linear_1", None),
-    ("img_mlp.out", "mlp.linear_2", None),
+    ("img_mlp.proj", "mlp.up", None),
+    ("img_mlp.out", "mlp.down", None),
 )
 
 

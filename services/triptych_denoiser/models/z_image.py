@@ -18,6 +18,7 @@ from triptych_denoiser.models.layers import (
     EPS,
     TIMESTEP_CHANNELS,
     AttentionProjections,
+    GatedFeedForward,
     Linear,
     Modulation,
     RMSNorm,
@@ -101,21 +102,6 @@ class ZImageConfig(ModelConfig):
             )
 
 
-class GatedFeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): linear_2(SiLU(linear_1(x)) * linear_3(x)), 8/3 of the width inside."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = int(width / 3 * 8)
-        self.linear_1 = Linear(width, hidden, bias=False)
-        self.linear_2 = Linear(hidden, width, bias=False)
-        self.linear_3 = Linear(width, hidden, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to the same."""
-        return self.linear_2(F.silu(self.linear_1(x)) * self.linear_3(x))  # type: ignore[no-any-return]
-
-
 class Block(nn.Module):
     """Attention and MLP, each between two norms.
 
@@ -133,7 +119,7 @@ class Block(nn.Module):
         self.attend = Attention()
         self.attention_norm_out = RMSNorm(width, eps)
         self.mlp_norm_in = RMSNorm(width, eps)
-        self.mlp = GatedFeedForward(width)
+        self.mlp = GatedFeedForward(width, int(width / 3 * 8))
         self.mlp_norm_out = RMSNorm(width, eps)
 
     def forward(
@@ -185,7 +171,7 @@ BLOCK: KeyTable = (
     ("attention.to_out.0", "attention.out", None),
     ("attention_norm2", "attention_norm_out", None),
     ("ffn_norm1", "mlp_norm_in", None),
-    *((f"feed_forward.w{i}", f"mlp.linear_{i}", None) for i in (1, 2, 3)),
+    *((f"feed_forward.w{i}", f"mlp.{part}", None) for i, part in enumerate(("gate", "down", "up"), 1)),
     ("ffn_norm2", "mlp_norm_out", None),
 )
 
