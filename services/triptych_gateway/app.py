@@ -16,16 +16,16 @@ from starlette.types import ASGIApp, ExceptionHandler
 from triptych.client import AsyncClient
 from triptych.errors import TriptychError
 from triptych.serving.addresses import is_local
+from triptych_gateway.automatic1111.sdapi import SdApi
 from triptych_gateway.bodies import BoundedBodies
 from triptych_gateway.browsers import Guarded
 from triptych_gateway.errors import HttpError, http_error, json_response
-from triptych_gateway.images import Images
-from triptych_gateway.models import Models
 from triptych_gateway.observed import Observed
+from triptych_gateway.openai.images import Images
+from triptych_gateway.openai.models import Models
 from triptych_gateway.openapi import OpenApi
 from triptych_gateway.page import page_routes
 from triptych_gateway.proto_json import ProtoJson
-from triptych_gateway.sdapi import SdApi
 from triptych_gateway.settings import GatewaySettings
 
 

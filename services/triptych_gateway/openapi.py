@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from triptych_gateway.automatic1111.sdapi_request import NUMBERS, SAMPLERS, SCHEDULERS
 from triptych_gateway.errors import json_response
-from triptych_gateway.image_request import (
+from triptych_gateway.openai.image_request import (
     BACKGROUNDS,
     MAX_PARTIAL_IMAGES,
     MAX_USER,
@@ -22,7 +23,6 @@ from triptych_gateway.image_request import (
     UNHEEDED,
 )
 from triptych_gateway.parameters import FIELDS, choices_of, is_repeated
-from triptych_gateway.sdapi_request import NUMBERS, SAMPLERS, SCHEDULERS
 
 Schema: TypeAlias = dict[str, Any]
 

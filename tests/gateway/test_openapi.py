@@ -19,9 +19,9 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.gateway.conftest import Fleet, ask, ask_for
 from triptych.errors import TriptychError
+from triptych_gateway.automatic1111.sdapi_request import read_sd_request
 from triptych_gateway.errors import HttpError
-from triptych_gateway.image_request import read_image_request
-from triptych_gateway.sdapi_request import read_sd_request
+from triptych_gateway.openai.image_request import read_image_request
 
 CHECKS = [
     not_a_server_error,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import strategies as st
 
 from triptych.errors import TriptychError
+from triptych_gateway.automatic1111.sdapi_request import CANNOT, NUMBERS, read_sd_request
 from triptych_gateway.errors import HttpError, http_error
-from triptych_gateway.image_request import PARAMETERS, UNHEEDED, read_image_request
+from triptych_gateway.openai.image_request import PARAMETERS, UNHEEDED, read_image_request
 from triptych_gateway.parameters import FIELDS
-from triptych_gateway.sdapi_request import CANNOT, NUMBERS, read_sd_request
 
 SCALARS = (
     st.none()

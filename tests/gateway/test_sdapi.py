@@ -19,7 +19,7 @@ from triptych import errors
 from triptych.client import Client
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1 import sampling_pb2
-from triptych_gateway.sdapi_request import SAMPLERS, SCHEDULERS, read_sd_request
+from triptych_gateway.automatic1111.sdapi_request import SAMPLERS, SCHEDULERS, read_sd_request
 
 PROMPT = "a red cube"
 

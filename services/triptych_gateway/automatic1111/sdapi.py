@@ -17,13 +17,19 @@ from starlette.routing import Route
 from triptych.client import AsyncClient
 from triptych.errors import TriptychError
 from triptych.v1 import image_generation_pb2 as pb
+from triptych_gateway.automatic1111.jobs import Job, Jobs
+from triptych_gateway.automatic1111.sdapi_request import (
+    SAMPLERS,
+    SCHEDULERS,
+    SdRequest,
+    bytes_of,
+    read_sd_request,
+)
 from triptych_gateway.bodies import read_fields
 from triptych_gateway.connected import while_connected
 from triptych_gateway.credentials import Credentials
 from triptych_gateway.errors import HttpError, http_error, json_response
-from triptych_gateway.jobs import Job, Jobs
 from triptych_gateway.pictures import drawn_mask, enlarged, in_thread, of_file, texts_of
-from triptych_gateway.sdapi_request import SAMPLERS, SCHEDULERS, SdRequest, bytes_of, read_sd_request
 from triptych_gateway.settings import GatewaySettings
 
 

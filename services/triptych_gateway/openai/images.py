@@ -22,8 +22,8 @@ from triptych_gateway.connected import while_connected
 from triptych_gateway.credentials import Credentials
 from triptych_gateway.errors import HttpError, http_error, json_response
 from triptych_gateway.event_stream import EventStream, server_sent
-from triptych_gateway.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
-from triptych_gateway.kept import KeptPictures
+from triptych_gateway.openai.image_request import ANSWERED_QUALITIES, ImageRequest, read_image_request
+from triptych_gateway.openai.kept import KeptPictures
 from triptych_gateway.pictures import (
     background_of,
     enlarged,

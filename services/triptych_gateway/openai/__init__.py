@@ -1,0 +1,1 @@
+"""The APIs of OpenAI: Images and Models."""
