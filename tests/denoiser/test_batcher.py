@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -35,13 +34,30 @@ def limits(rows: int, tokens: int, milliseconds: float) -> DenoiserOptions:
 LIMITS = limits(8, 1000, 5)
 
 
-class HeldPredictor:
-    """Gives latents back as velocities, a pass for each `release`. A pass takes `seconds`, if it says so."""
+class Clock:
+    """The batcher's, which these tests set: its choices then do not depend on how busy the machine is."""
 
-    def __init__(self, max_rows: int, mixes: bool = False) -> None:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("triptych_denoiser.batcher.time", clock)
+    return clock
+
+
+class HeldPredictor:
+    """Gives latents back as velocities, a pass for each `release`, which takes `seconds` by the clock."""
+
+    def __init__(self, clock: Clock, max_rows: int, mixes: bool = False) -> None:
+        self.clock = clock
         self.max_rows = max_rows
         self.mixes = mixes
-        self.seconds: Callable[[Sequence[Row]], float] = lambda rows: 0.0
+        self.seconds: Callable[[Sequence[Row]], float] = lambda rows: 0.001
         self.passes: list[list[float]] = []
         self.threads: set[str] = set()
         self.error: Exception | None = None
@@ -63,13 +79,18 @@ class HeldPredictor:
         if self.error:
             error, self.error = self.error, None
             raise error
-        time.sleep(self.seconds(rows))
+        self.clock.now += self.seconds(rows)
         return Velocities([row.latents for row in rows], [False] * len(rows))
+
+    async def began(self, passes: int) -> None:
+        """Waits until so many passes have begun."""
+        while len(self.passes) < passes:
+            await asyncio.sleep(0.001)
 
 
 @pytest.fixture
-async def predictor() -> HeldPredictor:
-    return HeldPredictor(max_rows=3)
+async def predictor(clock: Clock) -> HeldPredictor:
+    return HeldPredictor(clock, max_rows=3)
 
 
 @pytest.fixture
@@ -81,9 +102,14 @@ async def batcher(predictor: HeldPredictor) -> AsyncIterator[Batcher]:
 
 
 async def waiting(batcher: Batcher, *rows: Row, timeout: float | None = None) -> asyncio.Task[Any]:
-    """A call that has come to the batcher."""
+    """A call that has come to the batcher, 20 ms after the one before; if nothing ran, its pass has begun."""
+    predictor = cast(HeldPredictor, batcher._predictor)
+    idle, passes = batcher._passes is None or batcher._passes.done(), len(predictor.passes)
+    predictor.clock.now += 0.02
     task = asyncio.create_task(batcher.predict(rows, timeout))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)
+    if idle:
+        await predictor.began(passes + 1)
     return task
 
 
@@ -98,7 +124,7 @@ async def test_rows_that_wait_together_run_together(batcher: Batcher, predictor:
 
     assert predictor.passes == [[1], [2, 3, 4]]
     assert [p.velocities.amax((1, 2, 3)).tolist() for p in predictions] == [[1], [2, 3], [4]]
-    assert predictions[2].queue_seconds >= 0.01
+    assert predictions[1].queue_seconds == pytest.approx(0.021)
     assert predictor.threads == {"compute_0"}
 
 
@@ -234,7 +260,7 @@ async def test_a_small_call_that_came_a_little_later_goes_before_a_large_one(
     predictor.seconds = lambda rows: 0.05
     predictor.release(1)
     await batcher.predict([row(0, 2)])  # what a pass of few tokens takes is known then
-    predictor.seconds = lambda rows: 0.0
+    predictor.seconds = lambda rows: 0.001
     calls = [await waiting(batcher, row(name, size)) for name, size in ((1, 2), (2, 16), (3, 2))]
     predictor.release()
     await asyncio.gather(*calls)
@@ -266,15 +292,15 @@ async def test_a_pass_holds_as_many_tokens_as_it_may(predictor: HeldPredictor) -
 
 async def test_a_pass_waits_a_little_for_those_that_the_one_before_answered(predictor: HeldPredictor) -> None:
     """Two clients that ask step by step stay together, though one of them comes back later."""
-    batcher = Batcher(predictor, limits(8, 1000, 5000))  # type: ignore[arg-type]
+    batcher = Batcher(predictor, limits(8, 1000, 60_000))  # type: ignore[arg-type]
     calls = [await waiting(batcher, row(name)) for name in range(3)]
     predictor.release(1)
     await calls[0]
-    await asyncio.sleep(0.3)  # a tenth of this is the window
+    predictor.seconds = lambda rows: 100  # a tenth of this would be the window
     predictor.release(1)
     await asyncio.gather(*calls[1:])
     quick = asyncio.create_task(batcher.predict([row(3)]))
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
     late = asyncio.create_task(batcher.predict([row(4)]))
     predictor.release()
     await asyncio.gather(quick, late)
@@ -283,14 +309,17 @@ async def test_a_pass_waits_a_little_for_those_that_the_one_before_answered(pred
     assert predictor.passes == [[0], [1, 2], [3, 4]]
 
 
-async def test_nobody_waits_for_company_that_does_not_come(predictor: HeldPredictor) -> None:
-    batcher = Batcher(predictor, limits(8, 1000, 5000))  # type: ignore[arg-type]
+async def test_nobody_waits_long_for_company_that_does_not_come(predictor: HeldPredictor) -> None:
+    batcher = Batcher(predictor, limits(8, 1000, 600_000))  # type: ignore[arg-type]
     predictor.release()
-    began = asyncio.get_running_loop().time()
-    await batcher.predict([row(0), row(1)])
-    await batcher.predict([row(2)])
-    await batcher.predict([row(3, 4)])
-    assert asyncio.get_running_loop().time() - began < 0.5
+    async with asyncio.timeout(60):  # the longest window is of 10 minutes
+        predictor.seconds = lambda rows: 1  # a tenth of this is the window
+        await batcher.predict([row(0), row(1)])
+        await batcher.predict([row(2)])
+        predictor.seconds = lambda rows: 10_000
+        await batcher.predict([row(3)])  # after it nobody is waited for
+        await batcher.predict([row(4)])
+        await batcher.predict([row(5, 4)])
     await batcher.close()
 
 
@@ -321,9 +350,9 @@ async def test_a_row_that_does_not_fit_in_memory_is_refused(
 
 
 @pytest.fixture
-async def mixing() -> AsyncIterator[tuple[Batcher, HeldPredictor]]:
+async def mixing(clock: Clock) -> AsyncIterator[tuple[Batcher, HeldPredictor]]:
     """A batcher that mixes sizes, up to 4 rows and 100 tokens; it knows what sizes 2, 4 and 6 cost."""
-    predictor = HeldPredictor(max_rows=4, mixes=True)
+    predictor = HeldPredictor(clock, max_rows=4, mixes=True)
     batcher = Batcher(predictor, limits(20, 100, 5))  # type: ignore[arg-type]
     for size in (2, 4, 6) * 3:
         predictor.release(1)
@@ -404,6 +433,7 @@ async def test_a_large_row_does_not_starve_behind_small_ones(mixing: tuple[Batch
         calls.append(await waiting(batcher, row(name, size)))
     for name in range(5, 12):
         predictor.release(1)
+        await predictor.began(name - 3)
         calls.append(await waiting(batcher, row(name)))
     predictor.release()
     await asyncio.gather(*calls)
@@ -457,7 +487,7 @@ async def test_a_mixed_pass_that_does_not_fit_in_memory_becomes_smaller(
 async def test_a_pass_waits_for_company_of_other_sizes(mixing: tuple[Batcher, HeldPredictor]) -> None:
     """Two clients of different sizes that ask step by step stay together."""
     batcher, predictor = mixing
-    batcher._options = limits(20, 100, 5000)
+    batcher._options = limits(20, 100, 60_000)
     calls = [
         await waiting(batcher, row(0)),
         await waiting(batcher, row(1)),
@@ -465,11 +495,11 @@ async def test_a_pass_waits_for_company_of_other_sizes(mixing: tuple[Batcher, He
     ]
     predictor.release(1)
     await calls[0]
-    await asyncio.sleep(0.3)  # a tenth of this is the window
+    predictor.seconds = lambda rows: 100  # a tenth of this would be the window
     predictor.release(1)
     await asyncio.gather(*calls)
     quick = asyncio.create_task(batcher.predict([row(3)]))
-    await asyncio.sleep(0.005)
+    await asyncio.sleep(0)
     late = asyncio.create_task(batcher.predict([row(4, 4)]))
     predictor.release()
     await asyncio.gather(quick, late)
