@@ -117,12 +117,12 @@ def note_figures(figures: Mapping[str, str | int | float]) -> None:
 @contextmanager
 def logged(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
     """Logs how the call of the block ended, and nothing that it said."""
-    call, status = Call(method, context), "OK"
+    call, allowed, status = Call(method, context), context.time_remaining(), "OK"
     _call.set(call)  # each call has a task of its own
     try:
         yield
     except (asyncio.CancelledError, GeneratorExit):
-        status = status_of_cancelled(context)
+        status = status_of_cancelled(context, allowed)
         raise
     except TriptychError as error:
         status = error.code.name

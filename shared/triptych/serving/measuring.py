@@ -26,12 +26,13 @@ _REFUSED = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED,
 )
+_ON_ITS_WAY_SECONDS = 0.05
 
 
 @contextmanager
 def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
     """Counts the call of the block, by how it ends. `method` is "/package.Service/Method", as gRPC has it."""
-    began, status = time.monotonic(), "OK"
+    began, allowed, status = time.monotonic(), context.time_remaining(), "OK"
     name = method.removeprefix("/")
     traced = method.startswith("/triptych.") and not method.endswith(_UNTRACED)
     span = tracing.received(name, context.invocation_metadata()) if traced else INVALID_SPAN
@@ -43,7 +44,7 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
             instruments.refusals.add(1, {RPC_METHOD: name, REASON: _reason(error)})
         raise
     except (asyncio.CancelledError, GeneratorExit):
-        status = status_of_cancelled(context)
+        status = status_of_cancelled(context, allowed)
         raise
     except grpc.aio.AbortError:  # of gRPC's own health service, which says only then with what
         status = _code(context)
@@ -60,9 +61,16 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
         span.end()
 
 
-def status_of_cancelled(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """What the status of a call that is being cancelled is to its client."""
-    return "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
+def status_of_cancelled(context: grpc.aio.ServicerContext[Any, Any], allowed: float | None) -> str:
+    """What the status of a call that is being cancelled is to its client.
+
+    `allowed` is the time that was left when it came. A client's own clock ends the call first: gRPC sends the
+    time that is left rounded up by as much as a hundredth, and the client's word may overtake the deadline.
+    """
+    left = context.time_remaining()
+    if allowed is None or left is None or left > allowed / 100 + _ON_ITS_WAY_SECONDS:
+        return "CANCELLED"
+    return "DEADLINE_EXCEEDED"
 
 
 def _reason(error: TriptychError) -> str:
