@@ -14,11 +14,11 @@ configure_math_libraries()
 import torch
 torch.set_num_threads(2)
 rows, weight = torch.randn(64, 512), torch.randn(512, 512)
-made, until = 0, time.monotonic() + 3
+made, used, until = 0, time.process_time(), time.monotonic() + 3
 while time.monotonic() < until:
     rows @ weight
     made += 1
-print(made)
+print((time.process_time() - used) / made)
 """
 
 
@@ -44,9 +44,9 @@ def busy_neighbour() -> Iterator[None]:
 @pytest.mark.skipif((os.cpu_count() or 1) != 2, reason="one neighbour is busy on one of two cores")
 @pytest.mark.usefixtures("busy_neighbour")
 def test_a_busy_neighbour_takes_no_more_than_its_part() -> None:
-    passive = int(answer(PRODUCTS))
-    active = int(answer(PRODUCTS, OMP_WAIT_POLICY="ACTIVE"))
-    assert passive > 1.5 * active
+    passive = float(answer(PRODUCTS))
+    spinning = float(answer(PRODUCTS, OMP_WAIT_POLICY="ACTIVE"))
+    assert spinning > 1.5 * passive  # in processor time for a product, whatever else the machine does
 
 
 @pytest.mark.parametrize(
