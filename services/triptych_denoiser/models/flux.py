@@ -31,7 +31,14 @@ from triptych_denoiser.models.layers import (
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import (
+    MAX_SIZE,
+    axis_angles,
+    check_axes,
+    grid_positions,
+    rotate_each,
+    turns_at,
+)
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 from triptych_denoiser.models.two_streams import TwoStreams
@@ -70,8 +77,7 @@ class FluxConfig(ModelConfig):
         return self.in_channels if self.out_channels is None else self.out_channels
 
     def __post_init__(self) -> None:
-        if self.patch_size != 1:
-            raise ValueError(f"patch_size is {self.patch_size}; FLUX transformers have 1")
+        self.check_only("FLUX transformers", patch_size=1)
         if self.in_channels % PACKING**2:
             raise ValueError(f"in_channels is {self.in_channels}, but must be a multiple of {PACKING**2}")
         if not 0 < self.out <= self.in_channels or self.out % PACKING**2:
@@ -79,12 +85,7 @@ class FluxConfig(ModelConfig):
                 f"out_channels is {self.out_channels}, but must be a multiple of {PACKING**2} up to "
                 f"in_channels = {self.in_channels}"
             )
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
 
 
 class DoubleBlock(TwoStreams):

@@ -33,7 +33,7 @@ from triptych_denoiser.models.layers import (
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import axis_angles, check_axes, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -90,21 +90,15 @@ class Flux2Config(ModelConfig):
         return int(self.width * self.mlp_ratio)
 
     def __post_init__(self) -> None:
-        fixed = {"patch_size": 1, "timestep_guidance_channels": TIMESTEP_CHANNELS, "eps": EPS}
-        for name, only in fixed.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} is {getattr(self, name)}; FLUX.2 transformers have {only}")
+        self.check_only(
+            "FLUX.2 transformers", patch_size=1, timestep_guidance_channels=TIMESTEP_CHANNELS, eps=EPS
+        )
         if self.out_channels not in (None, self.in_channels):
             raise ValueError(
                 f"in_channels is {self.in_channels}, out_channels {self.out_channels}; supported are "
                 "transformers whose channels are as many in as out"
             )
-        axes = self.axes_dims_rope
-        if len(axes) != 4 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be four even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, 4, self.attention_head_dim)
 
 
 class DoubleBlock(TwoStreams):

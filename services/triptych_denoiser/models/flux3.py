@@ -30,7 +30,7 @@ from triptych_denoiser.models.layers import (
     timestep_features,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import angles_at, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import angles_at, check_axes, grid_positions, rotate_each, turns_at
 from triptych_denoiser.models.streams import Groups, Kinds, kinds_of, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -88,15 +88,8 @@ class Flux3Config(ModelConfig):
         return int(self.width * self.mlp_ratio)
 
     def __post_init__(self) -> None:
-        for name, only in {"timestep_channels": TIMESTEP_CHANNELS, "eps": EPS}.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} is {getattr(self, name)}; FLUX.3 transformers have {only}")
-        axes = self.axes_dims_rope
-        if len(axes) != 4 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be four even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        self.check_only("FLUX.3 transformers", timestep_channels=TIMESTEP_CHANNELS, eps=EPS)
+        check_axes(self.axes_dims_rope, 4, self.attention_head_dim)
 
 
 class Block(nn.Module):

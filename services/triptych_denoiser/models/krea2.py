@@ -29,7 +29,14 @@ from triptych_denoiser.models.layers import (
     unpack_latents,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import (
+    MAX_SIZE,
+    axis_angles,
+    check_axes,
+    grid_positions,
+    rotate_each,
+    turns_at,
+)
 from triptych_denoiser.models.streams import EqualRows, Stream, streams
 from triptych_denoiser.models.transformer import (
     OUTSIDE_BLOCKS,
@@ -75,19 +82,10 @@ class Krea2Config(ModelConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     def __post_init__(self) -> None:
-        if self.timestep_embed_dim != TIMESTEP_CHANNELS:
-            raise ValueError(
-                f"timestep_embed_dim is {self.timestep_embed_dim}; "
-                f"Krea 2 transformers have {TIMESTEP_CHANNELS}"
-            )
+        self.check_only("Krea 2 transformers", timestep_embed_dim=TIMESTEP_CHANNELS)
         if self.in_channels % PATCH**2:
             raise ValueError(f"in_channels is {self.in_channels}, but must be a multiple of {PATCH**2}")
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
         if self.text_hidden_dim % self.text_num_attention_heads:
             raise ValueError(
                 f"text_hidden_dim is {self.text_hidden_dim}, but must be a multiple of "

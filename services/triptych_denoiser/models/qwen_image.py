@@ -29,7 +29,7 @@ from triptych_denoiser.models.layers import (
     unpack_latents,
     within_float16,
 )
-from triptych_denoiser.models.rotary import MAX_SIZE, centred_positions, turns_of
+from triptych_denoiser.models.rotary import MAX_SIZE, centred_positions, check_axes, turns_of
 from triptych_denoiser.models.streams import Streams, stream_of, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 from triptych_denoiser.models.two_streams import TwoStreams
@@ -67,8 +67,7 @@ class QwenImageConfig(ModelConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     def __post_init__(self) -> None:
-        if self.patch_size != PATCH:
-            raise ValueError(f"patch_size is {self.patch_size}; Qwen-Image transformers have {PATCH}")
+        self.check_only("Qwen-Image transformers", patch_size=PATCH)
         for name in ("use_additional_t_cond", "use_layer3d_rope"):
             if getattr(self, name):
                 raise ValueError(f"{name} is true: Qwen-Image-Layered, which makes layers, is not supported")
@@ -77,12 +76,7 @@ class QwenImageConfig(ModelConfig):
                 f"in_channels is {self.in_channels}, but must be {PATCH**2} times "
                 f"out_channels = {self.out_channels}"
             )
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
 
 
 class Block(TwoStreams):

@@ -36,7 +36,7 @@ from triptych_denoiser.models.layers import (
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_behind
-from triptych_denoiser.models.rotary import centred_positions, rotate, rotate_each, turns_of
+from triptych_denoiser.models.rotary import centred_positions, check_axes, rotate, rotate_each, turns_of
 from triptych_denoiser.models.streams import Groups, Stream, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -87,19 +87,12 @@ class QwenImage21Config(ModelConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     def __post_init__(self) -> None:
-        for name, only in {"patch_size": 1, "eps": EPS, "causal_condition": True}.items():
-            if getattr(self, name) != only:
-                raise ValueError(f"{name} is {getattr(self, name)}; Qwen-Image 2.1 transformers have {only}")
+        self.check_only("Qwen-Image 2.1 transformers", patch_size=1, eps=EPS, causal_condition=True)
         if self.out_channels not in (None, self.in_channels):
             raise ValueError(
                 f"in_channels is {self.in_channels}, out_channels {self.out_channels}; they must be equal"
             )
-        axes = self.axes_dims_rope
-        if len(axes) != 3 or sum(axes) != self.attention_head_dim or any(dim % 2 for dim in axes):
-            raise ValueError(
-                f"axes_dims_rope is {list(axes)}, but must be three even numbers whose sum is "
-                f"attention_head_dim = {self.attention_head_dim}"
-            )
+        check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,16 @@ MAX_SIZE = 512
 """
 
 
+def check_axes(axes_dims_rope: Sequence[int], count: int, head_dim: int) -> None:
+    """Raises ValueError unless the axes, of which there are 3 or 4, share a head's channels in pairs."""
+    axes = list(axes_dims_rope)
+    if len(axes) != count or sum(axes) != head_dim or any(dim % 2 for dim in axes):
+        raise ValueError(
+            f"axes_dims_rope is {axes}, but must be {'four' if count == 4 else 'three'} even numbers whose "
+            f"sum is attention_head_dim = {head_dim}"
+        )
+
+
 def axis_angles(count: int, dim: int, theta: float) -> Tensor:
     """The angles of positions 0 to count - 1: see angles_at."""
     return angles_at(torch.arange(count), dim, theta)

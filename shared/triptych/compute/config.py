@@ -22,3 +22,9 @@ class ModelConfig:
         return cls(
             **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
         )
+
+    def check_only(self, whose: str, **only: Any) -> None:
+        """Raises ValueError for a key that has another value than the only one that such models have."""
+        for name, value in only.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}; {whose} have {value}")
