@@ -17,7 +17,6 @@ from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyT
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
     AttentionProjections,
-    FeedForward,
     Linear,
     Modulation,
     TwoLayers,
@@ -41,7 +40,7 @@ from triptych_denoiser.models.rotary import (
 )
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
-from triptych_denoiser.models.two_streams import TwoStreams
+from triptych_denoiser.models.two_streams import ModulatedTwoStreams
 
 PACKING = 2
 """Latent pixels a side that make a token: the transformer's own patch_size is 1."""
@@ -88,19 +87,11 @@ class FluxConfig(ModelConfig):
         check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
 
 
-class DoubleBlock(TwoStreams):
+class DoubleBlock(ModulatedTwoStreams):
     """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
 
     def __init__(self, config: FluxConfig) -> None:
-        super().__init__()
-        width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
-        self.image_modulation = Modulation(width, width, 6)
-        self.text_modulation = Modulation(width, width, 6)
-        self.image_attention = AttentionProjections(heads, head_dim)
-        self.text_attention = AttentionProjections(heads, head_dim)
-        self.attend = Attention()
-        self.image_mlp = FeedForward(width)
-        self.text_mlp = FeedForward(width)
+        super().__init__(config.width, config.num_attention_heads, config.attention_head_dim)
 
     def forward(
         self,

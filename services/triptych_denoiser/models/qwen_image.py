@@ -12,12 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
-from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import JOINT_ATTENTION, KeyTable
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
-    AttentionProjections,
-    FeedForward,
     Linear,
     Modulation,
     RMSNorm,
@@ -32,7 +29,7 @@ from triptych_denoiser.models.layers import (
 from triptych_denoiser.models.rotary import MAX_SIZE, centred_positions, check_axes, turns_of
 from triptych_denoiser.models.streams import Streams, stream_of, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
-from triptych_denoiser.models.two_streams import TwoStreams
+from triptych_denoiser.models.two_streams import ModulatedTwoStreams
 
 PATCH = 2
 THETA = 10_000.0
@@ -79,19 +76,11 @@ class QwenImageConfig(ModelConfig):
         check_axes(self.axes_dims_rope, 3, self.attention_head_dim)
 
 
-class Block(TwoStreams):
+class Block(ModulatedTwoStreams):
     """Text and image tokens are modulated, attend to all of both, and pass through their own MLPs."""
 
     def __init__(self, config: QwenImageConfig) -> None:
-        super().__init__()
-        width, heads, head_dim = config.width, config.num_attention_heads, config.attention_head_dim
-        self.image_modulation = Modulation(width, width, 6)
-        self.text_modulation = Modulation(width, width, 6)
-        self.image_attention = AttentionProjections(heads, head_dim)
-        self.text_attention = AttentionProjections(heads, head_dim)
-        self.attend = Attention()
-        self.image_mlp = FeedForward(width)
-        self.text_mlp = FeedForward(width)
+        super().__init__(config.width, config.num_attention_heads, config.attention_head_dim)
 
     def forward(
         self,

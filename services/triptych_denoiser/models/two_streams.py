@@ -1,11 +1,18 @@
-"""What FLUX's families share: a block in which text and image tokens are streams of their own."""
+"""A block in which text and image tokens are streams of their own, as FLUX and Qwen-Image have it."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from triptych_denoiser.models.attention import Attention
-from triptych_denoiser.models.layers import AttentionProjections, add_gated, modulate, within_float16
+from triptych_denoiser.models.layers import (
+    AttentionProjections,
+    FeedForward,
+    Modulation,
+    add_gated,
+    modulate,
+    within_float16,
+)
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import rotate_each
 from triptych_denoiser.models.streams import Streams
@@ -46,3 +53,17 @@ class TwoStreams(nn.Module):
         text = add_gated(text, text_gate, self.text_attention.out(text_attended), rows.text)
         text_mlp = self.text_mlp(modulate(text, text_mlp_shift, text_mlp_scale, rows.text))
         return image, within_float16(add_gated(text, text_mlp_gate, text_mlp, rows.text))
+
+
+class ModulatedTwoStreams(TwoStreams):
+    """Those with modulations of their own and ungated MLPs."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.image_modulation = Modulation(width, width, 6)
+        self.text_modulation = Modulation(width, width, 6)
+        self.image_attention = AttentionProjections(heads, head_dim)
+        self.text_attention = AttentionProjections(heads, head_dim)
+        self.attend = Attention()
+        self.image_mlp = FeedForward(width)
+        self.text_mlp = FeedForward(width)
