@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from triptych.errors import CheckpointError
 from triptych_text_encoder.recipes.chat import Chat
+from triptych_text_encoder.recipes.joined_layers import JoinedLayers
 from triptych_text_encoder.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,22 +39,14 @@ class Flux2KleinRecipe(Recipe):
     def __init__(self, checkpoint: Checkpoint, load: LoadTower) -> None:
         """Tries the chat template. Raises CheckpointError also if there is none that works."""
         (self._qwen,) = self.towers = (load(1, TOKENS, HIDDEN_STATES[-1] + 1),)
-        config = self._qwen.model.config
-        if config.num_hidden_layers < HIDDEN_STATES[-1]:
-            raise CheckpointError(
-                f"the text encoder of {checkpoint.path} has {config.num_hidden_layers} layers; "
-                f"the states behind {', '.join(map(str, HIDDEN_STATES))} are needed"
-            )
-        self.joint_attention_dim = len(HIDDEN_STATES) * int(config.hidden_size)
+        self._layers = JoinedLayers(checkpoint, self._qwen, HIDDEN_STATES)
+        self.joint_attention_dim = self._layers.width
         self._chat = Chat(self._qwen, checkpoint.folder("tokenizer"), enable_thinking=False)
 
     def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The three hidden states of every token side by side."""
-        import torch
-
         token_ids, mask = self._qwen.token_ids_and_mask(self._chat.text(prompt))
-        output = self._qwen.model(token_ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        sequence = torch.cat([output.hidden_states[index][0] for index in HIDDEN_STATES], dim=-1)
+        sequence = self._layers.states(token_ids, attention_mask=mask)
         return sequence, sequence.new_empty(0)
 
     def characters_read(self, prompt: str, pictures: int = 0) -> int:

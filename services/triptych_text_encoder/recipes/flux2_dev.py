@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from triptych_text_encoder.recipes.chat import Chat
-from triptych_text_encoder.recipes.joined_layers import JoinedLayers
+from triptych_text_encoder.recipes.joined_layers import JoinedLayers, leave_out_norm
 from triptych_text_encoder.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Flux2DevRecipe(Recipe):
         self._chat = Chat(tower, checkpoint.folder("tokenizer"), _messages, add_generation_prompt=False)
         (self._mistral,) = self.towers = (self._chat.tower,)
         self._layers = JoinedLayers(checkpoint, self._mistral, LAYERS)
+        leave_out_norm(self._mistral)
         self.joint_attention_dim = self._layers.width
 
     def vectors(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:

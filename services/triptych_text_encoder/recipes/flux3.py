@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from triptych_text_encoder.recipes.chat import Chat
-from triptych_text_encoder.recipes.joined_layers import JoinedLayers
+from triptych_text_encoder.recipes.joined_layers import JoinedLayers, leave_out_norm
 from triptych_text_encoder.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Flux3Recipe(Recipe):
         """Tries the chat template. Raises CheckpointError also if there is none that works."""
         tower = load(1, MAX_TOKENS, LAYERS[-1])
         self._layers = JoinedLayers(checkpoint, tower, LAYERS)
+        leave_out_norm(tower)
         self.joint_attention_dim = self._layers.width
         token_bytes = self.joint_attention_dim * tower.model.dtype.itemsize
         self.tokens = min(MAX_TOKENS, MAX_BYTES // token_bytes // WINDOW * WINDOW)

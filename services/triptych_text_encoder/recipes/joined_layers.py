@@ -16,22 +16,16 @@ if TYPE_CHECKING:
 
 
 class JoinedLayers:
-    """What leaves some layers of a tower, which was loaded up to the last of them.
-
-    Its last norm, through which transformers sends what leaves the last layer, is taken out.
-    """
+    """What leaves some layers of a tower."""
 
     def __init__(self, checkpoint: Checkpoint, tower: Tower, layers: Sequence[int]) -> None:
         """`layers` are counted from 1, in order. Raises CheckpointError if there are fewer."""
-        from torch import nn
-
         config = tower.model.config
         if config.num_hidden_layers < layers[-1]:
             raise CheckpointError(
                 f"the text encoder of {checkpoint.path} has {config.num_hidden_layers} layers; "
                 f"the states behind {', '.join(map(str, layers))} are needed"
             )
-        tower.model.norm = nn.Identity()
         self._model = tower.model
         self._layers = layers
         #: Of the states of a token.
@@ -43,3 +37,10 @@ class JoinedLayers:
 
         output = self._model(token_ids, output_hidden_states=True, use_cache=False, **others)
         return torch.cat([output.hidden_states[layer][0] for layer in self._layers], dim=-1)
+
+
+def leave_out_norm(tower: Tower) -> None:
+    """Takes out the last norm, through which transformers sends what leaves the last loaded layer."""
+    from torch import nn
+
+    tower.model.norm = nn.Identity()
