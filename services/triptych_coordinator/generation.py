@@ -239,7 +239,7 @@ def _lora_warnings(denoiser: RequestDenoiser, encoding: Sequence[lora_pb2.Lora])
 
 
 def _previews(rgb: LatentRgb, clean: Latents) -> list[bytes]:
-    """A PNG of each picture, a pixel per latent pixel."""
+    """A PNG of each picture, a pixel per pixel of the VAE's latents."""
     return [PNG.encode(pixels, {}) for pixels in rgb.pixels(clean)]
 
 

@@ -48,9 +48,9 @@ def _well_known(checkpoint: Checkpoint) -> LatentRgb | None:
     config: Mapping[str, Any] = checkpoint.config("vae") if checkpoint.has("vae") else {}
     said = {"scaling_factor": 0.0, "shift_factor": 0.0, **config}
     channels = config.get("latent_channels", config.get("z_dim"))
-    for latents in (family.latents for family in FAMILIES if family.latents):
+    for latents in (family.latents for family in FAMILIES):
         known = all(said.get(name) == value for name, value in latents.vae_config.items())
         if known and channels == len(latents.rgb_factors):
             factors, bias = (np.array(rgb, np.float32) for rgb in (latents.rgb_factors, latents.rgb_bias))
-            return LatentRgb(factors, bias)
+            return LatentRgb(factors, bias, latents.patch)
     return None

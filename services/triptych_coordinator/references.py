@@ -70,14 +70,13 @@ async def _encode(
 
 def _read(reference: Reference, alpha: bool) -> tuple[Picture, ShownPicture | None]:
     """A picture as the VAE codec gets it, and as text encoders are shown it, if they are."""
-    picture = read_reference(reference.file, reference.size, alpha)
     if reference.shown is None:
+        (picture,) = read_reference(reference.file, reference.size, alpha=alpha)
         return picture, None
-    seen = picture
-    if reference.shown != reference.size:
-        seen = read_reference(reference.file, reference.shown, alpha)
-    message = array_to_message(over_white(seen.pixels))
-    return picture, ShownPicture(message, reference_digest(message))
+    sizes = dict.fromkeys([reference.size, reference.shown])
+    pictures = read_reference(reference.file, *sizes, alpha=alpha)
+    message = array_to_message(over_white(pictures[-1].pixels))
+    return pictures[0], ShownPicture(message, reference_digest(message))
 
 
 def encoded_reference(latents: Latents) -> EncodedReference:

@@ -390,8 +390,8 @@ def test_a_large_reference_of_flux2_has_the_pixels_that_diffusers_gives_it() -> 
     width, height = (side // 16 * 16 for side in shrunk.size)
     expected = processor.preprocess(shrunk, height=height, width=width, resize_mode="crop")
     assert flux2.FAMILY.references is not None
-    ours = read_reference(png(picture), flux2.FAMILY.references.sized(*picture.size)).pixels
-    assert np.array_equal(ours, ((expected[0] + 1) * 127.5).round().permute(1, 2, 0).numpy())
+    (ours,) = read_reference(png(picture), flux2.FAMILY.references.sized(*picture.size))
+    assert np.array_equal(ours.pixels, ((expected[0] + 1) * 127.5).round().permute(1, 2, 0).numpy())
 
 
 def a_picture(size: tuple[int, int]) -> Image.Image:

@@ -123,8 +123,8 @@ def read_picture(data: bytes, place: Size, convert_colours: bool = True) -> Pict
     return Picture(np.asarray(_filling(image, place)), warnings)
 
 
-def read_reference(data: bytes, size: ReferenceSize, alpha: bool = False) -> Picture:
-    """The pixels of a picture that is brought to a size, its colours in sRGB.
+def read_reference(data: bytes, *sizes: ReferenceSize, alpha: bool = False) -> list[Picture]:
+    """The pixels of a picture that is brought to each of some sizes, its colours in sRGB.
 
     `alpha`: they are [height, width, 4], with an alpha channel; else what is transparent is laid over white.
 
@@ -135,13 +135,16 @@ def read_reference(data: bytes, size: ReferenceSize, alpha: bool = False) -> Pic
     with _broken_file_said(file):
         image, warnings = _in_srgb(file, _upright(file))
         image = image.convert("RGBA") if alpha else _over(image, "white").convert("RGB")
-        resized = image.resize(size.resized, Image.Resampling.LANCZOS)
-        if size.is_padded:
-            return Picture(_padded(np.asarray(resized), size), warnings)
-        (width, height), (kept_width, kept_height) = size
-        left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        kept = resized.crop((left, top, left + kept_width, top + kept_height))
-    return Picture(np.asarray(kept), warnings)
+        return [Picture(_brought_to(image, size), warnings) for size in sizes]
+
+
+def _brought_to(image: Image.Image, size: ReferenceSize) -> NDArray[np.uint8]:
+    resized = image.resize(size.resized, Image.Resampling.LANCZOS)
+    if size.is_padded:
+        return _padded(np.asarray(resized), size)
+    (width, height), (kept_width, kept_height) = size
+    left, top = (width - kept_width) // 2, (height - kept_height) // 2
+    return np.asarray(resized.crop((left, top, left + kept_width, top + kept_height)))
 
 
 def over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from triptych.checkpoints.text_encoder_names import kind_of, llama_table, text_c
 from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
 from triptych.families import FAMILIES, family_of, wan_vae
-from triptych.families.family import Family, LatentColours
+from triptych.families.family import Family
 from triptych.families.layouts import (
     FLUX2_VAE_MARK,
     Shapes,
@@ -258,7 +258,7 @@ def _transformer(files: list[Path], stored: Mapping[str, Stored], family: Family
 def _vae_inside(files: list[Path], tensors: Mapping[str, Stored], family: Family) -> dict[str, Part]:
     for prefix in _VAE_PREFIXES:
         if _has_vae(tensors, prefix):
-            return {"vae": _vae(files, _under(prefix, tensors), _scales(family.latents))}
+            return {"vae": _vae(files, _under(prefix, tensors), dict(family.latents.vae_config))}
     return {}
 
 
@@ -273,7 +273,7 @@ def _vae_beside(path: Path, family: Family) -> dict[str, Part]:
     file = beside(path, family.original.vae_file)
     if not file.is_file():
         return {}
-    return {"vae": _vae([file], read_contents([file]).tensors, _scales(family.latents))}
+    return {"vae": _vae([file], read_contents([file]).tensors, dict(family.latents.vae_config))}
 
 
 def _vae_alone(
@@ -284,13 +284,13 @@ def _vae_alone(
         family = _family_of_base(base)
         if _DIFFUSERS_VAE_MARK in tensors:
             return {"vae": Part(None, None, [path], tensors, {})}, family
-        config = base.config("vae") if base.has("vae") else _scales(family.latents)
+        config = base.config("vae") if base.has("vae") else dict(family.latents.vae_config)
         scales = {name: config[name] for name in _SCALES if name in config}
         return {"vae": _vae([path], tensors, scales)}, family
     for family in FAMILIES:
         known = family.original.vae_file == path.name and FLUX2_VAE_MARK not in tensors
         if known and _has_vae(tensors):
-            return {"vae": _vae([path], tensors, _scales(family.latents))}, family
+            return {"vae": _vae([path], tensors, dict(family.latents.vae_config))}, family
     raise CheckpointError(
         f"{path} is a VAE, but it does not say whose: name with --base a checkpoint of "
         f"its family, or call FLUX.1's ae.safetensors and Qwen-Image's {wan_vae.QWEN_IMAGE_FILE}"
@@ -338,10 +338,6 @@ def _family_of_base(base: Checkpoint) -> Family:
     if family is None:
         raise CheckpointError(f"the base {base.path} is a {base.index.get('_class_name')}: not supported")
     return family
-
-
-def _scales(latents: LatentColours | None) -> dict[str, Any]:
-    return dict(latents.vae_config) if latents else {}
 
 
 def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, Any]) -> Part:

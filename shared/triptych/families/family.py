@@ -44,10 +44,14 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentColours:
-    """Colours from -1 to 1 of a latent pixel: rgb = latents . factors + bias, three numbers a channel."""
+    """Colours from -1 to 1 of a VAE's latent pixel: rgb = latents . factors + bias, three numbers a channel.
+
+    patch: the VAE's latent pixels in each direction that are channels of one of the denoiser's.
+    """
 
     rgb_factors: tuple[tuple[float, float, float], ...]
     rgb_bias: tuple[float, float, float]
+    patch: int = 1
 
     @property
     def vae_config(self) -> Mapping[str, Any]:
@@ -79,6 +83,16 @@ class NormalizedLatents(LatentColours):
     def vae_config(self) -> Mapping[str, Any]:
         """See LatentColours."""
         return {"latents_mean": list(self.mean), "latents_std": list(self.std)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchedLatents(LatentColours):
+    """The latents of a VAE in patches, whose statistics are among its weights."""
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """See LatentColours."""
+        return {"patch_size": [self.patch, self.patch]}
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ class Family:
     distilled: those of a model whose model_index.json has is_distilled.
     distilled_mu: the mu of a distilled model, whatever its picture, whose levels are not stretched to a last
         one; None for those of the others.
-    latents: those of its published VAE, if their colours are known.
+    latents: those of its published VAE.
     lora_names: what LoRA files call linears besides diffusers' names, of their weights' shapes by those.
     mark: a tensor that no other family has in diffusers.
     original: how its authors publish it.
@@ -135,7 +149,7 @@ class Family:
     transformer: str
     grid: GridName
     defaults: Mapping[bool, Defaults]
-    latents: LatentColours | None
+    latents: LatentColours
     lora_names: Callable[[Shapes], Table]
     mark: str
     original: OriginalFile

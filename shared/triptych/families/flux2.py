@@ -2,7 +2,8 @@
 which takes the guidance scale as an input.
 
 Sources: Flux2KleinPipeline and Flux2Pipeline in diffusers; src/flux2/model.py in black-forest-labs/flux2, and
-convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.
+convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py. The colours are
+ComfyUI's (comfy/latent_formats.py, Flux2), fitted by its authors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
+from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile, PatchedLatents
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
 from triptych.families.reference_sizes import References, shrunk_and_cropped
 
@@ -19,6 +20,44 @@ ROPE_AXES = 4
 ROPE_THETA = 2000
 MAX_REFERENCES = 10
 """A bound of this server: the reference has none."""
+LATENTS = PatchedLatents(
+    patch=2,
+    rgb_factors=(
+        (0.0058, 0.0113, 0.0073),
+        (0.0495, 0.0443, 0.0836),
+        (-0.0099, 0.0096, 0.0644),
+        (0.2144, 0.3009, 0.3652),
+        (0.0166, -0.0039, -0.0054),
+        (0.0157, 0.0103, -0.0160),
+        (-0.0398, 0.0902, -0.0235),
+        (-0.0052, 0.0095, 0.0109),
+        (-0.3527, -0.2712, -0.1666),
+        (-0.0301, -0.0356, -0.0180),
+        (-0.0107, 0.0078, 0.0013),
+        (0.0746, 0.0090, -0.0941),
+        (0.0156, 0.0169, 0.0070),
+        (-0.0034, -0.0040, -0.0114),
+        (0.0032, 0.0181, 0.0080),
+        (-0.0939, -0.0008, 0.0186),
+        (0.0018, 0.0043, 0.0104),
+        (0.0284, 0.0056, -0.0127),
+        (-0.0024, -0.0022, -0.0030),
+        (0.1207, -0.0026, 0.0065),
+        (0.0128, 0.0101, 0.0142),
+        (0.0137, -0.0072, -0.0007),
+        (0.0095, 0.0092, -0.0059),
+        (0.0000, -0.0077, -0.0049),
+        (-0.0465, -0.0204, -0.0312),
+        (0.0095, 0.0012, -0.0066),
+        (0.0290, -0.0034, 0.0025),
+        (0.0220, 0.0169, -0.0048),
+        (-0.0332, -0.0457, -0.0468),
+        (-0.0085, 0.0389, 0.0609),
+        (-0.0076, 0.0003, -0.0043),
+        (-0.0111, -0.0460, -0.0614),
+    ),
+    rgb_bias=(-0.0329, -0.0718, -0.0851),
+)
 
 
 def table(layers: int, single_layers: int, width: int) -> Table:
@@ -101,7 +140,7 @@ FAMILY = Family(
     mu="by tokens and steps",  # compute_empirical_mu
     defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0)},  # of Flux2KleinPipeline.__call__
     distilled=Defaults(GuidanceInput.NONE, 4, 1.0),  # its example; it ignores the scale
-    latents=None,
+    latents=LATENTS,
     # of Flux2KleinPipeline.__call__ and Flux2ImageProcessor.check_image_input
     references=References(MAX_REFERENCES, shrunk_and_cropped(1024**2, 16, least_side=64, most_aspect=8)),
     lora_names=lora_names,

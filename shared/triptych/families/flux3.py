@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from triptych.families import flux2
 from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, same, swapped
 from triptych.families.reference_sizes import References, padded, shrunk_and_cropped
@@ -99,7 +100,7 @@ FAMILY = Family(
     grid="even",  # np.linspace(1, 1 / n, n)
     # of Flux3SetTimestepsStep and Flux3LoopDenoiser
     defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 3.5)},
-    latents=None,
+    latents=flux2.LATENTS,
     # of Flux3ImageProcessor
     references=References(
         MAX_REFERENCES, shrunk_and_cropped(1024**2, 16), alone=padded(4 * 1024**2, 16, 64, 4096)

@@ -238,8 +238,8 @@ class StepCompleted(google.protobuf.message.Message):
     """The noise level reached, 1 to 0."""
     @property
     def previews(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """With preview_every, a PNG of each picture as it will be as far as is known by now: a pixel per latent pixel, from
-        the latents by a linear map.
+        """With preview_every, a PNG of each picture as it will be as far as is known by now: a pixel per pixel of the
+        VAE's latents, from them by a linear map.
         """
 
     def __init__(

@@ -3,11 +3,12 @@
 import io
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from diffusers.modular_pipelines.flux3.image_processor import Flux3ImageProcessor
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tests.coordinator.request.test_reading import LIMITS
 from triptych.errors import TriptychError
@@ -100,10 +101,11 @@ def test_qwen_image_edit_plus_is_shown_smaller_pictures_than_it_edits() -> None:
 def test_a_transparent_reference_keeps_its_colours_where_the_model_reads_them() -> None:
     data, size = io.BytesIO(), ReferenceSize((4, 4), (4, 4))
     Image.new("RGBA", (4, 4), (200, 100, 0, 51)).save(data, "PNG")
-    assert read_reference(data.getvalue(), size, alpha=True).pixels[0, 0].tolist() == [200, 100, 0, 51]
-    laid = read_reference(data.getvalue(), size).pixels
+    (whole,) = read_reference(data.getvalue(), size, alpha=True)
+    assert whole.pixels[0, 0].tolist() == [200, 100, 0, 51]
+    laid = read_reference(data.getvalue(), size)[0].pixels
     assert laid[0, 0].tolist() == [244, 224, 204]  # a fifth of it over white
-    assert np.array_equal(over_white(read_reference(data.getvalue(), size, alpha=True).pixels), laid)
+    assert np.array_equal(over_white(whole.pixels), laid)
     assert np.array_equal(over_white(laid), laid)
 
 
@@ -118,8 +120,20 @@ def test_the_middle_of_a_reference_is_kept() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (79, 101, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG")
-    kept = read_reference(data.getvalue(), ReferenceSize((101, 79), (96, 64))).pixels
-    assert np.array_equal(kept, picture[7:71, 2:98])
+    (kept,) = read_reference(data.getvalue(), ReferenceSize((101, 79), (96, 64)))
+    assert np.array_equal(kept.pixels, picture[7:71, 2:98])
+
+
+def test_a_reference_that_is_shown_in_another_size_is_decoded_once() -> None:
+    data, sizes = file(101, 79), [ReferenceSize((64, 48), (64, 48)), ReferenceSize((32, 24), (32, 24))]
+    load_end = PngImagePlugin.PngImageFile.load_end
+    with patch.object(
+        PngImagePlugin.PngImageFile, "load_end", autospec=True, side_effect=load_end
+    ) as decoded:
+        together = read_reference(data, *sizes)
+    assert decoded.call_count == 1
+    for picture, size in zip(together, sizes, strict=True):
+        assert np.array_equal(picture.pixels, read_reference(data, size)[0].pixels)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +190,7 @@ def test_an_only_reference_of_flux3_has_the_pixels_that_diffusers_gives_it(size:
     expected, told = Flux3ImageProcessor().preprocess(picture, resize_mode="fill")
     reference = parsed(FLUX3, data.getvalue()).references[0]
     assert reference.size.box == told["reference_crop"]
-    pixels = read_reference(reference.file, reference.size).pixels
+    pixels = read_reference(reference.file, reference.size)[0].pixels
     assert np.array_equal(pixels, ((expected[0] + 1) * 127.5).round().permute(1, 2, 0).numpy())
 
 
