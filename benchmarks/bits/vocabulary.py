@@ -110,6 +110,7 @@ def reuse() -> dict[str, Request]:
     return {
         "reuse guidance": {"step_reuse": {"guidance": {}}, **steps},
         "reuse extrapolation": {"step_reuse": {"extrapolation": {"every": 3}}, **steps},
+        "reuse taylorseer": {"step_reuse": {"taylorseer": {"every": 3, "order": 2}}, **steps},
         "reuse features": {"step_reuse": {"features": {}}, **steps},
         "reuse features heun": {"step_reuse": {"features": {"threshold": 0.2}}, "solver": {"heun": {}}},
     }

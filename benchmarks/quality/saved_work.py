@@ -28,6 +28,8 @@ from triptych_local.request import read_parameter
 STEPS = 28
 REUSES = (
     *("guidance:2", "guidance:3", "guidance:4", "extrapolation:2", "extrapolation:3"),
+    *("taylorseer:2:1:3", "taylorseer:3:1:3", "taylorseer:4:1:3", "taylorseer:5:1:3"),
+    *("taylorseer:2:2:3", "taylorseer:3:2:3"),
     *("features:0.05", "features:0.1", "features:0.15", "features:0.2", "features:0.3"),
 )
 INTERVALS = ("interval:0.1:0.8", "interval:0.2:0.8", "interval:0:0.5")

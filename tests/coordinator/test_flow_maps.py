@@ -61,8 +61,14 @@ async def test_solvers_that_join_velocities_are_refused(solver: str, distilled: 
     assert re.search(said, str(raised.value.details()))
 
 
-async def test_extrapolated_velocities_are_refused(distilled: House) -> None:
-    reuse = sampling_pb2.StepReuse(extrapolation=sampling_pb2.VelocityExtrapolation(every=2))
+@pytest.mark.parametrize(
+    "reuse",
+    [
+        sampling_pb2.StepReuse(extrapolation=sampling_pb2.VelocityExtrapolation(every=2)),
+        sampling_pb2.StepReuse(taylorseer=sampling_pb2.TaylorSeer()),
+    ],
+)
+async def test_extrapolated_velocities_are_refused(distilled: House, reuse: sampling_pb2.StepReuse) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="velocities on the way to one level do not tell"):
         await distilled.images("a cat", step_reuse=reuse)
 

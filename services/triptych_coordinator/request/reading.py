@@ -255,14 +255,22 @@ class _Given:
                 "must be none: the adaptive solver measures its errors on fresh velocities"
             )
         elif reuse.extrapolates and solver.draws_noise:
-            self.wrong["step_reuse.extrapolation"] = (
+            self.wrong[f"step_reuse.{name_of('step_reuse', reuse)}"] = (
                 f"must not be set: {name_of('solver', solver)} draws fresh noise, behind which velocities do"
                 " not go on"
             )
         elif reuse.extrapolates and self.limits.flow_map:
-            self.wrong["step_reuse.extrapolation"] = (
+            self.wrong[f"step_reuse.{name_of('step_reuse', reuse)}"] = (
                 "must not be set: this model is a flow map, and velocities on the way to one level do not"
                 " tell those to another"
+            )
+        elif reuse.counts_steps and not solver.evaluates_once:
+            fitting = " or ".join(
+                name for name, known in SOLVERS.items() if known.evaluates_once and not known.draws_noise
+            )
+            self.wrong[f"step_reuse.{name_of('step_reuse', reuse)}"] = (
+                f"must not be set: {name_of('solver', solver)} evaluates more than once a step, and it counts"
+                f" in steps; with it the solver is {fitting}"
             )
         return reuse
 

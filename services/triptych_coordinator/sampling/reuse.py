@@ -5,6 +5,7 @@ Each stands between the sampler and the denoiser, for one request. What is left 
 values alone, so each image of a batch is to the bit what it is alone.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,11 @@ class StepReuse(ABC):
     """What is reused between steps.
 
     extrapolates: whether a velocity is told from those at other noise levels.
+    counts_steps: whether each evaluation must be a step of its own.
     """
 
     extrapolates: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = False
 
     @abstractmethod
     def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
@@ -123,13 +126,38 @@ class LayerReuse(StepReuse):
         return WithFeatureReuse(denoiser, self.threshold)
 
 
+@dataclass(frozen=True)
+class TaylorSeer(StepReuse):
+    """After the warm-up every k-th step is computed; the others continue a Taylor series over the steps."""
+
+    every: Annotated[int, Range(2, 20)] = 5
+    order: Annotated[int, Range(0, 4)] = 1
+    warmup_steps: Annotated[int, Range(1, 20)] = 3
+
+    extrapolates: ClassVar = True
+    counts_steps: ClassVar = True
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+        """See the class."""
+        return WithTaylorSeer(denoiser, self)
+
+
 STEP_REUSES: Mapping[str, type[StepReuse]] = {
     "none": NoReuse,
     "guidance": GuidanceReuse,
     "extrapolation": VelocityExtrapolation,
     "features": LayerReuse,
+    "taylorseer": TaylorSeer,
 }
 """By the name that requests choose them with."""
+
+
+class Asked(NamedTuple):
+    """What evaluations must have in common for one to be told from others."""
+
+    shape: tuple[int, ...]
+    """Of the latents."""
+    branches: list[Branch]
 
 
 class WithoutReuse:
@@ -155,7 +183,7 @@ class WithGuidanceReuse:
         self._denoiser = denoiser
         self._prompt = prompt
         self._every = every
-        self._branches: list[Branch] = []
+        self._asked: Asked | None = None
         self._differences: NDArray[np.float32] | None = None
         self._age = 0
 
@@ -171,13 +199,14 @@ class WithGuidanceReuse:
         if len(branches) < 2:
             return await self._denoiser.predict(latents, sigma, branches, guidance, target)
         self._age += 1
-        if self._differences is not None and self._branches == list(branches) and self._age < self._every:
+        asked = Asked(latents.shape, list(branches))
+        if self._differences is not None and self._asked == asked and self._age < self._every:
             self.reused_rows += (len(branches) - 1) * len(latents)
             prompts = await self._denoiser.predict(latents, sigma, [self._prompt], guidance, target)
             return prompts + self._differences
         velocities = await self._denoiser.predict(latents, sigma, branches, guidance, target)
-        self._branches, self._age = list(branches), 0
-        self._differences = velocities - velocities[self._branches.index(self._prompt)]
+        self._asked, self._age = asked, 0
+        self._differences = velocities - velocities[asked.branches.index(self._prompt)]
         return velocities
 
 
@@ -192,7 +221,7 @@ class WithExtrapolation:
         self.reused_rows = 0
         self._denoiser = denoiser
         self._every = every
-        self._branches: list[Branch] = []
+        self._asked: Asked | None = None
         self._computed: list[tuple[Sigma, NDArray[np.float32]]] = []
         self._age = 0
 
@@ -205,8 +234,8 @@ class WithExtrapolation:
         target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
-        if self._branches != list(branches):
-            self._branches, self._computed = list(branches), []
+        if self._asked != (asked := Asked(latents.shape, list(branches))):
+            self._asked, self._computed = asked, []
         self._age += 1
         if len(self._computed) == 2 and self._age < self._every:
             (sigma_0, before), (sigma_1, last) = self._computed
@@ -215,6 +244,55 @@ class WithExtrapolation:
         velocities = await self._denoiser.predict(latents, sigma, branches, guidance, target)
         earlier = [computed for computed in self._computed if computed[0] != sigma]
         self._computed, self._age = [*earlier[-1:], (sigma, velocities)], 0
+        return velocities
+
+
+class WithTaylorSeer:
+    """After the warm-up every k-th step is computed; the others continue a Taylor series over the steps.
+
+    v(s + k) = sum of k^i / i! D_i for i up to the order, where s is the last computed step, D_0 its velocity,
+    and D_(i + 1) how much D_i changed since the computed step before, per step (Liu et al., 2025, From
+    Reusing to Forecasting, section 3.2). The paper does so with the outputs of all layers, this with those of
+    the last, which needs no memory on a replica; that, and which steps are computed, are as in diffusers'
+    TaylorSeerCacheConfig with use_lite_mode.
+    """
+
+    def __init__(self, denoiser: Denoiser, choice: TaylorSeer) -> None:
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._choice = choice
+        self._asked: Asked | None = None
+        self._step = 0
+        self._computed_step = 0
+        self._series: list[NDArray[np.float32]] = []
+
+    async def predict(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
+    ) -> NDArray[np.float32]:
+        """As loop.Denoiser. Other branches, or another size, begin with a warm-up of their own."""
+        if self._asked != (asked := Asked(latents.shape, list(branches))):
+            self._asked, self._series, self._step = asked, [], 0
+        step, self._step = self._step, self._step + 1
+        since_warmup = step - self._choice.warmup_steps
+        if since_warmup >= 0 and (since_warmup - 1) % self._choice.every:
+            self.reused_rows += len(branches) * len(latents)
+            return self._continued(step - self._computed_step)
+        velocities = await self._denoiser.predict(latents, sigma, branches, guidance, target)
+        series = [velocities]
+        for before in self._series[: self._choice.order]:
+            series.append((series[-1] - before) / np.float32(step - self._computed_step))
+        self._series, self._computed_step = series, step
+        return velocities
+
+    def _continued(self, steps: int) -> NDArray[np.float32]:
+        """The series so many steps behind the last computed one."""
+        terms = [np.float32(steps**i / math.factorial(i)) * term for i, term in enumerate(self._series)]
+        velocities: NDArray[np.float32] = np.sum(terms, axis=0, dtype=np.float32)
         return velocities
 
 
@@ -241,7 +319,7 @@ class WithFeatureReuse:
         target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
-        earlier = [self._earlier_of(branch) for branch in branches]
+        earlier = [self._earlier_of(branch, latents.shape) for branch in branches]
         reuses = [FeatureReuse(self._threshold, last) for last in earlier]
         velocities, reused = await self._denoiser.predict_reusing(
             latents, sigma, branches, guidance, reuses, target
@@ -253,8 +331,9 @@ class WithFeatureReuse:
         self._earlier = [*others, *zip(branches, kept, strict=True)]
         return velocities
 
-    def _earlier_of(self, branch: Branch) -> Earlier | None:
-        return next((earlier for known, earlier in self._earlier if known == branch), None)
+    def _earlier_of(self, branch: Branch, shape: tuple[int, ...]) -> Earlier | None:
+        found = (earlier for known, earlier in self._earlier if known == branch)
+        return next((earlier for earlier in found if earlier.latents.shape == shape), None)
 
 
 def evaluation(latents: Latents, sigma: Sigma, guidance: float | None, target: np.float32 | None) -> Earlier:

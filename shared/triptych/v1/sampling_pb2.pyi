@@ -394,6 +394,7 @@ class StepReuse(google.protobuf.message.Message):
     GUIDANCE_FIELD_NUMBER: builtins.int
     EXTRAPOLATION_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
+    TAYLORSEER_FIELD_NUMBER: builtins.int
     @property
     def none(self) -> global___NoReuse:
         """Nothing."""
@@ -410,6 +411,10 @@ class StepReuse(google.protobuf.message.Message):
     def features(self) -> global___LayerReuse:
         """What the transformer's later layers add."""
 
+    @property
+    def taylorseer(self) -> global___TaylorSeer:
+        """The Taylor series of the last velocities over the steps."""
+
     def __init__(
         self,
         *,
@@ -417,10 +422,11 @@ class StepReuse(google.protobuf.message.Message):
         guidance: global___GuidanceReuse | None = ...,
         extrapolation: global___VelocityExtrapolation | None = ...,
         features: global___LayerReuse | None = ...,
+        taylorseer: global___TaylorSeer | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features"] | None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none", "taylorseer", b"taylorseer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none", "taylorseer", b"taylorseer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features", "taylorseer"] | None: ...
 
 global___StepReuse = StepReuse
 
@@ -501,3 +507,39 @@ class LayerReuse(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 global___LayerReuse = LayerReuse
+
+@typing.final
+class TaylorSeer(google.protobuf.message.Message):
+    """TaylorSeer (Liu et al., 2025) of the transformer's output, as diffusers' TaylorSeerCacheConfig with use_lite_mode: after
+    the warm-up every k-th step is computed; the others continue the Taylor series of those that were. Not for solvers that
+    draw noise or evaluate more than once a step.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVERY_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    WARMUP_STEPS_FIELD_NUMBER: builtins.int
+    every: builtins.int
+    """k, 2 to 20. Default 5."""
+    order: builtins.int
+    """Of the series, 0 to 4: 0 repeats the last velocity, 1 continues a straight line. Default 1."""
+    warmup_steps: builtins.int
+    """Steps at the beginning that are computed, 1 to 20. One more is computed behind the first that is not. Default 3."""
+    def __init__(
+        self,
+        *,
+        every: builtins.int | None = ...,
+        order: builtins.int | None = ...,
+        warmup_steps: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_every", b"_every", "_order", b"_order", "_warmup_steps", b"_warmup_steps", "every", b"every", "order", b"order", "warmup_steps", b"warmup_steps"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_every", b"_every", "_order", b"_order", "_warmup_steps", b"_warmup_steps", "every", b"every", "order", b"order", "warmup_steps", b"warmup_steps"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_every", b"_every"]) -> typing.Literal["every"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_order", b"_order"]) -> typing.Literal["order"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_warmup_steps", b"_warmup_steps"]) -> typing.Literal["warmup_steps"] | None: ...
+
+global___TaylorSeer = TaylorSeer

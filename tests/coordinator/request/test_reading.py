@@ -153,6 +153,7 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
         {"solver": {"stochastic_euler": {}}, "step_reuse": {"guidance": {"every": 3}}},
         {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
         {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
+        {"solver": {"dpmpp_2m": {}}, "step_reuse": {"taylorseer": {"every": 4, "order": 0}}},
         {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
         {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
     ],
@@ -405,6 +406,7 @@ def test_numbers_are_those_the_client_wrote() -> None:
         ({"step_reuse": {"guidance": {"every": 1}}}, "step_reuse.guidance.every", "2 to 20"),
         ({"step_reuse": {"extrapolation": {"every": 21}}}, "step_reuse.extrapolation.every", "2 to 20"),
         ({"step_reuse": {"features": {"threshold": 0}}}, "step_reuse.features.threshold", "0.001 to 1"),
+        ({"step_reuse": {"taylorseer": {"order": 5}}}, "step_reuse.taylorseer.order", "0 to 4, not 5"),
         (
             {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
             "guidance_method.adaptive_projected.momentum",
@@ -412,6 +414,13 @@ def test_numbers_are_those_the_client_wrote() -> None:
         ),
         ({"solver": {"adaptive": {}}, "step_reuse": {"guidance": {}}}, "step_reuse", "adaptive"),
         ({"solver": {"lcm": {}}, "step_reuse": {"extrapolation": {}}}, "step_reuse.extrapolation", "lcm"),
+        ({"solver": {"lcm": {}}, "step_reuse": {"taylorseer": {}}}, "step_reuse.taylorseer", "fresh noise"),
+        (
+            {"solver": {"heun": {}}, "step_reuse": {"taylorseer": {}}},
+            "step_reuse.taylorseer",
+            "heun evaluates more than once a step, and it counts in steps; with it the solver is euler or"
+            " dpmpp_2m or unipc",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], field: str, says: str) -> None:

@@ -17,8 +17,10 @@ from triptych_coordinator.sampling.reuse import (
     LayerReuse,
     NoReuse,
     StepReuse,
+    TaylorSeer,
     VelocityExtrapolation,
     WithFeatureReuse,
+    WithTaylorSeer,
 )
 from triptych_coordinator.sampling.sigmas import FlowSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
@@ -130,7 +132,34 @@ async def test_other_branches_start_the_line_anew() -> None:
     assert np.allclose(reused, fresh, atol=1e-4)
 
 
-@pytest.mark.parametrize("choice", [GuidanceReuse(2), VelocityExtrapolation(2)])
+async def test_behind_the_warm_up_one_step_is_continued_and_then_every_kth_is_computed() -> None:
+    denoiser = ParallelBranches(0.5)
+    _, saved = await sampled(denoiser, TaylorSeer(4, 2, 3), noise(1, 2), [4.0] * 12)
+    assert denoiser.branches == [2] * 5  # 0, 1, 2, 4 and 8
+    assert saved == 2 * 2 * (12 - 5)
+
+
+@pytest.mark.parametrize(("order", "exact"), [(0, False), (1, True), (2, True)])
+async def test_taylorseer_follows_a_line_over_the_steps_from_the_first_order_on(
+    order: int, exact: bool
+) -> None:
+    denoiser, latents = StraightVelocities(), noise(1)
+    velocities = WithTaylorSeer(denoiser, TaylorSeer(3, order, 2))
+    for sigma in np.linspace(1, 0.2, 9, dtype=np.float32):
+        predicted = await velocities.predict(latents, sigma, [Branch([PROMPT])], None)
+    assert velocities.reused_rows == 5
+    assert np.allclose(predicted, PROMPT[0] * sigma, atol=1e-5) == exact
+
+
+async def test_branches_that_come_later_have_a_warm_up_of_their_own() -> None:
+    denoiser = ParallelBranches(0.5)
+    scales = [4.0] * 4 + [1.0] * 5
+    _, saved = await sampled(denoiser, TaylorSeer(5, 1, 3), noise(1), scales)
+    assert denoiser.branches == [2, 2, 2, 1, 1, 1, 1]
+    assert saved == 2 + 1
+
+
+@pytest.mark.parametrize("choice", [GuidanceReuse(2), VelocityExtrapolation(2), TaylorSeer(2, 2, 1)])
 async def test_an_image_of_a_batch_is_to_the_bit_what_it_is_alone(choice: StepReuse) -> None:
     batch, _ = await sampled(ParallelBranches(0.5), choice, noise(1, 2), [4.0] * 6)
     for k, seed in enumerate((1, 2)):

@@ -36,6 +36,7 @@ class AdaptiveSolver(Solver):
 
     label: ClassVar = "Adaptive RK3(2)"
     chooses_steps: ClassVar = True
+    evaluates_once: ClassVar = False
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
         """See the class."""

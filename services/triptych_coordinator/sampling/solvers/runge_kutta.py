@@ -37,6 +37,7 @@ class HeunSolver(Solver):
     """
 
     label: ClassVar = "Heun"
+    evaluates_once: ClassVar = False
     needs_even_levels: ClassVar = True
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
@@ -58,6 +59,7 @@ class MidpointSolver(Solver):
     """
 
     label: ClassVar = "Midpoint"
+    evaluates_once: ClassVar = False
 
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
         """See the class."""

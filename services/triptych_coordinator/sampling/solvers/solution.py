@@ -67,6 +67,7 @@ class Solver(ABC):
     chooses_steps: whether it takes steps of its own between the levels, for every image other ones.
     needs_even_levels: whether it was not made for levels of which the last but one is next to 0, as SD3's.
     samples_flow_maps: whether it does what it says with a flow map: each of its questions has a target.
+    evaluates_once: whether each step is an evaluation.
     """
 
     label: ClassVar[str]
@@ -74,6 +75,7 @@ class Solver(ABC):
     chooses_steps: ClassVar[bool] = False
     needs_even_levels: ClassVar[bool] = False
     samples_flow_maps: ClassVar[bool] = False
+    evaluates_once: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, latents: Latents, sigmas: NDArray[np.float32], noise: Noise) -> Solution:
