@@ -15,6 +15,8 @@ from triptych_coordinator.sampling.ranges import Range
 MAX_JPEG_TEXT = 60_000
 """Bytes of EXIF or XMP, which get a segment of 64 KB each."""
 FULL_COLOUR_QUALITY = 90
+PNG_COMPRESS_LEVEL = 4
+"""zlib's. Of photographs at 1024×1024 it takes half the time of 6, the default, for 2 % more bytes."""
 
 Quality = Annotated[int, Range(1, 100)]
 
@@ -34,7 +36,7 @@ class PngFormat:
         for keyword, value in text.items():
             chunks.add_text(keyword, value)
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG", pnginfo=chunks)
+        Image.fromarray(pixels).save(file, "PNG", pnginfo=chunks, compress_level=PNG_COMPRESS_LEVEL)
         return file.getvalue()
 
 
