@@ -27,10 +27,11 @@ from triptych_coordinator.request.record import record_text
 from triptych_coordinator.request.writing import loras_to_messages, parameters_to_message
 from triptych_coordinator.sampling.guidance.guided import Guided
 from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE
-from triptych_coordinator.sampling.loop import sample
+from triptych_coordinator.sampling.loop import Step, sample
 from triptych_coordinator.sampling.previews import LatentRgb
 from triptych_coordinator.sampling.solvers.solution import Latents
 from triptych_coordinator.sampling_config import Sampling
+from triptych_coordinator.stages.concurrent import one_ahead
 from triptych_coordinator.stages.conditioning import EncodedPrompt, EncodedReference, ShownPicture
 from triptych_coordinator.stages.denoiser import RequestDenoiser
 from triptych_coordinator.stages.fit import Models
@@ -87,18 +88,16 @@ async def generation_events(
     latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, guided.prompt_branch)
     solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
-    steps = sample(velocities, solution, guided, initial.edit, initial.first_step)
-    began = time.monotonic()
-    async for step in tracing.in_steps(steps, num_steps):
-        timings.steps.append(time.monotonic() - began)
-        timings.rows = denoiser.rows
-        latents, number = step.latents, step.number - initial.first_step
-        instruments.steps.add(1)
-        completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
-        if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
-            completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
-        yield pb.GenerateResponse(step_completed=completed)
-        began = time.monotonic()
+    steps = _timed(sample(velocities, solution, guided, initial.edit, initial.first_step), timings)
+    async with aclosing(one_ahead(tracing.in_steps(steps, num_steps))) as steps_taken:
+        async for step in steps_taken:
+            timings.rows = denoiser.rows
+            latents, number = step.latents, step.number - initial.first_step
+            instruments.steps.add(1)
+            completed = pb.StepCompleted(step=number, num_steps=num_steps, sigma=float(step.sigma))
+            if rgb is not None and _wants_preview(number, num_steps, parameters.preview_every):
+                completed.previews.extend(await asyncio.to_thread(_previews, rgb, step.clean))
+            yield pb.GenerateResponse(step_completed=completed)
     timings.enter("decode")
 
     fingerprints = {
@@ -124,6 +123,15 @@ async def generation_events(
     finished.reused_rows = velocities.reused_rows
     _note_phases(timings, finished)
     yield pb.GenerateResponse(finished=finished)
+
+
+async def _timed(steps: AsyncGenerator[Step, None], timings: Timings) -> AsyncGenerator[Step, None]:
+    """The steps, with the time that each took."""
+    began = time.monotonic()
+    async for step in steps:
+        timings.steps.append(time.monotonic() - began)
+        yield step
+        began = time.monotonic()
 
 
 def _note_phases(timings: Timings, finished: pb.Finished) -> None:

@@ -176,7 +176,7 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             async with aclosing(self._generate(request, caller, client, deadline, timings)) as events:
                 async for event in events:
                     if event.HasField("step_completed"):
-                        self.steps.add(timings.steps[-1])
+                        self.steps.add(timings.steps[event.step_completed.step - 1])
                     elif event.HasField("image"):
                         self.pictures.add(None)
                     yield event

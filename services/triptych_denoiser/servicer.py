@@ -71,8 +71,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
     ) -> PredictResponse:
         """Predict a row for every sample under every branch."""
         latents = read_latents(request, self._limits)
-        # Loading a LoRA would hold up the event loop.
-        loras = await asyncio.to_thread(self._loras.find, request.loras)
+        # Loading a LoRA would hold up the event loop, and a thread the steps that have none.
+        loras = await asyncio.to_thread(self._loras.find, request.loras) if request.loras else ()
         rows = self._rows(request, latents, loras)
         prediction = await self._batcher.predict(rows, context.time_remaining())
         velocities = prediction.velocities.reshape(len(request.branches), *latents.shape)

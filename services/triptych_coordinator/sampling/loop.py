@@ -48,8 +48,14 @@ class Step(NamedTuple):
     latents: Latents
     sigma: np.float32
     """The noise level of `latents`."""
-    clean: Latents
-    """x - sigma v of the step's last evaluation: the picture as far as it is known."""
+    evaluated: Evaluate
+    """The step's last evaluation, which `velocity` answers."""
+    velocity: Latents
+
+    @property
+    def clean(self) -> Latents:
+        """x - sigma v of that evaluation: the picture as far as it is known."""
+        return self.evaluated.latents - self.evaluated.sigma * self.velocity
 
 
 def unchanged(reached: Reached) -> Latents:
@@ -81,14 +87,13 @@ async def sample(
     memory: Memory = None
     while asked is not None:
         match asked:
-            case Evaluate(latents, sigma, target):
+            case Evaluate(latents, sigma, target) as evaluated:
                 velocities = await denoiser.predict(
                     latents, sigma, guided.branches(step), guided.input_scale(step), target
                 )
                 velocity, memory = guided.velocity(step, velocities, memory)
-                clean = latents - sigma * velocity
                 asked = answer(solution, velocity)
             case Reached(_, sigma):
                 step, latents = step + 1, edit(asked)
-                yield Step(step, latents, sigma, clean)
+                yield Step(step, latents, sigma, evaluated, velocity)
                 asked = answer(solution, latents)

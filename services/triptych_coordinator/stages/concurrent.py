@@ -32,6 +32,18 @@ async def in_order(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def one_ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The items, each of which is begun before the caller has dealt with the one before."""
+    item = asyncio.ensure_future(_next(items))
+    try:
+        while (ready := await item) is not None:
+            item = asyncio.ensure_future(_next(items))
+            yield ready
+    finally:
+        item.cancel()
+        await asyncio.gather(item, return_exceptions=True)
+
+
 async def interleaved(
     events: AsyncGenerator[T, None], notices: asyncio.Queue[N]
 ) -> AsyncGenerator[T | N, None]:

@@ -20,6 +20,8 @@ CORES_LOCK = "TRIPTYCH_CORES_LOCK"
 """Environment variable: a file that processes which share cores lock while they compute."""
 _LONGEST_TURN_SECONDS = 2.0
 _TURN_POLL_SECONDS = 0.0001
+_turn_ended = 0.0
+"""When this process's latest turn did, by the monotonic clock."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -115,17 +117,19 @@ def turn() -> Iterator[None]:
     for: two transformers at once took ten times as long as one after the other. A process that is stopped
     within its turn holds the others up for _LONGEST_TURN_SECONDS each time.
     """
+    global _turn_ended
     lock = _cores_lock()
     if lock is None:
         yield
         return
+    time.sleep(max(0.0, _turn_ended + 2 * _TURN_POLL_SECONDS - time.monotonic()))  # whoever waits comes first
     held = _locked(lock)
     try:
         yield
     finally:
         if held:
             fcntl.flock(lock, fcntl.LOCK_UN)
-            time.sleep(2 * _TURN_POLL_SECONDS)  # whoever waits comes first
+            _turn_ended = time.monotonic()
 
 
 def _locked(lock: int) -> bool:

@@ -8,9 +8,11 @@ import textwrap
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from triptych.compute import thread
 from triptych.compute.thread import CORES_LOCK, InterruptedWorkError, compute, end_if_unwanted
 
 
@@ -69,6 +71,21 @@ def test_processes_that_share_cores_compute_in_turn(tmp_path: Path) -> None:
     turns = sorted(tuple(map(float, line.split())) for line in lines)
     assert len(turns) == 30
     assert all(end <= begin for (_, end), (begin, _) in pairwise(turns))
+
+
+def test_a_process_gives_way_before_its_next_turn_and_not_before_its_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    slept: list[float] = []
+    monkeypatch.setattr(thread, "_cores_lock", lambda: lock)
+    monkeypatch.setattr(thread, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 100.0))
+    with thread.turn():
+        assert slept == [0.0]
+    assert slept == [0.0]
+    with thread.turn():
+        assert slept[1] > thread._TURN_POLL_SECONDS, "or whoever waits never sees it free"
+    os.close(lock)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
