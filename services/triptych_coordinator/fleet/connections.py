@@ -87,7 +87,7 @@ class Wiring:
             channel = open_channel(address, tls, self.max_message_bytes)
             called: Any = channel if self.api_key is None else KeyedChannel(channel, self.api_key)
             return Connection(
-                stub(SharedMemoryChannel(called)),
+                stub(SharedMemoryChannel(called, address)),
                 partial(channel.close, None),
                 partial(asyncio.to_thread, why_no_connection, address, tls),
             )

@@ -271,7 +271,8 @@ class UpSettings(Options):
     def _fits_one_process(self) -> Self:
         if self.fused and any(count > 1 for count in self.replicas.counts()):
             raise ValueError("--fused is one process, which has each stage once")
-        if self.fused and self.services.shared_memory_mb:
+        asked = "shared_memory_mb" in self.services.model_fields_set
+        if self.fused and asked and self.services.shared_memory_mb:
             raise ValueError("--fused is one process, with no other to share memory with")
         if self.certs is not None and not self.mtls:
             raise ValueError("--certs are for --mtls")

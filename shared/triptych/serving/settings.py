@@ -238,11 +238,11 @@ class SharedMemoryOptions(Options):
     """Of the stages that are called with large tensors."""
 
     shared_memory_mb: int = Field(
-        default=0,
+        default=256 if sys.platform == "linux" else 0,
         ge=0,
-        description="Memory, in MB (2^20 bytes), through which a coordinator that runs on the same host as "
-        "the same user sends and receives large tensors; what finds no room goes through the socket. Needs "
-        "Linux. 0: none.",
+        description="The most memory, in MB (2^20 bytes), through which coordinators that run on the same "
+        "host as the same user send and receive large tensors; it is taken as they do. What finds no room "
+        "goes through the socket. Needs Linux. 0: none.",
     )
 
 

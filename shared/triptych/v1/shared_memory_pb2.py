@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/shared_memory.proto\x12\x0btriptych.v1\"!\n\x11HoldRegionRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\"_\n\x12HoldRegionResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x12\n\nprocess_id\x18\x03 \x01(\x05\x12\x17\n\x0f\x66ile_descriptor\x18\x04 \x01(\x05\x32\x66\n\x13SharedMemoryService\x12O\n\nHoldRegion\x12\x1e.triptych.v1.HoldRegionRequest\x1a\x1f.triptych.v1.HoldRegionResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftriptych/v1/shared_memory.proto\x12\x0btriptych.v1\"/\n\x11HoldRegionRequest\x12\x0c\n\x04size\x18\x01 \x01(\x03\x12\x0c\n\x04host\x18\x02 \x01(\t\"_\n\x12HoldRegionResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\x12\x12\n\nprocess_id\x18\x03 \x01(\x05\x12\x17\n\x0f\x66ile_descriptor\x18\x04 \x01(\x05\x32\x66\n\x13SharedMemoryService\x12O\n\nHoldRegion\x12\x1e.triptych.v1.HoldRegionRequest\x1a\x1f.triptych.v1.HoldRegionResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'triptych.v1.shared_memory_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HOLDREGIONREQUEST']._serialized_start=48
-  _globals['_HOLDREGIONREQUEST']._serialized_end=81
-  _globals['_HOLDREGIONRESPONSE']._serialized_start=83
-  _globals['_HOLDREGIONRESPONSE']._serialized_end=178
-  _globals['_SHAREDMEMORYSERVICE']._serialized_start=180
-  _globals['_SHAREDMEMORYSERVICE']._serialized_end=282
+  _globals['_HOLDREGIONREQUEST']._serialized_end=95
+  _globals['_HOLDREGIONRESPONSE']._serialized_start=97
+  _globals['_HOLDREGIONRESPONSE']._serialized_end=192
+  _globals['_SHAREDMEMORYSERVICE']._serialized_start=194
+  _globals['_SHAREDMEMORYSERVICE']._serialized_end=296
 # @@protoc_insertion_point(module_scope)

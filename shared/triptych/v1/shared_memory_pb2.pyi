@@ -17,14 +17,21 @@ class HoldRegionRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SIZE_FIELD_NUMBER: builtins.int
+    HOST_FIELD_NUMBER: builtins.int
     size: builtins.int
     """Bytes, above 0."""
+    host: builtins.str
+    """The caller's host, as Triptych names it: the first 32 hexadecimal digits of the SHA-256 of
+    /proc/sys/kernel/random/boot_id without its line break, a space, and where /proc/self/ns/pid leads. Another one than
+    the server's cannot open the region. Empty: the caller finds out.
+    """
     def __init__(
         self,
         *,
         size: builtins.int = ...,
+        host: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["size", b"size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["host", b"host", "size", b"size"]) -> None: ...
 
 global___HoldRegionRequest = HoldRegionRequest
 

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class SharedMemoryServiceStub(object):
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 
@@ -46,7 +46,7 @@ class SharedMemoryServiceStub(object):
 
 class SharedMemoryServiceServicer(object):
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 
@@ -55,7 +55,8 @@ class SharedMemoryServiceServicer(object):
         caller cancels it or goes away, the region is not used for 60 s, or the server stops. Memory that is mapped stays
         readable to who mapped it. A region holds one call's tensors at a time.
 
-        Errors: INVALID_ARGUMENT (size); RESOURCE_EXHAUSTED with RetryInfo when --shared-memory-mb is in use.
+        Errors: INVALID_ARGUMENT (size); FAILED_PRECONDITION when the caller's host is another one; RESOURCE_EXHAUSTED with
+        RetryInfo when --shared-memory-mb is in use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,7 +80,7 @@ def add_SharedMemoryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SharedMemoryService(object):
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 

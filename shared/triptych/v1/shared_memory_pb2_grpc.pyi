@@ -19,7 +19,7 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 
 class SharedMemoryServiceStub:
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 
@@ -32,12 +32,13 @@ class SharedMemoryServiceStub:
     caller cancels it or goes away, the region is not used for 60 s, or the server stops. Memory that is mapped stays
     readable to who mapped it. A region holds one call's tensors at a time.
 
-    Errors: INVALID_ARGUMENT (size); RESOURCE_EXHAUSTED with RetryInfo when --shared-memory-mb is in use.
+    Errors: INVALID_ARGUMENT (size); FAILED_PRECONDITION when the caller's host is another one; RESOURCE_EXHAUSTED with
+    RetryInfo when --shared-memory-mb is in use.
     """
 
 class SharedMemoryServiceAsyncStub:
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 
@@ -49,12 +50,13 @@ class SharedMemoryServiceAsyncStub:
     caller cancels it or goes away, the region is not used for 60 s, or the server stops. Memory that is mapped stays
     readable to who mapped it. A region holds one call's tensors at a time.
 
-    Errors: INVALID_ARGUMENT (size); RESOURCE_EXHAUSTED with RetryInfo when --shared-memory-mb is in use.
+    Errors: INVALID_ARGUMENT (size); FAILED_PRECONDITION when the caller's host is another one; RESOURCE_EXHAUSTED with
+    RetryInfo when --shared-memory-mb is in use.
     """
 
 class SharedMemoryServiceServicer(metaclass=abc.ABCMeta):
     """Memory that a server on Linux shares with a client on the same host, so that the large tensors of a call need not pass
-    through the socket. Only servers that were started with --shared-memory-mb have this service. A call's first tensor may
+    through the socket. Servers with --shared-memory-mb 0 do not have this service. A call's first tensor may
     then be a reference (see SharedData), and so may its answer's.
     """
 
@@ -68,7 +70,8 @@ class SharedMemoryServiceServicer(metaclass=abc.ABCMeta):
         caller cancels it or goes away, the region is not used for 60 s, or the server stops. Memory that is mapped stays
         readable to who mapped it. A region holds one call's tensors at a time.
 
-        Errors: INVALID_ARGUMENT (size); RESOURCE_EXHAUSTED with RetryInfo when --shared-memory-mb is in use.
+        Errors: INVALID_ARGUMENT (size); FAILED_PRECONDITION when the caller's host is another one; RESOURCE_EXHAUSTED with
+        RetryInfo when --shared-memory-mb is in use.
         """
 
 def add_SharedMemoryServiceServicer_to_server(servicer: SharedMemoryServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

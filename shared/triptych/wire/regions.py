@@ -10,11 +10,14 @@ Its content is not protected from the one who shares it: copy what is there befo
 from __future__ import annotations
 
 import fcntl
+import functools
+import hashlib
 import mmap
 import os
 import secrets
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from triptych.errors import StartError
 
@@ -46,6 +49,20 @@ def check_regions() -> None:
     """Raises StartError where the operating system has no such memory."""
     if sys.platform != "linux":
         raise StartError(f"--shared-memory-mb needs Linux, this is {sys.platform}: leave it out")
+
+
+@functools.cache
+def host_id() -> str:
+    """The same for two processes that can open each other's regions, if they are of one user; "" for none.
+
+    That is a kernel since it was started, and a PID namespace: the other containers on a host have their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:32]
 
 
 def create_region(size: int) -> tuple[Region, int]:

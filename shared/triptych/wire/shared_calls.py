@@ -1,12 +1,14 @@
 """A client's side of shared memory: calls whose large tensors do not pass through the socket, if they can.
 
-If they cannot (a server on another host or without the option, no region free, one that was lost), the same
-call is made with the bytes in its message.
+If they cannot (a server on another host, in another container or without shared memory, no region free, one
+that was lost), the same call is made with the bytes in its message.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +21,15 @@ from triptych.errors import internal
 from triptych.telemetry import tracing
 from triptych.v1 import shared_memory_pb2, shared_memory_pb2_grpc
 from triptych.wire.messages import TensorChannel, TensorView, WithTensor, tensor_field
-from triptych.wire.regions import Region, open_region
+from triptych.wire.regions import Region, host_id, open_region
+
+log = logging.getLogger(__name__)
 
 ANSWER_ROOM = 4
 """A region's size by that of the request's tensor: for four branches' velocities, or latents' pixels."""
 
+_LASTING = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.FAILED_PRECONDITION)
+"""A server without shared memory, or on another host."""
 _OPEN_SECONDS = 1.0
 _REFUSED_SECONDS = 10.0
 _MEGABYTE = 1 << 20
@@ -40,10 +46,12 @@ class _HeldRegion:
 class _Regions:
     """The regions that a server keeps for this client, each used by one call at a time."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, server: str) -> None:
         self._stub = shared_memory_pb2_grpc.SharedMemoryServiceStub(channel)
+        self._server = server
+        self._said = False
         self._free: list[_HeldRegion] = []
-        self._refused_until = 0.0
+        self._refused_until = 0.0 if host_id() else math.inf
 
     async def take(self, size: int) -> _HeldRegion | None:
         """A region of at least `size` bytes, or None if the server gives none.
@@ -66,20 +74,34 @@ class _Regions:
         self._free.append(held)
 
     async def _hold(self, size: int) -> _HeldRegion | None:
-        call: Any = self._stub.HoldRegion(shared_memory_pb2.HoldRegionRequest(size=size))
+        call: Any = self._stub.HoldRegion(shared_memory_pb2.HoldRegionRequest(size=size, host=host_id()))
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
                 found = await call.read()
             if found is grpc.aio.EOF:
                 return None
             region = open_region(found.region, found.size, found.process_id, found.file_descriptor)
-        except (TimeoutError, OSError, grpc.RpcError):
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _LASTING:
+                self._say_once("the socket", f": {error.details()}")
+            return None
+        except TimeoutError:
             call.cancel()
+            return None
+        except OSError as error:
+            call.cancel()
+            self._say_once("the socket", f": {error}")
             return None
         except BaseException:
             call.cancel()
             raise
+        self._say_once("shared memory", "")
         return _HeldRegion(region, call)
+
+    def _say_once(self, way: str, why: str) -> None:
+        if not self._said:
+            log.info("large tensors pass to and from %s through %s%s", self._server, way, why)
+            self._said = True
 
 
 class SharedMemoryChannel(TensorChannel):
@@ -88,9 +110,10 @@ class SharedMemoryChannel(TensorChannel):
     An answer's large tensor is then a TensorView, in a WithTensor.
     """
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, server: str = "a server") -> None:
+        """`server` is its name in the log."""
         super().__init__(channel)
-        self._regions = _Regions(channel)
+        self._regions = _Regions(channel, server)
 
     def unary_unary(self, method: str, **options: Any) -> Any:
         """As grpc.aio.Channel's; a call with a large tensor is a coroutine."""

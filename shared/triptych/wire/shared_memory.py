@@ -19,10 +19,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from triptych.errors import invalid_argument, resource_exhausted
+from triptych.errors import failed_precondition, invalid_argument, resource_exhausted
 from triptych.v1 import shared_memory_pb2, shared_memory_pb2_grpc, tensor_pb2
 from triptych.wire.messages import TensorView, WithTensor
-from triptych.wire.regions import Region, check_regions, create_region
+from triptych.wire.regions import Region, check_regions, create_region, host_id
 
 HoldRegionRequest = shared_memory_pb2.HoldRegionRequest
 HoldRegionResponse = shared_memory_pb2.HoldRegionResponse
@@ -74,6 +74,10 @@ class SharedMemory(shared_memory_pb2_grpc.SharedMemoryServiceServicer):
         context: grpc.aio.ServicerContext[HoldRegionRequest, HoldRegionResponse],
     ) -> AsyncIterator[HoldRegionResponse]:
         """Make a region and keep it until the call ends."""
+        if request.host and request.host != host_id():
+            raise failed_precondition(
+                "the caller is on another host than this server, or in another container"
+            )
         self._check_size(request.size)
         self._free_bytes -= request.size
         try:

@@ -21,7 +21,7 @@ from triptych.serving.server import Loaded, Service
 from triptych.serving.settings import ServerSettings
 from triptych.tensors import array_view, message_to_array
 from triptych.v1 import denoiser_pb2, denoiser_pb2_grpc, shared_memory_pb2, shared_memory_pb2_grpc, tensor_pb2
-from triptych.wire import shared_memory
+from triptych.wire import shared_calls, shared_memory
 from triptych.wire.messages import WithTensor, with_tensor
 from triptych.wire.regions import create_region, open_region
 from triptych.wire.shared_calls import SharedMemoryChannel
@@ -157,6 +157,25 @@ async def test_on_another_host_the_bytes_are_in_the_message(
         assert np.array_equal(velocities[0], LATENTS / 2)
         assert servicer.in_region == [False]
         await until_free(memory, 64 * MEGABYTE)
+
+
+async def test_who_is_on_another_host_is_given_no_memory_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_memory, "host_id", lambda: "another")
+    monkeypatch.setattr(shared_memory, "create_region", None)  # nobody asks for memory
+    monkeypatch.setattr(shared_calls, "_REFUSED_SECONDS", 0)
+    caplog.set_level("INFO")
+    async with serving(tmp_path, SharedMemory(64 * MEGABYTE)) as (servicer, channel):
+        stub = stub_of(channel)
+        for _ in range(3):
+            _, velocities = await predict(stub)
+            assert np.array_equal(velocities[0], LATENTS / 2)
+        assert servicer.in_region == [False] * 3
+    why = "the caller is on another host than this server, or in another container"
+    assert [record.getMessage() for record in caplog.records if record.name == shared_calls.__name__] == [
+        f"large tensors pass to and from a server through the socket: {why}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -349,6 +368,7 @@ async def start_echo(address: str) -> asyncio.subprocess.Process:
 
 async def echoed(stub: Any) -> Any:
     response = await stub.Predict(with_tensor(denoiser_pb2.PredictRequest(), array_view(LATENTS)), timeout=10)
+    assert isinstance(response, WithTensor), "it came through memory"
     return message_to_array(response.velocities, "velocities")
 
 
