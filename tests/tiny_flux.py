@@ -54,3 +54,13 @@ def flux_pipeline(guidance: bool, eos_token_id: int | None = None, **transformer
         tokenizer_2=t5_tokenizer(),
         transformer=lively(reference_library.FluxTransformer2DModel(**config | transformer)),
     )
+
+
+def flux_fill_pipeline() -> Any:
+    """A FluxFillPipeline: its transformer sees the picture, and its mask, beside the latents."""
+    channels = 4 * LATENT_CHANNELS
+    filling = {"in_channels": 2 * channels + 4 * 64, "out_channels": channels}
+    components = flux_pipeline(guidance=True, **filling).components
+    unknown = ("image_encoder", "feature_extractor")
+    components = {name: part for name, part in components.items() if name not in unknown}
+    return reference_library.FluxFillPipeline(**components)

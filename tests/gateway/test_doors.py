@@ -1,7 +1,4 @@
-"""Every door gives the same picture: gRPC, /v1, /triptych/v1, /sdapi, the command line, Client and Pipeline.
-
-The page is one too: see test_page.
-"""
+"""Every door gives the same bits: gRPC, /v1, /triptych/v1, /sdapi, page, command line, Client, Pipeline."""
 
 import base64
 import io
@@ -13,6 +10,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from PIL import Image
 
+from tests.gateway.browser import generate, launched, opened
 from tests.gateway.conftest import Fleet, ask, ask_for
 from tests.local.conftest import run
 from triptych.client import Client, Pipeline
@@ -73,6 +71,23 @@ def test_the_same_request_gives_the_same_bits_through_every_door(fleet: Fleet, t
     expected = pixels(files["gRPC"])
     assert pixels(base64.b64decode(answered.json()["images"][0])) == expected
     assert output.images[0].tobytes() == expected
+
+
+def test_the_page_gives_the_same_bits(fleet: Fleet) -> None:
+    """The pixels: previews, which it asks for, are in a file's record."""
+    with launched() as browser, opened(browser, fleet) as page:
+        page.get_by_label("Negative prompt").fill(NEGATIVE)
+        page.locator("summary", has_text="More").click()
+        page.get_by_label("Solver").select_option("heun")
+        size = {"Width": str(WIDTH), "Height": str(HEIGHT)}
+        generate(page, PROMPT, Steps=str(STEPS), Guidance=str(SCALE), Seed=str(SEED), **size)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Save").click()
+        assert download.value.suggested_filename == "a-red-cube-7.png"
+        made = Path(download.value.path()).read_bytes()
+    with Client(fleet.up.coordinator()) as client:
+        expected = client.generate(PROMPT, **OPTIONS).images[0].png  # type: ignore[arg-type]
+    assert pixels(made) == pixels(expected)
 
 
 def pixels(file: bytes) -> bytes:

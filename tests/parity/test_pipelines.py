@@ -22,8 +22,8 @@ from PIL import Image
 import triptych.families
 from tests import qwen_processor, tiny_flux2_dev, tiny_flux3
 from tests.parity.loras import peft_lora, written
-from tests.tiny_checkpoint import LATENT_CHANNELS, sd3_pipeline
-from tests.tiny_flux import flux_pipeline
+from tests.tiny_checkpoint import sd3_pipeline
+from tests.tiny_flux import flux_fill_pipeline, flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline
 from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_flux3 import flux3_pipeline
@@ -577,12 +577,7 @@ async def test_flux_inpainting(strength: float, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 async def test_flux_fill(strength: float, tmp_path: Path) -> None:
-    channels = 4 * LATENT_CHANNELS
-    filling = {"in_channels": 2 * channels + 4 * 64, "out_channels": channels}
-    components = flux_pipeline(guidance=True, **filling).components
-    unknown = ("image_encoder", "feature_extractor")
-    components = {name: part for name, part in components.items() if name not in unknown}
-    pipeline = reference_library.FluxFillPipeline(**components)
+    pipeline = flux_fill_pipeline()
     pipeline.save_pretrained(tmp_path / "checkpoint")
     await assert_same_edits(
         pipeline,

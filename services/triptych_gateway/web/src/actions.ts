@@ -6,8 +6,8 @@ import type { Inputs, Picture } from "./gallery";
 import { run } from "./jobs";
 import { away, dropped, fields, needsKey, problem, say } from "./page";
 import { recorded } from "./recorded";
-import { addReference } from "./references";
-import { inputs, startAs, startFrom, startParameters, withInputs } from "./start";
+import { addReference, takesReferences } from "./references";
+import { inputs, lacking, startAs, startFrom, startParameters, withinBounds, withInputs } from "./start";
 import type { Parameters } from "./types";
 
 const PAUSE = 2000;
@@ -48,6 +48,8 @@ export async function generateFromForm(): Promise<void> {
     document.getElementById("prompt")?.focus();
     return;
   }
+  problem.value = lacking.value;
+  if (lacking.value) return;
   const { seed, seedLocked } = form.value;
   if (!seedLocked || readSeed(seed) === null) change({ seed: drawnSeed() });
   const files = inputs();
@@ -87,13 +89,16 @@ export async function moreSteps({ parameters, inputs: files }: Picture): Promise
   run(await withInputs(longer, files), files);
 }
 
-/** A file that came here: if it says how it was made the person is asked what to do, else it is started from. */
-export async function open(file: Blob): Promise<void> {
-  problem.value = null;
+/** A file to start from. If it says how it was made, or may be a reference, the person is asked what becomes of it. */
+export async function open(file: Blob, mayBeReference = false): Promise<void> {
   const parameters = await recorded(file).catch(() => null);
-  if (parameters) dropped.value = { file, parameters };
-  else await startWith(file);
+  if (!parameters && !mayBeReference) return startWith(file);
+  await taken(withinBounds(file), "Choose what becomes of this picture");
+  if (!problem.value) dropped.value = { file, parameters };
 }
+
+/** A file that was dropped or pasted. */
+export const receive = (file: Blob): Promise<void> => open(file, takesReferences.value);
 
 /** Starts from a file, or says why not. */
 export async function startWith(file: Blob): Promise<void> {
@@ -105,7 +110,7 @@ export async function refer(file: Blob): Promise<void> {
   await taken(addReference(file), "The prompt may speak of this picture");
 }
 
-async function taken(work: Promise<void>, said: string): Promise<void> {
+async function taken(work: Promise<unknown>, said: string): Promise<void> {
   dropped.value = null;
   problem.value = null;
   try {

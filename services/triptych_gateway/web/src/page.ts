@@ -21,8 +21,8 @@ export function show(what: Shown): void {
 /** What a request may say, as the server describes it. */
 export const fields = signal<Field[]>([]);
 
-/** A file that was dropped here and says how it was made: the person chooses what becomes of it. */
-export const dropped = signal<{ file: Blob; parameters: Parameters } | null>(null);
+/** A file that came here, with what it says of how it was made: the person chooses what becomes of it. */
+export const dropped = signal<{ file: Blob; parameters: Parameters | null } | null>(null);
 
 /** What went wrong with what the person just did. */
 export const problem = signal<string | null>(null);

@@ -1,6 +1,6 @@
 // What a request starts from: a picture, how much of it is made anew, where, and what is added around it.
 
-import { effect, signal } from "@preact/signals";
+import { computed, effect, signal } from "@preact/signals";
 import { toBase64 } from "./bytes";
 import { within } from "./components/number";
 import { change, model } from "./form";
@@ -70,6 +70,17 @@ export function setMargins(margins: Margins): void {
 }
 
 export const hasMargins = (margins: Margins): boolean => Object.values(margins).some((side) => side > 0);
+
+/** What the model needs before it makes anything, and has not been given: a sentence, or null. */
+export const lacking = computed(() => {
+  const { min_references: least, fills } = model.value!;
+  if (references.value.length < least) return "This model edits pictures: add a reference.";
+  if (fills && !start.value) return "This model fills parts of a picture: start from one.";
+  if (fills && !start.value!.mask && !hasMargins(start.value!.margins)) {
+    return "This model fills parts of a picture: paint a mask, or extend it.";
+  }
+  return null;
+});
 
 export interface Size {
   width: number;

@@ -13,6 +13,9 @@ export interface Model {
   max_prompt_bytes: number;
   guidance: "GUIDANCE_INPUT_BRANCHES" | "GUIDANCE_INPUT_EMBEDDED" | "GUIDANCE_INPUT_NONE";
   max_references: number;
+  min_references: number;
+  /** Whether it fills what a mask or margins leave of a picture, and does nothing else. */
+  fills: boolean;
   loras: string[];
 }
 

@@ -1,7 +1,7 @@
 // The page: the form beside what it made.
 
 import { useEffect } from "preact/hooks";
-import { generateFromForm, open } from "../actions";
+import { generateFromForm, receive } from "../actions";
 import { form, model } from "../form";
 import { cancelNewest } from "../jobs";
 import { announced, away, needsKey } from "../page";
@@ -55,12 +55,12 @@ function onKey(event: KeyboardEvent): void {
 function onDrop(event: DragEvent): void {
   event.preventDefault();
   const file = event.dataTransfer?.files[0];
-  if (file) void open(file);
+  if (file) void receive(file);
 }
 
 function onPaste(event: ClipboardEvent): void {
   const file = event.clipboardData?.files[0];
-  if (file?.type.startsWith("image/")) void open(file);
+  if (file?.type.startsWith("image/")) void receive(file);
 }
 
 function ServedModel() {

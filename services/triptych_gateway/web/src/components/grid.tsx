@@ -6,6 +6,7 @@ import { pictures, urlOf } from "../gallery";
 import { type Axis, axisNames, cancelGrid, type Grid, gridRuns, MOST_CELLS, readValues, runGrid } from "../grids";
 import { jobs } from "../jobs";
 import { problem, show } from "../page";
+import { lacking } from "../start";
 import { words } from "./more";
 
 export function GridFields() {
@@ -13,7 +14,7 @@ export function GridFields() {
   const [y, setY] = useState({ name: "", text: "" });
   const axes = [x, y].map(({ name, text }) => (name ? { name, values: readValues(text) } : null));
   const cells = axes.reduce((product, axis) => product * (axis ? axis.values.length : 1), 1);
-  const can = axes.some(Boolean) && cells > 0 && cells <= MOST_CELLS && form.value!.prompt.trim() !== "";
+  const can = axes.some(Boolean) && cells > 0 && cells <= MOST_CELLS && !!form.value!.prompt.trim() && !lacking.value;
   const make = (): void => {
     problem.value = null;
     runGrid(form.value!, axes[0]!, axes[1]!).catch((error: Error) => (problem.value = error.message));

@@ -1,7 +1,8 @@
 // Files that were dropped, and what went wrong.
 
-import { startWith, useSettings } from "../actions";
+import { refer, startWith, useSettings } from "../actions";
 import { dropped, problem } from "../page";
+import { isFull, takesReferences } from "../references";
 
 export function Notices() {
   const from = dropped.value;
@@ -15,29 +16,40 @@ export function Notices() {
           </button>
         </div>
       )}
-      {from && (
-        <div class="notice" role="alert">
-          <p>This picture says how it was made.</p>
-          <div class="actions">
-            <button
-              type="button"
-              class="primary"
-              onClick={() => {
-                dropped.value = null;
-                void useSettings(from.parameters);
-              }}
-            >
-              Use its settings
-            </button>
-            <button type="button" onClick={() => void startWith(from.file)}>
-              Start from it
-            </button>
-            <button type="button" onClick={() => (dropped.value = null)}>
-              Neither
-            </button>
-          </div>
-        </div>
-      )}
+      {from && <Dropped {...from} />}
     </>
+  );
+}
+
+function Dropped({ file, parameters }: NonNullable<typeof dropped.value>) {
+  return (
+    <div class="notice" role="alert">
+      <p>{parameters ? "This picture says how it was made." : "What becomes of this picture?"}</p>
+      <div class="actions">
+        {parameters && (
+          <button
+            type="button"
+            class="primary"
+            onClick={() => {
+              dropped.value = null;
+              void useSettings(parameters);
+            }}
+          >
+            Use its settings
+          </button>
+        )}
+        <button type="button" onClick={() => void startWith(file)}>
+          Start from it
+        </button>
+        {takesReferences.value && !isFull.value && (
+          <button type="button" onClick={() => void refer(file)}>
+            Use as reference
+          </button>
+        )}
+        <button type="button" onClick={() => (dropped.value = null)}>
+          Neither
+        </button>
+      </div>
+    </div>
   );
 }

@@ -4,6 +4,7 @@ import { useRef } from "preact/hooks";
 import { generateFromForm } from "../actions";
 import { change, drawnSeed, form, hasBranches, model, readSeed, takesGuidance } from "../form";
 import { cancelNewest, running } from "../jobs";
+import { lacking } from "../start";
 import { GridFields } from "./grid";
 import { LoraFields } from "./loras";
 import { More } from "./more";
@@ -23,7 +24,12 @@ export function RequestForm() {
     >
       <Prompts />
       <div class="actions">
-        <button type="submit" class="primary" title="Ctrl+Enter">
+        <button
+          type="submit"
+          class="primary"
+          title="Ctrl+Enter"
+          aria-describedby={lacking.value ? "lacking" : undefined}
+        >
           Generate
         </button>
         {running.value.length > 0 && (
@@ -32,6 +38,11 @@ export function RequestForm() {
           </button>
         )}
       </div>
+      {lacking.value && (
+        <p class="hint" id="lacking">
+          {lacking.value}
+        </p>
+      )}
       <StartFields />
       <ReferenceFields />
       <details class="settings" open={matchMedia("(width >= 52rem)").matches}>

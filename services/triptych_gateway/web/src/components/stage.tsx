@@ -29,7 +29,9 @@ function Empty() {
         <path d="m23 6 7 2.5v15L23 26z" />
       </svg>
       <p>Describe a picture, and press Generate.</p>
-      <p class="hint">Or drop one here: to make it again, or to start from it.</p>
+      <p class="hint">
+        Or drop one here: to make it again, {takesReferences.value ? "to start from it, or as a reference" : "or to start from it"}.
+      </p>
     </div>
   );
 }

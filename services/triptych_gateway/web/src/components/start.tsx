@@ -10,7 +10,7 @@ import { NumberField } from "./number";
 export function StartFields() {
   const [edited, setEdited] = useState<"mask" | "frame" | null>(null);
   const from = start.value;
-  if (!from) return <FileButton label="Start from a picture…" onFile={open} />;
+  if (!from) return <FileButton label="Start from a picture…" onFile={(file) => open(file)} />;
   const { url, width, height, strength, mask, margins } = from;
   const done = (): void => setEdited(null);
   return (
