@@ -15,9 +15,10 @@ import openai
 import pytest
 
 from tests.local.conftest import Up, running_up
-from tests.shared.scripted_coordinator import ScriptedCoordinator, service
+from tests.shared.scripted_coordinator import service
 from triptych.serving.server import Server
 from triptych.serving.settings import ServerSettings
+from triptych.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from triptych_gateway.server import Gateway
 from triptych_gateway.settings import GatewaySettings
 
@@ -90,9 +91,12 @@ def ask_for(url: str, headers: Mapping[str, str] | None = None, **fields: Any) -
 
 @asynccontextmanager
 async def gateway_to(
-    servicer: ScriptedCoordinator, folder: Path, asks: Mapping[str, Any] | None = None, **settings: Any
+    servicer: ImageGenerationServiceServicer,
+    folder: Path,
+    asks: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[str]:
-    """The address of a gateway of a scripted coordinator; both in this process, over real sockets.
+    """The address of a gateway of a coordinator; both in this process, over real sockets.
 
     asks: settings of the coordinator.
     """

@@ -1,4 +1,4 @@
-"""Edits with references, and pictures with an alpha channel, in front of a scripted coordinator."""
+"""Edits with references, and pictures with an alpha channel."""
 
 import asyncio
 import base64
@@ -17,6 +17,8 @@ from tests.gateway.test_other_clients import posted_form
 from tests.shared.scripted_coordinator import ScriptedCoordinator
 from triptych.v1 import image_generation_pb2 as pb
 from triptych.v1.generation_parameters_pb2 import GenerationParameters
+from triptych_local.running.fused import load_fused
+from triptych_local.running.settings import FusedSettings
 
 
 def file(level: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
@@ -113,3 +115,27 @@ async def test_an_answer_says_whether_it_has_an_alpha_channel(tmp_path: Path, ha
         flat = await posted(url, "generations", background="transparent", output_format="jpeg")
         assert (flat.status, flat.error()["param"]) == (400, "background")
         assert (await posted(url, "generations", background="opaque", output_format="jpeg")).status == 200
+
+
+async def test_a_real_models_pictures_are_transparent(tmp_path: Path) -> None:
+    from tests.qwen_processor import save
+    from tests.tiny_qwen_image21 import qwen_image21_pipeline
+
+    save(qwen_image21_pipeline(), tmp_path / "tiny")
+    fused = await load_fused(FusedSettings(model=str(tmp_path / "tiny")))
+    asked = {"prompt": "a glass", "size": "64x64", "seed": 7, "num_inference_steps": 2}
+    try:
+        async with gateway_to(fused.coordinator, tmp_path) as url:
+            for kind in ("png", "webp"):
+                answer = await posted(
+                    url, "generations", **asked, background="transparent", output_format=kind
+                )
+                assert answer.json()["background"] == "transparent"
+                with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as made:
+                    assert (made.format, made.mode) == (kind.upper(), "RGBA")
+                    least, most = made.getchannel("A").getextrema()
+                assert least < most <= 255
+            refused = await posted(url, "generations", **asked, background="opaque")
+            assert (refused.status, refused.error()["param"]) == (400, "background")
+    finally:
+        await fused.close()

@@ -110,7 +110,7 @@ class ScriptedCoordinator(pb2_grpc.ImageGenerationServiceServicer):
         return pb2.ImageGenerationServiceGetModelResponse(name="scripted")
 
 
-def service(servicer: ScriptedCoordinator) -> Service:
+def service(servicer: pb2_grpc.ImageGenerationServiceServicer) -> Service:
     return Service(NAME, partial(pb2_grpc.add_ImageGenerationServiceServicer_to_server, servicer))
 
 
