@@ -115,8 +115,8 @@ page: $(PAGE_TOOLS) ## Build the gateway's page from its sources
 	cd $(PAGE) && npm run --silent check && npm run --silent build
 
 .PHONY: page-test
-page-test: $(INSTALLED_DEV) $(PAGE_TOOLS) ## Drive the page in Chromium, against real services
-	TRIPTYCH_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/gateway/test_page.py
+page-test: $(INSTALLED_DEV) $(PAGE_TOOLS) ## Drive the page, and the example for pages, in Chromium, against real services
+	TRIPTYCH_BROWSER_TESTS=1 $(BIN)/python -m pytest tests/gateway/test_page.py tests/polyglot/test_browser.py
 
 .PHONY: page-check
 page-check: $(PAGE_TOOLS) ## Fail if the committed page is not what its sources give

@@ -186,8 +186,7 @@ class Door:
 
     def asked(self, path: str) -> Any:
         """What Envoy says of itself."""
-        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=60) as answer:
-            return json.load(answer)
+        return asked(self.admin, path)
 
     def hosts(self) -> Mapping[int, Mapping[str, Any]]:
         """What Envoy knows of each coordinator, by its port."""
@@ -280,12 +279,24 @@ def opened(folder: Path, model: str | Path, *options: str) -> Iterator[Door]:
             service.start()
         admin = stack.enter_context(running_envoy(configure(envoy, [one.port for one in coordinators])))
         door = Door(folder, 0, admin, public.roots, public, fleet, signer, key, coordinators, stages)
-        listeners = door.asked("/listeners?format=json")["listener_statuses"]
-        door.port = listeners[0]["local_address"]["socket_address"]["port_value"]
+        door.port = listening(admin)
         for service in (stages, *coordinators):
             service.until_serving()
         door.until_all_healthy()
         yield door
+
+
+def asked(admin: str, path: str) -> Any:
+    """What Envoy says of itself."""
+    with urllib.request.urlopen(f"http://{admin}{path}", timeout=60) as answer:
+        return json.load(answer)
+
+
+def listening(admin: str) -> int:
+    """The port where clients come."""
+    (listener,) = asked(admin, "/listeners?format=json")["listener_statuses"]
+    port: int = listener["local_address"]["socket_address"]["port_value"]
+    return port
 
 
 @contextmanager
