@@ -166,7 +166,7 @@ images: ## Build the container images: [ENGINE=docker TAG=latest IMAGE_FLAGS="--
 .PHONY: bench
 bench: $(INSTALLED_DEV) ## Time one picture, the wire, and requests at once: [BENCH_FLAGS=--quick]
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
-	for part in one_picture wire throughput; do \
+	for part in peers wire throughput; do \
 	  $(BIN)/python -m benchmarks.speed.$$part --out "$$folder/$$part.json" $(BENCH_FLAGS) && echo || exit 1; \
 	done && $(BIN)/python -m benchmarks.speed.ratios "$$folder"
 

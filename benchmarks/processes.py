@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from triptych_local.running.folders import temporary_folder
@@ -54,10 +55,12 @@ class Conversation:
 
 
 @asynccontextmanager
-async def conversation(module: str, *arguments: str, **environment: str) -> AsyncIterator[Conversation]:
+async def conversation(
+    module: str, *arguments: str, python: str | Path = sys.executable, **environment: str
+) -> AsyncIterator[Conversation]:
     """A process of a module, which is asked to stop on the way out."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *arguments),
+        *(python, "-m", module, *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | environment,

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.ratios FOLDER
 
-FOLDER has one_picture.json, wire.json and throughput.json, as the benchmarks of these names write with --out.
+FOLDER has peers.json, wire.json and throughput.json, as the benchmarks of these names write with --out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class Ratio(NamedTuple):
 
 def picture_ratios(results: dict[str, Any]) -> Iterator[Ratio]:
     """What the split and what diffusers cost for one picture."""
-    yield Ratio("one picture: four processes / one process", results["ratios"]["sockets / fused"], 1.05)
-    yield Ratio("one picture: one process / diffusers", results["ratios"]["fused / diffusers"], 0.8)
+    (case,) = results["cases"]
+    ratios = {name: ratio["median"] for name, ratio in case["ratios"].items()}
+    yield Ratio("one picture: four processes / one process", ratios["sockets / fused"], 1.05)
+    yield Ratio("one picture: one process / diffusers", ratios["fused / diffusers"], 0.8)
 
 
 def wire_ratios(medians: dict[str, dict[str, float]]) -> Iterator[Ratio]:
@@ -68,7 +70,7 @@ def main() -> None:
     parser = command_line.parser(__doc__, model=False, out=False)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    parts = {"one_picture": picture_ratios, "wire": wire_ratios, "throughput": throughput_ratios}
+    parts = {"peers": picture_ratios, "wire": wire_ratios, "throughput": throughput_ratios}
     for name, ratios in parts.items():
         for ratio in ratios(json.loads((folder / f"{name}.json").read_text())):
             print(ratio)
