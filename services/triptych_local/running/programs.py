@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from triptych.compute.cores import paid_cores
 from triptych.compute.thread import CORES_LOCK
 from triptych.errors import StartError
 from triptych.serving.callers.keys import KeysFile, new_key
@@ -161,9 +162,7 @@ def _sharing_cores(choice: ModelChoice, replicas: int, in_turns: bool) -> dict[s
 def _usable_cores() -> int:
     """Those of this process, or OMP_NUM_THREADS."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit():
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(given) if given.isdigit() else paid_cores()
 
 
 def _numbered(name: str, index: int, separator: str) -> str:

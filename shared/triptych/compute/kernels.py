@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+from triptych.compute.cores import cores, paid_cores
+
 
 def configure_math_libraries() -> None:
     """Sets what MKL and OpenMP read once, unless the environment says otherwise. Before torch is imported.
+
+    They would start a thread for each core of the machine, also where a container may use few of them.
 
     MKL chooses kernels by the size of a product, and they round differently: a row's bits would depend on its
     neighbours in the batch. MKL_CBWR is Intel's switch ("Conditional Bitwise Reproducibility"); STRICT makes
@@ -15,6 +19,8 @@ def configure_math_libraries() -> None:
     core: beside one busy neighbour on two cores, a thirtieth is left of the pictures a second. PASSIVE ones
     sleep instead. Alone on its cores that costs a small model a fifth; OMP_WAIT_POLICY=ACTIVE is for those.
     """
+    if paid_cores() < cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(paid_cores()))
     os.environ.setdefault("MKL_CBWR", "AVX512,STRICT" if _has_avx512() else "AVX2,STRICT")
     if "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -22,9 +22,12 @@ print((time.process_time() - used) / made)
 """
 
 
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+
+
 def answer(program: str, **environment: str) -> str:
-    """What a program prints, which inherits no word on how threads wait."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    """What a program prints, which inherits no word on threads."""
+    inherited = {k: v for k, v in os.environ.items() if k not in THREADS}
     command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, env=inherited | environment, capture_output=True, text=True, check=True, timeout=60
@@ -67,3 +70,19 @@ configure_math_libraries()
 print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
 """
     assert answer(program, **given) == left
+
+
+@pytest.mark.parametrize(("paid", "given"), [(1, {}), (2, {"OMP_NUM_THREADS": "1"})])
+def test_a_limit_on_cpu_time_limits_threads_unless_the_environment_says_otherwise(
+    paid: int, given: dict[str, str]
+) -> None:
+    program = f"""
+import os
+from triptych.compute import kernels
+kernels.cores, kernels.paid_cores = lambda: 8, lambda: {paid}
+kernels.configure_math_libraries()
+import torch
+torch.randn(8, 8) @ torch.randn(8, 8)
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+"""
+    assert answer(program, **given) == "1 1"
