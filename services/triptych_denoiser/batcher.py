@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -81,7 +82,7 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Waiting:
-    """A row in the queue, and when it is due by the monotonic clock.
+    """A row in the queue, and when it is due by the clock of even shares.
 
     group: what rows must have in common to share a pass.
     alike: what equal rows have in common.
@@ -110,15 +111,47 @@ class _Batch:
     kind: Key
 
 
+class _EvenShares:
+    """The seconds that each call would have had of the denoiser, if all that are there shared it evenly.
+
+    This is the virtual time of fair queueing (Demers, Keshav, Shenker, "Analysis and simulation of a fair
+    queueing algorithm", 1989).
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._calls, self._at = 0.0, 0, time.monotonic()
+
+    def seconds(self) -> float:
+        """Up to now."""
+        now = time.monotonic()
+        self._seconds += (now - self._at) / max(1, self._calls)
+        self._at = now
+        return self._seconds
+
+    @contextmanager
+    def shared_by_one_more(self) -> Iterator[None]:
+        """While a call is there."""
+        self.seconds()
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self.seconds()
+            self._calls -= 1
+
+
 class Batcher:
     """Queues rows and runs them in passes on the compute thread; the event loop stays free.
 
     The row that is due first is in the next pass, with those behind it that can share it, whatever their size
     and text length: as many as memory allows. Where measured costs say that passes of equal rows are cheaper,
-    it is with its equals alone, as many as are worth it. A row is due as long after it came as its pass
-    takes, and what does not fit into a call's first pass later, by what the passes before it take. So small
-    calls pass between the rows of a large one and pay for what they cost, a large one waits for no more of
-    them than it costs itself, and nobody comes first by a short deadline: that only ends the waiting.
+    it is with its equals alone, as many as are worth it.
+
+    A call is due when it would be done if all calls shared the denoiser evenly: served in this order none is
+    done later than that (Friedman and Henderson, "Fairness and efficiency in web server protocols", 2003).
+    What does not fit into its first pass is due later, by what the passes before it take. So small calls pass
+    between the rows of a large one and pay for what they cost, and nobody comes first by a short deadline:
+    that only ends the waiting.
     """
 
     def __init__(self, predictor: Predictor, options: DenoiserOptions) -> None:
@@ -130,6 +163,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._expected: tuple[Key, int] = (), 0  # of this kind, so many rows
         self._window_until = 0.0
+        self._shares = _EvenShares()
         self._max_batch_tokens = options.max_batch_tokens
         instruments.queue_length.watch(self, lambda batcher: len(batcher._queue), _ROWS)
         instruments.queue_age.watch(self, Batcher._age, _ROWS)
@@ -144,13 +178,14 @@ class Batcher:
         self._check_room(len(rows))
         arrived = time.monotonic()
         call = _Call(rows, arrived, asyncio.get_running_loop().create_future())
-        self._put(self._entries(call, arrived))
+        self._put(self._entries(call))
         self._arrived.set()
         if self._passes is None or self._passes.done():
             self._passes = asyncio.create_task(self._run_passes(), context=Context())  # nobody's own
         try:
-            async with asyncio.timeout(timeout):
-                await call.done
+            with self._shares.shared_by_one_more():
+                async with asyncio.timeout(timeout):
+                    await call.done
         except TimeoutError as error:
             raise deadline_exceeded(f"the rows were not done within {timeout:g} s") from error
         finally:
@@ -179,10 +214,10 @@ class Batcher:
         now = time.monotonic()
         return now - min((entry.call.arrived for entry in self._queue), default=now)
 
-    def _entries(self, call: _Call, arrived: float) -> list[_Waiting]:
+    def _entries(self, call: _Call) -> list[_Waiting]:
         most, tokens = self._predictor.max_rows, [self._predictor.tokens(row) for row in call.rows]
         pass_seconds = self._costs.seconds(max(tokens), min(most, len(call.rows)))
-        due = arrived + pass_seconds
+        due = self._shares.seconds() + pass_seconds
         groups = [self._predictor.group(row) for row in call.rows]
         return [
             _Waiting(call, index, tokens[index], due + index // most * pass_seconds, groups[index])

@@ -269,6 +269,25 @@ async def test_a_small_call_that_came_a_little_later_goes_before_a_large_one(
     assert predictor.passes == [[0], [1], [3], [2]]
 
 
+async def test_a_large_call_has_an_even_share_while_small_ones_come_and_go(clock: Clock) -> None:
+    """Of three at once it has a third: when small ones took 36 s, its 16 s are nearer than another's 4 s."""
+    predictor = HeldPredictor(clock, max_rows=1)
+    predictor.seconds = lambda rows: rows[0].latents.numel()
+    batcher = Batcher(predictor, LIMITS)  # type: ignore[arg-type]
+    predictor.release()
+    await batcher.predict([row(0, 2)])
+    await batcher.predict([row(0, 4)])
+
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            await batcher.predict([row(1, 2)])
+
+    await asyncio.gather(ask(20), ask(20), batcher.predict([row(2, 4)]))
+    await batcher.close()
+
+    assert predictor.passes[2:].index([2]) in (9, 10)
+
+
 async def test_a_small_call_passes_between_the_rows_of_a_large_one(
     batcher: Batcher, predictor: HeldPredictor
 ) -> None:
