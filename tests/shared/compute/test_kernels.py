@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from triptych.compute.kernels import llvm_openmp
+
 PRODUCTS = """
 import time
 from triptych.compute.kernels import configure_math_libraries
@@ -22,7 +24,7 @@ print((time.process_time() - used) / made)
 """
 
 
-THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
 
 def answer(program: str, **environment: str) -> str:
@@ -47,29 +49,54 @@ def busy_neighbour() -> Iterator[None]:
 @pytest.mark.skipif((os.cpu_count() or 1) != 2, reason="one neighbour is busy on one of two cores")
 @pytest.mark.usefixtures("busy_neighbour")
 def test_a_busy_neighbour_takes_no_more_than_its_part() -> None:
-    passive = float(answer(PRODUCTS))
-    spinning = float(answer(PRODUCTS, OMP_WAIT_POLICY="ACTIVE"))
-    assert spinning > 1.5 * passive  # in processor time for a product, whatever else the machine does
+    calm = float(answer(PRODUCTS))
+    spinning = float(answer(PRODUCTS, GOMP_SPINCOUNT="300000"))  # GNU's, as it is by default
+    assert spinning > 1.5 * calm  # in processor time for a product, whatever else the machine does
 
 
-@pytest.mark.parametrize(
-    ("given", "left"),
-    [
-        ({}, "PASSIVE None"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
-        ({"GOMP_SPINCOUNT": "1000"}, "None 1000"),
-    ],
-)
-def test_threads_wait_passively_unless_the_environment_says_otherwise(
-    given: dict[str, str], left: str
-) -> None:
-    program = """
+WAITING = """
 import os
 from triptych.compute.kernels import configure_math_libraries
 configure_math_libraries()
-print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+print(*map(os.environ.get, ("KMP_BLOCKTIME", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")))
 """
-    assert answer(program, **given) == left
+
+
+@pytest.mark.skipif(llvm_openmp() is None, reason="torch comes without GNU's OpenMP, or there is no LLVM's")
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({}, "1 None None"),
+        ({"KMP_BLOCKTIME": "5"}, "5 None None"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE None"),
+        ({"GOMP_SPINCOUNT": "1000"}, "None None 1000"),
+    ],
+)
+def test_threads_spin_for_a_moment_unless_the_environment_says_otherwise(
+    given: dict[str, str], left: str
+) -> None:
+    assert answer(WAITING, **given) == left
+
+
+@pytest.mark.parametrize(("given", "left"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_gnus_openmp_wait_passively(given: dict[str, str], left: str) -> None:
+    without = "from triptych.compute import kernels\nkernels.llvm_openmp = lambda: None\n"
+    assert answer(without + WAITING, **given) == f"None {left} None"
+
+
+@pytest.mark.skipif(llvm_openmp() is None, reason="torch comes without GNU's OpenMP, or there is no LLVM's")
+def test_torch_computes_with_llvms_openmp() -> None:
+    program = """
+import ctypes
+from triptych.compute.kernels import configure_math_libraries, llvm_openmp
+configure_math_libraries()
+import torch
+llvms = ctypes.CDLL(str(llvm_openmp()))
+for threads in (3, 1):
+    torch.set_num_threads(threads)
+    print(llvms.omp_get_max_threads())
+"""
+    assert answer(program).split() == ["3", "1"]
 
 
 @pytest.mark.parametrize(("paid", "given"), [(1, {}), (2, {"OMP_NUM_THREADS": "1"})])
