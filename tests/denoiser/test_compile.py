@@ -15,6 +15,7 @@ from tests.compiling import graphs, trace_alone
 from tests.denoiser.small_families import (
     write_flux,
     write_flux2,
+    write_flux3,
     write_krea2,
     write_qwen_image,
     write_qwen_image21,
@@ -41,6 +42,7 @@ PASSES = ((1, 12, 9), (2, 10, 40), (3, 16, 5), (5, 6, 33))
 WRITE: dict[str, Callable[[Path], Path]] = {
     "FLUX": partial(write_flux, guidance=True),
     "FLUX.2": write_flux2,
+    "FLUX.3": write_flux3,
     "Krea 2": write_krea2,
     "Qwen-Image": write_qwen_image,
     "Qwen-Image 2.1": write_qwen_image21,

@@ -6,7 +6,7 @@ map, which was distilled to few steps, is told the level that a step goes to bes
 becomes of a text in its own blocks is the same in every step.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,13 @@ from triptych_denoiser.models.layers import (
     Linear,
     Modulation,
     TwoLayers,
+    add_gated,
     modulate,
     timestep_features,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
 from triptych_denoiser.models.rotary import angles_at, check_axes, grid_positions, rotate_each, turns_at
-from triptych_denoiser.models.streams import Groups, Kinds, kinds_of, stream_of
+from triptych_denoiser.models.streams import Groups, Stream, kinds_of, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
     OUTSIDE_BLOCKS,
@@ -54,9 +55,6 @@ MODES = ("txt", "image", "image_cond")
 TEXT, IMAGE, REFERENCES = MODES
 STEP = 0.5
 """How far apart neighbouring tokens of a picture are."""
-
-Modulations = Mapping[str, tuple[Tensor, ...]]
-"""Shift, scale and gate of each mode: [rows, 1, width] each."""
 
 
 @dataclass(frozen=True)
@@ -105,26 +103,25 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulations: Sequence[Sequence[Tensor]],
-        kinds: Kinds,
+        modulations: Sequence[Tensor],
+        stream: Stream,
         turns: Sequence[Tensor],
         perturbed: Sequence[slice] | None = None,
     ) -> Tensor:
         """The tokens, packed, of those before.
 
-        modulations: shift, scale and gate, each for every kind of tokens: [rows, 1, width].
+        modulations: shift, scale and gate, [rows, 1, width], or of Kinds [rows, 1, kinds, width].
         turns: of the positions of each group's tokens.
         perturbed: where the picture's tokens are, if they are not to see each other.
         """
         shift, scale, gate = modulations
-        normed = F.layer_norm(x, x.shape[-1:], eps=EPS)
-        modulated = kinds.apply(torch.addcmul, shift, normed, [1 + each for each in scale])
-        q, k, v = (kinds.stream.groups(each) for each in self.attention(modulated))
+        modulated = modulate(x, shift, scale, stream)
+        q, k, v = map(stream.groups, self.attention(modulated))
         # Queries and keys are float32 up to here, as in the reference.
         q, k = ([each.to(x.dtype) for each in rotate_each(groups, turns)] for groups in (q, k))
         biases = None if perturbed is None else perturbed_biases(q, perturbed)
-        attended = self.attention.out(kinds.stream.pack(self.attend(q, k, v, biases)))
-        return kinds.apply(torch.addcmul, x, gate, attended + self.mlp(modulated))
+        attended = self.attention.out(stream.pack(self.attend(q, k, v, biases)))
+        return add_gated(x, gate, attended + self.mlp(modulated), stream)
 
 
 AROUND_BLOCKS: KeyTable = (
@@ -249,15 +246,16 @@ class Flux3Transformer(Transformer):
         references = self.references(groups, still, turns)
         rows = [[text, image, *own] for text, image, own in zip(texts, images, references, strict=True)]
         kinds = kinds_of(rows)
-        tokens = kinds.stream.pack([torch.cat(row, dim=1) for row in rows])
+        tokens = kinds.pack([torch.cat(row, dim=1) for row in rows])
         joined = [torch.cat(one) for one in turns]
         of_modes = [self.modulation[mode](moving if mode == IMAGE else still) for mode in MODES]
+        modulations = [torch.stack(parts, dim=2) for parts in zip(*of_modes, strict=True)]
 
         def through(layers: range, tokens: Tensor, some: Rows) -> Tensor:
-            modulations = [[part[some] for part in parts] for parts in zip(*of_modes, strict=True)]
+            of_some = [each[some] for each in modulations]
             for block, perturbed in running(self.blocks, layers, skipped_layers, perturbed_layers):
                 apart = kinds.parts(MODES.index(IMAGE)) if perturbed else None
-                tokens = block(tokens, modulations, kinds, joined, apart)
+                tokens = block(tokens, of_some, kinds, joined, apart)
             return tokens
 
         def others(some: Rows) -> Tensor:
@@ -277,12 +275,11 @@ class Flux3Transformer(Transformer):
     def own(self, mode: str, groups: Groups, embedding: Tensor, turns: Sequence[Tensor]) -> Groups:
         """Tokens of one mode, [rows, tokens, width] by group, behind their own blocks."""
         stacks = {TEXT: self.text_blocks, IMAGE: self.image_blocks, REFERENCES: self.reference_blocks}
-        modulations = [[part] for part in self.own_modulation[mode](embedding)]
-        kinds = kinds_of([[group] for group in groups])
-        tokens = kinds.stream.pack(groups)
+        modulations, stream = self.own_modulation[mode](embedding), stream_of(groups)
+        tokens = stream.pack(groups)
         for block in stacks[mode]:
-            tokens = block(tokens, modulations, kinds, turns)
-        return kinds.stream.groups(tokens)
+            tokens = block(tokens, modulations, stream, turns)
+        return stream.groups(tokens)
 
     def references(
         self, groups: Sequence[RowGroup], embedding: Tensor, turns: Sequence[Sequence[Tensor]]

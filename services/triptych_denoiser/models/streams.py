@@ -7,6 +7,7 @@ positions. They go by groups of equal rows, and each group is computed as it wou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -70,14 +71,14 @@ class MixedRows:
 
 
 @dataclass(frozen=True)
-class RowsWithReferences:
-    """A stream of image tokens in which a row has one thing for the picture's and another for references'.
+class Kinds:
+    """A stream whose rows have tokens of several kinds, one behind another: what is for a row differs.
 
-    references: how many of a row's last tokens are those of references, by group.
+    bounds: by kind and group, where in a row the kind's tokens begin and end.
     """
 
     stream: EqualRows | MixedRows
-    references: tuple[int, ...]
+    bounds: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -92,25 +93,39 @@ class RowsWithReferences:
         """As the stream."""
         return self.stream.groups(packed)
 
+    def parts(self, kind: int) -> list[slice]:
+        """Which of a row's tokens are of a kind, by group."""
+        return [slice(start, end) for start, end in self.bounds[kind]]
+
+    def cut(self, packed: Tensor, kind: int) -> Tensor:
+        """Packed tokens of a kind."""
+        groups = zip(self.groups(packed), self.parts(kind), strict=True)
+        return self.stream.pack([group[:, part] for group, part in groups])
+
     def apply(self, operation: Callable[..., Tensor], *operands: Tensor) -> Tensor:
-        """An elementwise operation on packed tokens, and on [rows, 1, 2, channels] for each row's: the first
-        for those of the picture, the second for those of references.
-        """
-        packed = next(operand for operand in operands if operand.ndim == 3)
-        rows = [len(group) for group in self.groups(packed)]
-        groups = [self.groups(x) if x.ndim == 3 else torch.split(x, rows) for x in operands]
-        applied = []
-        for tokens, references, *group in zip(self.tokens, self.references, *groups, strict=True):
-            parts = slice(0, tokens - references), slice(tokens - references, tokens)
-            of_parts = [
-                operation(*(x[:, part] if x.ndim == 3 else x[:, :, index] for x in group))
-                for index, part in enumerate(parts)
+        """An elementwise operation on packed tokens, and on [rows, 1, kinds, channels] for each row's."""
+        if isinstance(self.stream, EqualRows):
+            of_kinds = [
+                operation(*(x[:, start:end] if x.ndim == 3 else x[:, :, kind] for x in operands))
+                for kind, ((start, end),) in enumerate(self.bounds)
             ]
-            applied.append(torch.cat(of_parts, dim=1))
-        return self.pack(applied)
+            return torch.cat(of_kinds, dim=1)
+        applied = torch.empty_like(next(operand for operand in operands if operand.ndim == 3))
+        rows = list(self.stream.rows)
+        for kind in range(len(self.bounds)):
+            parts = self.parts(kind)
+            groups = [
+                [group[:, part] for group, part in zip(self.groups(x), parts, strict=True)]
+                if x.ndim == 3
+                else torch.split(x[:, :, kind], rows)
+                for x in (applied, *operands)
+            ]
+            for out, *group in zip(*groups, strict=True):
+                operation(*group, out=out)
+        return applied
 
 
-Stream: TypeAlias = EqualRows | MixedRows | RowsWithReferences
+Stream: TypeAlias = EqualRows | MixedRows | Kinds
 """Tokens of one kind (the image's, the text's or both) of all rows."""
 
 
@@ -143,8 +158,9 @@ class Streams:
 
     def apart(self) -> Streams:
         """The same streams; a row has one thing for the picture's tokens and another for references'."""
-        assert not isinstance(self.image, RowsWithReferences)
-        return replace(self, image=RowsWithReferences(self.image, self.references))
+        assert not isinstance(self.image, Kinds)
+        sizes = zip(self.image.tokens, self.references, strict=True)
+        return replace(self, image=_kinds(self.image, [[image - n, n] for image, n in sizes]))
 
     def targets(self, image: Groups) -> list[Tensor]:
         """Of each row's image tokens those of the picture that is made, by group."""
@@ -168,57 +184,13 @@ class Streams:
         return self.image.pack(image), self.text.pack(text)
 
 
-@dataclass(frozen=True)
-class Kinds:
-    """Tokens of several kinds behind each other in every row; what modulates a row differs between them.
-
-    stream: all tokens.
-    tokens: how many a row has of each kind, by group. A group may lack the last kinds.
-    """
-
-    stream: EqualRows | MixedRows
-    tokens: tuple[tuple[int, ...], ...]
-
-    def parts(self, kind: int) -> list[slice]:
-        """Which of a row's tokens are of a kind, by group."""
-        return [slice(sum(tokens[:kind]), sum(tokens[: kind + 1])) for tokens in self.tokens]
-
-    def cut(self, packed: Tensor, kind: int) -> Tensor:
-        """Packed tokens of a kind that every group has."""
-        groups = zip(self.stream.groups(packed), self.parts(kind), strict=True)
-        cut = [group[:, part] for group, part in groups]
-        return cut[0] if len(cut) == 1 else torch.cat([group.flatten(0, 1) for group in cut])[None]
-
-    def apply(self, operation: Callable[..., Tensor], *operands: Tensor | Sequence[Tensor]) -> Tensor:
-        """As Stream.apply; what is for each row is given for every kind of its tokens."""
-        kinds = max(map(len, self.tokens))
-        if kinds == 1:
-            return self.stream.apply(operation, *(x if isinstance(x, Tensor) else x[0] for x in operands))
-        if isinstance(self.stream, EqualRows):
-            parts = [self.parts(kind)[0] for kind in range(kinds)]
-            of_kinds = [
-                [x[:, part] if isinstance(x, Tensor) else x[kind] for x in operands]
-                for kind, part in enumerate(parts)
-            ]
-            return torch.cat([operation(*each) for each in of_kinds], dim=1)
-        applied = torch.empty_like(next(x for x in operands if isinstance(x, Tensor)))
-        for kind in range(kinds):
-            parts = self.parts(kind)
-            groups = [
-                [group[:, part] for group, part in zip(self.stream.groups(x), parts, strict=True)]
-                if isinstance(x, Tensor)
-                else torch.split(x[kind], list(self.stream.rows))
-                for x in (applied, *operands)
-            ]
-            for out, *group in zip(*groups, strict=True):
-                operation(*group, out=out)
-        return applied
-
-
 def kinds_of(rows: Sequence[Groups]) -> Kinds:
-    """The kinds of groups whose rows are of these tensors, one behind another: [rows, tokens, channels]."""
-    tokens = tuple(tuple(kind.shape[1] for kind in group) for group in rows)
-    return Kinds(_stream([len(group[0]) for group in rows], [sum(each) for each in tokens]), tokens)
+    """The kinds of groups whose rows are of these tensors, one behind another: [rows, tokens, channels].
+
+    A group may lack the last kinds.
+    """
+    tokens = [[kind.shape[1] for kind in group] for group in rows]
+    return _kinds(_stream([len(group[0]) for group in rows], [sum(each) for each in tokens]), tokens)
 
 
 def rows_apart(packed: Tensor, rows: Sequence[int], tokens: Sequence[int]) -> list[Tensor]:
@@ -252,3 +224,11 @@ def stream_of(groups: Groups) -> Stream:
 
 def _stream(rows: Sequence[int], tokens: Sequence[int]) -> EqualRows | MixedRows:
     return EqualRows((tokens[0],)) if len(rows) == 1 else MixedRows(tuple(rows), tuple(tokens))
+
+
+def _kinds(stream: EqualRows | MixedRows, tokens: Sequence[Sequence[int]]) -> Kinds:
+    """`tokens`: how many of each kind a row has, by group."""
+    ends = [[0, *itertools.accumulate(each)] for each in tokens]
+    most = max(map(len, ends))
+    bounds = zip(*(itertools.pairwise(each + each[-1:] * (most - len(each))) for each in ends), strict=True)
+    return Kinds(stream, tuple(bounds))
