@@ -1,6 +1,5 @@
 """The colours of latents: a checkpoint's own, or well-known ones."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,13 +43,15 @@ def _numbers(value: Any) -> NDArray[np.float32]:
 
 
 def _well_known(checkpoint: Checkpoint) -> LatentRgb | None:
-    """That of the family whose VAE has the same scale and shift, or mean and deviations."""
-    config: Mapping[str, Any] = checkpoint.config("vae") if checkpoint.has("vae") else {}
+    """That of the family whose VAE has this class, scale and shift, or mean and deviations."""
+    if not checkpoint.has("vae"):
+        return None
+    config, class_name = checkpoint.config("vae"), checkpoint.class_name("vae")
     said = {"scaling_factor": 0.0, "shift_factor": 0.0, **config}
     channels = config.get("latent_channels", config.get("z_dim"))
     for latents in (family.latents for family in FAMILIES):
         known = all(said.get(name) == value for name, value in latents.vae_config.items())
-        if known and channels == len(latents.rgb_factors):
+        if known and class_name == latents.vae and channels == len(latents.rgb_factors):
             factors, bias = (np.array(rgb, np.float32) for rgb in (latents.rgb_factors, latents.rgb_bias))
             return LatentRgb(factors, bias, latents.patch)
     return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.formats import read_file
-from triptych.checkpoints.hub import INDEX_NAMES, Repository
+from triptych.checkpoints.hub import INDEX_NAMES, Repository, is_hub_name, open_repository
 from triptych.checkpoints.names import names_of
 from triptych.checkpoints.weights import open_weights
 from triptych.errors import CheckpointError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _FOLDER = re.compile(r"\w[\w.-]*")
 _CONFIG_NAMES = ("config.json", "scheduler_config.json")
+_TOKENIZER_NAMES = ("tokenizer_config.json", "preprocessor_config.json")
 _WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|model)(?:\.(?P<variant>\w+))?\.safetensors"
@@ -29,10 +31,41 @@ _SMALL_SUFFIXES = {".jinja", ".json", ".model", ".txt"}
 _PICKLE_SUFFIXES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A component's folder in a checkpoint: in the checkpoint's own folder or repository, or in another."""
+
+    path: Path
+    folder: str
+    repository: Repository | None
+
+    def names(self) -> list[str]:
+        """The names of the files in it, sorted."""
+        if self.repository:
+            return self.repository.names(self.folder)
+        folder = self.path / self.folder
+        return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Downloads files that are on the hub."""
+        if self.repository:
+            self.repository.fetch(str(PurePosixPath(self.folder, name)) for name in names)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """Where a modular pipeline's index says that a component is; without a source it is its own."""
+
+    folder: str
+    source: str | None
+    revision: str | None
+
+
 class Checkpoint:
     """A folder with an index and one folder per component. Files are read when asked for.
 
-    The index is model_index.json, or modular_model_index.json of a modular pipeline.
+    The index is model_index.json, or modular_model_index.json of a modular pipeline. A component that is in
+    no folder of its own is read from the folder or repository that a modular index names.
 
     Of a repository on the hub, files are downloaded when they are asked for: of each component that a stage
     uses its configs, vocabularies and safetensors files, of the others nothing.
@@ -43,17 +76,25 @@ class Checkpoint:
     revision: the commit of a repository on the hub, else "".
     """
 
-    def __init__(self, path: Path, repository: Repository | None = None, variant: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        repository: Repository | None = None,
+        variant: str | None = None,
+        offline: bool = False,
+    ) -> None:
         self.path = path
         self.variant = variant
         self.published_names = (repository.name.rpartition("/")[2],) if repository else names_of(path)
         self.name = self.published_names[0]
         self.revision = repository.commit if repository else ""
         self._repository = repository
+        self._offline = offline
         if repository:
             repository.fetch(["triptych.json"])
         self._index_file = find_index(path)
-        self.index, self._folders = _read_index(self._index_file)
+        self.index, self._said = _read_index(self._index_file)
+        self._places: dict[str, _Place] = {}
 
     @property
     def own_defaults(self) -> Path:
@@ -79,11 +120,11 @@ class Checkpoint:
     def folder(self, component: str) -> Path:
         """The component's folder, with its configs and vocabularies; `files` brings its weights."""
         self.class_name(component)
-        folder = self.path / self._folder_name(component)
-        small = [name for name in self._names(component) if Path(name).suffix in _SMALL_SUFFIXES]
-        self._fetch(component, small)
+        place = self._place(component)
+        place.fetch(name for name in place.names() if Path(name).suffix in _SMALL_SUFFIXES)
+        folder = place.path / place.folder
         if not folder.is_dir():
-            raise self._lacks(self.path, f"folder for its component '{component}'")
+            raise _lacks(place, place.path, f"folder for its component '{component}'")
         return folder
 
     def config(self, component: str) -> dict[str, Any]:
@@ -94,26 +135,27 @@ class Checkpoint:
                 config = read_object(folder / name)
                 _check_quantization(folder / name, config.pop("quantization_config", None))
                 return config
-        raise self._lacks(folder, " or ".join(_CONFIG_NAMES))
+        raise _lacks(self._place(component), folder, " or ".join(_CONFIG_NAMES))
 
     def files(self, component: str) -> list[Path]:
         """The component's safetensors files: one, or the shards its index names, of one variant."""
-        folder, names = self.folder(component), self._names(component)
+        folder, place = self.folder(component), self._place(component)
+        names = place.names()
         found = _variants(names)
         if found:
             name = found[self._choice(component, found)]
-            self._fetch(component, [name])
+            place.fetch([name])
             if not name.endswith(".json"):
                 return [folder / name]
             shards = _read_shards(folder / name)
-            self._fetch(component, shards)
+            place.fetch(shards)
             return _checked_shards(folder / name, shards)
         pickles = [name for name in names if Path(name).suffix in _PICKLE_SUFFIXES]
         if pickles:
             raise CheckpointError(
                 f"{folder} has only {', '.join(pickles)}: only safetensors files are loaded"
             )
-        raise self._lacks(folder, f"{' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
+        raise _lacks(place, folder, f"{' or '.join(_WEIGHT_NAMES)}, nor an index of shards")
 
     def tensors(self, component: str) -> Mapping[str, torch.Tensor]:
         """The component's weights by name, each memory-mapped when it is looked up."""
@@ -128,34 +170,46 @@ class Checkpoint:
         if wanted in found:
             return wanted
         others = (name for name in self.index if self.has(name))
-        if wanted and "" in found and any(wanted in _variants(self._names(name)) for name in others):
+        if wanted and "" in found and any(wanted in _variants(self._place(name).names()) for name in others):
             return ""
         if not wanted and len(found) == 1:
             return next(iter(found))
         its = ", ".join(sorted(variant or "the plain one" for variant in found))
         asked = f"no variant {wanted}" if wanted else "several variants and no plain one"
         raise CheckpointError(
-            f"{self.path / component} has {asked}: choose one of its own with --variant ({its})"
+            f"{self.folder(component)} has {asked}: choose one of its own with --variant ({its})"
         )
 
-    def _names(self, component: str) -> list[str]:
-        """The names of the files in a component's folder, sorted."""
-        if self._repository:
-            return self._repository.names(self._folder_name(component))
-        folder = self.path / self._folder_name(component)
-        return sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    def _place(self, component: str) -> _Place:
+        """Where a component is. Raises CheckpointError if that cannot be had."""
+        if component not in self._places:
+            said = self._said.get(component, _Said(component, None, None))
+            own = _Place(self.path, said.folder or component, self._repository)
+            named = self._repository.name if self._repository else None
+            is_own = said.source in (None, named) or own.names()
+            self._places[component] = own if is_own else self._elsewhere(component, said)
+        return self._places[component]
 
-    def _fetch(self, component: str, names: Iterable[str]) -> None:
-        if self._repository:
-            self._repository.fetch(f"{self._folder_name(component)}/{name}" for name in names)
+    def _elsewhere(self, component: str, said: _Said) -> _Place:
+        """A component in another folder, which an index from the hub may not name, or repository."""
+        assert said.source is not None
+        folder = Path(said.source).expanduser()
+        if self._repository is None and folder.is_dir():
+            return _Place(folder, said.folder, None)
+        if not is_hub_name(said.source):
+            raise CheckpointError(
+                f"{self._index_file}: '{component}' is in '{said.source}', which is "
+                f"{'no' if self._repository else 'neither a folder here nor a'} name on the hub (org/name)"
+            )
+        marks = [str(PurePosixPath(said.folder, name)) for name in (*_CONFIG_NAMES, *_TOKENIZER_NAMES)]
+        repository = open_repository(said.source, said.revision, self._offline, marks)
+        return _Place(repository.folder, said.folder, repository)
 
-    def _folder_name(self, component: str) -> str:
-        return self._folders.get(component, component)
 
-    def _lacks(self, folder: Path, what: str) -> CheckpointError:
-        offline = self._repository is not None and self._repository.offline
-        as_far = ", as far as the cache has it," if offline else ""
-        return CheckpointError(f"{folder}{as_far} has no {what}")
+def _lacks(place: _Place, folder: Path, what: str) -> CheckpointError:
+    offline = place.repository is not None and place.repository.offline
+    as_far = ", as far as the cache has it," if offline else ""
+    return CheckpointError(f"{folder}{as_far} has no {what}")
 
 
 def find_index(folder: Path) -> Path:
@@ -164,25 +218,31 @@ def find_index(folder: Path) -> Path:
     return next(found, folder / INDEX_NAMES[0])
 
 
-def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """What an index says, and the folders of components that are not called after them.
+def _read_index(file: Path) -> tuple[dict[str, Any], dict[str, _Said]]:
+    """What an index says, and where a modular pipeline's components are.
 
     A modular pipeline's has [library, class, where it is] for a component, the first two null where the last
     has them as a hint.
 
     Raises:
-        CheckpointError: it cannot be read, or a component is in no folder of the checkpoint's own.
+        CheckpointError: it cannot be read, or a component's place has no form that it may have.
     """
-    index, folders = read_object(file), {}
+    index, places = read_object(file), {}
     for name, entry in index.items():
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict)):
             continue
-        hint, folder = entry[2].get("type_hint"), entry[2].get("subfolder") or name
+        hint, folder = entry[2].get("type_hint"), entry[2].get("subfolder") or ""
         index[name] = entry[:2] if all(entry[:2]) else hint
-        if not isinstance(folder, str) or not _FOLDER.fullmatch(folder):
+        if not isinstance(folder, str) or (folder and not _FOLDER.fullmatch(folder)):
             raise CheckpointError(f"{file}: the folder of '{name}' is {folder!r}, which is none of its own")
-        folders[name] = folder
-    return index, folders
+        source, revision = (
+            entry[2].get(key) or None for key in ("pretrained_model_name_or_path", "revision")
+        )
+        for key, said in (("place", source), ("revision", revision)):
+            if not isinstance(said, str | None):
+                raise CheckpointError(f"{file}: the {key} of '{name}' is {said!r}, where a name belongs")
+        places[name] = _Said(folder, source, revision)
+    return index, places
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,12 @@ class Repository:
                 _download(self.name, self.commit, file)
 
 
-def open_repository(name: str, revision: str | None, offline: bool) -> Repository:
+def open_repository(
+    name: str, revision: str | None, offline: bool, marks: Sequence[str] = INDEX_NAMES
+) -> Repository:
     """The repository at a branch, tag or commit ("main" if None), which becomes a commit here.
+
+    `marks`: files of which it has one.
 
     Offline (or with HF_HUB_OFFLINE) nothing is asked of the hub: the cache must have it. A private or gated
     repository is read with the token in HF_TOKEN, or that of `hf auth login`.
@@ -67,12 +71,12 @@ def open_repository(name: str, revision: str | None, offline: bool) -> Repositor
 
     offline = offline or huggingface_hub.is_offline_mode()
     revision = revision or "main"
-    repository = _cached(name, revision) if offline else _resolved(name, revision)
+    repository = (_cached if offline else _resolved)(name, revision, marks)
     log.info("%s at %s is commit %s", name, revision, repository.commit)
     return repository
 
 
-def _resolved(name: str, revision: str) -> Repository:
+def _resolved(name: str, revision: str, marks: Sequence[str]) -> Repository:
     """The repository as the hub knows it; as the cache does, if the hub is away and a commit is asked for.
 
     The first file is asked for at the revision, so that the cache keeps which commit that is.
@@ -80,19 +84,19 @@ def _resolved(name: str, revision: str) -> Repository:
     import huggingface_hub
 
     try:
-        folder = _download_index(name, revision).parent
+        folder = _download_first(name, revision, marks)
         with _clear_errors(name, revision):
             info = huggingface_hub.HfApi(token=_token()).model_info(name, revision=folder.name)
     except HubAwayError:
-        if _COMMIT.fullmatch(revision) and _snapshot(name, revision):  # a commit does not change
-            return _cached(name, revision)
+        if _COMMIT.fullmatch(revision) and _snapshot(name, revision, marks):  # a commit does not change
+            return _cached(name, revision, marks)
         raise
     files = [sibling.rfilename for sibling in info.siblings or ()]
     return Repository(name, folder.name, folder, files, offline=False)
 
 
-def _cached(name: str, revision: str) -> Repository:
-    snapshot = _snapshot(name, revision)
+def _cached(name: str, revision: str, marks: Sequence[str]) -> Repository:
+    snapshot = _snapshot(name, revision, marks)
     if snapshot is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -103,23 +107,28 @@ def _cached(name: str, revision: str) -> Repository:
     return Repository(name, snapshot.name, snapshot, files, offline=True)
 
 
-def _snapshot(name: str, revision: str) -> Path | None:
+def _snapshot(name: str, revision: str, marks: Sequence[str]) -> Path | None:
     """The folder of a revision in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = (try_to_load_from_cache(name, index, revision=revision) for index in INDEX_NAMES)
-    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+    found = ((mark, try_to_load_from_cache(name, mark, revision=revision)) for mark in marks)
+    return next((_root(file, mark) for mark, file in found if isinstance(file, str)), None)
 
 
-def _download_index(name: str, revision: str) -> Path:
-    """The file that names a checkpoint's components."""
-    try:
-        return _download(name, revision, INDEX_NAMES[0])
-    except MissingFileError as missing:
+def _download_first(name: str, revision: str, marks: Sequence[str]) -> Path:
+    """The folder of a revision in the cache, with the first of some files that it has."""
+    missing: list[MissingFileError] = []
+    for mark in marks:
         try:
-            return _download(name, revision, INDEX_NAMES[1])
-        except MissingFileError:
-            raise missing from missing.__cause__
+            return _root(_download(name, revision, mark), mark)
+        except MissingFileError as error:
+            missing.append(error)
+    raise missing[0] from missing[0].__cause__
+
+
+def _root(file: str | Path, name: str) -> Path:
+    """The folder in which a file has that name, e.g. vae/config.json."""
+    return Path(file).parents[name.count("/")]
 
 
 def _download(name: str, revision: str, file: str) -> Path:

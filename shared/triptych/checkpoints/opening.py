@@ -56,7 +56,7 @@ def _open(
         raise CheckpointError(f"a base is for a single file, and '{model}' is none")
     if not path.exists() and is_hub_name(model):
         repository = open_repository(model, revision, offline)
-        return Checkpoint(repository.folder, repository, variant)
+        return Checkpoint(repository.folder, repository, variant, offline)
     if revision is not None:
         raise CheckpointError(f"a revision is for a name on the hub, and '{model}' is none")
     if not path.is_dir():
@@ -66,7 +66,7 @@ def _open(
         )
     if not find_index(path).is_file():
         raise CheckpointError(f"{path} is no checkpoint: it has no model_index.json")
-    return Checkpoint(path, variant=variant)
+    return Checkpoint(path, variant=variant, offline=offline)
 
 
 def _given(model: str) -> Path:

@@ -15,7 +15,7 @@ from triptych.checkpoints.names import beside, names_of
 from triptych.checkpoints.text_encoder_names import kind_of, llama_table, text_config, width_of
 from triptych.checkpoints.weights import Weights
 from triptych.errors import CheckpointError
-from triptych.families import FAMILIES, family_of, wan_vae
+from triptych.families import FAMILIES, diffusers_vaes, family_of, wan_vae
 from triptych.families.family import Family
 from triptych.families.layouts import (
     FLUX2_VAE_MARK,
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 _TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "")
 _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
-_VAE_MARKS = ("decoder.mid.block_1.conv1.weight", wan_vae.MARK)
-_DIFFUSERS_VAE_MARK = "decoder.mid_block.resnets.0.conv1.weight"
+_VAE_MARKS = ("decoder.mid.block_1.conv1.weight", wan_vae.MARK, diffusers_vaes.MARK)
 _SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
@@ -207,7 +206,7 @@ def _read_parts(path: Path, base: Checkpoint | None) -> tuple[dict[str, Part], F
                 vae = _vae_inside(files, tensors, exactly) or _vae_beside(path, exactly)
                 encoders = _encoders_inside(files, tensors, exactly, base)
                 return {"transformer": transformer} | vae | encoders, exactly
-        if _has_vae(tensors) or _DIFFUSERS_VAE_MARK in tensors:
+        if _has_vae(tensors):
             return _vae_alone(path, tensors, base)
         if (kind := kind_of(_shapes(tensors))) is not None:
             return _encoder_alone(files, tensors, kind.classes, base)
@@ -282,11 +281,17 @@ def _vae_alone(
     """SD3's and FLUX.1's VAEs have the same shapes: the base's config tells which, or the file's name."""
     if base:
         family = _family_of_base(base)
-        if _DIFFUSERS_VAE_MARK in tensors:
+        if diffusers_vaes.MARK in tensors and base.has("vae"):
             return {"vae": Part(None, None, [path], tensors, {})}, family
         config = base.config("vae") if base.has("vae") else dict(family.latents.vae_config)
         scales = {name: config[name] for name in _SCALES if name in config}
-        return {"vae": _vae([path], tensors, scales)}, family
+        vae = _vae([path], tensors, scales)
+        if vae.class_name != family.latents.vae:
+            raise CheckpointError(
+                f"{path} is an {vae.class_name}, and the {family.latents.vae} of a {family.pipeline} "
+                "belongs there"
+            )
+        return {"vae": vae}, family
     for family in FAMILIES:
         known = family.original.vae_file == path.name and FLUX2_VAE_MARK not in tensors
         if known and _has_vae(tensors):
@@ -342,6 +347,9 @@ def _family_of_base(base: Checkpoint) -> Family:
 
 def _vae(files: list[Path], stored: Mapping[str, Stored], scales: dict[str, Any]) -> Part:
     shapes = _shapes(stored)
+    if diffusers_vaes.MARK in shapes:
+        class_name, config = diffusers_vaes.described(shapes)
+        return Part(class_name, config | scales, files, stored, {})
     if wan_vae.MARK in shapes:
         config = wan_vae.config(shapes) | scales
         return Part("AutoencoderKLQwenImage", config, files, stored, wan_vae.table(shapes))

@@ -46,17 +46,19 @@ class Defaults:
 class LatentColours:
     """Colours from -1 to 1 of a VAE's latent pixel: rgb = latents . factors + bias, three numbers a channel.
 
+    vae: the VAE's class in diffusers.
     patch: the VAE's latent pixels in each direction that are channels of one of the denoiser's.
     """
 
+    vae: str
     rgb_factors: tuple[tuple[float, float, float], ...]
     rgb_bias: tuple[float, float, float]
     patch: int = 1
 
     @property
     def vae_config(self) -> Mapping[str, Any]:
-        """What a VAE's config says of such latents alone."""
-        raise NotImplementedError
+        """What a VAE's config says of such latents, unless its weights do."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +85,6 @@ class NormalizedLatents(LatentColours):
     def vae_config(self) -> Mapping[str, Any]:
         """See LatentColours."""
         return {"latents_mean": list(self.mean), "latents_std": list(self.std)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchedLatents(LatentColours):
-    """The latents of a VAE in patches, whose statistics are among its weights."""
-
-    @property
-    def vae_config(self) -> Mapping[str, Any]:
-        """See LatentColours."""
-        return {"patch_size": [self.patch, self.patch]}
 
 
 @dataclass(frozen=True)

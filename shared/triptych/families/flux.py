@@ -130,6 +130,7 @@ def _xlabs_names(layers: int, single_layers: int, width: int) -> Table:
 
 
 LATENTS = LatentSpace(
+    vae="AutoencoderKL",
     scaling_factor=0.3611,
     shift_factor=0.1159,
     rgb_factors=(

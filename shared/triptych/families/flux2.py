@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from triptych.families.family import Defaults, Family, GuidanceInput, OriginalFile, PatchedLatents
+from triptych.families.family import Defaults, Family, GuidanceInput, LatentColours, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
 from triptych.families.reference_sizes import References, shrunk_and_cropped
 
@@ -20,7 +20,8 @@ ROPE_AXES = 4
 ROPE_THETA = 2000
 MAX_REFERENCES = 10
 """A bound of this server: the reference has none."""
-LATENTS = PatchedLatents(
+LATENTS = LatentColours(
+    vae="AutoencoderKLFlux2",
     patch=2,
     rgb_factors=(
         (0.0058, 0.0113, 0.0073),

@@ -19,6 +19,7 @@ MAX_REFERENCES = 10
 REFERENCE_SIZE = of_area(1024**2, 32, most_aspect=16)
 """Of what the text encoder sees and the VAE encodes: one resize is for both."""
 LATENTS = NormalizedLatents(
+    vae="AutoencoderKLQwenImage21",
     mean=(
         *(0.5126, 0.7721, -0.0631, 1.3506, -0.7855, -2.1025, -0.3458, 1.3722),
         *(1.8873, -1.7177, -0.6510, 0.2732, 0.7562, -0.6163, -1.0277, 3.8363),

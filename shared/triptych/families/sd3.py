@@ -90,6 +90,7 @@ FAMILY = Family(
     grid="training",  # set_timesteps(num_inference_steps)
     defaults={False: Defaults(GuidanceInput.BRANCHES, 28, 7.0)},  # of StableDiffusion3Pipeline.__call__
     latents=LatentSpace(
+        vae="AutoencoderKL",
         scaling_factor=1.5305,
         shift_factor=0.0609,
         rgb_factors=(

@@ -242,13 +242,13 @@ def test_a_large_file_is_sampled_and_says_so(tmp_path: Path) -> None:
     assert weights_identity([file]) != before
 
 
-def as_modular(folder: Path, subfolder: object = "transformer") -> None:
+def as_modular(folder: Path, subfolder: object = "transformer", source: object = "org/name") -> None:
     """The index as a modular pipeline has it: where components are, and hints of their classes."""
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("transformer", "scheduler", "vae"):
         where = {"pretrained_model_name_or_path": "org/name", "subfolder": name, "type_hint": index[name]}
         index[name] = [None, None, where]
-    index["transformer"][2]["subfolder"] = subfolder
+    index["transformer"][2] |= {"subfolder": subfolder, "pretrained_model_name_or_path": source}
     index["scheduler"][:2] = ["diffusers", "OtherScheduler"]
     (folder / "model_index.json").unlink()
     (folder / "modular_model_index.json").write_text(json.dumps(index))
@@ -266,6 +266,33 @@ def test_the_index_of_a_modular_pipeline_is_read(folder: Path) -> None:
     assert set(checkpoint.tensors("transformer")) == {"a", "b"}
     with pytest.raises(CheckpointError, match=r"modular_model_index\.json names no component 'tokenizer'"):
         checkpoint.class_name("tokenizer")
+
+
+@pytest.mark.parametrize("subfolder", ["transformer", ""])
+def test_a_component_in_another_folder_is_read_from_there(
+    subfolder: str, folder: Path, tmp_path: Path
+) -> None:
+    as_modular(folder, subfolder, str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    (folder / "transformer").rename(tmp_path / "other" / subfolder)
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.folder("transformer") == tmp_path / "other" / subfolder
+    assert checkpoint.config("transformer") == {"patch_size": 2}
+    assert set(checkpoint.tensors("transformer")) == {"a", "b"}
+    assert checkpoint.folder("scheduler") == folder / "scheduler"
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("/no/such/folder", "'/no/such/folder', which is neither a folder here nor a name on the hub"),
+        (3, "the place of 'transformer' is 3, where a name belongs"),
+    ],
+)
+def test_a_component_that_is_nowhere_is_refused(source: object, sentence: str, folder: Path) -> None:
+    as_modular(folder, "elsewhere", source)
+    with pytest.raises(CheckpointError, match=sentence):
+        open_checkpoint(str(folder)).config("transformer")
 
 
 @pytest.mark.parametrize("subfolder", ["../other", "/etc", "a/b", "..", 3])

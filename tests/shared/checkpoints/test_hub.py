@@ -1,5 +1,6 @@
 """Models of the hub: one commit, only files that are used, the cache when offline, errors of one sentence."""
 
+import json
 import logging
 import os
 import shutil
@@ -204,6 +205,51 @@ def test_a_modular_pipeline_has_another_index(hub: Hub, repository: Path) -> Non
     assert checkpoint.config("transformer")
     offline = open_checkpoint("org/tiny", offline=True)
     assert offline.config("transformer") == checkpoint.config("transformer")
+
+
+def as_modular(folder: Path, source: str, revision: str | None = None) -> None:
+    """An index whose transformer is elsewhere: nothing of it is in the folder."""
+    index = json.loads((folder / "model_index.json").read_text())
+    where = {"pretrained_model_name_or_path": source, "subfolder": "transformer", "revision": revision}
+    index["transformer"] = [*index["transformer"], where]
+    (folder / "model_index.json").unlink()
+    (folder / "modular_model_index.json").write_text(json.dumps(index))
+
+
+def test_a_component_in_another_repository_is_downloaded(
+    hub: Hub, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    local = shutil.copytree(tiny_checkpoint, tmp_path / "local")
+    shutil.rmtree(local / "transformer")
+    as_modular(local, "org/tiny", "v1")
+    checkpoint = open_checkpoint(str(local))
+    assert not hub.asked
+    expected = load_file(tiny_checkpoint / "transformer" / WEIGHTS)
+    assert set(checkpoint.tensors("transformer")) == set(expected)
+    assert hub.downloaded() == {"transformer/config.json", f"transformer/{WEIGHTS}"}
+    assert checkpoint.folder("transformer").parent.name == OLD_COMMIT
+    assert checkpoint.config("vae")
+    asked = len(hub.asked)
+    assert open_checkpoint(str(local), offline=True).config("transformer")
+    assert len(hub.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("org/other", ["there is no folder org/other here"]),
+        ("/etc", ["'transformer' is in '/etc', which is no name on the hub (org/name)"]),
+    ],
+)
+def test_a_repository_names_no_component_that_cannot_be_had(
+    source: str, words: Sequence[str], hub: Hub, repository: Path
+) -> None:
+    shutil.rmtree(repository / "transformer")
+    as_modular(repository, source)
+    checkpoint = open_checkpoint("org/tiny")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.config("transformer")
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_what_the_hub_does_not_have_is_said(hub: Hub, repository: Path) -> None:

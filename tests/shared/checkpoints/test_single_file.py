@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from tests.tiny_flux import flux_pipeline
 from tests.tiny_flux2 import flux2_pipeline, flux2_vae
 from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_qwen_image import qwen_image_pipeline, qwen_image_vae
+from tests.tiny_qwen_image21 import qwen_image21_vae
 from tests.tiny_z_image import z_image_pipeline
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
-from triptych.families import qwen_image
+from triptych.families import family_of, qwen_image, qwen_image21
 from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.sigmas import EmpiricalShift
 from triptych_coordinator.sampling_config import sampling_of
@@ -544,6 +546,47 @@ def test_a_vae_alone_is_told_apart_by_its_base(tmp_path: Path, tiny_checkpoint: 
     config = open_checkpoint(str(file), base=str(tiny_checkpoint)).config("vae")
     assert (config["scaling_factor"], config["shift_factor"]) == (1.5, 0.06)
     assert config["block_out_channels"] == [32, 64, 64]
+
+
+VAES: dict[str, Callable[[], Any]] = {
+    "StableDiffusion3Pipeline": lambda: vae(quant_convs=True),
+    "FluxPipeline": vae,
+    "Flux2KleinPipeline": lambda: flux2_vae(
+        block_out_channels=(32, 32, 64, 64), decoder_block_out_channels=(32, 64, 32, 64), norm_num_groups=32
+    ),
+    "Krea2Pipeline": lambda: published_vae(z_dim=16, **dict(qwen_image.LATENTS.vae_config)),
+    "QwenImage21Pipeline": lambda: qwen_image21_vae(z_dim=64, **dict(qwen_image21.LATENTS.vae_config)),
+}
+
+
+@pytest.mark.parametrize("pipeline", VAES)
+def test_a_vae_with_diffusers_names_serves_a_base_without_one(pipeline: str, tmp_path: Path) -> None:
+    model = VAES[pipeline]()
+    file = save(model.state_dict(), tmp_path / "mine.safetensors")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    checkpoint = open_checkpoint(str(tmp_path / "base"), weights=[str(file)])
+    assert checkpoint.class_name("vae") == type(model).__name__
+    tensors, expected = checkpoint.tensors("vae"), model.state_dict()
+    assert set(tensors) == set(expected)
+    assert all(torch.equal(tensors[name], expected[name]) for name, _ in model.named_parameters())
+    family = family_of(pipeline)
+    assert family is not None
+    shapes = {name: value for name, value in checkpoint.config("vae").items() if name != "sample_size"}
+    scales = dict(family.latents.vae_config)
+    assert {name: shapes.pop(name) for name in scales} == scales
+    assert_config(shapes, model)
+    assert load_autoencoder(checkpoint, torch.device("cpu"), "float32", "none")
+
+
+def test_a_vae_of_another_family_is_refused(tmp_path: Path) -> None:
+    file = save(vae().state_dict(), tmp_path / "mine.safetensors")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/model_index.json").write_text('{"_class_name": "Krea2Pipeline"}')
+    with pytest.raises(
+        CheckpointError, match="is an AutoencoderKL, and the AutoencoderKLQwenImage of a Krea2Pipeline"
+    ):
+        open_checkpoint(str(tmp_path / "base"), weights=[str(file)])
 
 
 def component_file(folder: Path, component: str) -> Path:
