@@ -7,8 +7,8 @@ Each stage runs the same inputs in every mode, in one process, the modes in turn
 median over that of the unquantized stage in the same dtype. "Error" is the root mean square of the difference
 over that of the result: against float32 and against bfloat16, both unquantized. "PSNR" compares whole
 pictures of the default model, one stage quantized, with those of the same seeds, dtype and no quantization. A
-small FLUX with random weights stands beside the default model's denoiser: its error says what rounding does,
-not what a trained one shows.
+small FLUX and a small Qwen-Image with random weights stand beside the default model's denoiser: their errors
+say what rounding does, not what a trained one shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +35,8 @@ from triptych.errors import StartError
 from triptych_denoiser.models import load_transformer
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.loading import build as build_transformer
+from triptych_denoiser.models.qwen_image import QwenImageTransformer
+from triptych_denoiser.models.transformer import Transformer
 from triptych_local.running.fused import fused_client
 from triptych_local.running.settings import ModelChoice
 from triptych_text_encoder.recipes import load_recipe
@@ -45,17 +47,31 @@ from triptych_vae_codec.quantization import check_quantization, quantize_convolu
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 MODES: Sequence[Any] = ("none", "int8-weight-only", "int8-dynamic", "int4-weight-only", "float8")
-RANDOM_FLUX = "random FLUX"
 PROMPTS = ("a zebra to the left of a red fire truck", "two lemons on a light blue background")
-FLUX = {
-    "num_layers": 2,
-    "num_single_layers": 4,
-    "attention_head_dim": 64,
-    "num_attention_heads": 8,
-    "joint_attention_dim": 512,
-    "pooled_projection_dim": 256,
-    "axes_dims_rope": [16, 24, 24],
-    "guidance_embeds": False,
+RANDOM: Mapping[str, tuple[type[Transformer], Mapping[str, Any]]] = {
+    "random FLUX": (
+        FluxTransformer,
+        {
+            "num_layers": 2,
+            "num_single_layers": 4,
+            "attention_head_dim": 64,
+            "num_attention_heads": 8,
+            "joint_attention_dim": 512,
+            "pooled_projection_dim": 256,
+            "axes_dims_rope": [16, 24, 24],
+            "guidance_embeds": False,
+        },
+    ),
+    "random Qwen-Image": (
+        QwenImageTransformer,
+        {
+            "num_layers": 4,
+            "attention_head_dim": 64,
+            "num_attention_heads": 8,
+            "joint_attention_dim": 512,
+            "axes_dims_rope": [16, 24, 24],
+        },
+    ),
 }
 
 Run = Callable[[], Tensor]
@@ -96,17 +112,20 @@ def denoiser(checkpoint: Checkpoint) -> Load:
     return load
 
 
-def random_flux() -> Load:
-    """A small FLUX with random weights: 256 image tokens and 64 text tokens."""
+def random_denoiser(kind: type[Transformer], config: Mapping[str, Any]) -> Load:
+    """A transformer with random weights: 256 image tokens and 64 text tokens."""
     torch.manual_seed(0)
-    full = FluxTransformer.from_config(FLUX)
+    full = kind.from_config(config)
     weights = {name: view.clone() for name, view in full.checkpoint_keys().items()}
 
     def load(dtype: torch.dtype, quantizer: Quantizer | None) -> tuple[Run, int]:
-        model = build_transformer(FluxTransformer, FLUX, weights, "cpu", dtype, quantizer)
-        latents, sequence = _normal(2, 16, 32, 32).to(dtype), _normal(2, 64, 512).to(dtype)
-        pooled, sigma = _normal(2, 256).to(dtype), torch.tensor([0.9, 0.4])
-        return lambda: model(latents, sigma, sequence, pooled), stored_bytes(model)
+        model = build_transformer(kind, config, weights, "cpu", dtype, quantizer)
+        inputs = model.inputs
+        latents = _normal(2, inputs.channels, 32, 32).to(dtype)
+        sequence = _normal(2, 64, inputs.joint_attention_dim).to(dtype)
+        pooled = _normal(2, inputs.pooled_projection_dim).to(dtype) if inputs.pooled_projection_dim else None
+        sigma = torch.tensor([0.9, 0.4])
+        return lambda: model(latents, sigma, sequence, pooled=pooled), stored_bytes(model)
 
     return load
 
@@ -177,7 +196,7 @@ async def measure_pictures(model: str, rows: Sequence[Row], pictures: int) -> No
 
     plain = {_name(dtype): await pixels(_name(dtype)) for dtype in DTYPES}
     for row in rows:
-        if row.refused is None and row.mode != "none" and row.stage != RANDOM_FLUX:
+        if row.refused is None and row.mode != "none" and row.stage not in RANDOM:
             quantization = {f"{row.stage.replace(' ', '_')}_quantization": row.mode}
             row.psnr_db = psnr(await pixels(row.dtype, **quantization), plain[row.dtype])
 
@@ -189,15 +208,15 @@ def relative_error(result: Tensor, reference: Tensor) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, one line each."""
-    lines = [f"{'':48}{'MB':>8}{'time':>7}{'error 32':>10}{'error b16':>10}{'PSNR dB':>9}"]
+    lines = [f"{'':52}{'MB':>8}{'time':>7}{'error 32':>10}{'error b16':>10}{'PSNR dB':>9}"]
     for row in rows:
-        name = f"{row.stage:14}{row.dtype:10}{row.mode:18}"
+        name = f"{row.stage:18}{row.dtype:10}{row.mode:18}"
         if row.refused is not None:
             lines.append(f"{name}refused: {row.refused}")
             continue
         shown = "" if row.psnr_db is None else f"{row.psnr_db:.1f}"
         lines.append(
-            f"{name:48}{row.weights_mb:8.2f}{row.time_ratio:7.2f}"
+            f"{name:52}{row.weights_mb:8.2f}{row.time_ratio:7.2f}"
             f"{row.error_float32:10.5f}{row.error_bfloat16:10.5f}{shown:>9}"
         )
     return "\n".join(lines)
@@ -221,7 +240,11 @@ def main() -> None:
     checkpoint = open_checkpoint(options.model)
     rows = [
         *measure("denoiser", denoiser(checkpoint), options.rounds),
-        *measure(RANDOM_FLUX, random_flux(), options.rounds),
+        *(
+            row
+            for name, made in RANDOM.items()
+            for row in measure(name, random_denoiser(*made), options.rounds)
+        ),
         *measure("text encoder", text_encoder(checkpoint), options.rounds),
         *measure("vae codec", vae_codec(checkpoint), options.rounds),
     ]
