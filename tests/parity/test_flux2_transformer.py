@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
+    Family,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    with_random_weights,
 )
-from triptych_denoiser.models.flux2 import Flux2Config, Flux2Transformer
-from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.flux2 import Flux2Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -69,16 +65,6 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
 """Those of the base models are the same."""
 
 
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.Flux2Transformer2DModel(**config))
-
-
-def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> Flux2Transformer:
-    return build(Flux2Transformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
-
-
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
     """Latents and sequences; sigmas and guidance scales that differ."""
     generator = torch.Generator().manual_seed(1)
@@ -113,19 +99,26 @@ def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     return unpacked
 
 
-@torch.inference_mode()
-def error(theirs: Any, given: dict[str, Any]) -> float:
-    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 5, 7), (2, 1, 33)])
-def test_velocities_are_those_of_diffusers(
-    variant: dict[str, Any], rows: int, height: int, width: int
-) -> None:
-    config = SMALL | variant
-
-    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+FAMILY = Family(
+    transformer=Flux2Transformer,
+    reference="Flux2Transformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"patch_size": 2}, r"patch_size is 2; FLUX\.2 transformers have 1"),
+        ({"eps": 1e-5}, r"eps is 1e-05; FLUX\.2 transformers have 1e-06"),
+        ({"timestep_guidance_channels": 128}, "timestep_guidance_channels is 128"),
+        ({"in_channels": 384, "out_channels": 64}, "in_channels is 384, out_channels 64; supported are"),
+        ({"axes_dims_rope": [4, 6, 6]}, r"axes_dims_rope is \[4, 6, 6\], but must be four even numbers"),
+        ({"axes_dims_rope": [4, 4, 4, 6]}, "whose sum is attention_head_dim = 16"),
+    ],
+    tokens=(1, 77, 512),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+    sizes=[(1, 8, 8), (3, 5, 7), (2, 1, 33)],
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 @pytest.mark.parametrize("variant", ["klein", "with guidance, as dev"])
@@ -139,17 +132,6 @@ def test_velocities_beside_references_are_those_of_diffusers(
     given = inputs(config, 2, 5, 6) | {"references": pictures}
 
     assert error(reference(config), given) <= 1e-5
-
-
-@pytest.mark.parametrize("tokens", [1, 77, 512])
-def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
-    assert error(reference(SMALL), inputs(SMALL, 2, 4, 3, tokens)) <= 1e-5
-
-
-def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
-    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
-
-    assert error(reference(SMALL), given) <= 1e-5
 
 
 @pytest.mark.parametrize("skipped", [(0,), (1, 2), (0, 3)])
@@ -203,23 +185,6 @@ def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
     assert relative_error(velocity, expected_velocity(theirs, given)) <= 2e-2
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = Flux2Transformer.from_config(config)
-        theirs = reference_library.Flux2Transformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
 def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
     config = SMALL | {"guidance_embeds": True}
     given = inputs(config, 1, 2, 2)
@@ -227,19 +192,3 @@ def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
 
     with pytest.raises(ValueError, match="takes a guidance scale for every row"):
         ours(reference(config))(**given)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"patch_size": 2}, r"patch_size is 2; FLUX\.2 transformers have 1"),
-        ({"eps": 1e-5}, r"eps is 1e-05; FLUX\.2 transformers have 1e-06"),
-        ({"timestep_guidance_channels": 128}, "timestep_guidance_channels is 128"),
-        ({"in_channels": 384, "out_channels": 64}, "in_channels is 384, out_channels 64; supported are"),
-        ({"axes_dims_rope": [4, 6, 6]}, r"axes_dims_rope is \[4, 6, 6\], but must be four even numbers"),
-        ({"axes_dims_rope": [4, 4, 4, 6]}, "whose sum is attention_head_dim = 16"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Flux2Config.from_dict(SMALL | change)

@@ -9,15 +9,11 @@ from diffusers.modular_pipelines.flux3.before_denoise import Flux3TextRoPEInputs
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
+    Family,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    with_random_weights,
 )
-from triptych_denoiser.models.flux3 import Flux3Config, Flux3Transformer
-from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.flux3 import Flux3Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -43,16 +39,6 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
     "flux-3-image-klein-base": ({}, 5_538),
     "flux-3-image-klein": ({"flow_map": True}, 5_549),
 }
-
-
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.Flux3Transformer2DModel(**config))
-
-
-def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> Flux3Transformer:
-    return build(Flux3Transformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(
@@ -114,9 +100,24 @@ def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     return unpacked
 
 
-@torch.inference_mode()
-def error(theirs: Any, given: dict[str, Any]) -> float:
-    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
+FAMILY = Family(
+    transformer=Flux3Transformer,
+    reference="Flux3Transformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"eps": 1e-5}, r"eps is 1e-05; FLUX\.3 transformers have 1e-06"),
+        ({"timestep_channels": 128}, "timestep_channels is 128"),
+        ({"axes_dims_rope": [4, 6, 6]}, r"axes_dims_rope is \[4, 6, 6\], but must be four even numbers"),
+        ({"axes_dims_rope": [4, 4, 4, 6]}, "whose sum is attention_head_dim = 16"),
+    ],
+    tokens=(1, 80, 400),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+    sizes=[(1, 8, 8)],
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -185,23 +186,6 @@ def test_bfloat16_velocities_are_near_those_of_diffusers(flow_map: bool) -> None
     assert model.blocks[0].get_submodule("attention.norm_q").weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = Flux3Transformer.from_config(config)
-        theirs = reference_library.Flux3Transformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
 def test_a_flow_map_says_so_when_there_is_no_target() -> None:
     config = SMALL | {"flow_map": True}
     given = inputs(config, 1, 2, 2)
@@ -209,17 +193,3 @@ def test_a_flow_map_says_so_when_there_is_no_target() -> None:
 
     with pytest.raises(ValueError, match="takes the noise level that the step goes to for every row"):
         ours(reference(config))(**given)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"eps": 1e-5}, r"eps is 1e-05; FLUX\.3 transformers have 1e-06"),
-        ({"timestep_channels": 128}, "timestep_channels is 128"),
-        ({"axes_dims_rope": [4, 6, 6]}, r"axes_dims_rope is \[4, 6, 6\], but must be four even numbers"),
-        ({"axes_dims_rope": [4, 4, 4, 6]}, "whose sum is attention_head_dim = 16"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Flux3Config.from_dict(SMALL | change)

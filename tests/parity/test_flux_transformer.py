@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
+    Family,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    with_random_weights,
 )
-from triptych_denoiser.models.flux import FluxConfig, FluxTransformer
+from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.layers import rounded_guidance, rounded_timesteps, timestep_features
-from triptych_denoiser.models.loading import build
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -59,16 +55,6 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
     "FLUX.1-schnell": (REAL, 11_891),
     "FLUX.1-dev": (REAL | {"guidance_embeds": True}, 11_901),
 }
-
-
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.FluxTransformer2DModel(**config))
-
-
-def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> FluxTransformer:
-    return build(FluxTransformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
@@ -116,19 +102,26 @@ def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     return unpacked
 
 
-@torch.inference_mode()
-def error(theirs: Any, given: dict[str, Any]) -> float:
-    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 6, 10), (2, 2, 34)])
-def test_velocities_are_those_of_diffusers(
-    variant: dict[str, Any], rows: int, height: int, width: int
-) -> None:
-    config = SMALL | variant
-
-    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+FAMILY = Family(
+    transformer=FluxTransformer,
+    reference="FluxTransformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"patch_size": 2}, "patch_size is 2; FLUX transformers have 1"),
+        ({"out_channels": 20}, "out_channels is 20, but must be a multiple of 4 up to in_channels = 16"),
+        ({"out_channels": 6}, "out_channels is 6, but must be a multiple of 4"),
+        ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
+        ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope is \[4, 6\], but must be three even numbers"),
+        ({"axes_dims_rope": [4, 5, 7]}, "axes_dims_rope"),
+        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
+    ],
+    tokens=(1, 77),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 def picture(rows: int, channels: int, height: int, width: int) -> Tensor:
@@ -164,17 +157,6 @@ def test_in_perturbed_layers_patches_see_references() -> None:
     assert not torch.isclose(*perturbed).all(dim=1).any()
     alone = {"perturbed_layers": (0,), "references": [picture(1, 4, 4, 4)]}
     assert patches_that_a_change_of_the_first_reaches(model, given, **alone) == {(0, 0)}
-
-
-@pytest.mark.parametrize("tokens", [1, 77])
-def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
-    assert error(reference(SMALL), inputs(SMALL, 2, 8, 6, tokens)) <= 1e-5
-
-
-def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
-    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
-
-    assert error(reference(SMALL), given) <= 1e-5
 
 
 @pytest.mark.parametrize("skipped", [(0,), (1, 2), (0, 3)])
@@ -249,23 +231,6 @@ def test_float16_that_overflows_is_clipped_as_in_diffusers() -> None:
     assert relative_error(velocity, expected_velocity(theirs, given)) <= 2e-2
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = FluxTransformer.from_config(config)
-        theirs = reference_library.FluxTransformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
 def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
     config = SMALL | {"guidance_embeds": True}
     given = inputs(config, 1, 2, 2)
@@ -273,20 +238,3 @@ def test_a_model_that_takes_guidance_says_so_when_there_is_none() -> None:
 
     with pytest.raises(ValueError, match="takes a guidance scale for every row"):
         ours(reference(config))(**given)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"patch_size": 2}, "patch_size is 2; FLUX transformers have 1"),
-        ({"out_channels": 20}, "out_channels is 20, but must be a multiple of 4 up to in_channels = 16"),
-        ({"out_channels": 6}, "out_channels is 6, but must be a multiple of 4"),
-        ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
-        ({"axes_dims_rope": [4, 6]}, r"axes_dims_rope is \[4, 6\], but must be three even numbers"),
-        ({"axes_dims_rope": [4, 5, 7]}, "axes_dims_rope"),
-        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        FluxConfig.from_dict(SMALL | change)

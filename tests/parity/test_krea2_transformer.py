@@ -3,20 +3,15 @@
 from typing import Any
 
 import diffusers
-import pytest
 import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
+    Family,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    with_random_weights,
 )
-from triptych_denoiser.models.krea2 import Krea2Config, Krea2Transformer
-from triptych_denoiser.models.loading import build
+from triptych_denoiser.models.krea2 import Krea2Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -48,16 +43,6 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {"Krea-2": ({}, 12_820)}
 """Raw and Turbo have the same: diffusers' defaults."""
 
 
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.Krea2Transformer2DModel(**config))
-
-
-def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> Krea2Transformer:
-    return build(Krea2Transformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
-
-
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
     """Latents and sequences; sigmas that differ."""
     generator = torch.Generator().manual_seed(1)
@@ -87,30 +72,26 @@ def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
     return unpacked[:, :, 0]
 
 
-@torch.inference_mode()
-def error(theirs: Any, given: dict[str, Tensor]) -> float:
-    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 6, 10), (2, 2, 34)])
-def test_velocities_are_those_of_diffusers(
-    variant: dict[str, Any], rows: int, height: int, width: int
-) -> None:
-    config = SMALL | variant
-
-    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
-
-
-@pytest.mark.parametrize("tokens", [1, 77, 512])
-def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
-    assert error(reference(SMALL), inputs(SMALL, 2, 4, 6, tokens)) <= 1e-5
-
-
-def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
-    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
-
-    assert error(reference(SMALL), given) <= 1e-5
+FAMILY = Family(
+    transformer=Krea2Transformer,
+    reference="Krea2Transformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"timestep_embed_dim": 128}, "timestep_embed_dim is 128; Krea 2 transformers have 256"),
+        ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
+        ({"axes_dims_rope": [4, 4]}, r"axes_dims_rope is \[4, 4\], but must be three even numbers"),
+        ({"axes_dims_rope": [4, 2, 4]}, "whose sum is attention_head_dim = 8"),
+        ({"num_key_value_heads": 3}, "num_attention_heads is 4, but must be a multiple of num_key_value"),
+        ({"text_num_attention_heads": 5}, "text_hidden_dim is 24, but must be a multiple of text_num"),
+        ({"text_num_key_value_heads": 2}, "text_num_attention_heads is 3, but must be a multiple"),
+    ],
+    tokens=(1, 77, 512),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 @torch.inference_mode()
@@ -145,37 +126,3 @@ def test_bfloat16_velocities_are_near_those_of_diffusers() -> None:
 
     with torch.inference_mode():
         assert relative_error(model(**given), expected_velocity(theirs, given)) <= 4e-2
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = Krea2Transformer.from_config(config)
-        theirs = reference_library.Krea2Transformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"timestep_embed_dim": 128}, "timestep_embed_dim is 128; Krea 2 transformers have 256"),
-        ({"in_channels": 18}, "in_channels is 18, but must be a multiple of 4"),
-        ({"axes_dims_rope": [4, 4]}, r"axes_dims_rope is \[4, 4\], but must be three even numbers"),
-        ({"axes_dims_rope": [4, 2, 4]}, "whose sum is attention_head_dim = 8"),
-        ({"num_key_value_heads": 3}, "num_attention_heads is 4, but must be a multiple of num_key_value"),
-        ({"text_num_attention_heads": 5}, "text_hidden_dim is 24, but must be a multiple of text_num"),
-        ({"text_num_key_value_heads": 2}, "text_num_attention_heads is 3, but must be a multiple"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Krea2Config.from_dict(SMALL | change)

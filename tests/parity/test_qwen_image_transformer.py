@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
+    Family,
     patches_that_a_change_of_the_first_reaches,
     relative_error,
-    with_random_weights,
 )
-from triptych_denoiser.models.loading import build
-from triptych_denoiser.models.qwen_image import QwenImageConfig, QwenImageTransformer
+from triptych_denoiser.models.qwen_image import QwenImageTransformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -41,16 +37,6 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
     "Qwen-Image-Edit-2511": (CLEAN_REFERENCES, 20_430),
 }
 """diffusers' defaults; 2512 and Edit up to 2509 have the same."""
-
-
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.QwenImageTransformer2DModel(**config))
-
-
-def ours(theirs: Any, dtype: torch.dtype = torch.float32) -> QwenImageTransformer:
-    return build(QwenImageTransformer, dict(theirs.config), theirs.state_dict(), "cpu", dtype)
 
 
 def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Any]:
@@ -87,19 +73,24 @@ def expected_velocity(theirs: Any, given: dict[str, Any]) -> Tensor:
     return unpacked[:, :, 0]
 
 
-@torch.inference_mode()
-def error(theirs: Any, given: dict[str, Any]) -> float:
-    return relative_error(ours(theirs)(**given), expected_velocity(theirs, given))
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 6, 10), (2, 2, 34)])
-def test_velocities_are_those_of_diffusers(
-    variant: dict[str, Any], rows: int, height: int, width: int
-) -> None:
-    config = SMALL | variant
-
-    assert error(reference(config), inputs(config, rows, height, width)) <= 1e-5
+FAMILY = Family(
+    transformer=QwenImageTransformer,
+    reference="QwenImageTransformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"patch_size": 1}, "patch_size is 1; Qwen-Image transformers have 2"),
+        ({"use_additional_t_cond": True}, "use_additional_t_cond is true: Qwen-Image-Layered"),
+        ({"use_layer3d_rope": True}, "use_layer3d_rope is true"),
+        ({"out_channels": 8}, "in_channels is 16, but must be 4 times out_channels = 8"),
+        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
+    ],
+    tokens=(1, 77, 1024),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 @pytest.mark.parametrize("variant", [{}, CLEAN_REFERENCES], ids=["at the noise level", "without noise"])
@@ -111,17 +102,6 @@ def test_references_are_seen_as_diffusers_sees_them(
     given = inputs(config, 2, 6, 10) | {"references": pictures(2, *sizes)}
 
     assert error(reference(config), given) <= 1e-5
-
-
-@pytest.mark.parametrize("tokens", [1, 77, 1024])
-def test_velocities_are_those_of_diffusers_for_short_and_long_text(tokens: int) -> None:
-    assert error(reference(SMALL), inputs(SMALL, 2, 4, 6, tokens)) <= 1e-5
-
-
-def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
-    given = inputs(SMALL, 2, 8, 8) | {"sigma": torch.tensor([1.0, 0.0])}
-
-    assert error(reference(SMALL), given) <= 1e-5
 
 
 @torch.inference_mode()
@@ -152,35 +132,3 @@ def test_bfloat16_velocities_are_near_those_of_diffusers(variant: dict[str, Any]
         velocity = ours(theirs, torch.bfloat16)(**given)
 
     assert relative_error(velocity, expected_velocity(theirs.bfloat16(), given)) <= 4e-2
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = QwenImageTransformer.from_config(config)
-        theirs = reference_library.QwenImageTransformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"patch_size": 1}, "patch_size is 1; Qwen-Image transformers have 2"),
-        ({"use_additional_t_cond": True}, "use_additional_t_cond is true: Qwen-Image-Layered"),
-        ({"use_layer3d_rope": True}, "use_layer3d_rope is true"),
-        ({"out_channels": 8}, "in_channels is 16, but must be 4 times out_channels = 8"),
-        ({"axes_dims_rope": [4, 6, 8]}, "whose sum is attention_head_dim = 16"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        QwenImageConfig.from_dict(SMALL | change)

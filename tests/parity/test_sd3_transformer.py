@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from tests.parity.transformers import (
-    assert_equal_shapes,
-    assert_equal_weights,
-    millions,
-    relative_error,
-    with_random_weights,
+    Family,
 )
-from triptych_denoiser.models.loading import build, load_weights
-from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer
+from triptych_denoiser.models.loading import load_weights
+from triptych_denoiser.models.sd3 import SD3Transformer
 
 reference_library: Any = diffusers  # most of it has no types
 
@@ -75,18 +71,8 @@ PUBLIC: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def reference(config: dict[str, Any]) -> Any:
-    """diffusers' transformer with random weights, none of them at its initial value."""
-    torch.manual_seed(0)
-    return with_random_weights(reference_library.SD3Transformer2DModel(**config))
-
-
-def ours(theirs: Any) -> SD3Transformer:
-    return build(SD3Transformer, dict(theirs.config), theirs.state_dict(), "cpu", torch.float32)
-
-
-def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> tuple[Tensor, ...]:
-    """Latents, sigmas that differ, sequences and pooled vectors."""
+def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: int = 5) -> dict[str, Tensor]:
+    """Latents, sequences and pooled vectors; sigmas that differ."""
     generator = torch.Generator().manual_seed(1)
     shapes = (
         (rows, config["in_channels"], height, width),
@@ -94,34 +80,34 @@ def inputs(config: dict[str, Any], rows: int, height: int, width: int, tokens: i
         (rows, config["pooled_projection_dim"]),
     )
     latents, sequence, pooled = (torch.randn(shape, generator=generator) for shape in shapes)
-    return latents, torch.linspace(1.0, 0.01, rows), sequence, pooled
+    sigma = torch.linspace(1.0, 0.01, rows)
+    return {"latents": latents, "sigma": sigma, "sequence": sequence, "pooled": pooled}
 
 
 @torch.inference_mode()
-def error(model: SD3Transformer, theirs: Any, given: tuple[Tensor, ...]) -> float:
-    """The largest difference of the velocities, relative to the largest velocity."""
-    latents, sigma, sequence, pooled = given
-    velocity = model(latents, sigma, sequence, pooled)
-    (expected,) = theirs(latents, sequence, pooled, 1000 * sigma, return_dict=False)
-    return relative_error(velocity, expected)
+def expected_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
+    latents, sigma, sequence, pooled = given.values()
+    velocity: Tensor = theirs(latents, sequence, pooled, 1000 * sigma, return_dict=False)[0]
+    return velocity
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.parametrize(("rows", "height", "width"), [(1, 8, 8), (3, 16, 8), (2, 4, 20)])
-def test_velocities_are_those_of_diffusers(
-    variant: dict[str, Any], rows: int, height: int, width: int
-) -> None:
-    config = SMALL | variant
-    theirs = reference(config)
-
-    assert error(ours(theirs), theirs, inputs(config, rows, height, width)) <= 1e-5
-
-
-def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
-    theirs = reference(SMALL)
-    latents, _, sequence, pooled = inputs(SMALL, 2, 8, 8)
-
-    assert error(ours(theirs), theirs, (latents, torch.tensor([1.0, 0.0]), sequence, pooled)) <= 1e-5
+FAMILY = Family(
+    transformer=SD3Transformer,
+    reference="SD3Transformer2DModel",
+    small=SMALL,
+    variants=VARIANTS,
+    public=PUBLIC,
+    refused=[
+        ({"qk_norm": "layer_norm"}, "qk_norm is 'layer_norm'"),
+        ({"out_channels": 8}, "out_channels is 8, but must equal in_channels = 4"),
+        ({"caption_projection_dim": 64}, "caption_projection_dim is 64, but must equal"),
+    ],
+    tokens=(),
+    inputs=inputs,
+    expected_velocity=expected_velocity,
+    sizes=[(1, 8, 8), (3, 16, 8), (2, 4, 20)],
+)
+reference, ours, error = FAMILY.of_diffusers, FAMILY.ours, FAMILY.error
 
 
 @pytest.mark.parametrize("variant", ["qk norm", "dual layers", "one layer"])
@@ -129,7 +115,7 @@ def test_sigma_one_and_zero_are_those_of_diffusers() -> None:
 def test_repeats_of_the_last_token_equal_the_tokens_written_out(variant: str) -> None:
     config = SMALL | VARIANTS[variant]
     theirs = reference(config)
-    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12)
+    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12).values()
     zero = torch.zeros_like(sequence[:, :1])
 
     collapsed = ours(theirs)(latents, sigma, torch.cat([sequence, zero], 1), pooled, 256)
@@ -144,23 +130,6 @@ def test_repeats_of_the_last_token_equal_the_tokens_written_out(variant: str) ->
     assert (collapsed - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_loaded_checkpoint_is_written_back_as_it_was(variant: dict[str, Any]) -> None:
-    theirs = reference(SMALL | variant)
-
-    assert_equal_weights(ours(theirs).checkpoint_keys(), theirs.state_dict())
-
-
-@pytest.mark.parametrize(("config", "expected_millions"), PUBLIC.values(), ids=PUBLIC)
-def test_public_checkpoints_have_our_names_and_shapes(config: dict[str, Any], expected_millions: int) -> None:
-    with torch.device("meta"):
-        model = SD3Transformer.from_config(config)
-        theirs = reference_library.SD3Transformer2DModel(**config)
-
-    assert_equal_shapes(model.checkpoint_keys(), theirs.state_dict())
-    assert millions(model) == expected_millions
-
-
 def test_weights_that_do_not_fit_are_refused() -> None:
     theirs = reference(SMALL)
     targets, weights = ours(theirs).checkpoint_keys(), dict(theirs.state_dict())
@@ -173,16 +142,3 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         load_weights(targets, weights | {"lora": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"to_q.weight has shape \[48, 47\], the config asks for \[48, 48\]"):
         load_weights(targets, weights | {key: torch.zeros(48, 47)})
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"qk_norm": "layer_norm"}, "qk_norm is 'layer_norm'"),
-        ({"out_channels": 8}, "out_channels is 8, but must equal in_channels = 4"),
-        ({"caption_projection_dim": 64}, "caption_projection_dim is 64, but must equal"),
-    ],
-)
-def test_configs_of_other_models_are_refused(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SD3Config.from_dict(SMALL | change)

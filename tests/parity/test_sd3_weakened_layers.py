@@ -16,7 +16,7 @@ from tests.parity.transformers import patches_that_a_change_of_the_first_reaches
 def test_skipped_layers(variant: str, skipped: tuple[int, ...]) -> None:
     config = SMALL | VARIANTS[variant]
     theirs = reference(config)
-    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12)
+    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12).values()
 
     velocity = ours(theirs)(latents, sigma, sequence, pooled, skipped_layers=skipped)
     (expected,) = theirs(
@@ -37,7 +37,7 @@ def test_perturbed_layers_are_those_of_the_pag_pipeline(
     config = SMALL | {"no qk norm": {}, "four layers": {"num_layers": 4}}[variant]
     theirs, parts = reference(config), 3 if with_cfg else 2
     model = ours(theirs)
-    latents, _, sequence, pooled = inputs(config, 2, 8, 12)
+    latents, _, sequence, pooled = inputs(config, 2, 8, 12).values()
     sigma = torch.tensor([0.9, 0.3])
     processor: Any = PAGCFGJointAttnProcessor2_0() if with_cfg else PAGJointAttnProcessor2_0()
     for layer in perturbed:
@@ -61,7 +61,7 @@ def test_perturbed_layers_are_those_of_the_pag_pipeline(
 def test_repeats_of_the_last_token_equal_the_tokens_written_out_in_a_perturbed_layer(variant: str) -> None:
     config = SMALL | VARIANTS[variant]
     model = ours(reference(config))
-    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12)
+    latents, sigma, sequence, pooled = inputs(config, 2, 8, 12).values()
     zero = torch.zeros_like(sequence[:, :1])
 
     collapsed = model(latents, sigma, torch.cat([sequence, zero], 1), pooled, 256, perturbed_layers=(0, 1))
@@ -75,7 +75,7 @@ def test_repeats_of_the_last_token_equal_the_tokens_written_out_in_a_perturbed_l
 def test_in_perturbed_layers_patches_do_not_see_each_other() -> None:
     config = SMALL | {"num_layers": 1, "dual_attention_layers": (0,)}
     model = ours(reference(config))
-    latents, sigma, sequence, pooled = inputs(config, 1, 8, 8)
+    latents, sigma, sequence, pooled = inputs(config, 1, 8, 8).values()
     given = {"latents": latents, "sigma": sigma, "sequence": sequence, "pooled": pooled}
 
     assert patches_that_a_change_of_the_first_reaches(model, given, perturbed_layers=(0,)) == {(0, 0)}
