@@ -2,6 +2,7 @@
 
     python -m tests.faults.harness --fault kill --faults 200 --requests 10000 --steps 2 --size 64
 
+Options that it does not know are those of `triptych up`, e.g. --reference-cache-bytes 0.
 Every client asks for pictures that were made before in peace, one after the other, and compares them bit by
 bit. A stage is hit again only when all its replicas serve, so that none is dead for longer than a restart
 takes. Ends with 1 if a request failed, a picture was different, too few faults met requests in flight, or one
@@ -315,12 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--references", type=int, default=0, help="of each picture, if the model takes some")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of victims")
     parser.add_argument("--model", default="triptych-small", help="a model's name or folder")
-    given = parser.parse_args(arguments)
+    given, of_fleet = parser.parse_known_args(arguments)
     picture = Picture(given.steps, given.size, references=given.references)
     run = Run(given.faults, given.requests, given.every, given.clients, picture, given.seed)
     with (
         tempfile.TemporaryDirectory() as folder,
-        running_up(Path(folder) / "run", *REPLICAS, "--model", given.model) as up,
+        running_up(Path(folder) / "run", *REPLICAS, "--model", given.model, *of_fleet) as up,
     ):
         outcome = asyncio.run(measure(up, given.model, given.fault, run))
     print(outcome.described())
