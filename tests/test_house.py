@@ -19,10 +19,6 @@ MODULES = sorted(
 )
 
 
-UNASKED = {"torchao", "sympy"}
-"""Seconds of a start that only quantization and compilation (torch._dynamo) need."""
-
-
 def packages_after(program: str, *arguments: str) -> set[str]:
     """The top-level packages that a new Python process has imported after running the program."""
     report = "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
@@ -40,19 +36,6 @@ def test_the_import_rules_hold() -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_the_coordinator_carries_no_torch(tiny_checkpoint: Path) -> None:
-    program = """
-import sys, triptych_coordinator.__main__
-from triptych.checkpoints.opening import open_checkpoint
-from triptych_coordinator.servicer import ImageGenerationServicer
-from triptych_coordinator.settings import CoordinatorLimits
-from triptych_coordinator.fleet.connections import Stubs
-ImageGenerationServicer(open_checkpoint(sys.argv[1]), Stubs(None, None, None), CoordinatorLimits())
-"""
-    packages = packages_after(program, str(tiny_checkpoint))
-    assert not packages & {"torch", "transformers", "safetensors", "triptych_denoiser"}
-
-
 def test_the_mathematics_of_sampling_needs_nothing_but_numpy() -> None:
     sampling = ROOT / "services/triptych_coordinator/sampling"
     modules = [
@@ -61,71 +44,6 @@ def test_the_mathematics_of_sampling_needs_nothing_but_numpy() -> None:
     packages = packages_after(f"import {', '.join(modules)}") - sys.stdlib_module_names
     before = packages_after("import numpy.random") - sys.stdlib_module_names
     assert packages - before == {"triptych_coordinator"}
-
-
-@pytest.mark.parametrize(
-    ("service", "module"), [("triptych_denoiser", "assembly"), ("triptych_vae_codec", "servicer")]
-)
-def test_a_stage_without_text_carries_no_transformers(
-    service: str, module: str, tiny_checkpoint: Path
-) -> None:
-    program = f"""
-import sys, {service}.__main__
-from {service}.{module} import create_servicer
-from triptych.compute.settings import StageSettings
-create_servicer(StageSettings(model=sys.argv[1]))
-"""
-    packages = packages_after(program, str(tiny_checkpoint))
-    assert "torch" in packages
-    assert not packages & {"transformers", "tokenizers", "diffusers", "PIL", *UNASKED}
-
-
-def test_a_text_encoder_of_clips_waits_for_tokenizers_alone(tiny_checkpoint: Path) -> None:
-    program = """
-import sys
-from triptych.compute.settings import StageSettings
-from triptych_text_encoder.servicer import create_servicer
-create_servicer(StageSettings(model=sys.argv[1]))
-assert "transformers.modeling_utils" not in sys.modules
-"""
-    packages = packages_after(program, str(tiny_checkpoint))
-    assert {"torch", "tokenizers"} <= packages
-    assert not packages & {"diffusers", "scipy", *UNASKED}
-
-
-@pytest.mark.parametrize("stage", ["text_encoder", "denoiser", "vae_codec"])
-def test_the_help_of_a_stage_waits_for_no_torch(stage: str) -> None:
-    assert not packages_after(f"import triptych_{stage}.__main__") & {"torch", "transformers"}
-
-
-def test_the_command_line_answers_before_anything_heavy_is_imported() -> None:
-    packages = packages_after("import triptych_local.cli")
-    assert not packages & {"torch", "transformers", "grpc", "numpy", "pydantic"}
-
-
-@pytest.mark.parametrize("command", ["generate", "up"])
-def test_a_command_that_calls_services_carries_nothing_of_theirs(command: str) -> None:
-    packages = packages_after(f"import triptych_local.commands.{command}")
-    assert "grpc" in packages
-    assert not packages & {"torch", "transformers", "tokenizers", "safetensors", "PIL", "huggingface_hub"}
-
-
-@pytest.mark.parametrize("command", ["generate", "grid", "rerun", "up", "bench"])
-def test_help_comes_before_anything_heavy_is_imported(command: str) -> None:
-    packages = packages_after(f"""
-from triptych_local.cli import app
-app(["{command}", "--help"], standalone_mode=False)
-""")
-    assert not packages & {"torch", "transformers", "grpc", "numpy", "asyncio", "pydantic_settings"}
-
-
-def test_the_gateway_carries_no_torch_and_its_help_no_server() -> None:
-    assert not packages_after("import triptych_gateway.server") & {"torch", "transformers", "safetensors"}
-    assert not packages_after("import triptych_gateway.__main__") & {"torch", "starlette", "uvicorn", "grpc"}
-
-
-def test_a_client_carries_no_torch() -> None:
-    assert not packages_after("import triptych.client") & {"torch", "transformers", "safetensors"}
 
 
 def test_the_committed_stubs_are_what_the_protos_give() -> None:
