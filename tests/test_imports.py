@@ -17,7 +17,7 @@ HEAVY = {
 SERVER = {"grpc", "numpy"}
 STAGE = {*SERVER, "torch", "safetensors"}
 CARRIED = {
-    "text encoder": {*STAGE, "tokenizers", "transformers", "huggingface_hub", "PIL"},
+    "text encoder": {*STAGE, "tokenizers"},
     "denoiser": STAGE,
     "vae codec": STAGE,
     "coordinator": {*SERVER, "PIL"},

@@ -1,10 +1,10 @@
-"""Text encoders and tokenizers of a checkpoint through transformers: offline, safetensors only, no code."""
+"""A checkpoint's text encoders and tokenizers: CLIP's are our own, the others transformers', offline."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PROJECTED_CLIP = "CLIPTextModelWithProjection"
 _CLIP_CLASSES = ("CLIPTextModel", _PROJECTED_CLIP)
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 
 #: The linears of a class that are not quantized like the others.
 _EXCEPTIONS = {
@@ -76,7 +77,7 @@ def load_text_model(
     from triptych.compute.loading import fill
 
     class_name = checkpoint.class_name(component)
-    with _quiet():
+    with nullcontext() if class_name in _CLIP_CLASSES else _quiet():
         try:
             model = _without_memory(checkpoint, component, dtype, device, layers)
             if dtype == torch.float16 and class_name == "T5EncoderModel":
@@ -236,7 +237,7 @@ def load_tokenizer(checkpoint: Checkpoint, component: str) -> Any:
     # Without any of its files transformers makes up an empty vocabulary.
     if not any((folder / name).is_file() for name in tokenizer_class.vocab_files_names.values()):
         raise CheckpointError(f"{folder} has none of {', '.join(tokenizer_class.vocab_files_names.values())}")
-    with _quiet():
+    with nullcontext() if checkpoint.class_name(component) in _CLIP_TOKENIZERS else _quiet():
         try:
             return tokenizer_class.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception for a broken file
@@ -302,9 +303,9 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
     """The tokenizer class for the one that model_index.json names: transformers 5 has one per family."""
     match checkpoint.class_name(component):
         case "CLIPTokenizer" | "CLIPTokenizerFast":
-            from transformers.models.clip.tokenization_clip import CLIPTokenizer
+            from triptych_text_encoder.clip_tokenizer import ClipTokenizer
 
-            return CLIPTokenizer
+            return ClipTokenizer
         case "T5Tokenizer" | "T5TokenizerFast":
             from transformers.models.t5.tokenization_t5 import T5Tokenizer
 

@@ -52,12 +52,12 @@ class Fused:
 
 async def load_fused(settings: FusedSettings) -> Fused:
     """Loads the stages, one after the other. Raises StartError."""
+    load = partial(asyncio.get_running_loop().run_in_executor, compute_thread())
     from triptych_denoiser.assembly import create_servicer as create_denoiser
     from triptych_text_encoder.servicer import create_servicer as create_text_encoder
     from triptych_vae_codec.servicer import create_servicer as create_vae_codec
 
     checkpoint = settings.open_checkpoint()
-    load = partial(asyncio.get_running_loop().run_in_executor, compute_thread())
     text_encoder, denoiser, vae_codec = await asyncio.gather(
         load(create_text_encoder, settings, settings.text_encoder_quantization, settings),
         load(create_denoiser, settings, settings, settings.denoiser_quantization),

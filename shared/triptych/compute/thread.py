@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
+import gc
 import os
 import threading
 import time
@@ -35,8 +36,11 @@ def compute_thread() -> ThreadPoolExecutor:
     of them than cores, GNU's OpenMP no longer spins at a barrier but sleeps, and a forward pass has hundreds:
     it takes 1.3 times as long. So all other threads compute without a team.
     """
+    gc.disable()  # what torch brings stays: to look through it, again and again, is an eighth of its import
     import torch
 
+    gc.freeze()
+    gc.enable()
     threads = torch.get_num_threads()
     worker = ThreadPoolExecutor(1, "compute", initializer=torch.set_num_threads, initargs=(threads,))
     worker.submit(torch.get_num_threads).result()
