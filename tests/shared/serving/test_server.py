@@ -183,23 +183,21 @@ def programs() -> Iterator[list[Program]]:
         program.process.communicate()
 
 
-@pytest.fixture
 def listening(programs: list[Program]) -> tuple[str, subprocess.Popen[str]]:
-    """The address of a running program, and its process."""
+    """The address of a new program, and its process."""
     program = Program("--listen", "127.0.0.1:0")
     programs.append(program)
     return program.line("ready on").split()[5], program.process
 
 
-async def test_a_silent_call_outlives_many_pings(listening: tuple[str, subprocess.Popen[str]]) -> None:
+async def outlives_many_pings(address: str) -> None:
     pings = [("grpc.keepalive_time_ms", 6000), *channel_options()]  # five of them while nothing is said
-    async with grpc.aio.insecure_channel(listening[0], options=pings) as channel:
+    async with grpc.aio.insecure_channel(address, options=pings) as channel:
         answer = await ImageGenerationServiceStub(channel).GenerateImages(request("silent"))
     assert answer.parameters.prompts == ["silent"]
 
 
-async def test_a_dead_peer_is_found_out_by_a_ping(listening: tuple[str, subprocess.Popen[str]]) -> None:
-    address, process = listening
+async def is_found_out_by_a_ping(address: str, process: subprocess.Popen[str]) -> None:
     pings = [("grpc.keepalive_time_ms", 4000), *channel_options()]
     async with grpc.aio.insecure_channel(address, options=pings) as channel:
         call = asyncio.ensure_future(ImageGenerationServiceStub(channel).GenerateImages(request("silent")))
@@ -210,6 +208,14 @@ async def test_a_dead_peer_is_found_out_by_a_ping(listening: tuple[str, subproce
             await call
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert time.monotonic() - began < 20
+
+
+async def test_a_silent_call_outlives_many_pings_and_a_dead_peer_is_found_out_by_one(
+    programs: list[Program],
+) -> None:
+    """At once: both do nothing but wait."""
+    (alive, _), dead = listening(programs), listening(programs)
+    await asyncio.gather(outlives_many_pings(alive), is_found_out_by_a_ping(*dead))
 
 
 async def test_a_server_that_is_slow_to_greet_is_waited_for(programs: list[Program]) -> None:
