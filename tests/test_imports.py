@@ -22,7 +22,7 @@ CARRIED = {
     "vae codec": STAGE,
     "coordinator": {*SERVER, "PIL"},
     "gateway": {*SERVER, "PIL", "starlette", "uvicorn"},
-    "triptych up": {"grpc", "cryptography"},
+    "triptych up": {"grpc"},
     "triptych generate": {"grpc", "numpy"},
     "triptych --help": set(),
     "client": {"grpc", "numpy"},

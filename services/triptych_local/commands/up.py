@@ -8,12 +8,12 @@ import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from triptych.errors import StartError
 from triptych.serving.addresses import claim, unix_path
 from triptych.serving.log_lines import as_line, chosen_format, lines_of
 from triptych.serving.settings import LogOptions, with_environment
-from triptych_local.certificate_set import CertificateSet
 from triptych_local.commands.settings import NO_GATEWAY, UpSettings
 from triptych_local.output import note, say
 from triptych_local.running.folders import CERTIFICATES, claimed_folder, temporary_folder, well_known_folder
@@ -28,6 +28,9 @@ from triptych_local.running.programs import (
     split_programs,
     with_metrics,
 )
+
+if TYPE_CHECKING:
+    from triptych_local.certificate_set import CertificateSet
 
 GATEWAY = "127.0.0.1:8000"
 
@@ -89,6 +92,8 @@ def _gateway_address(asked: str | None) -> str | None:
 
 def _certificates(asked: UpSettings) -> CertificateSet:
     """Made or renewed. Raises StartError."""
+    from triptych_local.certificate_set import CertificateSet  # imports cryptography
+
     certificates = CertificateSet(asked.certs or well_known_folder() / CERTIFICATES)
     certificates.renew_if_old(LIFE)
     return certificates

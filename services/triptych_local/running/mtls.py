@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from triptych.errors import StartError
-from triptych_local.certificate_set import ROOT, CertificateSet
 from triptych_local.output import note
 from triptych_local.running.processes import Program
+
+if TYPE_CHECKING:
+    from triptych_local.certificate_set import CertificateSet
 
 LIFE = timedelta(days=30)
 RENEWAL_SECONDS = 3600.0
@@ -38,10 +41,12 @@ def with_mtls(programs: Sequence[Program], certificates: CertificateSet, health:
 
 
 def _with_mtls(program: Program, certificates: CertificateSet, health: str) -> Program:
-    holder, roots = HOLDERS[program.module], str(certificates.certificate(ROOT))
+    holder = HOLDERS[program.module]
+    files = certificates.of(holder)
+    roots = str(files.roots)
     options = [
-        *("--tls-certificate", str(certificates.certificate(holder))),
-        *("--tls-key", str(certificates.key(holder))),
+        *("--tls-certificate", str(files.certificate)),
+        *("--tls-key", str(files.key)),
         *("--tls-client-roots", roots),
         *("--health-listen", health),
     ]

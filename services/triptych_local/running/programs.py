@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -17,7 +18,6 @@ from triptych.serving.callers.keys import KeysFile, new_key
 from triptych.serving.settings import CallerOptions, LogOptions, ServerSettings
 from triptych_coordinator.settings import CoordinatorSettings
 from triptych_denoiser.settings import DenoiserSettings
-from triptych_local.certificate_set import CertificateSet
 from triptych_local.options import command_line
 from triptych_local.output import write_private
 from triptych_local.running.folders import COORDINATOR_SOCKET
@@ -25,6 +25,9 @@ from triptych_local.running.processes import HTTP, Program
 from triptych_local.running.settings import FusedSettings, ModelChoice, Replicas, ServicesSettings
 from triptych_text_encoder.settings import TextEncoderSettings
 from triptych_vae_codec.settings import VaeCodecSettings
+
+if TYPE_CHECKING:
+    from triptych_local.certificate_set import CertificateSet
 
 LAST_PORT = 65535
 STAGES = {"text-encoder": "text encoder", "denoiser": "denoiser", "vae-codec": "VAE codec"}
