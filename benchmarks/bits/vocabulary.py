@@ -137,6 +137,7 @@ def batches_and_sizes() -> dict[str, Request]:
         "three pictures": {"num_images_per_prompt": 3, "preview_every": 3},
         "wide": {"width": 192, "height": 128},
         "tall": {"width": 64, "height": 160, "solver": {"midpoint": {}}},
+        "growing": {"progressive_resolution": {"sigmas": [0.9, 0.6]}, "solver": {"unipc": {}}},
         "large": {"width": 256, "height": 256, "num_inference_steps": 4},
         "small": {"width": 64, "height": 64},
         "one step": {"num_inference_steps": 1},

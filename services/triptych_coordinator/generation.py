@@ -29,7 +29,7 @@ from triptych_coordinator.sampling.guidance.guided import Guided
 from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE
 from triptych_coordinator.sampling.loop import Step, sample
 from triptych_coordinator.sampling.previews import LatentRgb
-from triptych_coordinator.sampling.solvers.solution import Latents
+from triptych_coordinator.sampling.solvers.solution import Latents, Noise, Solution
 from triptych_coordinator.sampling_config import Sampling
 from triptych_coordinator.stages.concurrent import one_ahead
 from triptych_coordinator.stages.conditioning import EncodedPrompt, EncodedReference, ShownPicture
@@ -87,7 +87,7 @@ async def generation_events(
     )
     latents, levels = initial.latents, sigmas[initial.first_step :]
     velocities = parameters.step_reuse.over(denoiser, guided.prompt_branch)
-    solution, num_steps = parameters.solver.solve(latents, levels, noise), len(levels) - 1
+    solution, num_steps = _solution(parameters, models, latents, levels, noise), len(levels) - 1
     steps = _timed(sample(velocities, solution, guided, initial.edit, initial.first_step), timings)
     async with aclosing(one_ahead(tracing.in_steps(steps, num_steps))) as steps_taken:
         async for step in steps_taken:
@@ -167,6 +167,16 @@ def _sigmas(sampling: Sampling, models: Models, parameters: Parameters) -> NDArr
     """The noise levels of a start at noise, by the request's schedule and the checkpoint's shift."""
     image_tokens = models.image_tokens(parameters.height, parameters.width)
     return parameters.sigma_schedule.levels(sampling.schedule, parameters.num_inference_steps, image_tokens)
+
+
+def _solution(
+    parameters: Parameters, models: Models, latents: Latents, levels: NDArray[np.float32], noise: Noise
+) -> Solution:
+    """The request's solver on its way from `latents` over the levels, at one size or at several."""
+    growing, solver = parameters.progressive_resolution, parameters.solver
+    if growing is None:
+        return solver.solve(latents, levels, noise)
+    return growing.solve(solver, latents, levels, noise, models.denoiser.latent_multiple)
 
 
 async def _encode(

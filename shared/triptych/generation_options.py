@@ -41,6 +41,7 @@ class GenerationOptions(TypedDict, total=False):
     true_cfg_scale: float | None
     skip_layer_guidance: guidance_pb2.SkipLayerGuidance | None
     perturbed_attention_guidance: guidance_pb2.PerturbedAttentionGuidance | None
+    progressive_resolution: sampling_pb2.ProgressiveResolution | None
     compositions: Sequence[guidance_pb2.Composition] | None
     prompt_weighting: bool | None
     image: bytes | None

@@ -76,6 +76,7 @@ EDITING: Mapping[str, Fields] = {
     "variation": {"variation": {"seeds": [5], "strengths": [0.3]}},
     "clean latents": {"latents": {"clean": LATENTS}, "strength": 0.5},
     "noise": {"latents": {"noise": LATENTS}},
+    "growing": {"progressive_resolution": {"sigmas": [0.8]}},
 }
 NOISY = ("lcm", "euler_ancestral", "stochastic_euler")
 

@@ -28,7 +28,12 @@ def _check_pixels(parameters: Parameters, limits: Limits, wrong: Wrong) -> None:
 
 
 def _check_sampling(parameters: Parameters, wrong: Wrong) -> None:
-    """Refuses a memory of guidance where every picture takes steps of its own."""
+    """Refuses what solvers and sizes do not allow."""
+    if parameters.progressive_resolution is not None and parameters.edit is not None:
+        wrong["progressive_resolution"] = (
+            "must not be set with image or latents.clean: the details that they begin with have no place in a"
+            " smaller size"
+        )
     method = parameters.guidance_method
     if parameters.solver.chooses_steps and isinstance(method, AdaptiveProjectedGuidance) and method.momentum:
         wrong["guidance_method.adaptive_projected.momentum"] = (

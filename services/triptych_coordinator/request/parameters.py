@@ -19,6 +19,7 @@ from triptych_coordinator.sampling.guidance.layers import (
 from triptych_coordinator.sampling.guidance.methods import CLASSIFIER_FREE, GuidanceMethod
 from triptych_coordinator.sampling.guidance.schedules import GuidanceSchedule
 from triptych_coordinator.sampling.inpainting import NO_MARGINS, Margins
+from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.reuse import StepReuse
 from triptych_coordinator.sampling.sigma_schedules import SigmaSchedule
@@ -147,6 +148,7 @@ class Parameters:
     true_cfg_scale: Annotated[float, Range(0, MAX_GUIDANCE_SCALE)] = 1.0
     skip_layer_guidance: SkipLayerGuidance | None = None
     perturbed_attention_guidance: PerturbedAttentionGuidance | None = None
+    progressive_resolution: ProgressiveResolution | None = None
     compositions: tuple[Composition, ...] = ()
     prompt_weighting: bool = False
     variation: Variation | None = None

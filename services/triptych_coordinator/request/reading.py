@@ -40,6 +40,7 @@ from triptych_coordinator.sampling.guidance.schedules import (
     ExplicitGuidance,
     GuidanceSchedule,
 )
+from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.reuse import NoReuse, StepReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
@@ -115,6 +116,7 @@ class _Given:
             perturbed_attention_guidance=self.layer_guidance(
                 "perturbed_attention_guidance", PerturbedAttentionGuidance
             ),
+            progressive_resolution=self.progressive_resolution(),
             compositions=self.compositions(),
             prompt_weighting=self.prompt_weighting(),
             variation=edits.read_variation(self.message, len(seeds), self.wrong),
@@ -273,6 +275,12 @@ class _Given:
                 f" in steps; with it the solver is {fitting}"
             )
         return reuse
+
+    def progressive_resolution(self) -> ProgressiveResolution | None:
+        if not self.message.HasField("progressive_resolution"):
+            return None
+        chosen = self.message.progressive_resolution
+        return read(ProgressiveResolution, chosen, "progressive_resolution", self.wrong)
 
     def guidance_method(self, steps: int) -> GuidanceMethod | None:
         """None is classifier-free guidance, unless the model's own is another one: then it is said."""

@@ -91,6 +91,8 @@ async def sample(
                 velocities = await denoiser.predict(
                     latents, sigma, guided.branches(step), guided.input_scale(step), target
                 )
+                if memory is not None and memory.shape != latents.shape:  # they have grown
+                    memory = None
                 velocity, memory = guided.velocity(step, velocities, memory)
                 asked = answer(solution, velocity)
             case Reached(_, sigma):

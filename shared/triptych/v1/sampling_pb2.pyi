@@ -385,6 +385,32 @@ class ExplicitSigmas(google.protobuf.message.Message):
 global___ExplicitSigmas = ExplicitSigmas
 
 @typing.final
+class ProgressiveResolution(google.protobuf.message.Message):
+    """The first steps at a smaller size, while noise hides details that a smaller size does not have (spectral progressive
+    diffusion, Xiao et al., 2026). Every seed's noise is that of the full size: its coarse part is what the small latents begin
+    with, and its fine part is added when they grow. Then their noise level is higher: s / (1 + (s - 1) sigma) times sigma where
+    they grow s times. It saves time, not rows. Not with `image` or `latents.clean`.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SIGMAS_FIELD_NUMBER: builtins.int
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """1 to 3 levels, strictly falling, each 0.01 to 1: height and width double with the first step that begins at or below
+        the level, or with the last step. The smallest size is rounded to what the transformer takes.
+        """
+
+    def __init__(
+        self,
+        *,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sigmas", b"sigmas"]) -> None: ...
+
+global___ProgressiveResolution = ProgressiveResolution
+
+@typing.final
 class StepReuse(google.protobuf.message.Message):
     """What is reused between steps. It costs quality, and saves the rows that Finished counts."""
 

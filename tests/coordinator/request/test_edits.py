@@ -91,6 +91,11 @@ WRONG = {
         "strength",
         "needs image",
     ),
+    "a picture at a small size": (
+        {"image": IMAGE, "progressive_resolution": {"sigmas": [0.7]}},
+        "progressive_resolution",
+        "must not be set with image",
+    ),
     "no strength": ({"image": IMAGE, "strength": 0}, "strength", "more than 0"),
     "too much strength": ({"image": IMAGE, "strength": 1.01}, "strength", "from 0 to 1"),
     "no number": ({"image": IMAGE, "strength": float("nan")}, "strength", "not nan"),

@@ -156,6 +156,7 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
         {"solver": {"dpmpp_2m": {}}, "step_reuse": {"taylorseer": {"every": 4, "order": 0}}},
         {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
         {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
+        {"progressive_resolution": {"sigmas": [0.9, 0.7]}},
     ],
 )
 def test_the_sampling_with_its_defaults_says_the_same_again(fields: dict[str, Any]) -> None:
@@ -406,6 +407,17 @@ def test_numbers_are_those_the_client_wrote() -> None:
         ({"step_reuse": {"guidance": {"every": 1}}}, "step_reuse.guidance.every", "2 to 20"),
         ({"step_reuse": {"extrapolation": {"every": 21}}}, "step_reuse.extrapolation.every", "2 to 20"),
         ({"step_reuse": {"features": {"threshold": 0}}}, "step_reuse.features.threshold", "0.001 to 1"),
+        ({"progressive_resolution": {}}, "progressive_resolution.sigmas", "1 to 3 levels, not 0"),
+        (
+            {"progressive_resolution": {"sigmas": [0.5, 0.5]}},
+            "progressive_resolution.sigmas[1]",
+            "below the level before, 0.5",
+        ),
+        (
+            {"progressive_resolution": {"sigmas": [1.5]}},
+            "progressive_resolution.sigmas[0]",
+            "0.01 to 1, not 1.5",
+        ),
         ({"step_reuse": {"taylorseer": {"order": 5}}}, "step_reuse.taylorseer.order", "0 to 4, not 5"),
         (
             {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
