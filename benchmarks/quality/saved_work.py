@@ -1,10 +1,10 @@
-"""What leaving work out saves and costs: rows, seconds and PSNR of reuse, interval guidance and fewer steps.
+"""What leaving work out saves and costs: rows, seconds and PSNR of reuse, small sizes and fewer steps.
 
     python -m benchmarks.quality.saved_work
 
-Draws the held-out prompts of benchmarks.sample_sheet one by one, each with every choice before the next, so
-that a machine that is busy for a while slows all choices; seconds are of denoising, each in relation to the
-same picture with everything computed. PSNR is of the 8-bit pixels against that picture: it says how much a
+Draws the held-out prompts of benchmarks.sample_sheet one by one, each with every choice before the next;
+seconds are of the processor, which other work on the machine hardly changes, each in relation to the same
+picture with everything computed. PSNR is of the 8-bit pixels against that picture: it says how much a
 choice changes a picture, not which one is better. Rows are counted by the coordinator: a sample under one
 branch at one evaluation.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,13 +31,16 @@ REUSES = (
     *("guidance:2", "guidance:3", "guidance:4", "extrapolation:2", "extrapolation:3"),
     *("taylorseer:2:1:3", "taylorseer:3:1:3", "taylorseer:4:1:3", "taylorseer:5:1:3"),
     *("taylorseer:2:2:3", "taylorseer:3:2:3"),
+    *("magcache:0.03:3:0.2", "magcache:0.06:3:0.2", "magcache:0.12:4:0.1", "magcache:0.24:5:0.1"),
     *("features:0.05", "features:0.1", "features:0.15", "features:0.2", "features:0.3"),
 )
+SIZES = ("0.95", "0.9", "0.85", "0.8", "0.7")
 INTERVALS = ("interval:0.1:0.8", "interval:0.2:0.8", "interval:0:0.5")
 FEWER_STEPS = (20, 14, 10)
 CHOICES: Mapping[str, Mapping[str, Any]] = {
     "everything computed": {},
     **{reuse: read_parameter("step-reuse", reuse) for reuse in REUSES},
+    **{f"size {levels}": read_parameter("progressive-resolution", levels) for levels in SIZES},
     **{interval: read_parameter("guidance-schedule", interval) for interval in INTERVALS},
     **{f"{steps} steps": {"num_inference_steps": steps} for steps in FEWER_STEPS},
 }
@@ -77,10 +81,11 @@ async def measure(model: str, repetitions: int) -> dict[str, Measured]:
 async def _draw(
     client: AsyncClient, prompt: str, seed: int, options: Mapping[str, Any]
 ) -> tuple[Pixels, int, float]:
-    """Pixels, rows and seconds of denoising."""
+    """Pixels, rows and seconds of the processor."""
+    began = time.process_time()
     generation = await client.generate(prompt, seed=seed, **{"num_inference_steps": STEPS, **options})
-    finished = generation.finished
-    return pixels_of(generation.images[0].png), finished.rows, finished.denoise_milliseconds / 1000
+    seconds = time.process_time() - began
+    return pixels_of(generation.images[0].png), generation.finished.rows, seconds
 
 
 def report(measured: Mapping[str, Measured]) -> list[dict[str, object]]:

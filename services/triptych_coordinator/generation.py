@@ -86,10 +86,11 @@ async def generation_events(
         references={reference.digest: reference.latents for reference in references},
     )
     latents, levels = initial.latents, sigmas[initial.first_step :]
-    velocities = parameters.step_reuse.over(denoiser, guided.prompt_branch)
+    steps = range(initial.first_step, len(sigmas) - 1)
+    velocities = parameters.step_reuse.over(denoiser, guided.prompt_branch, steps)
     solution, num_steps = _solution(parameters, models, latents, levels, noise), len(levels) - 1
-    steps = _timed(sample(velocities, solution, guided, initial.edit, initial.first_step), timings)
-    async with aclosing(one_ahead(tracing.in_steps(steps, num_steps))) as steps_taken:
+    sampled = _timed(sample(velocities, solution, guided, initial.edit, initial.first_step), timings)
+    async with aclosing(one_ahead(tracing.in_steps(sampled, num_steps))) as steps_taken:
         async for step in steps_taken:
             timings.rows = denoiser.rows
             latents, number = step.latents, step.number - initial.first_step

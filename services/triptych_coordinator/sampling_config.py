@@ -39,7 +39,7 @@ class Sampling(Defaults):
         if self.family is None or self.family.distilled_mu is None or steps is None:
             return self
         schedule = replace(self.schedule, shift=FixedMu(self.family.distilled_mu), terminal=None)
-        return replace(self, num_inference_steps=steps, guidance_scale=1.0, schedule=schedule)
+        return replace(self, num_inference_steps=steps, guidance_scale=1.0, schedule=schedule, mag_ratios=())
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -59,7 +59,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     levels = _sample_sigmas(checkpoint)
     steps = len(levels) or family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:
-        defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0)
+        defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0, mag_ratios=())
     defaults = _with_own_defaults(defaults, checkpoint)
     fixed_mu = None if distilled is None and steps is None else family.distilled_mu
     mu = family.mu if fixed_mu is None else fixed_mu
@@ -98,7 +98,8 @@ def _sample_sigmas(checkpoint: Checkpoint) -> tuple[float, ...]:
 
 
 def _with_own_defaults(defaults: Defaults, checkpoint: Checkpoint) -> Defaults:
-    """Reads a triptych.json, if there is one: default_num_inference_steps and default_guidance_scale.
+    """Reads a triptych.json, if there is one: default_num_inference_steps, default_guidance_scale and
+    mag_ratios.
 
     A model that was distilled to few steps is used with other defaults than its pipeline's, and no file of
     diffusers' layout says so.
@@ -120,4 +121,21 @@ def _with_own_defaults(defaults: Defaults, checkpoint: Checkpoint) -> Defaults:
         raise StartError(
             f"{file}: default_guidance_scale must be 1 for a model without guidance, not {scale}"
         )
-    return replace(defaults, num_inference_steps=steps, guidance_scale=float(scale))
+    ratios = settings.get("mag_ratios", list(defaults.mag_ratios))
+    if not (
+        isinstance(ratios, list) and len(ratios) <= MAX_NUM_INFERENCE_STEPS and all(map(_is_ratio, ratios))
+    ):
+        raise StartError(
+            f"{file}: mag_ratios must list at most {MAX_NUM_INFERENCE_STEPS} numbers from 0.01 to 100, "
+            f"not {json.dumps(ratios)}"
+        )
+    return replace(
+        defaults,
+        num_inference_steps=steps,
+        guidance_scale=float(scale),
+        mag_ratios=tuple(map(float, ratios)),
+    )
+
+
+def _is_ratio(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0.01 <= number <= 100

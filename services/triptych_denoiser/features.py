@@ -1,10 +1,11 @@
-"""Features that are reused between evaluations: first-block caching, as a pure function.
+"""Features that are reused between evaluations, as a pure function.
 
 Where the first block adds nearly the same to the tokens as it did at an earlier evaluation of the same row,
-the other blocks are taken to add the same as there (Cheng, 2024, ParaAttention's first block
-cache; diffusers.hooks.first_block_cache). A replica that relied on having seen that evaluation would give
-a request other bits after a restart, or in other company. So a row brings its latents and sigma along: what
-it gives is decided by what is asked, and the cache of features only saves computing it again.
+the other blocks are taken to add the same as there (Cheng, 2024, ParaAttention's first block cache;
+diffusers.hooks.first_block_cache). Or all blocks are, where the call says so (Ma et al., 2025, MagCache;
+diffusers.hooks.mag_cache). A replica that relied on having seen that evaluation would give a request other
+bits after a restart, or in other company. So a row brings its latents and sigma along: what it gives is
+decided by what is asked, and the cache of features only saves computing it again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from triptych.caches import Cache
 from triptych.compute.lora_changes import Loras
-from triptych_denoiser.models.transformer import ALL_ROWS, Others
+from triptych_denoiser.models.transformer import ALL_ROWS, BlockReuse, Others
 from triptych_denoiser.row import Row
 
 Key = tuple[object, ...]
@@ -100,6 +101,16 @@ class FirstBlockReuse:
             )
             last[computed] = others(computed)
         return last
+
+
+def all_blocks_reuse(earlier: Sequence[Features]) -> BlockReuse:
+    """Takes all blocks to add what they added to each row then; none needs to be computed."""
+    added = torch.stack([features.first + features.others for features in earlier])
+
+    def reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
+        return before + added
+
+    return reuse
 
 
 def relative_change(now: Tensor, before: Tensor) -> float:

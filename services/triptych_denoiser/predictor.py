@@ -17,7 +17,15 @@ from triptych.compute.kernels import kernels_are_fixed
 from triptych.compute.lora_changes import added
 from triptych.compute.thread import turn
 from triptych_denoiser.conditioning import Conditioning, Reference
-from triptych_denoiser.features import FeatureCache, Features, FirstBlockReuse, Key, key_of, named
+from triptych_denoiser.features import (
+    FeatureCache,
+    Features,
+    FirstBlockReuse,
+    Key,
+    all_blocks_reuse,
+    key_of,
+    named,
+)
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
 from triptych_denoiser.row import Row
@@ -63,7 +71,7 @@ class Predictor:
     def group(self, row: Row) -> tuple[object, ...]:
         """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
         mixes = self.mixes and row.reuse is None
-        return row.variant if mixes else (*row.variant, row.shape)
+        return row.variant if mixes else (*row.variant, row.shape, row.reuses_all_blocks)
 
     def tokens(self, row: Row) -> int:
         """Image and text tokens of a row, those of references included."""
@@ -83,8 +91,13 @@ class Predictor:
             return Velocities(self._forward(rows), [False] * len(rows))
         earlier = [row.reuse.earlier if row.reuse else None for row in rows]
         found = self._found_features([row for row in earlier if row is not None])
+        if rows[0].reuses_all_blocks:
+            kept = [found[key_of(row)] for row in earlier if row is not None]
+            return Velocities(
+                self._forward(rows, reuse=all_blocks_reuse(kept), blocks=False), [True] * len(rows)
+            )
         reuse = FirstBlockReuse(
-            [row.reuse.threshold if row.reuse else 0.0 for row in rows],
+            [(row.reuse and row.reuse.threshold) or 0.0 for row in rows],
             [found[key_of(row)] if row is not None else None for row in earlier],
         )
         velocities = self._forward(rows, reuse=reuse)
@@ -108,8 +121,10 @@ class Predictor:
                     self.features.put(key, features)
         return found
 
-    def _forward(self, rows: Sequence[Row], reuse: BlockReuse = no_reuse) -> list[Tensor]:
-        """One pass: float32 on the CPU."""
+    def _forward(
+        self, rows: Sequence[Row], reuse: BlockReuse = no_reuse, blocks: bool = True
+    ) -> list[Tensor]:
+        """One pass, without any of the blocks if `blocks` is False: float32 on the CPU."""
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for index, row in enumerate(rows):
             by_shape.setdefault(row.shape, []).append(index)
@@ -118,7 +133,10 @@ class Predictor:
         with added(self.model, rows[0].loras):
             groups = [self._group([rows[index] for index in alike]) for alike in by_shape.values()]
             sigma = self._float32([row.sigma for row in ordered])
-            predicted = self.model.mixed(groups, sigma, reuse=reuse, **self._others(ordered))
+            others = self._others(ordered)
+            if not blocks:
+                others["skipped_layers"] = range(self.model.inputs.num_layers)
+            predicted = self.model.mixed(groups, sigma, reuse=reuse, **others)
         velocities = [velocity for group in predicted for velocity in group.float().cpu()]
         return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda at: at[0])]
 

@@ -87,7 +87,11 @@ def read_earlier(
     reuse, path = branch.feature_reuse, f"{field}.feature_reuse"
     earlier = None
     violations: list[Iterable[Violation]] = []
-    if not 0 < reuse.threshold <= 1:
+    if reuse.all_layers and reuse.threshold:
+        violations.append(
+            [(f"{path}.threshold", f"is {reuse.threshold:g}; with all_layers there is none: 0")]
+        )
+    elif not reuse.all_layers and not 0 < reuse.threshold <= 1:
         violations.append([(f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1")])
     if reuse.HasField("latents"):
         earlier = message_to_torch(

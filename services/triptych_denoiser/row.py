@@ -43,6 +43,11 @@ class Row:
         return (*self.latents.shape, *text, *sizes)
 
     @property
+    def reuses_all_blocks(self) -> bool:
+        """Whether none is computed."""
+        return self.reuse is not None and self.reuse.threshold is None and self.reuse.earlier is not None
+
+    @property
     def variant(self) -> tuple[object, ...]:
         """Which model computes the row: what all rows of a pass have in common."""
         return self.skipped_layers, self.perturbed_layers, self.loras
@@ -52,8 +57,9 @@ class Row:
 class FeatureReuse:
     """Up to which relative change of the first block's part the others' is reused, and from which row.
 
+    threshold: None if all blocks' part is reused, the first's too, whatever it would be.
     earlier: an earlier evaluation of the same row; None for the first one, which computes all.
     """
 
-    threshold: float
+    threshold: float | None
     earlier: Row | None

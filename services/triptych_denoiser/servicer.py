@@ -231,8 +231,9 @@ def _reusing(
     rows: Sequence[Row], reuse: denoiser_pb2.FeatureReuse, latents: torch.Tensor | None
 ) -> list[Row]:
     """The rows of a branch, each with what it may reuse; `latents` are those of the earlier evaluation."""
+    threshold = None if reuse.all_layers else reuse.threshold
     if latents is None:
-        return [replace(row, reuse=FeatureReuse(reuse.threshold, None)) for row in rows]
+        return [replace(row, reuse=FeatureReuse(threshold, None)) for row in rows]
     scales = _one_for_each(reuse.guidance_scales, len(rows))
     targets = _one_for_each(reuse.target_sigmas, len(rows))
     earlier = [
@@ -241,9 +242,7 @@ def _reusing(
             rows, latents, reuse.sigmas, scales, targets, strict=True
         )
     ]
-    return [
-        replace(row, reuse=FeatureReuse(reuse.threshold, one)) for row, one in zip(rows, earlier, strict=True)
-    ]
+    return [replace(row, reuse=FeatureReuse(threshold, one)) for row, one in zip(rows, earlier, strict=True)]
 
 
 def _one_for_each(given: Sequence[float], samples: int) -> Sequence[float | None]:

@@ -6,6 +6,7 @@ A repeated field has commas: "7,8,9:2.8". A oneof is the name of its choice, the
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TypeVar, cast
@@ -77,19 +78,28 @@ def _message(field: FieldDescriptor) -> Descriptor:
 
 
 def _parts(message: Descriptor) -> list[list[FieldDescriptor]]:
-    """The fields that are given together: those that must be, then those that may be."""
-    needed = [field for field in message.fields if not field.has_presence]
+    """The fields that are given together: those that must be, then those that may be.
+
+    A list behind numbers with a default may be left out, too.
+    """
+    needed = _needed(message)
     others = [field for field in message.fields if field.has_presence]
+    lists = [field for field in message.fields if not field.has_presence and field not in needed]
     parts = [needed, others[:1], others[1:]] if needed else [others]
-    return [part for part in parts if part]
+    return [part for part in (*parts, lists) if part]
+
+
+def _needed(message: Descriptor) -> list[FieldDescriptor]:
+    """Those without a default, before all with one."""
+    return list(itertools.takewhile(lambda field: not field.has_presence, message.fields))
 
 
 def _numbers(message: Descriptor) -> str:
     """What its numbers look like: ":START:STOP", "[:ETA]", ":LAYER,LAYER,...[:SCALE[:START:STOP]]"."""
-    said = ""
+    said, needed = "", _needed(message)
     for part in reversed(_parts(message)):
         said = "".join(map(_number, part)) + said
-        said = f"[{said}]" if part[0].has_presence else said
+        said = said if part[0] in needed else f"[{said}]"
     return said
 
 
@@ -103,7 +113,7 @@ def _set_numbers(message: Message, described: Descriptor, words: Sequence[str]) 
     parts = _parts(described)
     fields = [field for part in parts for field in part]
     ends = {sum(map(len, parts[:end])) for end in range(len(parts) + 1)}
-    if len(words) not in ends or len(words) < sum(not field.has_presence for field in fields):
+    if len(words) not in ends or len(words) < len(_needed(described)):
         raise ValueError
     for field, word in zip(fields, words, strict=False):
         number = float if field.cpp_type == FieldDescriptor.CPPTYPE_FLOAT else int

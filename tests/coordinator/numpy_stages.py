@@ -58,7 +58,7 @@ def reuses(branch: denoiser_pb2.Branch, latents: NDArray[np.float32]) -> list[bo
         return [False] * len(latents)
     moved = np.abs(latents - message_to_array(reuse.latents, "latents")).mean(axis=(1, 2, 3))
     assert len(reuse.sigmas) == len(latents)
-    return [bool(change <= reuse.threshold) for change in moved]
+    return [reuse.all_layers or bool(change <= reuse.threshold) for change in moved]
 
 
 class TextEncoder(TextEncoderServiceServicer):

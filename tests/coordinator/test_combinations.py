@@ -23,7 +23,7 @@ from triptych_coordinator.sampling.sigma_schedules import SIGMA_SCHEDULES
 from triptych_coordinator.sampling.solvers import SOLVERS
 
 STEPS = 4
-STRIDE = 31
+STRIDE = 43
 """So many combinations are passed over for each that is tried; coprime with the numbers of choices."""
 LATENTS = array_to_message(randn((CHANNELS, 8, 8), 9)[None])
 
@@ -54,6 +54,7 @@ REUSES: Mapping[str, Fields] = {
     "guidance": {"step_reuse": {"guidance": {}}},
     "extrapolation": {"step_reuse": {"extrapolation": {}}},
     "features": {"step_reuse": {"features": {}}},
+    "magcache": {"step_reuse": {"magcache": {"retention_ratio": 0, "mag_ratios": [1, 1.02, 1.2, 1]}}},
     "taylorseer": {"step_reuse": {"taylorseer": {"every": 2, "order": 2, "warmup_steps": 1}}},
 }
 GUIDANCE: Mapping[str, Fields] = {
@@ -87,8 +88,8 @@ def refused_field(solver: str, guidance: str, reuse: str) -> str | None:
         return "step_reuse"
     if solver in NOISY and reuse in ("extrapolation", "taylorseer"):
         return f"step_reuse.{reuse}"
-    if solver in ("heun", "midpoint") and reuse == "taylorseer":
-        return "step_reuse.taylorseer"
+    if solver in ("heun", "midpoint") and reuse in ("taylorseer", "magcache"):
+        return f"step_reuse.{reuse}"
     if solver == "adaptive" and guidance == "APG":
         return "guidance_method.adaptive_projected.momentum"
     return None

@@ -9,7 +9,7 @@ import pytest
 from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
-from triptych.families import qwen_image
+from triptych.families import mag_ratios, qwen_image
 from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.guidance.methods import NormPreservingGuidance
 from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FixedMu, FlowSchedule, Grid
@@ -114,6 +114,7 @@ def test_a_lora_of_lightning_makes_a_model_of_few_steps(names: list[str], steps:
     config = {"use_dynamic_shifting": True, **{key: qwen_image.SCHEDULER[key] for key in KEYS}}
     sampling = sampling_of(write_checkpoint(tmp_path, "QwenImagePipeline", **config))
     distilled = sampling.with_loras(names)
+    assert (sampling.mag_ratios, distilled.mag_ratios) == (mag_ratios.QWEN_IMAGE, ())
     assert (distilled.num_inference_steps, distilled.guidance_scale) == (steps, 1.0)
     assert distilled.schedule == FlowSchedule(FixedMu(math.log(3)), None, Grid.EVEN)
     assert sampling.with_loras(["ink", "lightning"]) == sampling
@@ -195,6 +196,28 @@ def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
     assert (scale.num_inference_steps, scale.guidance_scale) == (28, 5.0)
     steps = sampling_of(settings(tmp_path / "b", json.dumps({"default_num_inference_steps": 12})))
     assert (steps.num_inference_steps, steps.guidance_scale) == (12, 7.0)
+    ratios = sampling_of(settings(tmp_path / "c", '{"mag_ratios": [1, 1.2]}', "QwenImagePipeline"))
+    assert ratios.mag_ratios == (1.0, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "guidance_embeds", "ratios"),
+    [
+        ("FluxPipeline", True, mag_ratios.FLUX_1_DEV),
+        ("FluxPipeline", False, ()),
+        ("FluxKontextPipeline", True, mag_ratios.FLUX_1_KONTEXT_DEV),
+        ("FluxFillPipeline", True, ()),
+        ("QwenImagePipeline", False, mag_ratios.QWEN_IMAGE),
+        ("QwenImageEditPipeline", False, mag_ratios.QWEN_IMAGE_EDIT),
+        ("QwenImageEditPlusPipeline", False, ()),
+        ("StableDiffusion3Pipeline", False, ()),
+    ],
+)
+def test_mag_ratios_are_known_of_the_models_that_they_were_measured_on(
+    pipeline: str, guidance_embeds: bool, ratios: tuple[float, ...], tmp_path: Path
+) -> None:
+    sampling = sampling_of(write_checkpoint(tmp_path, pipeline, guidance_embeds))
+    assert sampling.mag_ratios == ratios
 
 
 @pytest.mark.parametrize(
@@ -213,6 +236,10 @@ def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
         '{"default_num_inference_steps": [4]}',
         '{"default_guidance_scale": "5"}',
         '{"default_guidance_scale": Infinity}',
+        '{"mag_ratios": [1, 0]}',
+        '{"mag_ratios": [1, NaN]}',
+        '{"mag_ratios": [1, true]}',
+        '{"mag_ratios": 1}',
         f'{{"default_guidance_scale": 1{"0" * 400}}}',
     ],
 )

@@ -56,11 +56,19 @@ async def test_a_branch_that_reuses_says_so_and_the_other_is_computed(denoiser: 
     torch.testing.assert_close(reused[1], computed[1], rtol=0.1, atol=0.1)
 
 
+async def test_all_layers_are_reused_whatever_has_changed(denoiser: Denoiser) -> None:
+    stub, latents = await prepared(denoiser), random_latents(0)
+    first = await stub.Predict(changed(all_layers=True, threshold=0, latents=latents))
+    assert first.reused == [False, True]
+
+
+@pytest.mark.parametrize("all_layers", [False, True])
 async def test_a_replica_that_never_saw_the_reference_gives_the_same_bits(
-    settings: DenoiserSettings, denoiser: Denoiser, tmp_path: Path
+    settings: DenoiserSettings, denoiser: Denoiser, tmp_path: Path, all_layers: bool
 ) -> None:
     latents = random_latents(0)
-    step = reusing(latents + 0.001, 0.4999, latents)
+    step = reusing(latents + 0.001, 0.4999, latents, threshold=0.0 if all_layers else 1.0)
+    step.branches[1].feature_reuse.all_layers = all_layers
     stub = await prepared(denoiser)
     await stub.Predict(reusing(latents, 0.5, None))
     seen = await stub.Predict(step)
@@ -89,6 +97,10 @@ REUSE = "branches[1].feature_reuse"
 BAD_REUSES = {
     "no threshold": (changed(threshold=0), f"{REUSE}.threshold: is 0; allowed is above 0 to 1"),
     "a threshold above 1": (changed(threshold=1.5), f"{REUSE}.threshold: is 1.5"),
+    "all layers with a threshold": (
+        changed(all_layers=True, threshold=0.5),
+        f"{REUSE}.threshold: is 0.5; with all_layers there is none: 0",
+    ),
     "a threshold that is no number": (changed(threshold=float("nan")), f"{REUSE}.threshold: is nan"),
     "latents of another size": (
         changed(latents=random_latents(1, height=16)),

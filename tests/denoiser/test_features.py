@@ -25,6 +25,7 @@ from tests.denoiser.small_families import (
 from triptych.caches import entry_bytes
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
+from triptych_denoiser.models.transformer import blocks
 from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.row import FeatureReuse, Row
 
@@ -152,6 +153,45 @@ def test_a_row_s_bits_do_not_depend_on_its_company(model: Any) -> None:
     assert reused == [True, False, False, False, True]
     for velocity, alone in zip(together, rows, strict=True):
         assert torch.equal(velocity, CountingPredictor(model).predict([alone]).velocities[0])
+
+
+def all_of(before: Row, change: float) -> Row:
+    """A row further on, all of whose blocks are taken to add what they added to the one before."""
+    return replace(later(before, change), reuse=FeatureReuse(None, before))
+
+
+def test_all_blocks_are_reused_whatever_has_changed_and_none_is_computed(model: Any) -> None:
+    predictor, before = CountingPredictor(model), row(model, 1)
+    expected = predictor.predict([replace(before, reuse=FeatureReuse(None, None))])
+    assert expected.reused == [False]
+    again, reused = predictor.predict([replace(before, reuse=FeatureReuse(None, before))])
+    torch.testing.assert_close(again, expected.velocities, rtol=1e-5, atol=1e-5)
+    assert reused == [True]
+
+    computed: list[Any] = []
+    for block in blocks(model):
+        block.register_forward_pre_hook(lambda block, _: computed.append(block))
+    try:
+        velocities, reused = predictor.predict([all_of(before, 3.0)])
+    finally:
+        for block in blocks(model):
+            block._forward_pre_hooks.clear()
+    assert len(computed) <= len(blocks(model)) - model.inputs.num_layers  # those of text or image alone
+    assert reused == [True]
+    assert not torch.allclose(velocities[0], again[0], atol=1e-3)
+
+
+def test_what_all_blocks_added_is_computed_again_where_it_is_forgotten(model: Any) -> None:
+    before = row(model, 1)
+    far = all_of(before, 0.5)
+    remembering, other_replica = CountingPredictor(model), CountingPredictor(model, cache_bytes=1)
+    remembering.predict([first(before)])
+    expected = remembering.predict([far, all_of(row(model, 2), 0.5)])
+    alone = other_replica.predict([far])
+    assert torch.equal(alone.velocities[0], expected.velocities[0])
+    assert remembering.passes == [1, 1, 2]
+    assert other_replica.passes == [1, 1]
+    assert remembering.group(far) != remembering.group(later(before, 0.5))
 
 
 def test_references_are_computed_in_passes_of_the_usual_size(model: Any) -> None:

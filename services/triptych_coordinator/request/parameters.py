@@ -61,6 +61,7 @@ class Limits:
     loras: tuple[str, ...] = ()
     references: References | None = None
     fills: bool = False
+    mag_ratios: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

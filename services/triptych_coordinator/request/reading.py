@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from triptych import errors
@@ -42,7 +42,7 @@ from triptych_coordinator.sampling.guidance.schedules import (
 )
 from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
-from triptych_coordinator.sampling.reuse import NoReuse, StepReuse
+from triptych_coordinator.sampling.reuse import MagCache, NoReuse, StepReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver
@@ -268,12 +268,21 @@ class _Given:
             )
         elif reuse.counts_steps and not solver.evaluates_once:
             fitting = " or ".join(
-                name for name, known in SOLVERS.items() if known.evaluates_once and not known.draws_noise
+                name
+                for name, known in SOLVERS.items()
+                if known.evaluates_once and not (reuse.extrapolates and known.draws_noise)
             )
             self.wrong[f"step_reuse.{name_of('step_reuse', reuse)}"] = (
                 f"must not be set: {name_of('solver', solver)} evaluates more than once a step, and it counts"
                 f" in steps; with it the solver is {fitting}"
             )
+        if isinstance(reuse, MagCache) and not reuse.mag_ratios:
+            if not self.limits.mag_ratios:
+                self.wrong["step_reuse.magcache.mag_ratios"] = (
+                    "must be given: none are known for this model;"
+                    " python -m benchmarks.quality.mag_ratios measures them"
+                )
+            return replace(reuse, mag_ratios=self.limits.mag_ratios)
         return reuse
 
     def progressive_resolution(self) -> ProgressiveResolution | None:

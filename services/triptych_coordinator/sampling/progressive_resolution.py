@@ -27,7 +27,10 @@ from triptych_coordinator.sampling.solvers.solution import (
 )
 
 Spectrum = NDArray[np.float64]
-"""Coefficients of cosines, [B, C, h, w], the lowest frequencies first."""
+"""Coefficients of cosines, [B, C, h, w], the lowest frequencies first.
+
+Of 64 bits: where machines' libraries round differently, next to no float32 shows it.
+"""
 MAX_GROWTHS = 3
 
 

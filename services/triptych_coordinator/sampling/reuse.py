@@ -7,7 +7,7 @@ values alone, so each image of a batch is to the bit what it is alone.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple, Protocol
 
@@ -35,10 +35,10 @@ class Earlier(NamedTuple):
 class FeatureReuse(NamedTuple):
     """Up to which change of the first layer's part a branch reuses the others', and of which evaluation.
 
-    None before there is one.
+    Without a threshold it reuses all layers' part, the first's too. There is no evaluation before the first.
     """
 
-    threshold: float
+    threshold: float | None
     earlier: Earlier | None
 
 
@@ -78,15 +78,15 @@ class StepReuse(ABC):
     counts_steps: ClassVar[bool] = False
 
     @abstractmethod
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
-        """The denoiser with this reuse; `prompt` is the branch of the prompt."""
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
+        """The denoiser with this reuse, for those of a schedule's steps; `prompt` is the prompt's branch."""
 
 
 @dataclass(frozen=True)
 class NoReuse(StepReuse):
     """Every row is computed."""
 
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
         """See the class."""
         return WithoutReuse(denoiser)
 
@@ -97,7 +97,7 @@ class GuidanceReuse(StepReuse):
 
     every: Annotated[int, Range(2, 20)] = 2
 
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
         """See the class."""
         return WithGuidanceReuse(denoiser, prompt, self.every)
 
@@ -110,7 +110,7 @@ class VelocityExtrapolation(StepReuse):
 
     extrapolates: ClassVar = True
 
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
         """See the class."""
         return WithExtrapolation(denoiser, self.every)
 
@@ -121,7 +121,7 @@ class LayerReuse(StepReuse):
 
     threshold: Annotated[float, Range(0.001, 1)] = 0.1
 
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
         """See the class."""
         return WithFeatureReuse(denoiser, self.threshold)
 
@@ -137,9 +137,47 @@ class TaylorSeer(StepReuse):
     extrapolates: ClassVar = True
     counts_steps: ClassVar = True
 
-    def over(self, denoiser: FeatureReuser, prompt: Branch) -> CountingDenoiser:
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
         """See the class."""
         return WithTaylorSeer(denoiser, self)
+
+
+@dataclass(frozen=True)
+class MagCache(StepReuse):
+    """All layers are taken to add what they did at the last computed step, as long as ratios say so.
+
+    mag_ratios: how large what they add is at each step, relative to the step before.
+    """
+
+    threshold: Annotated[float, Range(0.001, 10)] = 0.06
+    max_skip_steps: Annotated[int, Range(1, 20)] = 3
+    retention_ratio: Annotated[float, Range(0, 1)] = 0.2
+    mag_ratios: tuple[Annotated[float, Range(0.01, 100)], ...] = ()
+
+    counts_steps: ClassVar = True
+
+    def over(self, denoiser: FeatureReuser, prompt: Branch, steps: range) -> CountingDenoiser:
+        """See the class."""
+        return WithMagCache(denoiser, self.skipped(steps), steps.start)
+
+    def skipped(self, steps: range) -> set[int]:
+        """Which of those steps of a schedule are not computed (Ma et al., 2025, algorithm 1).
+
+        As diffusers.hooks.mag_cache: ratios multiply since the last computed step, their distances from 1
+        add up. Ratios of another number of steps are taken by the nearest of them.
+        """
+        nearest = np.rint(np.linspace(0, len(self.mag_ratios) - 1, steps.stop)).astype(int)
+        first = int(self.retention_ratio * steps.stop + 0.5)
+        skipped, magnitude, error, in_a_row = set[int](), 1.0, 0.0, 0
+        for step in steps[max(first - steps.start, 0) :]:
+            magnitude *= self.mag_ratios[nearest[step]]
+            error += abs(1 - magnitude)
+            in_a_row += 1
+            if step > steps.start and error <= self.threshold and in_a_row <= self.max_skip_steps:
+                skipped.add(step)
+            else:
+                magnitude, error, in_a_row = 1.0, 0.0, 0
+        return skipped
 
 
 STEP_REUSES: Mapping[str, type[StepReuse]] = {
@@ -148,6 +186,7 @@ STEP_REUSES: Mapping[str, type[StepReuse]] = {
     "extrapolation": VelocityExtrapolation,
     "features": LayerReuse,
     "taylorseer": TaylorSeer,
+    "magcache": MagCache,
 }
 """By the name that requests choose them with."""
 
@@ -319,7 +358,7 @@ class WithFeatureReuse:
         target: np.float32 | None = None,
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
-        earlier = [self._earlier_of(branch, latents.shape) for branch in branches]
+        earlier = [last_of(branch, latents.shape, self._earlier) for branch in branches]
         reuses = [FeatureReuse(self._threshold, last) for last in earlier]
         velocities, reused = await self._denoiser.predict_reusing(
             latents, sigma, branches, guidance, reuses, target
@@ -331,9 +370,51 @@ class WithFeatureReuse:
         self._earlier = [*others, *zip(branches, kept, strict=True)]
         return velocities
 
-    def _earlier_of(self, branch: Branch, shape: tuple[int, ...]) -> Earlier | None:
-        found = (earlier for known, earlier in self._earlier if known == branch)
-        return next((earlier for earlier in found if earlier.latents.shape == shape), None)
+
+class WithMagCache:
+    """All layers are taken to add what they did at the last computed step, in those steps that are skipped.
+
+    A denoiser adds it to the tokens of the latents now (its features.py), and computes it again if it does
+    not remember it. A branch that the last computed step did not need is computed.
+    """
+
+    def __init__(self, denoiser: FeatureReuser, skipped: Collection[int], first_step: int) -> None:
+        self.reused_rows = 0
+        self._denoiser = denoiser
+        self._skipped = skipped
+        self._step = first_step
+        self._earlier: list[tuple[Branch, Earlier]] = []
+
+    async def predict(
+        self,
+        latents: Latents,
+        sigma: Sigma,
+        branches: Sequence[Branch],
+        guidance: float | None,
+        target: np.float32 | None = None,
+    ) -> NDArray[np.float32]:
+        """As loop.Denoiser."""
+        if self._step not in self._skipped:
+            self._earlier = []
+        self._step += 1
+        earlier = [last_of(branch, latents.shape, self._earlier) for branch in branches]
+        reuses = [FeatureReuse(None, last) for last in earlier]
+        velocities, reused = await self._denoiser.predict_reusing(
+            latents, sigma, branches, guidance, reuses, target
+        )
+        self.reused_rows += int(reused.sum())
+        now = evaluation(latents, sigma, guidance, target)
+        computed = (branch for branch, last in zip(branches, earlier, strict=True) if last is None)
+        self._earlier += [(branch, now) for branch in computed]
+        return velocities
+
+
+def last_of(
+    branch: Branch, shape: tuple[int, ...], evaluations: Sequence[tuple[Branch, Earlier]]
+) -> Earlier | None:
+    """The evaluation of a branch with latents of that shape, if there is one."""
+    found = (earlier for known, earlier in evaluations if known == branch)
+    return next((earlier for earlier in found if earlier.latents.shape == shape), None)
 
 
 def evaluation(latents: Latents, sigma: Sigma, guidance: float | None, target: np.float32 | None) -> Earlier:

@@ -264,7 +264,8 @@ def _branch_message(
         references=[denoiser_pb2.ReferenceList(digests=one) for one in branch.references[part]],
     )
     if reuse is not None:
-        message.feature_reuse.threshold = reuse.threshold
+        message.feature_reuse.all_layers = reuse.threshold is None
+        message.feature_reuse.threshold = reuse.threshold or 0.0
         if earlier := reuse.earlier:
             message.feature_reuse.latents.CopyFrom(array_to_message(earlier.latents[part]))
             message.feature_reuse.sigmas.extend(earlier.sigmas[part].tolist())

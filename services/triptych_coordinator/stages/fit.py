@@ -142,4 +142,5 @@ class Models:
             latent_channels=denoiser.latent_channels,
             downscale=downscale,
             previews=previews,
+            mag_ratios=sampling.mag_ratios,
         )

@@ -35,11 +35,15 @@ GuidanceMethodName: TypeAlias = Literal["classifier_free", "norm_preserving"]
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a model takes guidance, and what a request gets that says neither steps nor scale."""
+    """How a model takes guidance, and what a request gets that says neither steps nor scale.
+
+    mag_ratios: those of a request for MagCache that says none; () where none are known.
+    """
 
     guidance: GuidanceInput
     num_inference_steps: int
     guidance_scale: float
+    mag_ratios: tuple[float, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Source: FluxKontextPipeline in diffusers (PREFERRED_KONTEXT_RESOLUTIONS are thos
 
 from dataclasses import replace
 
-from triptych.families import flux
+from triptych.families import flux, mag_ratios
 from triptych.families.family import Defaults, GuidanceInput
 from triptych.families.reference_sizes import References, nearest
 
@@ -19,7 +19,8 @@ SIZES = (
 FAMILY = replace(
     flux.FAMILY,
     pipeline="FluxKontextPipeline",
-    defaults={True: Defaults(GuidanceInput.EMBEDDED, 28, 3.5)},  # of FluxKontextPipeline.__call__
+    # of FluxKontextPipeline.__call__
+    defaults={True: Defaults(GuidanceInput.EMBEDDED, 28, 3.5, mag_ratios=mag_ratios.FLUX_1_KONTEXT_DEV)},
     references=References(1, nearest(SIZES, 16)),
     named=("kontext",),
 )

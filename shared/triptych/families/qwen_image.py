@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from triptych.families import wan_vae
+from triptych.families import mag_ratios, wan_vae
 from triptych.families.family import Defaults, Family, GuidanceInput, NormalizedLatents, OriginalFile
 from triptych.families.layouts import Shapes, Table, count
 
@@ -93,7 +93,7 @@ FAMILY = Family(
     grid="even",  # np.linspace(1, 1 / n, n)
     # QwenImagePipeline.__call__: 50 steps, true_cfg_scale 4; without a negative prompt it does not guide, and
     # " " is the one that its docstring and its model card name.
-    defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0)},
+    defaults={False: Defaults(GuidanceInput.BRANCHES, 50, 4.0, mag_ratios=mag_ratios.QWEN_IMAGE)},
     guidance_method="norm_preserving",
     negative_prompt=" ",
     distilled_mu=math.log(3),

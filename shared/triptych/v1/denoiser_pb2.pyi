@@ -103,8 +103,11 @@ class FeatureReuse(google.protobuf.message.Message):
     SIGMAS_FIELD_NUMBER: builtins.int
     GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
     TARGET_SIGMAS_FIELD_NUMBER: builtins.int
+    ALL_LAYERS_FIELD_NUMBER: builtins.int
     threshold: builtins.float
-    """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1."""
+    """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1. 0 with all_layers."""
+    all_layers: builtins.bool
+    """Instead of a threshold: all layers, the first too, are taken to add the same as there, and none is computed."""
     @property
     def latents(self) -> triptych.v1.tensor_pb2.Tensor:
         """The earlier evaluation of every sample: float32, the shape of PredictRequest's latents. Left out for none: then
@@ -131,9 +134,10 @@ class FeatureReuse(google.protobuf.message.Message):
         sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
         target_sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+        all_layers: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas", "threshold", b"threshold"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["all_layers", b"all_layers", "guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas", "threshold", b"threshold"]) -> None: ...
 
 global___FeatureReuse = FeatureReuse
 

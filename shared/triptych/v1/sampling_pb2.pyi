@@ -421,6 +421,7 @@ class StepReuse(google.protobuf.message.Message):
     EXTRAPOLATION_FIELD_NUMBER: builtins.int
     FEATURES_FIELD_NUMBER: builtins.int
     TAYLORSEER_FIELD_NUMBER: builtins.int
+    MAGCACHE_FIELD_NUMBER: builtins.int
     @property
     def none(self) -> global___NoReuse:
         """Nothing."""
@@ -441,6 +442,10 @@ class StepReuse(google.protobuf.message.Message):
     def taylorseer(self) -> global___TaylorSeer:
         """The Taylor series of the last velocities over the steps."""
 
+    @property
+    def magcache(self) -> global___MagCache:
+        """What all of the transformer's layers together add."""
+
     def __init__(
         self,
         *,
@@ -449,10 +454,11 @@ class StepReuse(google.protobuf.message.Message):
         extrapolation: global___VelocityExtrapolation | None = ...,
         features: global___LayerReuse | None = ...,
         taylorseer: global___TaylorSeer | None = ...,
+        magcache: global___MagCache | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none", "taylorseer", b"taylorseer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "none", b"none", "taylorseer", b"taylorseer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features", "taylorseer"] | None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features", "taylorseer", "magcache"] | None: ...
 
 global___StepReuse = StepReuse
 
@@ -569,3 +575,50 @@ class TaylorSeer(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_warmup_steps", b"_warmup_steps"]) -> typing.Literal["warmup_steps"] | None: ...
 
 global___TaylorSeer = TaylorSeer
+
+@typing.final
+class MagCache(google.protobuf.message.Message):
+    """MagCache (Ma et al., 2025), as diffusers' MagCacheConfig: what all layers add to a picture's tokens changes from step to
+    step by ratios of magnitude that are much the same for every picture. As long as they say that it has changed little
+    since the last computed step, the layers are taken to add the same as there, and none is computed. Which steps these are
+    is known before the first. Not for solvers that evaluate more than once a step.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    MAX_SKIP_STEPS_FIELD_NUMBER: builtins.int
+    RETENTION_RATIO_FIELD_NUMBER: builtins.int
+    MAG_RATIOS_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """The largest sum, over the steps since the last computed one, of how far each one's magnitude is from that step's,
+    relative to it: 0.001 to 10. Default 0.06.
+    """
+    max_skip_steps: builtins.int
+    """The most steps in a row that are not computed, 1 to 20. Default 3."""
+    retention_ratio: builtins.float
+    """The share of the steps, from the first, that is computed whatever the ratios are: 0 to 1. Default 0.2."""
+    @property
+    def mag_ratios(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The magnitude at each step relative to the step before, the first of them 1: each 0.01 to 100, for any number of steps,
+        of which those of the same share of the way are taken. Default: those of the model; needed where none are known.
+        """
+
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float | None = ...,
+        max_skip_steps: builtins.int | None = ...,
+        retention_ratio: builtins.float | None = ...,
+        mag_ratios: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_skip_steps", b"_max_skip_steps", "_retention_ratio", b"_retention_ratio", "_threshold", b"_threshold", "max_skip_steps", b"max_skip_steps", "retention_ratio", b"retention_ratio", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_skip_steps", b"_max_skip_steps", "_retention_ratio", b"_retention_ratio", "_threshold", b"_threshold", "mag_ratios", b"mag_ratios", "max_skip_steps", b"max_skip_steps", "retention_ratio", b"retention_ratio", "threshold", b"threshold"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_skip_steps", b"_max_skip_steps"]) -> typing.Literal["max_skip_steps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_retention_ratio", b"_retention_ratio"]) -> typing.Literal["retention_ratio"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
+
+global___MagCache = MagCache

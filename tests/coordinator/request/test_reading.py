@@ -24,7 +24,7 @@ from triptych_coordinator.sampling.guidance.methods import (
     ZeroStarGuidance,
 )
 from triptych_coordinator.sampling.guidance.schedules import ConstantGuidance, IntervalGuidance
-from triptych_coordinator.sampling.reuse import GuidanceReuse, NoReuse
+from triptych_coordinator.sampling.reuse import GuidanceReuse, MagCache, NoReuse
 from triptych_coordinator.sampling.sigma_schedules import (
     CheckpointSigmas,
     ExplicitSigmas,
@@ -153,6 +153,7 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
         {"solver": {"stochastic_euler": {}}, "step_reuse": {"guidance": {"every": 3}}},
         {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
         {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
+        {"solver": {"lcm": {}}, "step_reuse": {"magcache": {"mag_ratios": [1, 1.5]}}},
         {"solver": {"dpmpp_2m": {}}, "step_reuse": {"taylorseer": {"every": 4, "order": 0}}},
         {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
         {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
@@ -186,6 +187,12 @@ def test_parameters_that_are_left_out_are_the_usual_ones() -> None:
     assert parsed(solver={"euler_ancestral": {"eta": 0}}).solver == EulerAncestralSolver(0.0)
     assert parsed(sigma_schedule={"karras": {}}).sigma_schedule == KarrasSigmas(7.0)
     assert parsed(step_reuse={"guidance": {}}).step_reuse == GuidanceReuse(2)
+
+
+def test_magcache_has_the_ratios_of_the_model_unless_it_says_its_own() -> None:
+    known = replace(LIMITS, mag_ratios=(1.0, 1.1))
+    for given, ratios in (({}, (1.0, 1.1)), ({"mag_ratios": [1.0, 1.3]}, (1.0, 1.3))):
+        assert parsed(known, step_reuse={"magcache": given}).step_reuse == MagCache(mag_ratios=ratios)
 
 
 def test_a_list_of_sigmas_decides_the_number_of_steps() -> None:
@@ -419,6 +426,21 @@ def test_numbers_are_those_the_client_wrote() -> None:
             "0.01 to 1, not 1.5",
         ),
         ({"step_reuse": {"taylorseer": {"order": 5}}}, "step_reuse.taylorseer.order", "0 to 4, not 5"),
+        (
+            {"step_reuse": {"magcache": {}}},
+            "step_reuse.magcache.mag_ratios",
+            "must be given: none are known for this model",
+        ),
+        (
+            {"step_reuse": {"magcache": {"mag_ratios": [1, 0]}}},
+            "step_reuse.magcache.mag_ratios[1]",
+            "0.01 to 100, not 0",
+        ),
+        (
+            {"solver": {"midpoint": {}}, "step_reuse": {"magcache": {"mag_ratios": [1]}}},
+            "step_reuse.magcache",
+            "with it the solver is euler or dpmpp_2m or unipc or lcm",
+        ),
         (
             {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
             "guidance_method.adaptive_projected.momentum",

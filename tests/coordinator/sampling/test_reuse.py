@@ -15,11 +15,13 @@ from triptych_coordinator.sampling.reuse import (
     FeatureReuse,
     GuidanceReuse,
     LayerReuse,
+    MagCache,
     NoReuse,
     StepReuse,
     TaylorSeer,
     VelocityExtrapolation,
     WithFeatureReuse,
+    WithMagCache,
     WithTaylorSeer,
 )
 from triptych_coordinator.sampling.sigmas import FlowSchedule
@@ -78,7 +80,7 @@ async def sampled(
     guided = Guided([PROMPT] * len(latents), [NEGATIVE] * len(latents), scales)
     sigmas = FlowSchedule(3.0).sigmas(len(scales), 1)
     solution = SOLVERS[solver]().solve(latents, sigmas, NoiseStream((4, 2, 2), range(len(latents))))
-    velocities = reuse.over(denoiser, Branch(guided.positive))
+    velocities = reuse.over(denoiser, Branch(guided.positive), range(len(scales)))
     last = [step.latents async for step in sample(velocities, solution, guided)][-1]
     return last, velocities.reused_rows
 
@@ -187,7 +189,7 @@ class FewChanges(ParallelBranches):
         velocities = await self.predict(latents, sigma, branches, guidance)
         reused = np.array(
             [
-                np.abs(latents - reuse.earlier.latents).mean(axis=(1, 2, 3)) <= reuse.threshold
+                np.abs(latents - reuse.earlier.latents).mean(axis=(1, 2, 3)) <= (reuse.threshold or np.inf)
                 if reuse.earlier
                 else np.zeros(len(latents), np.bool_)
                 for reuse in reuses
@@ -235,3 +237,40 @@ async def test_features_of_an_image_of_a_batch_are_those_of_it_alone() -> None:
     assert 0 < saved == sum(rows for _, rows in alone)
     for image, (latents, _) in zip(batch, alone, strict=True):
         assert np.array_equal(image, latents[0])
+
+
+def test_magcache_skips_as_long_as_ratios_are_near_one() -> None:
+    even = MagCache(0.06, 3, 0.2, (1.0,) * 10)
+    assert even.skipped(range(10)) == {2, 3, 4, 6, 7, 8}  # at most three in a row, none of the first two
+    growing = MagCache(0.06, 3, 0.0, (1.04,))
+    assert growing.skipped(range(6)) == {1, 3, 5}  # 0.04, then 0.04 + 0.0816
+    assert MagCache(0.06, 3, 0.0, (1.1,)).skipped(range(6)) == set()
+
+
+def test_magcache_takes_ratios_by_the_share_of_the_way() -> None:
+    choice = MagCache(0.05, 20, 0.0, (1.0, 1.2, 1.0, 1.0, 1.0))
+    assert choice.skipped(range(5)) == {2, 3, 4}
+    assert choice.skipped(range(9)) == {1, 3, 4, 5, 6, 7, 8}
+    assert choice.skipped(range(4, 9)) == {5, 6, 7, 8}  # a picture's way begins late
+    assert choice.skipped(range(1)) == set()
+
+
+async def test_a_skipped_step_names_the_last_computed_one_and_others_are_computed_whole() -> None:
+    denoiser, latents = FewChanges(), noise(1, 2)
+    velocities = WithMagCache(denoiser, {5, 6}, first_step=4)
+    both = [Branch([NEGATIVE] * 2), Branch([PROMPT] * 2)]
+    asked = [(1.0, both[1:]), (0.8, both), (0.6, both), (0.4, both), (0.2, both)]
+    for sigma, branches in asked:
+        await velocities.predict(latents, np.float32(sigma), branches, None)
+    assert all(reuse.threshold is None for reuses in denoiser.reuses for reuse in reuses)
+    named = [[r.earlier and float(r.earlier.sigmas[0]) for r in reuses] for reuses in denoiser.reuses]
+    assert named == [[None], [None, 1], [pytest.approx(0.8), 1], [None, None], [None, None]]
+    assert velocities.reused_rows == (1 + 2) * 2
+
+
+async def test_latents_of_another_size_are_computed_whole() -> None:
+    denoiser, branches = FewChanges(), [Branch([PROMPT])]
+    velocities = WithMagCache(denoiser, {1}, first_step=0)
+    await velocities.predict(noise(1), np.float32(1), branches, None)
+    await velocities.predict(np.ones((1, 4, 4, 4), np.float32), np.float32(0.5), branches, None)
+    assert [reuse.earlier for reuses in denoiser.reuses for reuse in reuses] == [None, None]
