@@ -7,9 +7,13 @@ import torch
 from torch._dynamo.utils import counters
 
 
-def trace_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules are traced as for any compiler, then run by torch's own kernels: a tenth of the time."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+def trace_alone(monkeypatch: pytest.MonkeyPatch, lowered: bool = True) -> None:
+    """Modules are traced as for any compiler, then run by torch's own kernels: a tenth of the time.
+
+    Half of that if what was traced is not lowered to the operations that a compiler gets.
+    """
+    backend = "aot_eager" if lowered else "eager"
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
 
 def graphs() -> int:
