@@ -31,7 +31,15 @@ log = logging.getLogger(__name__)
 
 
 def _check_compilable(options: DenoiserOptions, quantization: Quantization) -> None:
-    """Raises StartError for tiles of quantized weights, of which every number would be compiled for."""
+    """Raises StartError for blocks that cannot be compiled as they are.
+
+    Those of tiles of quantized weights would be compiled for every number of tiles.
+    """
+    if options.offload:
+        raise StartError(
+            "--compile cannot be used with --offload: a compiled block is one program, with no place for the "
+            "copies of its weights; and what a pass waits for is those copies"
+        )
     if quantization != "none" and options.determinism == "batch-invariant":
         raise StartError(
             f"--compile with --quantization {quantization} needs --determinism fast: "
@@ -54,7 +62,7 @@ def create_servicer(
     quantizer = create_quantizer(quantization, device, dtype)
     modules, folder = modules_of(checkpoint), LoraFolder(options.lora_folder)
     fused = read_fused(options.lora, folder, modules)
-    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused)
+    transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused, options.offload)
     use_backend(transformer, attention)
     log.info("attention is computed by %s", _described(attention, transformer))
     others = {

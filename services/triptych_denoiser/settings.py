@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from triptych.compute.settings import CompileOptions, LoraOptions, QuantizedStageSettings
+from triptych.compute.settings import CompileOptions, LoraOptions, OffloadOptions, QuantizedStageSettings
 from triptych.serving.settings import SharedMemoryOptions
 
 MAX_BRANCHES = 4
 """Guidance branches in one call."""
 
 
-class DenoiserOptions(LoraOptions, CompileOptions):
+class DenoiserOptions(LoraOptions, OffloadOptions, CompileOptions):
     """How rows share forward passes, what computes them, and how much waits and is remembered."""
 
     determinism: Literal["batch-invariant", "fast"] = Field(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.text_encoder_names import text_config
 from triptych.compute.quantization import Exceptions, torchao_quietly
-from triptych.errors import CheckpointError
+from triptych.errors import CheckpointError, StartError
 from triptych_text_encoder.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -61,13 +61,14 @@ def load_text_model(
     device: torch.device,
     quantizer: Quantizer | None = None,
     layers: int | None = None,
+    offload: bool = False,
 ) -> Any:
     """Load a text encoder of CLIP, T5, Qwen3, a Qwen-VL or Mistral 3, ready for inference.
 
     Weights go to the device one by one, linears quantized on the way. Names with and without the prefixes of
     _PREFIXES are accepted, T5's embedding under any of its names; T5's `wo` is float32 when dtype is float16.
-    Of a Qwen's or Mistral's layers, those behind the first `layers` are left out; what sees pictures is
-    loaded by itself.
+    Of a Qwen's or Mistral's layers, those behind the first `layers` are left out; with `offload` the weights
+    of layers wait in the host's memory. What sees pictures is loaded by itself.
 
     Raises CheckpointError if the class is another one, the weights do not fit the config, or a linear cannot
     be quantized.
@@ -75,6 +76,7 @@ def load_text_model(
     import torch
 
     from triptych.compute.loading import fill
+    from triptych.compute.offload import fill_offloaded
 
     class_name = checkpoint.class_name(component)
     with nullcontext() if class_name in _CLIP_CLASSES else _quiet():
@@ -88,7 +90,7 @@ def load_text_model(
             if not missing and not unknown:
                 exceptions = _EXCEPTIONS.get(class_name, Exceptions())
                 finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
-                fill(model, targets, tensors, device, finish)
+                (fill_offloaded if offload else fill)(model, targets, tensors, device, finish)
         except (
             Exception
         ) as error:  # a config can be wrong in many ways, and transformers has as many exceptions
@@ -327,9 +329,9 @@ def _tokenizer_class(checkpoint: Checkpoint, component: str) -> Any:
             raise _unsupported(checkpoint, component, other, supported)
 
 
-def _broken(checkpoint: Checkpoint, component: str, error: Exception) -> CheckpointError:
-    """The error in one line; one that says already which file is wrong as it is."""
-    if isinstance(error, CheckpointError):
+def _broken(checkpoint: Checkpoint, component: str, error: Exception) -> StartError:
+    """The error in one line; one that says already what is wrong as it is."""
+    if isinstance(error, StartError):
         return error
     return CheckpointError(f"{checkpoint.folder(component)} cannot be loaded: {' '.join(str(error).split())}")
 

@@ -13,7 +13,6 @@ from triptych.compute.lora_changes import place, weights_of
 from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused, warnings_of
 from triptych.compute.model_info import model_info, watch_model
 from triptych.compute.quantization import create_quantizer
-from triptych.compute.settings import LoraOptions
 from triptych.digests import conditioning_digest
 from triptych.serving.admission import Admission
 from triptych.serving.callers.caller import current_share
@@ -24,6 +23,7 @@ from triptych_text_encoder.fingerprint import fingerprint_with_tokenizers
 from triptych_text_encoder.loras import model_of, modules_of
 from triptych_text_encoder.recipes import load_recipe
 from triptych_text_encoder.requests import MAX_PROMPT_BYTES, read_pictures, read_request
+from triptych_text_encoder.settings import TextEncoderOptions
 
 if TYPE_CHECKING:
     import torch
@@ -101,17 +101,18 @@ class TextEncoderServicer(text_encoder_pb2_grpc.TextEncoderServiceServicer):
 
 
 def create_servicer(
-    settings: StageSettings, quantization: Quantization = "none", options: LoraOptions | None = None
+    settings: StageSettings, quantization: Quantization = "none", options: TextEncoderOptions | None = None
 ) -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
-    options = options or LoraOptions()
+    options = options or TextEncoderOptions()
     folder, checkpoint = LoraFolder(options.lora_folder), settings.open_checkpoint()
 
     import torch
 
     dtype: torch.dtype = getattr(torch, settings.dtype)
     device = usable_device(settings.device)
-    recipe = load_recipe(checkpoint, dtype, device, create_quantizer(quantization, device, dtype))
+    quantizer = create_quantizer(quantization, device, dtype)
+    recipe = load_recipe(checkpoint, dtype, device, quantizer, options.offload)
     encoders = model_of(recipe)
     modules = modules_of(checkpoint, encoders)
     loras = LoraCache.of_model(folder, modules, encoders, options.lora_cache_mb << 20)

@@ -95,6 +95,7 @@ def load_tower(
     dtype: torch.dtype,
     device: torch.device,
     quantizer: Quantizer | None,
+    offload: bool,
     number: int,
     max_length: int | None = None,
     layers: int | None = None,
@@ -104,13 +105,14 @@ def load_tower(
     """Load text encoder and tokenizer `number` of a checkpoint, counted from 1 as in its folder names.
 
     `max_length` None is what the tokenizer says, which is in the folder `tokenizer` if that is given; of the
-    encoder's layers all are loaded, or the first `layers`. With the folder of an `image_processor`, what sees
-    pictures is loaded too, if the checkpoint has it. Raises CheckpointError if a part is missing, broken or
-    of an unsupported class, or the tokenizer has tokens or positions that the encoder does not.
+    encoder's layers all are loaded, or the first `layers`, and with `offload` wait in the host's memory. With
+    the folder of an `image_processor`, what sees pictures is loaded too, if the checkpoint has it. Raises
+    CheckpointError if a part is missing, broken or of an unsupported class, or the tokenizer has tokens or
+    positions that the encoder does not.
     """
     words = load_tokenizer(checkpoint, tokenizer or component("tokenizer", number))
     encoder = component("text_encoder", number)
-    model = load_text_model(checkpoint, encoder, dtype, device, quantizer, layers)
+    model = load_text_model(checkpoint, encoder, dtype, device, quantizer, layers, offload)
     eyes = None
     if image_processor is not None:
         eyes = load_vision_tower(checkpoint, encoder, image_processor, dtype, device)

@@ -44,8 +44,11 @@ def load_transformer(
     dtype: torch.dtype,
     quantizer: Quantizer | None = None,
     loras: Sequence[tuple[LoraFile, float]] = (),
+    offload: bool = False,
 ) -> Transformer:
     """The checkpoint's transformer, with LoRAs and their weights in it, ready to run.
+
+    With `offload` the weights of its blocks wait in the host's memory.
 
     Raises:
         CheckpointError: the family is not supported, or the weights do not fit the config or the
@@ -54,7 +57,7 @@ def load_transformer(
     config, tensors = checkpoint.config("transformer"), checkpoint.tensors("transformer")
     family = _family(checkpoint)
     try:
-        return build(family, config, FusedTensors(tensors, loras), device, dtype, quantizer)
+        return build(family, config, FusedTensors(tensors, loras), device, dtype, quantizer, offload)
     except (ValueError, TypeError) as error:  # TypeError: a value of the config is of another type
         raise CheckpointError(f"{checkpoint.folder('transformer')} cannot be loaded: {error}") from error
 

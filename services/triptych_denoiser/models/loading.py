@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.compute.loading import check_names, copy_weight, fill, storage_of
 from triptych.compute.lora_changes import ChangedModule, Place
+from triptych.compute.offload import fill_offloaded
 from triptych.compute.quantization import Quantizer
 from triptych_denoiser.models.layers import Float32RMSNorm, ZeroCentredRMSNorm
 from triptych_denoiser.models.transformer import Transformer
@@ -24,10 +25,14 @@ def build(
     device: str,
     dtype: torch.dtype,
     quantizer: Quantizer | None = None,
+    offload: bool = False,
 ) -> Transformer:
     """The transformer of a checkpoint, ready to run. `config` and `tensors` as diffusers stores them.
 
+    With `offload` the weights of its blocks wait in the host's memory.
+
     Raises:
+        StartError: there is too little memory that can be pinned.
         ValueError: the config is not supported, the tensors do not fit it, or a linear cannot be quantized.
     """
     with torch.device("meta"):
@@ -36,7 +41,7 @@ def build(
     targets = model.checkpoint_keys()
     check_names(targets, tensors)
     finish = None if quantizer is None else partial(quantizer.finish, exceptions=model.exceptions)
-    fill(model, targets, tensors, torch.device(device), finish)
+    (fill_offloaded if offload else fill)(model, targets, tensors, torch.device(device), finish)
     return model
 
 

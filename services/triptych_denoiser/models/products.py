@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triptych.compute.offload import bring
+
 MIN_ROWS = 4
 NARROW = 24
 
@@ -74,6 +76,7 @@ def like_the_first(tiles: Sequence[int], weight: Tensor, bias: Tensor | None) ->
 
     Tried with random numbers: a kernel is chosen by sizes, not by values.
     """
+    bring(weight)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(tiles[-1], weight.shape[1], generator=generator)
     rows = drawn.to(weight.device, weight.dtype)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych.compute.offload import bring
 from triptych.compute.quantization import Exceptions
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
@@ -170,6 +171,7 @@ class Block(nn.Module):
         """A text's and its references' tokens [1, tokens, width] of those before, and what the picture
         attends to of them: keys and values, [tokens, 2, heads, head_dim].
         """
+        bring(self.attention.qkv.weight)  # this is no call of the block
         scale, gate, mlp_scale, mlp_gate = modulations
         q, k, v = self.attention(scaled(x, scale, stream))
         q, k = rotate(q, turns), rotate(k, turns)

@@ -11,6 +11,7 @@ from triptych.compute.settings import DeviceOptions, Quantization, StageSettings
 from triptych.serving.settings import ModelOptions, Options, ServerOptions, SharedMemoryOptions
 from triptych_coordinator.settings import CoordinatorLimits
 from triptych_denoiser.settings import DenoiserOptions
+from triptych_text_encoder.settings import TextEncoderOptions
 from triptych_vae_codec.settings import VaeCodecOptions
 
 
@@ -43,12 +44,20 @@ class ModelChoice(DeviceOptions, ModelOptions):
 
 
 class ServicesSettings(
-    CoordinatorLimits, DenoiserOptions, VaeCodecOptions, SharedMemoryOptions, ModelChoice, ServerOptions
+    CoordinatorLimits,
+    TextEncoderOptions,
+    DenoiserOptions,
+    VaeCodecOptions,
+    SharedMemoryOptions,
+    ModelChoice,
+    ServerOptions,
 ):
     """All of it. Each service is told of what its own settings have."""
 
 
-class FusedSettings(CoordinatorLimits, DenoiserOptions, VaeCodecOptions, ModelChoice, StageSettings):
+class FusedSettings(
+    CoordinatorLimits, TextEncoderOptions, DenoiserOptions, VaeCodecOptions, ModelChoice, StageSettings
+):
     """The same for one process with all services, which shares no memory with another."""
 
 

@@ -46,9 +46,15 @@ RECIPES: Mapping[str, Callable[[Checkpoint, LoadTower], Recipe]] = {
 
 
 def load_recipe(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantizer: Quantizer | None = None
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantizer: Quantizer | None = None,
+    offload: bool = False,
 ) -> Recipe:
     """Load the text encoders of a checkpoint in `dtype` on `device`, their linears quantized or not.
+
+    With `offload` the weights of their layers wait in the host's memory.
 
     Raises CheckpointError if the family is unknown or a component is missing, broken or unsupported.
     """
@@ -57,4 +63,4 @@ def load_recipe(
         raise CheckpointError(
             f"{checkpoint.path} is a {family}; there are text recipes for {', '.join(RECIPES)}"
         )
-    return RECIPES[family](checkpoint, partial(load_tower, checkpoint, dtype, device, quantizer))
+    return RECIPES[family](checkpoint, partial(load_tower, checkpoint, dtype, device, quantizer, offload))

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.compute.offload import bring
 from triptych.errors import CheckpointError
 from triptych.families.layouts import Target
 
@@ -359,6 +360,7 @@ class FusedTensors(Mapping[str, Tensor]):
 
 def dequantized(weight: Tensor) -> Tensor:
     """The weight as plain numbers. Raises CheckpointError if its quantization cannot give them back."""
+    bring(weight)
     plain = weight.data
     if type(plain) is Tensor:
         return plain

@@ -66,6 +66,16 @@ class LoraOptions(Options):
     )
 
 
+class OffloadOptions(Options):
+    """Of the stages whose models are stacks of blocks."""
+
+    offload: bool = Field(
+        default=False,
+        description="Keep the weights of blocks in the host's memory, and on the GPU those of two blocks at "
+        "a time: for models that are larger than the card. A pass takes at least as long as copying them.",
+    )
+
+
 class CompileOptions(Options):
     """Of the stages that can compile their model."""
 
