@@ -55,7 +55,8 @@ def create_servicer(
     device = usable_device(settings.device)
     checkpoint = settings.open_checkpoint()
     dtype = getattr(torch, settings.dtype)
-    attention = choose_backend(options.attention, device, dtype)
+    invariant = options.determinism == "batch-invariant"
+    attention = choose_backend(options.attention, device, dtype, invariant)
     if options.compile:
         _check_compilable(options, quantization)
         try_compiler(device)
@@ -91,8 +92,8 @@ def create_servicer(
 
 
 def _described(attention: Backend, transformer: Transformer) -> str:
-    if attention == "flash-attn" and not transformer.inputs.text_positions:
-        return "flash-attn, and by sdpa for text that ends in equal tokens: they are one with a bias"
+    if attention in ("flash-attn", "varlen") and not transformer.inputs.text_positions:
+        return f"{attention}, and by efficient for text that ends in equal tokens: they are one with a bias"
     return attention
 
 

@@ -20,10 +20,12 @@ class DenoiserOptions(LoraOptions, OffloadOptions, CompileOptions):
         "machine cannot promise that, rows run with those of their own size and text length alone, or one at "
         "a time. fast: rows always run together.",
     )
-    attention: Literal["auto", "flash-attn", "sdpa", "math"] = Field(
+    attention: Literal["auto", "flash-attn", "varlen", "efficient", "sdpa", "math"] = Field(
         default="auto",
-        description="What computes attention: the package flash-attn, torch's own kernels, or the plain "
-        "formula. auto: flash-attn where it is installed and runs, else sdpa.",
+        description="What computes attention: the package flash-attn, torch's own kernels (varlen and "
+        "efficient on CUDA alone, sdpa anywhere), or the plain formula. auto: flash-attn where it is "
+        "installed and runs, else sdpa; batch-invariant on CUDA varlen or, where that does not run, "
+        "efficient.",
     )
     max_batch_rows: int = Field(default=16, gt=0, description="Rows in one forward pass.")
     max_queued_rows: int = Field(

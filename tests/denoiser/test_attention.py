@@ -3,9 +3,12 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,8 +24,7 @@ from triptych_denoiser.models.attention import (
     Attention,
     Choice,
     choose_backend,
-    flash_attention,
-    mixed_flash_attention,
+    varlen_attention,
 )
 from triptych_denoiser.settings import DenoiserSettings
 
@@ -51,41 +53,69 @@ def test_torchs_backends_compute_the_formula(backend: attention.Backend, biased:
     torch.testing.assert_close(attended, expected.transpose(1, 2).flatten(2), rtol=1e-5, atol=1e-6)
 
 
-def test_flash_attn_computes_what_has_no_bias_and_sdpa_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_documentation(
+    calls: list[Any], q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, *longest: int
+) -> Tensor:
+    """What flash-attn and torch document of varlen attention: rows from starts[i] to starts[i + 1]."""
+    calls.append((starts.tolist(), starts.dtype, longest))
+    assert torch.equal(starts, key_starts)
+    rows = [
+        F.scaled_dot_product_attention(
+            *(x[first:last].transpose(0, 1) for x in (q, k, v)), enable_gqa=True
+        ).transpose(0, 1)
+        for first, last in pairwise(starts.tolist())
+    ]
+    return torch.cat(rows)
+
+
+@pytest.fixture(params=["flash-attn", "varlen"])
+def varlen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Attention, list[Any]]:
+    """Attention by one of the packages, with a stand-in for it, and its calls."""
+    calls: list[Any] = []
+    if request.param == "flash-attn":
+        package = SimpleNamespace(flash_attn_varlen_func=partial(by_documentation, calls))
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
+    else:
+
+        def varlen_attn(*given: Any, num_splits: int | None = None) -> Tensor:
+            assert num_splits == 1
+            assert given[0].shape[1] == given[1].shape[1]
+            return by_documentation(calls, *given)
+
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    attend = Attention()
+    attend.backend = request.param
+    return attend, calls
+
+
+@pytest.mark.parametrize("heads", [3, 1])
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        (((2, 3, 20, 16), (1, 3, 7, 16), (1, 3, 9, 16)), ([0, 20, 40, 47, 56], torch.int32, (20, 20))),
+        (((3, 3, 5, 16),), ([0, 5, 10, 15], torch.int32, (5, 5))),
+        (((1, 3, 5, 16),), ([0, 5], torch.int32, (5, 5))),
+    ],
+)
+def test_rows_of_any_length_are_computed_in_one_call(
+    varlen: tuple[Attention, list[Any]], shapes: Sequence[Sequence[int]], expected: object, heads: int
+) -> None:
+    attend, calls = varlen
+    q = [torch.randn(*shape) for shape in shapes]
+    k, v = ([torch.randn(rows, heads, *rest) for rows, _, *rest in shapes] for _ in "kv")
+
+    for attended, alone in zip(attend(q, k, v), Attention()(q, k, v), strict=True):
+        torch.testing.assert_close(attended, alone)
+    assert calls == [expected]
+
+
+def test_what_has_a_bias_is_computed_by_torchs_kernels(varlen: tuple[Attention, list[Any]]) -> None:
+    attend, calls = varlen
     q, k, v = projections()
-    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: torch.zeros(1))
-    flash, sdpa = Attention(), Attention()
-    flash.backend = "flash-attn"
     bias = torch.randn(1, 1, 1, 20)
 
-    assert torch.equal(flash([q], [k], [v])[0], torch.zeros(1))
-    assert torch.equal(flash([q], [k], [v], [bias])[0], sdpa([q], [k], [v], [bias])[0])
-
-
-def test_flash_attn_computes_groups_of_different_rows_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in that does what the package documents: rows from starts[i] to starts[i + 1]."""
-    calls = []
-
-    def varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, *longest: int) -> Tensor:
-        calls.append((starts.tolist(), starts.dtype, longest))
-        assert torch.equal(starts, key_starts)
-        rows = [
-            F.scaled_dot_product_attention(*(x[first:last].transpose(0, 1) for x in (q, k, v))).transpose(
-                0, 1
-            )
-            for first, last in pairwise(starts.tolist())
-        ]
-        return torch.cat(rows)
-
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=varlen))
-    flash, sdpa = Attention(), Attention()
-    flash.backend = "flash-attn"
-    shapes = ((2, 3, 20, 16), (1, 3, 7, 16), (1, 3, 9, 16))
-    q, k, v = ([torch.randn(shape) for shape in shapes] for _ in "qkv")
-
-    for attended, expected in zip(flash(q, k, v), sdpa(q, k, v), strict=True):
-        torch.testing.assert_close(attended, expected)
-    assert calls == [([0, 20, 40, 47, 56], torch.int32, (20, 20))]
+    torch.testing.assert_close(attend([q], [k], [v], [bias]), Attention()([q], [k], [v], [bias]))
+    assert not calls
 
 
 @pytest.mark.parametrize(
@@ -98,9 +128,18 @@ def test_flash_attn_computes_groups_of_different_rows_in_one_call(monkeypatch: p
 def test_flash_attn_is_refused_where_it_cannot_run(
     device: torch.device, dtype: torch.dtype, reason: str
 ) -> None:
-    with pytest.raises(StartError, match=f"--attention flash-attn cannot be used: {reason}"):
-        choose_backend("flash-attn", device, dtype)
+    choices: tuple[Choice, ...] = ("flash-attn", "varlen")
+    for choice in choices:
+        with pytest.raises(StartError, match=f"--attention {choice} cannot be used: {reason}"):
+            choose_backend(choice, device, dtype)
     assert choose_backend("auto", device, dtype) == "sdpa"
+    kept = "efficient" if device.type == "cuda" else "sdpa"
+    assert choose_backend("auto", device, dtype, batch_invariant=True) == kept
+
+
+def test_the_efficient_kernel_is_refused_on_a_cpu() -> None:
+    with pytest.raises(StartError, match="--attention efficient cannot be used: it runs on CUDA"):
+        choose_backend("efficient", CPU, torch.float32)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
@@ -110,15 +149,19 @@ def test_flash_attn_is_refused_where_it_is_not_installed() -> None:
     assert choose_backend("auto", CUDA, torch.bfloat16) == "sdpa"
 
 
-@pytest.mark.skipif(not FLASH_ATTN, reason="needs CUDA and flash_attn")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_flash_attn_is_sdpa_up_to_rounding(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", ["flash-attn", "varlen"])
+def test_varlen_attention_is_sdpa_up_to_rounding(
+    backend: Literal["flash-attn", "varlen"], dtype: torch.dtype
+) -> None:
+    if backend == "flash-attn" and not FLASH_ATTN:
+        pytest.skip("needs flash_attn")
     q, k, v = (x.cuda() for x in projections(dtype))
 
-    assert choose_backend("auto", CUDA, dtype) == "flash-attn"
-    torch.testing.assert_close(flash_attention(q, k, v), Attention()([q], [k], [v])[0], rtol=2e-2, atol=2e-2)
+    assert choose_backend(backend, CUDA, dtype) == backend
     groups = [[x, x[:1, :, :7]] for x in (q, k, v)]
-    for mixed, alone in zip(mixed_flash_attention(*groups), Attention()(*groups), strict=True):
+    for mixed, alone in zip(varlen_attention(*groups, backend), Attention()(*groups), strict=True):
         torch.testing.assert_close(mixed, alone, rtol=2e-2, atol=2e-2)
 
 

@@ -12,6 +12,7 @@ import mmap
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,9 @@ class _StreamedBlocks:
         self._waiting: dict[int, Tensor] = {}
         self._buffers: Sequence[Tensor] = ()
         self._present: list[int | None] = [None] * BUFFERS
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copied = [torch.cuda.Event() for _ in range(BUFFERS)] if self._copies else []
+        cuda: Any = torch.cuda  # most of it has no types
+        self._copies = cuda.Stream(device) if device.type == "cuda" else None
+        self._copied = [cuda.Event() for _ in range(BUFFERS)] if self._copies else []
 
     def hold(self, index: int) -> None:
         """Moves a block's weights to memory of the host."""
@@ -185,11 +187,12 @@ def _last_with_weights(block: nn.Module) -> nn.Module:
 
 def _laid_out(weight: Tensor, place: Callable[[Tensor], Tensor]) -> Tensor:
     """A tensor like the weight in the places of its plain parts: of a quantized one there are several."""
-    if not hasattr(weight, "__tensor_flatten__"):
+    kind: Any = type(weight)
+    if not hasattr(kind, "__tensor_flatten__"):
         return place(weight)
-    names, context = weight.__tensor_flatten__()
+    names, context = kind.__tensor_flatten__(weight)
     parts = {name: _laid_out(getattr(weight, name), place) for name in names}
-    laid_out: Tensor = type(weight).__tensor_unflatten__(parts, context, weight.shape, weight.stride())
+    laid_out: Tensor = kind.__tensor_unflatten__(parts, context, weight.shape, weight.stride())
     return laid_out
 
 
@@ -204,7 +207,7 @@ def _pinned(nbytes: int, owner: object) -> Tensor:
     """
     pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
-    runtime = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(runtime.cudaHostRegister(memory.data_ptr(), nbytes, 0))
     if status != 0:
         raise StartError(
