@@ -26,6 +26,7 @@ from triptych_denoiser.features import (
     key_of,
     named,
 )
+from triptych_denoiser.graphs import GraphedPasses
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
 from triptych_denoiser.row import Row
@@ -57,7 +58,7 @@ class Predictor:
     """A transformer that computes up to `max_rows` rows in one forward pass, of several shapes if `mixes`.
 
     `device` and `dtype` are those that the model computes on and in; `features` are remembered, and `texts`:
-    what the part of a model that sees text alone made of it.
+    what the part of a model that sees text alone made of it. With `graphs` passes are captured and repeated.
     """
 
     model: Transformer
@@ -67,6 +68,7 @@ class Predictor:
     features: FeatureCache = field(default_factory=lambda: FeatureCache(1))
     texts: StaticTexts = field(default_factory=lambda: StaticTexts(0, keeps_newest=False))
     mixes: bool = True
+    graphs: GraphedPasses | None = None
 
     def group(self, row: Row) -> tuple[object, ...]:
         """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
@@ -136,7 +138,9 @@ class Predictor:
             others = self._others(ordered)
             if not blocks:
                 others["skipped_layers"] = range(self.model.inputs.num_layers)
-            predicted = self.model.mixed(groups, sigma, reuse=reuse, **others)
+            captured = self.graphs if reuse is no_reuse and not rows[0].loras else None
+            forward = captured or self.model.mixed
+            predicted = forward(groups, sigma, reuse=reuse, **others)
         velocities = [velocity for group in predicted for velocity in group.float().cpu()]
         return [velocity for _, velocity in sorted(zip(order, velocities, strict=True), key=lambda at: at[0])]
 
@@ -210,7 +214,8 @@ def create_predictor(
     features = FeatureCache(options.feature_cache_mb << 20, name="features")
     rows = options.max_batch_rows
     texts = StaticTexts(options.static_text_cache_mb << 20, keeps_newest=False, name="static texts")
-    together = Predictor(model, device, dtype, rows, features, texts, mixes=not options.compile)
+    graphs = GraphedPasses(model) if options.compile and device.type == "cuda" else None
+    together = Predictor(model, device, dtype, rows, features, texts, not options.compile, graphs)
     if options.determinism == "fast":
         log.info("up to %d rows share a pass, and their last bits may depend on it", rows)
         return together
@@ -224,7 +229,7 @@ def create_predictor(
         remember(verdict_file, verdict)
     if verdict == "one at a time":
         log.info("rows run one at a time: in company, their last bits would depend on it (%s)", when)
-        return Predictor(model, device, dtype, 1, features, texts)
+        return Predictor(model, device, dtype, 1, features, texts, graphs=graphs)
     together.mixes = verdict == "of any sizes"
     log.info(
         "up to %d rows %s share a pass%s: %s, they have the same bits as alone",

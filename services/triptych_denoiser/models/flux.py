@@ -37,6 +37,7 @@ from triptych_denoiser.models.rotary import (
     grid_positions,
     rotate_each,
     turns_at,
+    turns_on,
 )
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
@@ -218,7 +219,7 @@ class FluxTransformer(Transformer):
         rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
         turns = [
-            self.turns(tokens, [_grid(picture) for picture in each]).to(image.device)
+            turns_on(image.device, self.turns, tokens, tuple(map(_grid, each)))
             for tokens, each in zip(rows.text.tokens, pictures, strict=True)
         ]
         blocks, doubles = [*self.double_blocks, *self.single_blocks], len(self.double_blocks)

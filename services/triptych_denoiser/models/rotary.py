@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -59,6 +60,12 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
         axes: for each axis, cosine and sine by position, [count, dim / 2, 2].
     """
     return torch.cat([axis[at] for axis, at in zip(axes, positions.unbind(-1), strict=True)], dim=1)
+
+
+@lru_cache(maxsize=64)
+def turns_on(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
+    """What `turns` makes of the sizes, on a device: computed and copied once, for a GPU waits for that."""
+    return turns(*sizes).to(device)
 
 
 def turns_of(positions: Tensor, dims: Sequence[int], theta: float) -> Tensor:

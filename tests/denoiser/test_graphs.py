@@ -1,0 +1,124 @@
+"""Captured passes: the same velocities for other numbers, few graphs, and what is not captured.
+
+CUDA's own capture needs a GPU; here what is captured is computed again from the same memory.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.denoiser import small_families
+from tests.denoiser.small_families import Config, random_transformer
+from triptych_denoiser import graphs
+from triptych_denoiser.graphs import GraphedPasses
+from triptych_denoiser.models import ARCHITECTURES
+from triptych_denoiser.models.transformer import RowGroup, no_reuse
+from triptych_denoiser.predictor import Predictor, random_row
+from triptych_denoiser.row import Row
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+class Recomputed:
+    """Stands for a graph: computes again, and writes to where the results were."""
+
+    def __init__(self) -> None:
+        self.captured = 0
+
+    def __call__(self, work: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+        self.captured += 1
+        outputs = [torch.empty_like(output) for output in work()]
+
+        def replay() -> None:
+            for held, output in zip(outputs, work(), strict=True):
+                held.copy_(output)
+
+        return replay, outputs
+
+
+def predictors(config: Config) -> tuple[Predictor, Predictor, Recomputed]:
+    """One whose passes are captured, and one that computes them plainly."""
+    model, capture = random_transformer(config), Recomputed()
+    captured = Predictor(model, CPU, torch.float32, 4, graphs=GraphedPasses(model, capture))
+    return captured, Predictor(model, CPU, torch.float32, 4), capture
+
+
+def rows_of(predictor: Predictor, count: int, height: int, seed: int) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+    return [random_row(predictor, height, 8, 9, 5, generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "config", [small_families.SD3, small_families.FLUX, small_families.FILL, small_families.QWEN_IMAGE21]
+)
+def test_passes_of_shapes_that_come_again_are_captured_once(config: Config) -> None:
+    captured, plain, capture = predictors(config)
+
+    for seed in range(4):
+        for count, height in ((1, 8), (2, 8), (1, 4)):
+            rows = rows_of(plain, count, height, seed)
+            found, expected = captured.predict(rows).velocities, plain.predict(rows).velocities
+            assert all(map(torch.equal, found, expected))
+        assert capture.captured == (0 if seed == 0 else 3)
+
+
+def test_the_least_used_graphs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    captured, _, capture = predictors(small_families.SD3)
+
+    for height in (4, 4, 6, 6, 4, 8, 8, 4, 6):  # 8 takes the place of 6
+        captured.predict(rows_of(captured, 1, height, height))
+    assert capture.captured == 3
+    captured.predict(rows_of(captured, 1, 6, 0))
+    assert capture.captured == 4
+
+
+def test_what_cannot_be_captured_is_computed(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(work: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    model = random_transformer(small_families.SD3)
+    captured = Predictor(model, CPU, torch.float32, 4, graphs=GraphedPasses(model, failing))
+    plain = Predictor(model, CPU, torch.float32, 4)
+    for seed in range(3):
+        rows = rows_of(plain, 2, 8, seed)
+        found = captured.predict(rows).velocities
+        assert all(map(torch.equal, found, plain.predict(rows).velocities))
+    assert [record.getMessage() for record in caplog.records if record.name == graphs.__name__] == [
+        "passes are not captured as CUDA graphs: operation not permitted when stream is capturing"
+    ]
+
+
+class OnlyOn(TorchDispatchMode):
+    """Notes operations that touch a tensor of the CPU: a capture would fail of their copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_the_cpu: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        touched = [*args, result]
+        if any(isinstance(each, Tensor) and each.device.type == "cpu" for each in touched):
+            self.of_the_cpu.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize("config", [small_families.SD3, small_families.FLUX])
+@torch.inference_mode()
+def test_a_pass_whose_shapes_were_met_copies_nothing_to_the_device(config: Config) -> None:
+    with torch.device("meta"):
+        model = ARCHITECTURES[config["_class_name"]].from_config(config).eval()
+        group = RowGroup(torch.zeros(2, model.inputs.channels, 8, 8), torch.zeros(2, 5, 32), 1)
+        given: dict[str, Any] = {"sigma": torch.zeros(2), "pooled": torch.zeros(2, 24)}
+        given |= {"guidance": torch.zeros(2)} if model.inputs.guidance else {}
+    given |= {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse}
+    model.mixed([group], **given)
+
+    with OnlyOn() as seen:
+        model.mixed([group], **given)
+    assert not seen.of_the_cpu
