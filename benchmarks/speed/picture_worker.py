@@ -71,6 +71,10 @@ def openvino_pipeline(folder: str, dtype: str, options: dict[str, Any], pictures
     precision = {"INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype]}
     pipeline = OVStableDiffusion3Pipeline.from_pretrained(folder, compile=False, ov_config=precision)
     pipeline.reshape(pictures, options["height"], options["width"], 1)
+    decoder = pipeline.vae_decoder.model  # was reshaped for the pictures of one prompt
+    shape = decoder.inputs[0].partial_shape
+    shape[0] = pictures
+    decoder.reshape(shape)
     pipeline.compile()
     return pipeline
 
