@@ -270,7 +270,9 @@ async def test_a_small_call_that_came_a_little_later_goes_before_a_large_one(
 
 
 async def test_a_large_call_has_an_even_share_while_small_ones_come_and_go(clock: Clock) -> None:
-    """Of three at once it has a third: when small ones took 36 s, its 16 s are nearer than another's 4 s."""
+    """A half or a third, as they come back: its 16 s are nearer than another's 4 s after 24 to 36 s,
+    and a small one or two that were there before go first.
+    """
     predictor = HeldPredictor(clock, max_rows=1)
     predictor.seconds = lambda rows: rows[0].latents.numel()
     batcher = Batcher(predictor, LIMITS)  # type: ignore[arg-type]
@@ -285,7 +287,7 @@ async def test_a_large_call_has_an_even_share_while_small_ones_come_and_go(clock
     await asyncio.gather(ask(20), ask(20), batcher.predict([row(2, 4)]))
     await batcher.close()
 
-    assert predictor.passes[2:].index([2]) in (9, 10)
+    assert 6 <= predictor.passes[2:].index([2]) <= 13
 
 
 async def test_a_small_call_passes_between_the_rows_of_a_large_one(
