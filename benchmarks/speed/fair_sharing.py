@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 
-def fair_sharing(arrivals: Sequence[float], throughput: Callable[[int], float]) -> list[float]:
-    """Seconds that each of equal requests takes if n that are there get 1/n of throughput(n) each.
+def fair_sharing(
+    arrivals: Sequence[float], throughput: Callable[[int], float], work: Sequence[float] | None = None
+) -> list[float]:
+    """Seconds that each request takes if n that are there get 1/n of throughput(n) each.
 
     This is processor sharing (Kleinrock, "Time-shared systems: a theoretical treatment", 1967), with a speed
     that depends on the number of requests, as batches make it.
@@ -14,6 +16,7 @@ def fair_sharing(arrivals: Sequence[float], throughput: Callable[[int], float]) 
     Args:
         arrivals: the seconds at which requests arrive, in order.
         throughput: requests a second that are done while n are there, n at least 1.
+        work: how many of those requests each is as much as; 1 each if it is None.
     """
     now, served, following = 0.0, 0.0, 0
     ends: dict[int, float] = {}
@@ -30,6 +33,6 @@ def fair_sharing(arrivals: Sequence[float], throughput: Callable[[int], float]) 
             ends[first] = now
             del due[first]
         else:
-            due[following] = served + 1.0
+            due[following] = served + (work[following] if work else 1.0)
             following += 1
     return [ends[request] - arrival for request, arrival in enumerate(arrivals)]

@@ -24,3 +24,8 @@ def test_a_request_that_comes_half_way_slows_the_first_down() -> None:
 
 def test_nobody_waits_where_nobody_arrives() -> None:
     assert fair_sharing([], lambda n: 1.0) == []
+
+
+def test_a_small_request_passes_a_large_one() -> None:
+    """Both have half of it until the small one is done."""
+    assert fair_sharing([0.0, 1.0], lambda n: 1.0, [3.0, 0.5]) == pytest.approx([3.5, 1.0])
