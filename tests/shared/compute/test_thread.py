@@ -79,6 +79,7 @@ def test_a_process_gives_way_before_its_next_turn_and_not_before_its_answer(
     lock = os.open(tmp_path, os.O_RDONLY)
     slept: list[float] = []
     monkeypatch.setattr(thread, "_cores_lock", lambda: lock)
+    monkeypatch.setattr(thread, "_turn_ended", 0.0)
     monkeypatch.setattr(thread, "time", SimpleNamespace(sleep=slept.append, monotonic=lambda: 100.0))
     with thread.turn():
         assert slept == [0.0]
