@@ -9,7 +9,7 @@ from tests.parity import test_flux_transformer as flux
 from tests.parity import test_sd3_transformer as sd3
 from tests.parity.transformers import relative_error
 from triptych.families import mag_ratios
-from triptych_coordinator.sampling.reuse import MagCache
+from triptych_coordinator.sampling.reuse.features import MagCache
 from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache
 from triptych_denoiser.predictor import Predictor

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tests.parity.test_flux_transformer import SMALL, expected_velocity, inputs, ours, reference
 from triptych_coordinator.sampling.guidance.layers import Branch
-from triptych_coordinator.sampling.reuse import TaylorSeer, WithTaylorSeer
+from triptych_coordinator.sampling.reuse.extrapolation import TaylorSeer, WithTaylorSeer
 from triptych_denoiser.models.flux import FluxTransformer
 
 STEPS = 14

@@ -21,7 +21,7 @@ from triptych_coordinator.sampling.guidance.schedules import GuidanceSchedule
 from triptych_coordinator.sampling.inpainting import NO_MARGINS, Margins
 from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
-from triptych_coordinator.sampling.reuse import StepReuse
+from triptych_coordinator.sampling.reuse.step_reuse import StepReuse
 from triptych_coordinator.sampling.sigma_schedules import SigmaSchedule
 from triptych_coordinator.sampling.solvers.solution import Latents, Solver
 

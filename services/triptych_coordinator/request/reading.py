@@ -42,7 +42,8 @@ from triptych_coordinator.sampling.guidance.schedules import (
 )
 from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
-from triptych_coordinator.sampling.reuse import MagCache, NoReuse, StepReuse
+from triptych_coordinator.sampling.reuse.features import MagCache
+from triptych_coordinator.sampling.reuse.step_reuse import NoReuse, StepReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver

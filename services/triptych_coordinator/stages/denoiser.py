@@ -25,7 +25,7 @@ from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
 from triptych_coordinator.sampling.guidance.layers import Branch
-from triptych_coordinator.sampling.reuse import FeatureReuse
+from triptych_coordinator.sampling.reuse.step_reuse import FeatureReuse
 from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order

@@ -24,7 +24,9 @@ from triptych_coordinator.sampling.guidance.methods import (
     ZeroStarGuidance,
 )
 from triptych_coordinator.sampling.guidance.schedules import ConstantGuidance, IntervalGuidance
-from triptych_coordinator.sampling.reuse import GuidanceReuse, MagCache, NoReuse
+from triptych_coordinator.sampling.reuse.branches import GuidanceReuse
+from triptych_coordinator.sampling.reuse.features import MagCache
+from triptych_coordinator.sampling.reuse.step_reuse import NoReuse
 from triptych_coordinator.sampling.sigma_schedules import (
     CheckpointSigmas,
     ExplicitSigmas,

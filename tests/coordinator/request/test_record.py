@@ -22,7 +22,8 @@ from triptych_coordinator.sampling.guidance.schedules import (
     ExplicitGuidance,
     IntervalGuidance,
 )
-from triptych_coordinator.sampling.reuse import GuidanceReuse, NoReuse
+from triptych_coordinator.sampling.reuse.branches import GuidanceReuse
+from triptych_coordinator.sampling.reuse.step_reuse import NoReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, ExplicitSigmas, KarrasSigmas
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.runge_kutta import EulerSolver, HeunSolver

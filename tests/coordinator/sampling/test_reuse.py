@@ -11,19 +11,14 @@ from triptych_coordinator.sampling.guidance.guided import Guided
 from triptych_coordinator.sampling.guidance.layers import Branch
 from triptych_coordinator.sampling.loop import sample
 from triptych_coordinator.sampling.noise import NoiseStream, randn
-from triptych_coordinator.sampling.reuse import (
-    FeatureReuse,
-    GuidanceReuse,
-    LayerReuse,
-    MagCache,
-    NoReuse,
-    StepReuse,
+from triptych_coordinator.sampling.reuse.branches import GuidanceReuse
+from triptych_coordinator.sampling.reuse.extrapolation import (
     TaylorSeer,
     VelocityExtrapolation,
-    WithFeatureReuse,
-    WithMagCache,
     WithTaylorSeer,
 )
+from triptych_coordinator.sampling.reuse.features import LayerReuse, MagCache, WithFeatureReuse, WithMagCache
+from triptych_coordinator.sampling.reuse.step_reuse import FeatureReuse, NoReuse, StepReuse
 from triptych_coordinator.sampling.sigmas import FlowSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.solution import Latents
