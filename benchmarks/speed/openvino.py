@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.picture_worker import diffusers_pipeline
 
-REQUIREMENTS = ("optimum-intel[openvino]==2.2.0", "diffusers==0.39.0", "torch>=2.11")
+REQUIREMENTS = ("optimum-intel[openvino]==2.2.0", "diffusers==0.39.0")
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +28,8 @@ def openvino_python() -> Path:
         print(f"making {folder}", file=sys.stderr)
         venv.create(folder, clear=True, with_pip=True)
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", *REQUIREMENTS], check=True)
+        torch = f"torch=={version('torch').partition('+')[0]}"  # a newer one may bring CUDA: gigabytes
+        subprocess.run([*pip, "install", *REQUIREMENTS, torch], check=True)
         # It does not load beside a torch without CUDA, and nothing here needs it.
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
         complete.touch()
