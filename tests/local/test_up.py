@@ -3,6 +3,7 @@
 import socket
 import stat
 import subprocess
+import sys
 import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -59,8 +60,13 @@ def test_every_service_tells_its_health_and_what_it_serves(up: Up, name: str) ->
     address = f"unix:{up.folder() / name}.sock"
     assert health(address, "") == health(address, SERVICES[name]) == health_pb2.HealthCheckResponse.SERVING
     of_all = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    of_operators = {"triptych.v1.FleetService", "externalscaler.ExternalScaler"}
-    assert listed(address) == {SERVICES[name]} | of_all | (of_operators if name == "coordinator" else set())
+    shared_memory = {"triptych.v1.SharedMemoryService"} if sys.platform == "linux" else set()
+    others = {
+        "coordinator": {"triptych.v1.FleetService", "externalscaler.ExternalScaler"},
+        "denoiser": shared_memory,
+        "vae-codec": shared_memory,
+    }
+    assert listed(address) == {SERVICES[name]} | of_all | others.get(name, set())
 
 
 def test_a_page_is_there_wherever_its_usual_port_is_taken(tmp_path: Path, tiny_checkpoint: Path) -> None:
