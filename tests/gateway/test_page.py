@@ -189,6 +189,7 @@ def test_what_is_painted_is_made_anew_and_the_rest_stays(page: Any, tmp_path: Pa
     board.press("Space")  # in the middle, by keys
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("button", name="Use this mask").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
     with last_request(page) as asked:
         generate(page, Steps="3")
     parameters = asked.value.post_data_json["parameters"]
@@ -218,6 +219,7 @@ def test_a_frame_that_is_dragged_extends_the_picture(page: Any, tmp_path: Path) 
     bottom = int(edge.get_attribute("aria-valuenow"))
     assert bottom > 0
     page.get_by_role("button", name="Use this frame").click()
+    expect(page.get_by_role("dialog")).to_have_count(0)
     generate(page, Steps="2")
     expect(tiles(page)).to_have_count(1)
     extended = shown(page, tmp_path)
@@ -414,6 +416,7 @@ def test_a_model_that_fills_asks_for_a_picture_and_a_mask(browser: Any, tmp_path
         page.get_by_role("button", name="Paint a mask").click()
         page.locator(".board canvas").press("Space")
         page.get_by_role("button", name="Use this mask").click()
+        expect(page.get_by_role("dialog")).to_have_count(0)
         generate(page, Steps="1")
         expect(tiles(page)).to_have_count(1)
 
@@ -503,8 +506,10 @@ def test_a_phones_width_is_enough(browser: Any, fleet: Fleet) -> None:
         assert page.evaluate(wide) == []
         for button in ("Paint a mask", "Extend"):
             page.get_by_role("button", name=button).click()
+            expect(page.get_by_role("dialog")).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth") == 320
             page.keyboard.press("Escape")
+            expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_vary_and_more_steps_ask_for_what_they_say(page: Any) -> None:
