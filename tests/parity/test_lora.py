@@ -91,8 +91,7 @@ def sd3_velocity(theirs: Any, given: dict[str, Tensor]) -> Tensor:
 
 def sd3_case() -> Case:
     config = sd3_tests.SMALL | {"num_layers": 2, "qk_norm": "rms_norm", "dual_attention_layers": (0,)}
-    names = ("latents", "sigma", "sequence", "pooled")
-    given = dict(zip(names, sd3_tests.inputs(config, 2, 8, 6), strict=True))
+    given = sd3_tests.inputs(config, 2, 8, 6)
     pipeline = reference_library.StableDiffusion3Pipeline
     return Case(SD3Transformer, sd3_tests.reference(config), pipeline, given, sd3_velocity)
 
