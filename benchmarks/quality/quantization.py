@@ -134,8 +134,8 @@ def text_encoder(checkpoint: Checkpoint) -> Load:
     """The checkpoint's text encoders on two prompts."""
 
     def load(dtype: torch.dtype, quantizer: Quantizer | None) -> tuple[Run, int]:
-        recipe: Any = load_recipe(checkpoint, dtype, CPU, quantizer)
-        nbytes = sum(stored_bytes(tower.model) for tower in recipe._towers)
+        recipe = load_recipe(checkpoint, dtype, CPU, quantizer)
+        nbytes = sum(stored_bytes(tower.model) for tower in recipe.towers)
         return lambda: torch.cat([recipe.encode(prompt).sequence for prompt in PROMPTS]), nbytes
 
     return load
