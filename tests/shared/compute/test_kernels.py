@@ -3,26 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from triptych.compute.kernels import llvm_openmp
-
-PRODUCTS = """
-import time
-from triptych.compute.kernels import configure_math_libraries
-configure_math_libraries()
-import torch
-torch.set_num_threads(2)
-rows, weight = torch.randn(64, 512), torch.randn(512, 512)
-made, used, until = 0, time.process_time(), time.monotonic() + 3
-while time.monotonic() < until:
-    rows @ weight
-    made += 1
-print((time.process_time() - used) / made)
-"""
-
 
 THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 
@@ -35,23 +19,6 @@ def answer(program: str, **environment: str) -> str:
         command, env=inherited | environment, capture_output=True, text=True, check=True, timeout=60
     )
     return done.stdout.strip()
-
-
-@pytest.fixture
-def busy_neighbour() -> Iterator[None]:
-    """A process that keeps a core busy."""
-    neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    yield
-    neighbour.kill()
-    neighbour.wait()
-
-
-@pytest.mark.skipif((os.cpu_count() or 1) != 2, reason="one neighbour is busy on one of two cores")
-@pytest.mark.usefixtures("busy_neighbour")
-def test_a_busy_neighbour_takes_no_more_than_its_part() -> None:
-    calm = float(answer(PRODUCTS))
-    spinning = float(answer(PRODUCTS, GOMP_SPINCOUNT="300000"))  # GNU's, as it is by default
-    assert spinning > 1.5 * calm  # in processor time for a product, whatever else the machine does
 
 
 WAITING = """
