@@ -38,7 +38,8 @@ class WithFeatureReuse:
     one that does not remember that evaluation computes it again.
     """
 
-    def __init__(self, denoiser: FeatureReuser, threshold: float) -> None:
+    def __init__(self, denoiser: FeatureReuser, threshold: float | None) -> None:
+        """`threshold` as FeatureReuse has it."""
         self.reused_rows = 0
         self._denoiser = denoiser
         self._threshold = threshold
@@ -104,7 +105,7 @@ class MagCache(StepReuse):
         return skipped
 
 
-class WithMagCache:
+class WithMagCache(WithFeatureReuse):
     """All layers are taken to add what they did at the last computed step, in those steps that are skipped.
 
     A denoiser adds it to the tokens of the latents now (its features.py), and computes it again if it does
@@ -112,11 +113,9 @@ class WithMagCache:
     """
 
     def __init__(self, denoiser: FeatureReuser, skipped: Collection[int], first_step: int) -> None:
-        self.reused_rows = 0
-        self._denoiser = denoiser
+        super().__init__(denoiser, threshold=None)
         self._skipped = skipped
         self._step = first_step
-        self._earlier: list[tuple[Branch, Earlier]] = []
 
     async def predict(
         self,
@@ -130,16 +129,7 @@ class WithMagCache:
         if self._step not in self._skipped:
             self._earlier = []
         self._step += 1
-        earlier = [last_of(branch, latents.shape, self._earlier) for branch in branches]
-        reuses = [FeatureReuse(None, last) for last in earlier]
-        velocities, reused = await self._denoiser.predict_reusing(
-            latents, sigma, branches, guidance, reuses, target
-        )
-        self.reused_rows += int(reused.sum())
-        now = evaluation(latents, sigma, guidance, target)
-        computed = (branch for branch, last in zip(branches, earlier, strict=True) if last is None)
-        self._earlier += [(branch, now) for branch in computed]
-        return velocities
+        return await super().predict(latents, sigma, branches, guidance, target)
 
 
 def last_of(
