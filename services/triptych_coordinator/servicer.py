@@ -23,7 +23,7 @@ from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.demand import Demand
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
-from triptych_coordinator.generation import generation_events
+from triptych_coordinator.generation import AdmittedRequest
 from triptych_coordinator.last_minute import LastMinute
 from triptych_coordinator.permissions import cache_scope, check_permitted
 from triptych_coordinator.preview_colours import latent_rgb
@@ -210,18 +210,15 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         usual_steps = self._sampling_of(models).num_inference_steps
         pictures = load * steps / usual_steps
         scope = b"" if self._settings.share_conditioning else cache_scope(caller)
-        admitted = self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
-        turn = self._turn(rows, admitted)
+        turn = self._turn(
+            rows, self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
+        )
+        admitted = AdmittedRequest(
+            *(self.stages, models, sampling, self._latent_rgb, self._vocabulary),
+            *(parameters, deadline, timings, scope),
+        )
         with self.stages.request_comes():
-            async with (
-                self._quotas.charged(caller, pictures, turn),
-                aclosing(
-                    generation_events(
-                        *(self.stages, models, sampling, self._latent_rgb, self._vocabulary),
-                        *(parameters, deadline, timings, scope),
-                    )
-                ) as events,
-            ):
+            async with self._quotas.charged(caller, pictures, turn), aclosing(admitted.events()) as events:
                 async for event in events:
                     yield event
 

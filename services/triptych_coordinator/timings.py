@@ -9,6 +9,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from triptych.telemetry import instruments, tracing
+from triptych.telemetry.instruments import PART, QUEUE_SECONDS
+from triptych.v1 import image_generation_pb2 as pb
+
 Phase: TypeAlias = Literal["queue", "encode", "denoise", "decode", "file", "client"]
 """queue: until its turn came. file: pictures made into files. client: its taking of a picture."""
 
@@ -85,3 +89,33 @@ def begin_timings() -> Timings:
 def current_timings() -> Timings:
     """Those of the request that is worked on; of work for nobody's, new ones that nobody reads."""
     return _current.get() or Timings()
+
+
+def note_phases(timings: Timings, finished: pb.Finished) -> None:
+    """Tells the client, the request's span and the metrics where the time went until now."""
+    timings.enter("client")
+    seconds = timings.phases
+    finished.queue_milliseconds = 1000 * seconds["queue"]
+    finished.encode_milliseconds = 1000 * seconds["encode"]
+    finished.denoise_milliseconds = 1000 * seconds["denoise"]
+    finished.decode_milliseconds = 1000 * seconds["decode"]
+    finished.file_milliseconds = 1000 * seconds["file"]
+    finished.total_milliseconds = 1000 * timings.total()
+    finished.step_milliseconds.extend(1000 * step for step in timings.steps)
+    finished.text_encoder.CopyFrom(_stage_time(timings.stages["text encoder"]))
+    finished.denoiser.CopyFrom(_stage_time(timings.stages["denoiser"]))
+    finished.vae_codec.CopyFrom(_stage_time(timings.stages["VAE codec"]))
+    finished.prompts, finished.cached_prompts = timings.prompts, timings.cached_prompts
+    tracing.note({QUEUE_SECONDS: seconds["queue"], "triptych.rows": finished.rows})
+    for phase in MEASURED:
+        instruments.request_duration.record(seconds[phase], {PART: phase})
+
+
+def _stage_time(stage: StageTimings) -> pb.StageTime:
+    return pb.StageTime(
+        calls=stage.calls,
+        retries=stage.retries,
+        queue_milliseconds=1000 * stage.queue_seconds,
+        compute_milliseconds=1000 * stage.compute_seconds,
+        wire_milliseconds=1000 * stage.wire_seconds,
+    )
