@@ -1,6 +1,7 @@
 """Whatever a body says, it is read or refused by the field's name: never a fault of the gateway."""
 
 import json
+import time
 from typing import Any
 
 import grpc
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import strategies as st
 
 from triptych.errors import TriptychError
+from triptych.v1.image_generation_pb2 import ImageGenerationServiceGetModelResponse
 from triptych_gateway.automatic1111.sdapi_request import CANNOT, NUMBERS, read_sd_request
 from triptych_gateway.errors import HttpError, http_error
 from triptych_gateway.openai.image_request import PARAMETERS, UNHEEDED, read_image_request
 from triptych_gateway.parameters import FIELDS
 
+MODEL = ImageGenerationServiceGetModelResponse(default_num_inference_steps=28, max_num_inference_steps=200)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -52,12 +55,20 @@ def refused_by_name(read: Any, *arguments: Any) -> None:
         refused.response()
 
 
+def read_for_a_model(fields: dict[str, Any]) -> None:
+    request = read_image_request(fields, ["gpt-*"])
+    request.suit(MODEL if request.needs_model() else None)
+
+
+@hypothesis.example({"stream": True, "partial_images": 2, "strength": "Infinity"})
+@hypothesis.example({"stream": True, "partial_images": 2, "strength": "NaN"})
+@hypothesis.example({"stream": True, "partial_images": 2, "strength": 1e30, "num_inference_steps": 9})
 @hypothesis.example({"solver": "\ud800"})
 @hypothesis.example({"solver": ["\ud800"]})
 @hypothesis.example({"guidance_scale": "\ud800"})
 @hypothesis.given(st.dictionaries(st.sampled_from([*FIELDS, *PARAMETERS, *UNHEEDED, *OWN, "odd"]), JSON))
 def test_any_request_of_the_images_api(fields: dict[str, Any]) -> None:
-    refused_by_name(read_image_request, fields, ["gpt-*"])
+    refused_by_name(read_for_a_model, fields)
 
 
 @hypothesis.given(st.dictionaries(st.sampled_from([*NUMBERS, *CANNOT, *SD, "odd"]), JSON), st.booleans())
@@ -69,3 +80,11 @@ def test_any_request_of_sdapi(fields: dict[str, Any], has_image: bool) -> None:
 def test_objects_in_objects_in_objects(name: str) -> None:
     """Not as an example above: hypothesis cannot print it."""
     refused_by_name(read_image_request, {name: json.loads('{"heun": ' * 900 + "1" + "}" * 900)}, [])
+
+
+def test_a_prompt_of_a_million_spaces_is_read_at_once() -> None:
+    began = time.process_time()
+    assert read_sd_request(
+        {"prompt": " " * 10**6 + "a  <lora:ink> \t<lora:wet>b"}, False
+    ).parameters.prompts == ["ab"]
+    assert time.process_time() - began < 10, "in steps that grow with its square it takes half an hour"

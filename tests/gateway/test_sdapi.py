@@ -148,6 +148,18 @@ def test_loras_and_brackets_are_read_in_prompts() -> None:
     assert not read_sd_request({"prompt": "a cube"}, False).parameters.prompt_weighting
 
 
+def test_files_of_a_form_that_nothing_reads_are_not_in_the_answer(fleet: Fleet) -> None:
+    fields = {"prompt": "a cube", "steps": "1", "width": "64", "height": "64"}
+    parts = [f'"{name}"\r\n\r\n{value}' for name, value in fields.items()]
+    parts += 2 * ['"odd"; filename="odd.png"\r\n\r\nPNG']
+    form = "".join(f"--x\r\nContent-Disposition: form-data; name={part}\r\n" for part in parts)
+    kind = "multipart/form-data; boundary=x"
+    answer = ask(f"{fleet.url}/sdapi/v1/txt2img", f"{form}--x--\r\n".encode(), content_type=kind)
+    assert len(files_of(answer)) == 1
+    assert answer.json()["parameters"] == {"prompt": "a cube", "steps": 1, "width": 64, "height": 64}
+    assert json.loads(answer.json()["info"])["warnings"] == ["not heeded: odd"]
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "said"),
     [

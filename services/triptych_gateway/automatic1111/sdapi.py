@@ -167,7 +167,7 @@ class SdApi:
             refused.param = asked.said.get((refused.param or "").partition("[")[0], refused.param)
             raise refused from error
         files = [image.png for image in images]
-        echoed = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
+        echoed = {name: value for name, value in fields.items() if not _is_picture(name, value)}
         return json_response(
             {
                 "images": [base64.b64encode(file).decode() for file in files],
@@ -260,6 +260,12 @@ def _info(asked: SdRequest, accepted: pb.Accepted, images: list[pb.GeneratedImag
         "infotexts": [texts_of(image.png).get("parameters", "") for image in images],
         "warnings": asked.warnings,
     }
+
+
+def _is_picture(name: str, value: Any) -> bool:
+    """Whether a field has pictures, or files of a form, which are no JSON."""
+    values = value if isinstance(value, list) else [value]
+    return name in ("init_images", "mask") or any(isinstance(each, bytes) for each in values)
 
 
 def _caller(request: Request) -> str:

@@ -147,7 +147,8 @@ def _read_prompts(request: SdRequest, fields: dict[str, Any]) -> None:
     if not isinstance(prompt, str) or not isinstance(negative, str):
         raise invalid_argument(("prompt", "and negative_prompt must be texts"))
     loras = re.findall(r"<lora:([^:<>]{1,200})(?::([^:<>]{1,20}))?>", prompt)
-    prompt = re.sub(r"\s*<lora:[^<>]*>", "", prompt).strip()
+    *before, last = re.split(r"<lora:[^<>]*>", prompt)
+    prompt = "".join([*(part.rstrip() for part in before), last]).strip()
     request.set("prompts", [prompt], "prompt")
     if negative:
         request.set("negative_prompts", [negative], "negative_prompt")

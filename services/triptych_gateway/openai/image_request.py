@@ -97,7 +97,8 @@ class ImageRequest:
                 self.parameters.num_inference_steps = steps
         if self.partial_images:
             strength = self.parameters.strength if self.parameters.HasField("strength") else 1
-            self.parameters.preview_every = max(1, math.ceil(steps * strength / (self.partial_images + 1)))
+            taken = steps * strength if 0 <= strength <= 1 else 0  # others the coordinator refuses
+            self.parameters.preview_every = max(1, math.ceil(taken / (self.partial_images + 1)))
             self.said["preview_every"] = "partial_images"
 
     def _check_background(self, has_alpha: bool) -> None:
