@@ -13,7 +13,7 @@ from triptych.errors import TriptychError
 from triptych.v1 import fleet_pb2 as pb
 from triptych.v1.fleet_pb2_grpc import FleetServiceServicer
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.fleet import Fleet
 from triptych_coordinator.fleet.replica import Replica
 from triptych_coordinator.servicer import ImageGenerationServicer
 

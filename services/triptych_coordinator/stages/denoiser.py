@@ -19,7 +19,7 @@ from triptych.tensors import array_to_message, array_view
 from triptych.v1 import denoiser_pb2, lora_pb2, tensor_pb2, text_encoder_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.fleet import Fleet
 from triptych_coordinator.fleet.replica import Job, Replica, StageTimes
 from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.fleet.routing import call_size

@@ -11,7 +11,8 @@ from triptych.v1.vae_codec_pb2 import VaeCodecServiceGetModelRequest as AskVaeCo
 from triptych_coordinator.deadlines import Deadline
 from triptych_coordinator.fleet.connections import Stubs
 from triptych_coordinator.fleet.demand import Demand
-from triptych_coordinator.fleet.membership import Fits, Fleet
+from triptych_coordinator.fleet.fleet import Fleet
+from triptych_coordinator.fleet.membership import Fits
 from triptych_coordinator.fleet.retries import HealthCheck, RetryPolicy
 from triptych_coordinator.stages.conditioning import ConditioningCache, ReferenceCache
 from triptych_coordinator.stages.denoiser import DenoiserFleet

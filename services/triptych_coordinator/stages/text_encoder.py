@@ -12,7 +12,7 @@ from triptych.digests import conditioning_digest
 from triptych.telemetry.tracing import note, span
 from triptych.v1 import lora_pb2, text_encoder_pb2
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.fleet import Fleet
 from triptych_coordinator.fleet.replica import Job, Replica
 from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.request.prompt_weights import Span, WeightedText

@@ -18,7 +18,7 @@ from triptych.tensors import array_to_message, array_view
 from triptych.v1 import vae_codec_pb2
 from triptych.wire.messages import with_tensor
 from triptych_coordinator.deadlines import Deadline
-from triptych_coordinator.fleet.membership import Fleet
+from triptych_coordinator.fleet.fleet import Fleet
 from triptych_coordinator.fleet.replica import Job, Replica, StageTimes
 from triptych_coordinator.fleet.retries import Method, attempt
 from triptych_coordinator.sampling.solvers.solution import Latents
