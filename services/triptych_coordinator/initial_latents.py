@@ -87,31 +87,33 @@ async def initial_latents(
     edit = parameters.edit
     if edit is None:
         drawn = await asyncio.to_thread(noise)  # also where it is not used, so that later draws are the same
-        noise_given = parameters.noise
-        return InitialLatents(drawn if noise_given is None else _per_image(noise_given, parameters))
-    if edit.clean is not None:
-        given, clean = None, _per_image(edit.clean, parameters)
-    else:
-        loop = asyncio.get_running_loop()
-        given = await loop.run_in_executor(
-            DECODERS, _given, edit, parameters, models.vae_codec.downscale, models.pixel_channels
-        )
-        mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline)
-        clean = mean + std * await asyncio.to_thread(noise)
+        return InitialLatents(drawn if parameters.noise is None else _per_image(parameters.noise, parameters))
     first = first_step(len(sigmas) - 1, edit.strength)
+    if edit.clean is not None:
+        drawn = await asyncio.to_thread(noise)
+        return InitialLatents(noised(_per_image(edit.clean, parameters), drawn, sigmas[first]), first)
+    downscale, channels = models.vae_codec.downscale, models.pixel_channels
+    loop = asyncio.get_running_loop()
+    given = await loop.run_in_executor(DECODERS, _given, edit, parameters, downscale, channels)
+
+    async def sampled(masked: NDArray[np.bool_] | None = None) -> Latents:
+        mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline, masked)
+        return mean + std * await asyncio.to_thread(noise)
+
+    clean = await sampled()
     drawn = await asyncio.to_thread(noise)
     latents = noised(clean, drawn, sigmas[first])
-    if given is None:
-        return InitialLatents(latents, first)
     if models.denoiser.reference_same_size and given.inside is not None:
-        mean, std = await stages.vae_codecs.encode(given.pixels, models, deadline, given.inside)
-        masked = mean + std * await asyncio.to_thread(noise)
-        mask = mask_channels(given.inside, models.vae_codec.downscale)
-        of_each = np.broadcast_to(mask, (len(masked), *mask.shape))
-        filled = np.concatenate([masked, of_each], axis=1)
+        filled = _filled(await sampled(given.inside), given.inside, downscale)
         return InitialLatents(latents, first, unchanged, given.preserve, given.warnings, filled)
     kept = unchanged if given.mask is None else Inpainting(given.mask, clean, drawn)
     return InitialLatents(latents, first, kept, given.preserve, given.warnings)
+
+
+def _filled(masked: Latents, inside: NDArray[np.bool_], downscale: int) -> Latents:
+    """What a model that fills is given: the masked picture's latents, and the mask as channels behind."""
+    mask = mask_channels(inside, downscale)
+    return np.concatenate([masked, np.broadcast_to(mask, (len(masked), *mask.shape))], axis=1)
 
 
 def _per_image(latents: Latents, parameters: Parameters) -> Latents:
