@@ -19,6 +19,8 @@ from triptych_denoiser.settings import MAX_BRANCHES
 
 DIGEST_BYTES = 32
 MAX_GUIDANCE_SCALE = 100.0
+LATENTS_SHARE = 15 / 16
+"""Of the largest message: the rest is for levels, digests and the like."""
 
 Violation = tuple[str, str]
 """A field's path and what is wrong with it."""
@@ -26,11 +28,14 @@ Violation = tuple[str, str]
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a model and its server take."""
+    """What a model and its server take.
+
+    max_latents_bytes: of the latents, or the velocities, in a message.
+    """
 
     inputs: Inputs
     max_samples: int
-    max_message_bytes: int
+    max_latents_bytes: int
     dtype: torch.dtype
 
     @property
@@ -45,8 +50,9 @@ class ModelLimits:
         """The limits of a model; max_samples is what fits in the queue and, at the size that the model was
         trained at, with every branch in one message."""
         sample_bytes = inputs.channels * inputs.default_size**2 * 4
-        max_samples = min(max_queued_rows, max_message_bytes // sample_bytes) // MAX_BRANCHES
-        return cls(inputs, max(1, max_samples), max_message_bytes, dtype)
+        max_latents_bytes = int(LATENTS_SHARE * max_message_bytes)
+        max_samples = min(max_queued_rows, max_latents_bytes // sample_bytes) // MAX_BRANCHES
+        return cls(inputs, max(1, max_samples), max_latents_bytes, dtype)
 
 
 def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> Tensor:
@@ -181,12 +187,12 @@ def _latents_violations(latents: Tensor, branches: int, limits: ModelLimits) -> 
     for violation in _size_violations("latents", latents, limits):
         fits = False
         yield violation
-    if branches * latents.nbytes > limits.max_message_bytes:
+    if branches * latents.nbytes > limits.max_latents_bytes:
         fits = False
         yield (
             "latents",
             f"the velocities of {branches} branches are {branches * latents.nbytes} bytes, "
-            f"messages at most {limits.max_message_bytes}: send fewer samples in a call",
+            f"of which a message holds at most {limits.max_latents_bytes}: send fewer samples in a call",
         )
     if fits:
         yield from _finite_violations("latents", latents, limits)

@@ -25,6 +25,7 @@ from triptych.v1.vae_codec_pb2_grpc import VaeCodecServiceServicer, add_VaeCodec
 
 MODEL = "numpy-model"
 CHANNELS, DOWNSCALE, WIDTH, LAYERS = 4, 8, 6, 4
+DEFAULT_SIZE, MAX_SAMPLES, MAX_BRANCHES = 8, 3, 2
 
 
 def model_info(stage: str, name: str = MODEL, fingerprint: str | None = None) -> model_pb2.ModelInfo:
@@ -169,8 +170,13 @@ class Denoiser(DenoiserServiceServicer):
         self.guidance_scales.append(list(request.guidance_scales))
         self.target_sigmas.append(list(request.target_sigmas))
         latents = message_to_array(request.latents, "latents")
-        if len(latents) > 3 or not 1 <= len(request.branches) <= 2:
+        if len(latents) > MAX_SAMPLES or not 1 <= len(request.branches) <= MAX_BRANCHES:
             raise invalid_argument(("latents", "at most 3 samples, 1 or 2 branches"))
+        sent = 1 + sum(branch.feature_reuse.HasField("latents") for branch in request.branches)
+        in_message = latents.size * max(sent, len(request.branches))
+        alone = len(latents) == len(request.branches) == 1
+        if in_message > MAX_SAMPLES * MAX_BRANCHES * CHANNELS * DEFAULT_SIZE**2 and not alone:
+            raise invalid_argument(("latents", "fit into no message"))
         reused = [reuses(branch, latents) for branch in request.branches]
         velocities = [
             [
@@ -220,11 +226,11 @@ class Denoiser(DenoiserServiceServicer):
             latent_channels=CHANNELS,
             latent_multiple=2,
             max_latent_size=32,
-            default_latent_size=8,
+            default_latent_size=DEFAULT_SIZE,
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
-            max_samples=3,
-            max_branches=2,
+            max_samples=MAX_SAMPLES,
+            max_branches=MAX_BRANCHES,
             num_layers=LAYERS,
             guidance_embedded=self.guidance_embedded,
             max_references=self.max_references,

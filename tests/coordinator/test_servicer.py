@@ -454,6 +454,16 @@ async def test_with_every_guidance_a_picture_of_a_batch_is_the_one_its_seed_give
         assert alone.png == image.png
 
 
+@pytest.mark.parametrize("size", [64, 96, 128])
+@pytest.mark.parametrize("reuse", ["none", "features"])
+async def test_calls_of_larger_pictures_have_fewer_of_them(house: House, size: int, reuse: str) -> None:
+    """A message holds three samples under two branches at 64 x 64."""
+    fields = {**EVERYTHING, "width": size, "height": size, "step_reuse": {reuse: {}}}
+    batch = await house.images("a cat", num_images_per_prompt=3, seeds=[1], **fields)
+    (alone,) = (await house.images("a cat", seeds=[2], **fields)).images
+    assert batch.images[1].png == alone.png
+
+
 @pytest.mark.parametrize("option", sorted(EVERYTHING.keys() - {"guidance_scale"}))
 async def test_every_guidance_changes_the_picture(house: House, option: str) -> None:
     chosen = {"guidance_scale": 4.0, option: EVERYTHING[option]}

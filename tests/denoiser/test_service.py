@@ -276,7 +276,17 @@ async def test_an_answer_that_fits_in_no_message_is_refused(settings: DenoiserSe
         large = random_latents(0, height=48, width=48)
         error = await refused(predict(denoiser.stub, request(large, [0.5], [[CAT]] * 3)))
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "3 branches are 110592 bytes, messages at most 100000" in error.message
+    assert "3 branches are 110592 bytes, of which a message holds at most 93750" in error.message
+
+
+async def test_as_many_samples_as_it_says_fit_into_a_message_both_ways(settings: DenoiserSettings) -> None:
+    async with serving(settings.model_copy(update={"max_message_bytes": 64 << 10})) as denoiser:
+        model = await denoiser.stub.GetModel(DenoiserServiceGetModelRequest())
+        samples, branches = model.max_samples, model.max_branches
+        assert samples * branches * random_latents(0)[0].nbytes > 60_000
+        await put(denoiser.stub, CAT)
+        asked = request(random_latents(0, samples), [0.5] * samples, [[CAT] * samples] * branches)
+        assert len(await predict(denoiser.stub, asked)) == branches
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,9 @@ class RequestDenoiser:
                 latents[part], sigmas[part], messages, guidance, target
             )
 
-        replicas = self._replicas(reuses)
-        num_branches, num_samples = call_size(len(branches), len(latents), replicas)
-        num_branches = min(num_branches, self.model.max_branches)
-        num_samples = min(num_samples, self._max_samples(reuses))
+        replicas, earlier = self._replicas(reuses), any(reuse and reuse.earlier for reuse in reuses)
+        size = call_size(len(branches), len(latents), replicas)
+        num_branches, num_samples = self._fitting(*size, latents, earlier)
         parts = [
             partial(predict_part, slice(first, first + num_branches), slice(start, start + num_samples))
             for first in range(0, len(branches), num_branches)
@@ -138,11 +137,16 @@ class RequestDenoiser:
         """
         return 1 if any(reuses) else self.fleet.idle(self.model.model.fingerprint)
 
-    def _max_samples(self, reuses: Sequence[FeatureReuse | None]) -> int:
-        """Samples in a call: max_samples fill a message with as many latents as max_branches velocities."""
-        if not any(reuse and reuse.earlier for reuse in reuses):
-            return self.model.max_samples
-        return max(1, self.model.max_samples * self.model.max_branches // (1 + self.model.max_branches))
+    def _fitting(self, branches: int, samples: int, latents: Latents, earlier: bool) -> tuple[int, int]:
+        """As many of the branches and samples as one denoiser takes at once, and a message holds.
+
+        A message holds max_branches velocities of max_samples of the default size. A request has latents, and
+        for every branch those of an `earlier` evaluation, if there is one.
+        """
+        model, pixels = self.model, math.prod(latents.shape[2:])
+        room = model.max_samples * model.max_branches * model.default_latent_size**2 // pixels
+        branches = max(1, min(branches, model.max_branches, room - earlier))
+        return branches, max(1, min(samples, model.max_samples, room // (branches + earlier)))
 
     async def _predict_part(
         self,
