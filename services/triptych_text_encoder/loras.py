@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.compute.lora_changes import Loras, ModuleChange, Place
+from triptych.compute.lora_changes import Loras, ModuleChange
 from triptych.compute.lora_files import Modules, flat, is_for_text_encoders, without_prefix
+from triptych.compute.lora_placing import Place
 from triptych.families import family_of
 from triptych_text_encoder.components import spellings
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from triptych.compute.devices import usable_device
-from triptych.compute.lora_changes import place, weights_of
 from triptych.compute.lora_folder import LoraCache, LoraFolder, fingerprint_with, read_fused, warnings_of
+from triptych.compute.lora_placing import place, weights_of
 from triptych.compute.model_info import model_info, watch_model
 from triptych.compute.quantization import create_quantizer
 from triptych.digests import conditioning_digest

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from tests.denoiser.loras import MLP, Q, random_lora, written
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.compute.lora_changes import FusedTensors, LoraFile, place
+from triptych.compute.lora_changes import LoraFile
 from triptych.compute.lora_files import Modules, read_lora_file
+from triptych.compute.lora_fusing import FusedTensors
+from triptych.compute.lora_placing import place
 from triptych.errors import CheckpointError
 from triptych_denoiser.models import modules_of
 

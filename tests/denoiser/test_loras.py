@@ -15,8 +15,8 @@ from tests.denoiser.loras import KINDS, Q, lora_of_kind, random_lora, written
 from tests.denoiser.serving import Denoiser, Prompt, random_latents, request, serving
 from tests.serving import refused
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.compute.lora_changes import place
 from triptych.compute.lora_files import read_lora_file
+from triptych.compute.lora_placing import place
 from triptych.errors import StartError, TriptychError
 from triptych.tensors import message_to_torch
 from triptych.v1.denoiser_pb2 import DenoiserServiceGetModelRequest, PredictRequest, PredictResponse

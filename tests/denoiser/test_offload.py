@@ -12,8 +12,9 @@ from tests.denoiser import small_families
 from tests.denoiser.loras import KINDS, lora_of_kind, random_lora, written
 from tests.denoiser.small_families import Config, random_transformer
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.compute.lora_changes import added, place, weights_of
+from triptych.compute.lora_changes import added
 from triptych.compute.lora_files import read_lora_file
+from triptych.compute.lora_placing import place, weights_of
 from triptych.compute.offload import bring
 from triptych.compute.quantization import create_quantizer
 from triptych.errors import StartError

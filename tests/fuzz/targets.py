@@ -25,8 +25,8 @@ from PIL import Image, PngImagePlugin
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.single_file import SingleFile
 from triptych.checkpoints.weights import open_weights, read_shapes
-from triptych.compute.lora_changes import place
 from triptych.compute.lora_files import Modules, read_lora_file
+from triptych.compute.lora_placing import place
 from triptych.errors import CheckpointError, TriptychError
 from triptych.families.family import GuidanceInput
 from triptych.tensors import array_to_message, message_to_array, message_to_torch

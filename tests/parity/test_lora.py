@@ -21,8 +21,10 @@ from tests.parity import test_sd3_transformer as sd3_tests
 from tests.parity import test_z_image_transformer as z_image_tests
 from tests.parity.loras import RANK, delta, kohya_lora, peft_lora, written
 from tests.parity.transformers import relative_error
-from triptych.compute.lora_changes import FusedTensors, added, place, weights_of
+from triptych.compute.lora_changes import added
 from triptych.compute.lora_files import Modules, read_lora_file
+from triptych.compute.lora_fusing import FusedTensors
+from triptych.compute.lora_placing import place, weights_of
 from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.flux import FluxTransformer
 from triptych_denoiser.models.flux2 import Flux2Transformer

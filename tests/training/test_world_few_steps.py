@@ -9,8 +9,8 @@ import torch
 from training.run_folder import RunFolder
 from training.transformer import CONFIG, initialise
 from training.world.few_steps import STEPS, SUBSTEPS, Distillation
-from triptych.compute.lora_changes import FusedTensors
 from triptych.compute.lora_files import read_lora_file
+from triptych.compute.lora_fusing import FusedTensors
 from triptych_denoiser.models import modules_in
 from triptych_denoiser.models.sd3 import SD3Transformer
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import Checkpoint
-from triptych.compute.lora_changes import FusedTensors, LoraFile
+from triptych.compute.lora_changes import LoraFile
 from triptych.compute.lora_files import Modules
+from triptych.compute.lora_fusing import FusedTensors
 from triptych.compute.quantization import Quantizer
 from triptych.errors import CheckpointError
 from triptych.families import family_of_transformer

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from triptych.compute.loading import check_names, copy_weight, fill, storage_of
-from triptych.compute.lora_changes import ChangedModule, Place
+from triptych.compute.lora_changes import ChangedModule
+from triptych.compute.lora_placing import Place
 from triptych.compute.offload import fill_offloaded
 from triptych.compute.quantization import Quantizer
 from triptych_denoiser.models.layers import Float32RMSNorm, ZeroCentredRMSNorm

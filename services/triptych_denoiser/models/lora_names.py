@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from triptych.compute.lora_changes import Place
 from triptych.compute.lora_files import flat, is_for_text_encoders, without_prefix
+from triptych.compute.lora_placing import Place
 from triptych.families.layouts import Table, Target
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA changes in a model: weights and biases of its modules, in a pass or for good.
+"""What a LoRA changes in a model: weights and biases of its modules.
 
 W' = W + weight * D, where D is, with s = alpha / rank:
 
@@ -18,34 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.offload import bring
 from triptych.errors import CheckpointError
 from triptych.families.layouts import Target
 
-RANK_MULTIPLE = 8
-"""Of the ranks that are multiplied; the rest are zeros."""
-
 RowsOf = Callable[[Tensor], Tensor]
 Products = Callable[[Tensor, Tensor], Tensor]
 """Multiplies rows, [rows, columns], by a weight, [features, columns]: [rows, features]."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a module of diffusers' is in ours: `rows` of the `all_rows` of a module's weight."""
-
-    module: str
-    first_row: int
-    rows: int
-    all_rows: int
-    columns: int
 
 
 def low_rank(down: Tensor, up: Tensor) -> Tensor:
@@ -97,7 +81,8 @@ class Change:
         rows_of = dict(self.targets)[module]
         delta = self.form(*self.factors) if self.factors else None
         return [
-            torch.zeros(1) if t is None else _rows(t, rows_of) for t in (delta, self.magnitude, self.bias)
+            torch.zeros(1) if t is None else rows_of_target(t, rows_of)
+            for t in (delta, self.magnitude, self.bias)
         ]
 
     def gains(self, weight_of: Callable[[str], Tensor]) -> Sequence[Tensor | None]:
@@ -110,13 +95,13 @@ class Change:
             return [None] * len(self.targets)
         delta = self.form(*self.factors)
         sums = [
-            weight_of(module).float() + _rows(delta.to(weight_of(module).device), rows_of)
+            weight_of(module).float() + rows_of_target(delta.to(weight_of(module).device), rows_of)
             for module, rows_of in self.targets
         ]
         magnitude = self.magnitude.to(sums[0].device)
         if magnitude.shape[1] == 1:
             return [
-                _rows(magnitude, rows_of) / whole.norm(dim=1, keepdim=True)
+                rows_of_target(magnitude, rows_of) / whole.norm(dim=1, keepdim=True)
                 for whole, (_, rows_of) in zip(sums, self.targets, strict=True)
             ]
         return [magnitude / torch.cat(sums).norm(dim=0, keepdim=True)] * len(self.targets)
@@ -156,7 +141,7 @@ class Part(NamedTuple):
 
     def delta(self, weight: Tensor | None) -> Tensor:
         """The rows; `weight` is the module's, which a DoRA needs."""
-        delta = _rows(self.form(*self.factors), self.rows_of)
+        delta = rows_of_target(self.form(*self.factors), self.rows_of)
         if self.gain is None or weight is None:
             return delta
         base = weight[self.first_row : self.first_row + len(delta)].float()
@@ -224,69 +209,6 @@ Loras = tuple[tuple[PlacedLora, float], ...]
 """LoRAs and their weights, in the order in which they are added."""
 
 
-def weights_of(model: nn.Module) -> Callable[[str], Tensor]:
-    """The weights of a model's modules by their names."""
-    return lambda module: cast(Tensor, model.get_submodule(module).weight)
-
-
-def place(
-    file: LoraFile, places: Mapping[str, Place], weight_of_module: Callable[[str], Tensor]
-) -> PlacedLora:
-    """Joins the parts of fused modules and copies them to the model's devices and dtypes.
-
-    Raises:
-        CheckpointError: a value is not finite in the model's dtype; or it is a DoRA, which needs the model's
-            weights, and they are quantized so that they cannot be had.
-    """
-
-    def weight_of(module: str) -> Tensor:
-        found = places[module]
-        weight = dequantized(weight_of_module(found.module)).reshape(found.all_rows, found.columns)
-        return weight[found.first_row : found.first_row + found.rows]
-
-    low_ranks: dict[str, list[tuple[Place, LowRank]]] = {}
-    parts: dict[str, list[Part]] = {}
-    biases: dict[str, Tensor] = {}
-    copies: dict[tuple[int, torch.dtype], Tensor] = {}
-    for change in file.changes:
-        gains = change.gains(weight_of)
-        for (module, rows_of), gain in zip(change.targets, gains, strict=True):
-            found = places[module]
-            weight = weight_of_module(found.module)
-            if change.form is low_rank and gain is None and change.factors:
-                down, up = change.factors
-                pair = LowRank(down, _rows(up, rows_of))
-                low_ranks.setdefault(found.module, []).append((found, pair))
-            elif change.factors:
-                factors = tuple(
-                    copies.setdefault((id(factor), weight.dtype), factor.to(weight.device, weight.dtype))
-                    for factor in change.factors
-                )
-                part = Part(found.first_row, change.form, factors, rows_of, gain)
-                parts.setdefault(found.module, []).append(part)
-            if change.bias is not None:
-                bias = biases.setdefault(found.module, torch.zeros(found.all_rows))
-                bias[found.first_row : found.first_row + found.rows] += _rows(change.bias, rows_of)
-    changes = {}
-    for module in [*low_ranks, *parts, *biases]:
-        weight = weight_of_module(module)
-        joined = _joined(low_ranks[module]) if module in low_ranks else None
-        changes[module] = ModuleChange(
-            joined and LowRank(*(tensor.to(weight.device, weight.dtype) for tensor in joined)),
-            tuple(parts.get(module, ())),
-            biases[module].to(weight.device, weight.dtype) if module in biases else None,
-        )
-        _check_finite(module, changes[module], weight.dtype)
-    return PlacedLora(changes, file.identity, file.warnings, file.for_text_encoders)
-
-
-def _check_finite(module: str, change: ModuleChange, dtype: torch.dtype) -> None:
-    others = [t for part in change.parts for t in (*part.factors, part.gain)]
-    tensors = [*(change.low_rank or ()), *others, change.bias]
-    if not all(tensor.isfinite().all() for tensor in tensors if tensor is not None):
-        raise CheckpointError(f"what it adds to {module} has values that are not finite in {dtype}")
-
-
 class ChangedModule:
     """A module that adds the LoRAs of the pass that runs. Its weight itself stays as it is."""
 
@@ -311,53 +233,6 @@ def added(model: nn.Module, loras: Loras) -> Iterator[None]:
             module.changes = ()
 
 
-class FusedTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors with LoRAs in them, each computed in float32 when it is looked up."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], loras: Sequence[tuple[LoraFile, float]]) -> None:
-        """Raises CheckpointError if a bias is changed that the checkpoint does not have."""
-        self._tensors = tensors
-        self._changes: dict[str, list[tuple[Change, float]]] = {}
-        for file, weight in loras:
-            for change in file.changes:
-                for module, _ in change.targets:
-                    self._changes.setdefault(module, []).append((change, weight))
-                    if change.bias is not None and f"{module}.bias" not in tensors:
-                        raise CheckpointError(
-                            f"--lora: {change.name} changes the bias of {module}, which has none: it cannot "
-                            "be fused into the weights, but requests can name such a LoRA"
-                        )
-
-    def __getitem__(self, key: str) -> Tensor:
-        tensor = self._tensors[key]
-        module, _, parameter = key.rpartition(".")
-        for change, weight in self._changes.get(module, ()):
-            added = self._added(change, module, parameter)
-            if added is not None:
-                tensor = tensor.float() + weight * added.reshape(tensor.shape)
-        return tensor
-
-    def _added(self, change: Change, module: str, parameter: str) -> Tensor | None:
-        rows_of = dict(change.targets)[module]
-        if parameter == "bias":
-            return None if change.bias is None else _rows(change.bias, rows_of)
-        if parameter != "weight" or not change.factors:
-            return None
-        gains = change.gains(self._weight)
-        gain = gains[[target for target, _ in change.targets].index(module)]
-        return Part(0, change.form, change.factors, rows_of, gain).delta(self._weight(module))
-
-    def _weight(self, module: str) -> Tensor:
-        weight = self._tensors[f"{module}.weight"]
-        return weight.reshape(len(weight), -1)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
 def dequantized(weight: Tensor) -> Tensor:
     """The weight as plain numbers. Raises CheckpointError if its quantization cannot give them back."""
     bring(weight)
@@ -373,23 +248,6 @@ def dequantized(weight: Tensor) -> Tensor:
     return dense.to(weight.dtype)
 
 
-def _rows(tensor: Tensor, rows_of: RowsOf | None) -> Tensor:
+def rows_of_target(tensor: Tensor, rows_of: RowsOf | None) -> Tensor:
     """A target's rows; those of a [1, columns] are all its one."""
     return tensor if rows_of is None or (tensor.ndim == 2 and len(tensor) == 1) else rows_of(tensor)
-
-
-def _joined(placed: Sequence[tuple[Place, LowRank]]) -> LowRank:
-    """One low rank of a linear's parts: those with the same `down` share it, others are stacked.
-
-    Zeros make the rank a multiple of eight: products with a rank of one depend on how many rows there are.
-    """
-    downs = list({id(low_rank.down): low_rank.down for _, low_rank in placed}.values())
-    starts = dict(zip(map(id, downs), accumulate(map(len, downs), initial=0), strict=False))
-    rank = sum(map(len, downs))
-    padding = -rank % RANK_MULTIPLE
-    up = torch.zeros(placed[0][0].all_rows, rank + padding)
-    for found, low_rank in placed:
-        start = starts[id(low_rank.down)]
-        rows = slice(found.first_row, found.first_row + found.rows)
-        up[rows, start : start + len(low_rank.down)] = low_rank.up
-    return LowRank(F.pad(torch.cat(downs), (0, 0, 0, padding)), up)

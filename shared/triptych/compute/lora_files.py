@@ -20,8 +20,9 @@ from torch import Tensor
 
 from triptych.checkpoints.fingerprints import weights_identity
 from triptych.checkpoints.formats.safetensors_files import open_safetensors
-from triptych.compute.lora_changes import Change, Form, LoraFile, Place, difference, hadamard, low_rank
+from triptych.compute.lora_changes import Change, Form, LoraFile, difference, hadamard, low_rank
 from triptych.compute.lora_config import Config
+from triptych.compute.lora_placing import Place
 from triptych.errors import CheckpointError
 from triptych.families.layouts import Target
 

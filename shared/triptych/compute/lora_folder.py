@@ -13,8 +13,9 @@ from torch import nn
 
 from triptych.caches import Cache
 from triptych.checkpoints.fingerprints import fingerprint
-from triptych.compute.lora_changes import LoraFile, Loras, PlacedLora, place, weights_of
+from triptych.compute.lora_changes import LoraFile, Loras, PlacedLora
 from triptych.compute.lora_files import PEFT_FILE, SUFFIX, Modules, files_of, read_lora_file
+from triptych.compute.lora_placing import place, weights_of
 from triptych.errors import CheckpointError, TriptychError, failed_precondition
 from triptych.loras import read_lora, unknown_lora, weight_of
 from triptych.v1 import lora_pb2
