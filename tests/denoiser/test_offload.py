@@ -19,7 +19,7 @@ from triptych.compute.offload import bring
 from triptych.compute.quantization import create_quantizer
 from triptych.errors import StartError
 from triptych_denoiser.assembly import create_servicer
-from triptych_denoiser.models import load_transformer, modules_of
+from triptych_denoiser.models import load_transformer, modules_in, modules_of
 from triptych_denoiser.models.loading import build
 from triptych_denoiser.models.products import like_the_first
 from triptych_denoiser.models.transformer import Transformer, blocks
@@ -151,6 +151,31 @@ def test_loras_are_added_as_elsewhere(kind: str, tiny_checkpoint: Path, tmp_path
             assert not torch.equal(predicted(model)[0], velocities[-1][0])
 
     assert all(map(torch.equal, *velocities))
+
+
+@pytest.mark.parametrize("kind", ["DoRA of rows", "DoRA of columns"])
+def test_a_lora_that_is_loaded_within_a_pass_changes_nothing_of_it(kind: str, tmp_path: Path) -> None:
+    """It needs the model's weights, of blocks that are not there, and another thread computes with those."""
+    resident, offloaded = both(FAMILIES["SD3"])
+    file = written(tmp_path / "lora.safetensors", lora_of_kind(kind))
+    modules = modules_in("SD3Transformer2DModel", FAMILIES["SD3"])
+    loras = []
+
+    def load(*_: object) -> None:
+        loras.append(place(read_lora_file(file, modules), modules.places, weights_of(offloaded)))
+
+    for block in blocks(offloaded):
+        block.register_forward_pre_hook(load)
+    assert all(map(torch.equal, predicted(offloaded), predicted(resident)))
+    for block in blocks(offloaded):
+        block._forward_pre_hooks.popitem()
+    with added(
+        resident, ((place(read_lora_file(file, modules), modules.places, weights_of(resident)), 0.8),)
+    ):
+        expected = predicted(resident)
+    for lora in loras:
+        with added(offloaded, ((lora, 0.8),)):
+            assert all(map(torch.equal, predicted(offloaded), expected))
 
 
 def test_it_is_refused_together_with_compiling(settings: DenoiserSettings) -> None:

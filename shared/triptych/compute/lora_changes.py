@@ -161,6 +161,7 @@ class ModuleChange(NamedTuple):
 
     def delta(self, weight: Tensor) -> Tensor:
         """What the parts add to the weight, [rows, columns]."""
+        bring(weight)
         base = dequantized(weight) if any(part.gain is not None for part in self.parts) else None
         delta = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
         for part in self.parts:
@@ -234,8 +235,10 @@ def added(model: nn.Module, loras: Loras) -> Iterator[None]:
 
 
 def dequantized(weight: Tensor) -> Tensor:
-    """The weight as plain numbers. Raises CheckpointError if its quantization cannot give them back."""
-    bring(weight)
+    """A weight that is there as plain numbers.
+
+    Raises CheckpointError if its quantization cannot give them back.
+    """
     plain = weight.data
     if type(plain) is Tensor:
         return plain

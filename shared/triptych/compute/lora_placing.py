@@ -23,6 +23,7 @@ from triptych.compute.lora_changes import (
     low_rank,
     rows_of_target,
 )
+from triptych.compute.offload import copied
 from triptych.errors import CheckpointError
 
 RANK_MULTIPLE = 8
@@ -70,7 +71,7 @@ def place(
 
     def weight_of(module: str) -> Tensor:
         found = places[module]
-        weight = dequantized(weight_of_module(found.module)).reshape(found.all_rows, found.columns)
+        weight = dequantized(copied(weight_of_module(found.module))).reshape(found.all_rows, found.columns)
         return weight[found.first_row : found.first_row + found.rows]
 
     pieces: dict[str, list[_Piece]] = {}

@@ -36,7 +36,8 @@ def fill_offloaded(
 ) -> None:
     """As `fill`, but each block goes to the host's memory when its weights are there and quantized.
 
-    Calling a block brings its weights. Who reads them in other ways calls `bring` first.
+    Calling a block brings its weights. Who reads them in other ways calls `bring` first, or outside of the
+    thread that computes `copied`.
 
     Raises:
         StartError: the host's memory cannot be pinned.
@@ -62,6 +63,15 @@ def bring(weight: Tensor) -> None:
     come: Callable[[], None] | None = getattr(weight, "come", None)
     if come is not None:
         come()
+
+
+def copied(weight: Tensor) -> Tensor:
+    """The values of a weight on its device, for any thread: those that wait have a copy of their own.
+
+    To bring them would change what a pass computes with, which another thread may be in.
+    """
+    waiting: Tensor | None = getattr(weight, "waiting", None)
+    return weight.data if waiting is None else waiting.to(weight.device)
 
 
 class _StreamedBlocks:
@@ -105,8 +115,8 @@ class _StreamedBlocks:
         for index, block in enumerate(self._blocks):
             place, come = _Memory(self._buffers[index % BUFFERS]), partial(self.bring, index)
             for module, name, weight in _weights(block):
-                placed = _like(weight, _laid_out(weight.data, place.take))
-                placed.come = come  # type: ignore[attr-defined]
+                placed: Any = _like(weight, _laid_out(weight.data, place.take))
+                placed.come, placed.waiting = come, weight.data
                 setattr(module, name, placed)
             block.register_forward_pre_hook(lambda block, inputs, come=come: come(), prepend=True)
         self.bring(0)
