@@ -22,9 +22,11 @@ import torch
 from google.protobuf.message import DecodeError
 from PIL import Image, PngImagePlugin
 
+from triptych.checkpoints.file_parts import shapes_of
+from triptych.checkpoints.formats import read_contents
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.single_file import SingleFile
-from triptych.checkpoints.weights import open_weights, read_shapes
+from triptych.checkpoints.weights import open_weights
 from triptych.compute.lora_files import Modules, read_lora_file
 from triptych.compute.lora_placing import place
 from triptych.errors import CheckpointError, TriptychError
@@ -133,7 +135,7 @@ def safetensors(data: bytes) -> None:
     """A checkpoint in one file."""
     path = _file(data)
     with suppress(CheckpointError):
-        read_shapes(path)
+        shapes_of(read_contents([path]).tensors)
     with suppress(CheckpointError):
         for _ in open_weights([path]).values():
             pass

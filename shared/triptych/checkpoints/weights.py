@@ -46,8 +46,3 @@ class Weights(Mapping[str, "Tensor"]):
 def open_weights(files: Sequence[Path]) -> Weights:
     """The weights of some files. Raises CheckpointError."""
     return Weights(read_contents(files).tensors)
-
-
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight in a file, without torch. Raises CheckpointError."""
-    return {name: stored.shape for name, stored in read_contents([path]).tensors.items()}

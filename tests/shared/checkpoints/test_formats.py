@@ -18,7 +18,9 @@ with torchao_quietly():
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
 from tests.shared.checkpoints.four_bits import Tensors, as_bytes, nf4
-from triptych.checkpoints.weights import open_weights, read_shapes
+from triptych.checkpoints.file_parts import shapes_of
+from triptych.checkpoints.formats import read_contents
+from triptych.checkpoints.weights import open_weights
 from triptych.errors import CheckpointError
 
 LINEAR = "model.diffusion_model.double_blocks.0.img_attn.qkv"
@@ -81,7 +83,7 @@ def test_the_form_that_a_node_editor_says_is_taken(said: str, tmp_path: Path) ->
         layers = json.dumps({"format_version": "1.0", "layers": {"a": form}})
         file = write(stored, tmp_path, {"_quantization_metadata": layers})
     assert torch.equal(open_weights([file])["a.weight"], quantized.float() * scale)
-    assert read_shapes(file) == {"a.weight": (6, 64)}
+    assert shapes_of(read_contents([file]).tensors) == {"a.weight": (6, 64)}
 
 
 @pytest.mark.parametrize("group", [4, 16, 64])
@@ -164,7 +166,7 @@ def test_other_forms_are_refused_by_name(name: str, form: str, tmp_path: Path) -
 def test_weights_of_4_bits_are_decoded(tmp_path: Path) -> None:
     stored, expected = nf4(weight())
     file = write(stored, tmp_path)
-    assert read_shapes(file) == {"a.weight": (6, 64)}
+    assert shapes_of(read_contents([file]).tensors) == {"a.weight": (6, 64)}
     assert torch.equal(open_weights([file])["a.weight"], expected)
 
 
@@ -251,7 +253,7 @@ def test_weights_of_torchao_are_decoded(config: Any, tmp_path: Path) -> None:
         {"a.weight": linear.weight.data, "a.bias": linear.bias.data}
     )
     file = write(tensors, tmp_path, metadata)
-    assert read_shapes(file) == {"a.weight": (6, 64), "a.bias": (6,)}
+    assert shapes_of(read_contents([file]).tensors) == {"a.weight": (6, 64), "a.bias": (6,)}
     found = open_weights([file])
     assert torch.allclose(found["a.weight"], linear.weight.dequantize(), rtol=1e-6)
     assert torch.equal(found["a.bias"], linear.bias.data)

@@ -23,10 +23,11 @@ from tests.shared.checkpoints.test_single_file import (
 from tests.tiny_checkpoint import sd3_pipeline
 from tests.tiny_qwen_image import qwen_image_pipeline
 from tests.tiny_z_image import z_image_pipeline
-from triptych.checkpoints.formats import gguf_files
+from triptych.checkpoints.file_parts import shapes_of
+from triptych.checkpoints.formats import gguf_files, read_contents
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.checkpoints.text_encoder_names import text_config
-from triptych.checkpoints.weights import open_weights, read_shapes
+from triptych.checkpoints.weights import open_weights
 from triptych.errors import CheckpointError
 from triptych_denoiser.models import load_transformer
 from triptych_text_encoder.components import load_text_model
@@ -50,7 +51,7 @@ def test_what_was_quantized_comes_back(kind: Kind, tmp_path: Path) -> None:
     found = open_weights([file])["a"]
     assert torch.equal(found, rounded({"a": matrix}, kind)["a"])
     assert (found - matrix).abs().max() < 0.5
-    assert read_shapes(file) == {"a": (40, 64)}
+    assert shapes_of(read_contents([file]).tensors) == {"a": (40, 64)}
 
 
 @pytest.mark.parametrize("kind", READ)
@@ -80,7 +81,7 @@ def test_a_tensor_that_was_made_rectangular_has_its_own_shape(tmp_path: Path) ->
     tensor = torch.randn(16, 4, 2, 2)
     tensors = quantized({"a": tensor.reshape(4, 64)}, Kind.Q8_0)
     file = write(tensors, tmp_path / "a.gguf", "sd3", a=[16, 4, 2, 2])
-    assert read_shapes(file) == {"a": (16, 4, 2, 2)}
+    assert shapes_of(read_contents([file]).tensors) == {"a": (16, 4, 2, 2)}
     found = open_weights([file])["a"]
     assert torch.equal(found.reshape(4, 64), rounded({"a": tensor.reshape(4, 64)}, Kind.Q8_0)["a"])
     wrong = write(tensors, tmp_path / "b.gguf", "sd3", a=[16, 4, 2])

@@ -23,8 +23,9 @@ from tests.tiny_flux2_dev import flux2_dev_pipeline
 from tests.tiny_qwen_image import qwen_image_pipeline, qwen_image_vae
 from tests.tiny_qwen_image21 import qwen_image21_vae
 from tests.tiny_z_image import z_image_pipeline
+from triptych.checkpoints.file_parts import shapes_of
+from triptych.checkpoints.formats import read_contents
 from triptych.checkpoints.opening import open_checkpoint
-from triptych.checkpoints.weights import read_shapes
 from triptych.errors import CheckpointError
 from triptych.families import family_of, qwen_image, qwen_image21
 from triptych.families.family import GuidanceInput
@@ -717,10 +718,10 @@ def test_a_broken_header_is_refused(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "broken.safetensors"
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"broken\.safetensors is truncated or no safetensors file"):
-        read_shapes(file)
+        read_contents([file])
 
 
 def test_a_header_tells_the_shapes_that_safetensors_tells(tmp_path: Path) -> None:
     file = tmp_path / "file.safetensors"
     save_file({"a": torch.ones(2, 3), "b": torch.ones(())}, file, metadata={"format": "pt"})
-    assert read_shapes(file) == {"a": (2, 3), "b": ()}
+    assert shapes_of(read_contents([file]).tensors) == {"a": (2, 3), "b": ()}
