@@ -112,6 +112,7 @@ def reuse() -> dict[str, Request]:
         "reuse extrapolation": {"step_reuse": {"extrapolation": {"every": 3}}, **steps},
         "reuse taylorseer": {"step_reuse": {"taylorseer": {"every": 3, "order": 2}}, **steps},
         "reuse magcache": {"step_reuse": {"magcache": {"mag_ratios": [1, 1.03, 1.0, 0.98]}}, **steps},
+        "reuse teacache": {"step_reuse": {"teacache": {"threshold": 0.3}}, **steps},
         "reuse features": {"step_reuse": {"features": {}}, **steps},
         "reuse features heun": {"step_reuse": {"features": {"threshold": 0.2}}, "solver": {"heun": {}}},
     }

@@ -32,6 +32,7 @@ REUSES = (
     *("taylorseer:2:1:3", "taylorseer:3:1:3", "taylorseer:4:1:3", "taylorseer:5:1:3"),
     *("taylorseer:2:2:3", "taylorseer:3:2:3"),
     *("magcache:0.03:3:0.2", "magcache:0.06:3:0.2", "magcache:0.12:4:0.1", "magcache:0.24:5:0.1"),
+    *("teacache:0.1", "teacache:0.15", "teacache:0.2", "teacache:0.25", "teacache:0.3", "teacache:0.5"),
     *("features:0.05", "features:0.1", "features:0.15", "features:0.2", "features:0.3"),
 )
 SIZES = ("0.95", "0.9", "0.85", "0.8", "0.7")

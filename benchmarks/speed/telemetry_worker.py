@@ -82,7 +82,7 @@ class InstantPredictor(Predictor):
 
     def predict(self, rows: Sequence[Row]) -> Velocities:
         """As a predictor."""
-        return Velocities([row.latents for row in rows], [False] * len(rows))
+        return Velocities.of([row.latents for row in rows], [False] * len(rows))
 
 
 def instant_denoiser(folder: Path) -> DenoiserServicer:

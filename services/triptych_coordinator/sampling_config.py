@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
@@ -18,6 +19,8 @@ from triptych_coordinator.sampling.guidance.methods import (
 )
 from triptych_coordinator.sampling.sigmas import FixedMu, FlowSchedule, Grid
 from triptych_coordinator.scheduler_config import flow_schedule
+
+D = TypeVar("D", bound=Defaults)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Sampling(Defaults):
         if self.family is None or self.family.distilled_mu is None or steps is None:
             return self
         schedule = replace(self.schedule, shift=FixedMu(self.family.distilled_mu), terminal=None)
-        return replace(self, num_inference_steps=steps, guidance_scale=1.0, schedule=schedule, mag_ratios=())
+        return replace(_of_few_steps(self, steps), schedule=schedule)
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -59,7 +62,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
     levels = _sample_sigmas(checkpoint)
     steps = len(levels) or family.steps_if_distilled(checkpoint.published_names)
     if steps is not None and not distilled:
-        defaults = replace(defaults, num_inference_steps=steps, guidance_scale=1.0, mag_ratios=())
+        defaults = _of_few_steps(defaults, steps)
     defaults = _with_own_defaults(defaults, checkpoint)
     fixed_mu = None if distilled is None and steps is None else family.distilled_mu
     mu = family.mu if fixed_mu is None else fixed_mu
@@ -76,6 +79,17 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         references=family.references,
         fills=family.fills,
         family=family,
+    )
+
+
+def _of_few_steps(defaults: D, steps: int) -> D:
+    """Those of a model that was distilled to so many: of it nothing was measured that reuse needs."""
+    return replace(
+        defaults,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        mag_ratios=(),
+        teacache_coefficients=(),
     )
 
 

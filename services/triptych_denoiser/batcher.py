@@ -37,12 +37,14 @@ class Prediction:
     """A call's velocities, float32 [rows, channels, height, width], and how its time went.
 
     reused: whose features were those of another evaluation.
+    sums: as Velocities has them.
     batch_rows: of the passes, on average; other calls' rows share them.
     waiting_rows, oldest_row_seconds: what still waits, and for how long the first.
     """
 
     velocities: Tensor
     reused: Sequence[bool]
+    sums: Sequence[float]
     queue_seconds: float
     compute_seconds: float
     batch_rows: float
@@ -63,13 +65,15 @@ class _Call:
     done: asyncio.Future[None]
     velocities: dict[int, Tensor] = field(default_factory=dict)
     reused: set[int] = field(default_factory=set)
+    sums: dict[int, float] = field(default_factory=dict)
     compute_seconds: float = 0.0
     batches: list[int] = field(default_factory=list)
     latest_batch: dict[str, int] = field(default_factory=dict)
     span: Span = field(default_factory=get_current_span)
 
-    def take(self, index: int, velocity: Tensor, reused: bool) -> None:
+    def take(self, index: int, velocity: Tensor, reused: bool, added: float) -> None:
         self.velocities[index] = velocity
+        self.sums[index] = added
         if reused:
             self.reused.add(index)
         if len(self.velocities) == len(self.rows) and not self.done.done():
@@ -192,12 +196,13 @@ class Batcher:
             self._queue = [waiting for waiting in self._queue if waiting.call is not call]
         velocities = torch.stack([call.velocities[index] for index in range(len(rows))])
         reused = [index in call.reused for index in range(len(rows))]
+        sums = [call.sums[index] for index in range(len(rows))]
         queue_seconds = time.monotonic() - arrived - call.compute_seconds
         instruments.queue_duration.record(queue_seconds, _ROWS)
         seconds: dict[str, float] = {QUEUE_SECONDS: queue_seconds, COMPUTE_SECONDS: call.compute_seconds}
         tracing.note(seconds | call.latest_batch)
         return Prediction(
-            *(velocities, reused, queue_seconds, call.compute_seconds),
+            *(velocities, reused, sums, queue_seconds, call.compute_seconds),
             *(fmean(call.batches), len(self._queue), self._age()),
         )
 
@@ -317,8 +322,8 @@ class Batcher:
             call.compute_seconds += seconds
             call.batches.append(len(rows))
             call.latest_batch = size
-        for waiting, velocity, reused in zip(batch.rows, *predicted, strict=True):
-            waiting.call.take(waiting.index, velocity, reused)
+        for waiting, velocity, reused, added in zip(batch.rows, *predicted, strict=True):
+            waiting.call.take(waiting.index, velocity, reused, added)
         expected = min(len(rows) + self._count(batch.kind), self._predictor.max_rows)
         self._expected = batch.kind, expected
         most = self._options.max_batching_window_milliseconds / 1000

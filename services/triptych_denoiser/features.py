@@ -3,7 +3,8 @@
 Where the first block adds nearly the same to the tokens as it did at an earlier evaluation of the same row,
 the other blocks are taken to add the same as there (Cheng, 2024, ParaAttention's first block cache;
 diffusers.hooks.first_block_cache). Or all blocks are, where the call says so (Ma et al., 2025, MagCache;
-diffusers.hooks.mag_cache). A replica that relied on having seen that evaluation would give a request other
+diffusers.hooks.mag_cache), or where the first block's input has changed little since then (Liu et al., 2024,
+TeaCache). A replica that relied on having seen that evaluation would give a request other
 bits after a restart, or in other company. So a row brings its latents and sigma along: what it gives is
 decided by what is asked, and the cache of features only saves computing it again.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from triptych.caches import Cache
 from triptych.compute.lora_changes import Loras
-from triptych_denoiser.models.transformer import ALL_ROWS, BlockReuse, Others
+from triptych_denoiser.models.transformer import ALL_ROWS, BlockReuse, Modulated, Others
 from triptych_denoiser.row import Row
 
 Key = tuple[object, ...]
@@ -74,7 +75,7 @@ class FirstBlockReuse:
         self._thresholds = thresholds
         self._earlier = earlier
 
-    def __call__(self, before: Tensor, first: Tensor, others: Others) -> Tensor:
+    def __call__(self, before: Tensor, first: Tensor, others: Others, modulated: Modulated) -> Tensor:
         """Tokens behind the last block, [rows, tokens, width], of those around the first block."""
         changes = first - before
         self.reused = [
@@ -107,8 +108,18 @@ def all_blocks_reuse(earlier: Sequence[Features]) -> BlockReuse:
     """Takes all blocks to add what they added to each row then; none needs to be computed."""
     added = torch.stack([features.first + features.others for features in earlier])
 
-    def reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
+    def reuse(before: Tensor, first: Tensor, others: Others, modulated: Modulated) -> Tensor:
         return before + added
+
+    return reuse
+
+
+def noting_inputs(found: list[Tensor]) -> BlockReuse:
+    """Adds every row's modulated input of the first block to `found`, [tokens, width], in place of blocks."""
+
+    def reuse(before: Tensor, first: Tensor, others: Others, modulated: Modulated) -> Tensor:
+        found.extend(modulated())
+        return before
 
     return reuse
 

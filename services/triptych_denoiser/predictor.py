@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,13 @@ from triptych_denoiser.features import (
     all_blocks_reuse,
     key_of,
     named,
+    noting_inputs,
+    relative_change,
 )
 from triptych_denoiser.graphs import GraphedPasses
 from triptych_denoiser.models.layers import tile_products
 from triptych_denoiser.models.transformer import BlockReuse, RowGroup, Transformer, no_reuse
-from triptych_denoiser.row import Row
+from triptych_denoiser.row import FeatureReuse, Row
 from triptych_denoiser.settings import DenoiserOptions
 from triptych_denoiser.verdicts import Verdict, remember, remembered
 
@@ -47,10 +50,19 @@ StaticTexts = Cache[Key, Tensor]
 
 
 class Velocities(NamedTuple):
-    """What rows give: float32 [channels, height, width] each on the CPU, and whose features were reused."""
+    """What rows give: float32 [channels, height, width] each on the CPU, and whose features were reused.
+
+    sums: what changes of a row's input add up to where that decided; 0 where it was computed whole.
+    """
 
     velocities: Sequence[Tensor]
     reused: Sequence[bool]
+    sums: Sequence[float]
+
+    @classmethod
+    def of(cls, velocities: Sequence[Tensor], reused: Sequence[bool]) -> Velocities:
+        """Of rows whose changes are not added up."""
+        return cls(velocities, reused, [0.0] * len(velocities))
 
 
 @dataclass(eq=False)
@@ -73,7 +85,9 @@ class Predictor:
     def group(self, row: Row) -> tuple[object, ...]:
         """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
         mixes = self.mixes and row.reuse is None
-        return row.variant if mixes else (*row.variant, row.shape, row.reuses_all_blocks)
+        if mixes:
+            return row.variant
+        return *row.variant, row.shape, row.reuses_all_blocks, row.adds_up_changes
 
     def tokens(self, row: Row) -> int:
         """Image and text tokens of a row, those of references included."""
@@ -90,14 +104,15 @@ class Predictor:
         Earlier evaluations whose features are forgotten are computed in passes before it.
         """
         if all(row.reuse is None for row in rows):
-            return Velocities(self._forward(rows), [False] * len(rows))
+            return Velocities.of(self._forward(rows), [False] * len(rows))
+        if rows[0].adds_up_changes:
+            return self._predict_by_changes(rows)
         earlier = [row.reuse.earlier if row.reuse else None for row in rows]
         found = self._found_features([row for row in earlier if row is not None])
         if rows[0].reuses_all_blocks:
             kept = [found[key_of(row)] for row in earlier if row is not None]
-            return Velocities(
-                self._forward(rows, reuse=all_blocks_reuse(kept), blocks=False), [True] * len(rows)
-            )
+            velocities = self._forward(rows, reuse=all_blocks_reuse(kept), blocks=False)
+            return Velocities.of(velocities, [True] * len(rows))
         reuse = FirstBlockReuse(
             [(row.reuse and row.reuse.threshold) or 0.0 for row in rows],
             [found[key_of(row)] if row is not None else None for row in earlier],
@@ -106,7 +121,38 @@ class Predictor:
         for row, features in zip(rows, reuse.features, strict=True):
             if row.reuse and features:
                 self.features.put(key_of(row), features)
-        return Velocities(velocities, reuse.reused)
+        return Velocities.of(velocities, reuse.reused)
+
+    def _predict_by_changes(self, rows: Sequence[Row]) -> Velocities:
+        """All blocks' part is that of the earlier row where its input has changed little since (TeaCache)."""
+        reuses = [(row.reuse, row.reuse.change) for row in rows if row.reuse and row.reuse.change]
+        inputs = self._modulated_inputs([*rows, *(change.before for _, change in reuses)])
+        changes = map(relative_change, inputs, inputs[len(rows) :])
+        sums = [reuse.sum_with(change) for (_, reuse), change in zip(reuses, changes, strict=True)]
+        few = [
+            math.isfinite(added) and added < (reuse.threshold or 0.0)
+            for (reuse, _), added in zip(reuses, sums, strict=True)
+        ]
+        decided = [
+            replace(row, reuse=FeatureReuse(None, reuse.earlier if reused else None))
+            for row, (reuse, _), reused in zip(rows, reuses, few, strict=True)
+        ]
+        velocities: dict[int, Tensor] = {}
+        for kind in set(few):
+            some = [index for index, reused in enumerate(few) if reused is kind]
+            velocities |= zip(some, self.predict([decided[index] for index in some]).velocities, strict=True)
+        return Velocities(
+            [velocities[index] for index in range(len(rows))],
+            few,
+            [added if reused else 0.0 for added, reused in zip(sums, few, strict=True)],
+        )
+
+    def _modulated_inputs(self, rows: Sequence[Row]) -> list[Tensor]:
+        """Of the first block, [tokens, width] each. No block is computed."""
+        found: list[Tensor] = []
+        for start in range(0, len(rows), self.max_rows):
+            self._forward(rows[start : start + self.max_rows], reuse=noting_inputs(found), blocks=False)
+        return found
 
     def _found_features(self, rows: Sequence[Row]) -> Mapping[Key, Features]:
         """The features of these rows, computed if they are not in the cache."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,6 +20,7 @@ from triptych_denoiser.settings import MAX_BRANCHES
 
 DIGEST_BYTES = 32
 MAX_GUIDANCE_SCALE = 100.0
+MAX_COEFFICIENTS = 8
 LATENTS_SHARE = 15 / 16
 """Of the largest message: the rest is for levels, digests and the like."""
 
@@ -80,39 +82,72 @@ def read_latents(request: denoiser_pb2.PredictRequest, limits: ModelLimits) -> T
     return latents
 
 
-def read_earlier(
+def read_reuse(
     branch: denoiser_pb2.Branch, field: str, latents: Tensor, limits: ModelLimits
-) -> Tensor | None:
-    """The latents of the evaluation whose features a checked branch may reuse, [samples, ...] like `latents`.
-
-    None if it names none. `field` is the branch's path.
+) -> tuple[Tensor | None, Tensor | None]:
+    """The latents of the evaluation whose features a checked branch may reuse, and of the one before this if
+    changes of its input decide: [samples, ...] like `latents`, or None. `field` is the branch's path.
 
     Raises:
         TriptychError: INVALID_ARGUMENT that names every field that is wrong.
     """
     reuse, path = branch.feature_reuse, f"{field}.feature_reuse"
-    earlier = None
-    violations: list[Iterable[Violation]] = []
-    if reuse.all_layers and reuse.threshold:
-        violations.append(
-            [(f"{path}.threshold", f"is {reuse.threshold:g}; with all_layers there is none: 0")]
-        )
-    elif not reuse.all_layers and not 0 < reuse.threshold <= 1:
-        violations.append([(f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1")])
+    earlier = before = None
+    violations = [*_threshold_violations(reuse, path)]
     if reuse.HasField("latents"):
-        earlier = message_to_torch(
-            reuse.latents, f"{path}.latents", dtypes=["float32"], shape=list(latents.shape)
-        )
-        violations += [
-            _finite_violations(f"{path}.latents", earlier, limits),
-            _sigma_violations(reuse.sigmas, len(latents), f"{path}.sigmas"),
-            _guidance_violations(reuse.guidance_scales, len(latents), limits, f"{path}.guidance_scales"),
-            _target_violations(reuse.target_sigmas, len(latents), limits, f"{path}.target_sigmas"),
-        ]
+        earlier = _evaluated_latents(reuse, path, latents)
+        violations += _evaluation_violations(reuse, path, earlier, limits)
     elif reuse.sigmas or reuse.guidance_scales or reuse.target_sigmas:
-        violations.append([(path, "has sigmas or guidance scales of an evaluation without its latents")])
-    refuse(chain.from_iterable(violations))
-    return earlier
+        violations.append((path, "has sigmas or guidance scales of an evaluation without its latents"))
+    if reuse.HasField("input_change"):
+        at = f"{path}.input_change"
+        if earlier is None or reuse.all_layers:
+            violations.append((at, "must not be set with all_layers, or without latents of what is reused"))
+        before = _evaluated_latents(reuse.input_change, at, latents)
+        violations += _evaluation_violations(reuse.input_change, at, before, limits)
+        violations += _change_violations(reuse.input_change, at, len(latents))
+    refuse(violations)
+    return earlier, before
+
+
+def _evaluated_latents(
+    evaluation: denoiser_pb2.FeatureReuse | denoiser_pb2.InputChange, path: str, latents: Tensor
+) -> Tensor:
+    return message_to_torch(
+        evaluation.latents, f"{path}.latents", dtypes=["float32"], shape=list(latents.shape)
+    )
+
+
+def _evaluation_violations(
+    evaluation: denoiser_pb2.FeatureReuse | denoiser_pb2.InputChange,
+    path: str,
+    latents: Tensor,
+    limits: ModelLimits,
+) -> Iterator[Violation]:
+    """Of an evaluation that has these latents."""
+    samples = len(latents)
+    yield from _finite_violations(f"{path}.latents", latents, limits)
+    yield from _sigma_violations(evaluation.sigmas, samples, f"{path}.sigmas")
+    yield from _guidance_violations(evaluation.guidance_scales, samples, limits, f"{path}.guidance_scales")
+    yield from _target_violations(evaluation.target_sigmas, samples, limits, f"{path}.target_sigmas")
+
+
+def _threshold_violations(reuse: denoiser_pb2.FeatureReuse, path: str) -> Iterator[Violation]:
+    if reuse.all_layers and reuse.threshold:
+        yield f"{path}.threshold", f"is {reuse.threshold:g}; with all_layers there is none: 0"
+    elif not reuse.all_layers and not 0 < reuse.threshold <= 1:
+        yield f"{path}.threshold", f"is {reuse.threshold:g}; allowed is above 0 to 1"
+
+
+def _change_violations(change: denoiser_pb2.InputChange, path: str, samples: int) -> Iterator[Violation]:
+    if len(change.sums) != samples:
+        yield f"{path}.sums", f"{len(change.sums)} of them for {samples} samples"
+    if not 1 <= len(change.coefficients) <= MAX_COEFFICIENTS:
+        given = len(change.coefficients)
+        yield f"{path}.coefficients", f"{given} of them; allowed are 1 to {MAX_COEFFICIENTS}"
+    for name in ("sums", "coefficients"):
+        if not all(map(math.isfinite, getattr(change, name))):
+            yield f"{path}.{name}", "has values that are not finite"
 
 
 def read_conditioning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from torch import Tensor
 
@@ -48,6 +49,11 @@ class Row:
         return self.reuse is not None and self.reuse.threshold is None and self.reuse.earlier is not None
 
     @property
+    def adds_up_changes(self) -> bool:
+        """Whether changes of its input decide what is reused."""
+        return self.reuse is not None and self.reuse.change is not None
+
+    @property
     def variant(self) -> tuple[object, ...]:
         """Which model computes the row: what all rows of a pass have in common."""
         return self.skipped_layers, self.perturbed_layers, self.loras
@@ -59,7 +65,27 @@ class FeatureReuse:
 
     threshold: None if all blocks' part is reused, the first's too, whatever it would be.
     earlier: an earlier evaluation of the same row; None for the first one, which computes all.
+    change: if it is given, all blocks' part is reused where the sum of changes is below the threshold.
     """
 
     threshold: float | None
     earlier: Row | None
+    change: InputChange | None = None
+
+
+@dataclass(frozen=True)
+class InputChange:
+    """Changes of the first block's modulated input from one evaluation of a row to the next, added up.
+
+    before: the evaluation before this one.
+    sum: up to there.
+    coefficients: of the polynomial that is taken of a relative change, the highest power first.
+    """
+
+    before: Row
+    sum: float
+    coefficients: tuple[float, ...]
+
+    def sum_with(self, change: float) -> float:
+        """The sum, with this evaluation's relative change."""
+        return self.sum + reduce(lambda value, coefficient: value * change + coefficient, self.coefficients)

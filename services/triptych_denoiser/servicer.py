@@ -25,11 +25,11 @@ from triptych_denoiser.predictor import Predictor
 from triptych_denoiser.requests import (
     ModelLimits,
     read_conditioning,
-    read_earlier,
     read_latents,
     read_reference,
+    read_reuse,
 )
-from triptych_denoiser.row import FeatureReuse, Row
+from triptych_denoiser.row import FeatureReuse, InputChange, Row
 from triptych_denoiser.settings import MAX_BRANCHES
 
 PredictRequest = denoiser_pb2.PredictRequest
@@ -84,6 +84,7 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             waiting_rows=prediction.waiting_rows,
             oldest_row_milliseconds=1000 * prediction.oldest_row_seconds,
             reused=prediction.reused if any(row.reuse for row in rows) else (),
+            sums=prediction.sums if any(row.adds_up_changes for row in rows) else (),
             warnings=warnings_of(loras),
             text_encoder_loras=[lora.name for lora, _ in loras if lora.for_text_encoders],
         )
@@ -144,8 +145,8 @@ class DenoiserServicer(denoiser_pb2_grpc.DenoiserServiceServicer):
             conditionings, references = self._attended(branch, f"branches[{index}]", latents, found)
             rows += _branch_rows(request, branch, latents, conditionings, references, loras)
             if branch.HasField("feature_reuse"):
-                earlier = read_earlier(branch, f"branches[{index}]", latents, self._limits)
-                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, earlier)
+                named = read_reuse(branch, f"branches[{index}]", latents, self._limits)
+                rows[-len(latents) :] = _reusing(rows[-len(latents) :], branch.feature_reuse, *named)
         return rows
 
     def _attended(
@@ -228,21 +229,47 @@ def _branch_rows(
 
 
 def _reusing(
-    rows: Sequence[Row], reuse: denoiser_pb2.FeatureReuse, latents: torch.Tensor | None
+    rows: Sequence[Row],
+    reuse: denoiser_pb2.FeatureReuse,
+    earlier: torch.Tensor | None,
+    before: torch.Tensor | None,
 ) -> list[Row]:
-    """The rows of a branch, each with what it may reuse; `latents` are those of the earlier evaluation."""
+    """The rows of a branch, each with what it may reuse: of an evaluation with latents `earlier`.
+
+    `before` are those of the evaluation from which changes of the input are added, if they decide.
+    """
     threshold = None if reuse.all_layers else reuse.threshold
-    if latents is None:
+    if earlier is None:
         return [replace(row, reuse=FeatureReuse(threshold, None)) for row in rows]
-    scales = _one_for_each(reuse.guidance_scales, len(rows))
-    targets = _one_for_each(reuse.target_sigmas, len(rows))
-    earlier = [
+    changes: Sequence[InputChange | None] = [None] * len(rows)
+    if before is not None:
+        coefficients = tuple(reuse.input_change.coefficients)
+        changes = [
+            InputChange(one, added, coefficients)
+            for one, added in zip(
+                _evaluated(rows, reuse.input_change, before), reuse.input_change.sums, strict=True
+            )
+        ]
+    return [
+        replace(row, reuse=FeatureReuse(threshold, one, change))
+        for row, one, change in zip(rows, _evaluated(rows, reuse, earlier), changes, strict=True)
+    ]
+
+
+def _evaluated(
+    rows: Sequence[Row],
+    evaluation: denoiser_pb2.FeatureReuse | denoiser_pb2.InputChange,
+    latents: torch.Tensor,
+) -> list[Row]:
+    """The rows of a branch at another evaluation."""
+    scales = _one_for_each(evaluation.guidance_scales, len(rows))
+    targets = _one_for_each(evaluation.target_sigmas, len(rows))
+    return [
         replace(row, latents=latent, sigma=sigma, guidance=scale, target_sigma=target)
         for row, latent, sigma, scale, target in zip(
-            rows, latents, reuse.sigmas, scales, targets, strict=True
+            rows, latents, evaluation.sigmas, scales, targets, strict=True
         )
     ]
-    return [replace(row, reuse=FeatureReuse(threshold, one)) for row, one in zip(rows, earlier, strict=True)]
 
 
 def _one_for_each(given: Sequence[float], samples: int) -> Sequence[float | None]:

@@ -52,11 +52,24 @@ def weakened(branch: denoiser_pb2.Branch) -> np.float32:
     return np.float32(1 / (1 + 0.1 * skipped + 0.01 * perturbed))
 
 
+def sums_of(branch: denoiser_pb2.Branch, latents: NDArray[np.float32]) -> list[float]:
+    """What an input_change adds up to, of the latents themselves, where it is below the threshold; else 0."""
+    change = branch.feature_reuse.input_change
+    if not branch.feature_reuse.HasField("input_change"):
+        return [0.0] * len(latents)
+    moved = np.abs(latents - message_to_array(change.latents, "latents")).mean(axis=(1, 2, 3))
+    assert len(change.sigmas) == len(latents)
+    added = np.array(change.sums) + np.polyval(np.array(change.coefficients), moved)
+    return np.where(added < branch.feature_reuse.threshold, added, 0.0).tolist()  # type: ignore[no-any-return]
+
+
 def reuses(branch: denoiser_pb2.Branch, latents: NDArray[np.float32]) -> list[bool]:
     """Which samples have moved from their references by at most the threshold, in the mean."""
     reuse = branch.feature_reuse
     if not reuse.HasField("latents"):
         return [False] * len(latents)
+    if reuse.HasField("input_change"):
+        return [added > 0 for added in sums_of(branch, latents)]
     moved = np.abs(latents - message_to_array(reuse.latents, "latents")).mean(axis=(1, 2, 3))
     assert len(reuse.sigmas) == len(latents)
     return [reuse.all_layers or bool(change <= reuse.threshold) for change in moved]
@@ -195,6 +208,7 @@ class Denoiser(DenoiserServiceServicer):
             velocities=array_to_message(np.array(velocities, np.float32)),
             fingerprint=self.fingerprint,
             reused=[again for rows in reused for again in rows],
+            sums=[added for branch in request.branches for added in sums_of(branch, latents)],
             queue_milliseconds=self.queue_milliseconds,
             compute_milliseconds=self.compute_milliseconds,
             warnings=[f"a third of {lora.name}" for lora in request.loras],

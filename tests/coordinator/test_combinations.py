@@ -55,6 +55,7 @@ REUSES: Mapping[str, Fields] = {
     "extrapolation": {"step_reuse": {"extrapolation": {}}},
     "features": {"step_reuse": {"features": {}}},
     "magcache": {"step_reuse": {"magcache": {"retention_ratio": 0, "mag_ratios": [1, 1.02, 1.2, 1]}}},
+    "teacache": {"step_reuse": {"teacache": {"threshold": 1, "coefficients": [0.5, 0.01]}}},
     "taylorseer": {"step_reuse": {"taylorseer": {"every": 2, "order": 2, "warmup_steps": 1}}},
 }
 GUIDANCE: Mapping[str, Fields] = {
@@ -88,7 +89,7 @@ def refused_field(solver: str, guidance: str, reuse: str) -> str | None:
         return "step_reuse"
     if solver in NOISY and reuse in ("extrapolation", "taylorseer"):
         return f"step_reuse.{reuse}"
-    if solver in ("heun", "midpoint") and reuse in ("taylorseer", "magcache"):
+    if solver in ("heun", "midpoint") and reuse in ("taylorseer", "magcache", "teacache"):
         return f"step_reuse.{reuse}"
     if solver == "adaptive" and guidance == "APG":
         return "guidance_method.adaptive_projected.momentum"

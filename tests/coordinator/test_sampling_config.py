@@ -9,7 +9,7 @@ import pytest
 from tests.coordinator.conftest import write_checkpoint
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
-from triptych.families import mag_ratios, qwen_image
+from triptych.families import mag_ratios, qwen_image, teacache
 from triptych.families.family import GuidanceInput
 from triptych_coordinator.sampling.guidance.methods import NormPreservingGuidance
 from triptych_coordinator.sampling.sigmas import DynamicShift, EmpiricalShift, FixedMu, FlowSchedule, Grid
@@ -201,23 +201,24 @@ def test_a_checkpoint_may_name_its_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "guidance_embeds", "ratios"),
+    ("pipeline", "guidance_embeds", "ratios", "coefficients"),
     [
-        ("FluxPipeline", True, mag_ratios.FLUX_1_DEV),
-        ("FluxPipeline", False, ()),
-        ("FluxKontextPipeline", True, mag_ratios.FLUX_1_KONTEXT_DEV),
-        ("FluxFillPipeline", True, ()),
-        ("QwenImagePipeline", False, mag_ratios.QWEN_IMAGE),
-        ("QwenImageEditPipeline", False, mag_ratios.QWEN_IMAGE_EDIT),
-        ("QwenImageEditPlusPipeline", False, ()),
-        ("StableDiffusion3Pipeline", False, ()),
+        ("FluxPipeline", True, mag_ratios.FLUX_1_DEV, teacache.FLUX_1_DEV),
+        ("FluxPipeline", False, (), ()),
+        ("FluxKontextPipeline", True, mag_ratios.FLUX_1_KONTEXT_DEV, teacache.FLUX_1_KONTEXT_DEV),
+        ("FluxFillPipeline", True, (), ()),
+        ("QwenImagePipeline", False, mag_ratios.QWEN_IMAGE, ()),
+        ("QwenImageEditPipeline", False, mag_ratios.QWEN_IMAGE_EDIT, ()),
+        ("QwenImageEditPlusPipeline", False, (), ()),
+        ("StableDiffusion3Pipeline", False, (), ()),
     ],
 )
-def test_mag_ratios_are_known_of_the_models_that_they_were_measured_on(
-    pipeline: str, guidance_embeds: bool, ratios: tuple[float, ...], tmp_path: Path
+def test_what_reuse_needs_is_known_of_the_models_that_it_was_measured_on(
+    *, pipeline: str, guidance_embeds: bool, ratios: object, coefficients: object, tmp_path: Path
 ) -> None:
     sampling = sampling_of(write_checkpoint(tmp_path, pipeline, guidance_embeds))
     assert sampling.mag_ratios == ratios
+    assert sampling.teacache_coefficients == coefficients
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ async def test_a_picture_says_how_it_was_made(house: House) -> None:
         ({"step_reuse": {"extrapolation": {"every": 2}}}, 4, 8, 4),
         ({"step_reuse": {"taylorseer": {"every": 2, "warmup_steps": 1}}}, 4, 8, 4),
         ({"step_reuse": {"magcache": {"retention_ratio": 0, "mag_ratios": [1]}}}, 6, 4, 8),
+        ({"step_reuse": {"teacache": {"threshold": 1, "coefficients": [0.3]}}}, 6, 8, 4),
         ({"step_reuse": {"features": {"threshold": 1}}}, 6, 6, 6),
         ({"step_reuse": {"features": {"threshold": 0.001}}}, 6, 12, 0),
     ],

@@ -80,7 +80,7 @@ class HeldPredictor:
             error, self.error = self.error, None
             raise error
         self.clock.now += self.seconds(rows)
-        return Velocities([row.latents for row in rows], [False] * len(rows))
+        return Velocities.of([row.latents for row in rows], [False] * len(rows))
 
     async def began(self, passes: int) -> None:
         """Waits until so many passes have begun."""

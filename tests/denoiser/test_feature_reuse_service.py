@@ -62,13 +62,15 @@ async def test_all_layers_are_reused_whatever_has_changed(denoiser: Denoiser) ->
     assert first.reused == [False, True]
 
 
-@pytest.mark.parametrize("all_layers", [False, True])
+@pytest.mark.parametrize("decides", ["first layer", "nothing", "input"])
 async def test_a_replica_that_never_saw_the_reference_gives_the_same_bits(
-    settings: DenoiserSettings, denoiser: Denoiser, tmp_path: Path, all_layers: bool
+    settings: DenoiserSettings, denoiser: Denoiser, tmp_path: Path, decides: str
 ) -> None:
     latents = random_latents(0)
-    step = reusing(latents + 0.001, 0.4999, latents, threshold=0.0 if all_layers else 1.0)
-    step.branches[1].feature_reuse.all_layers = all_layers
+    step = reusing(latents + 0.001, 0.4999, latents, threshold=0.0 if decides == "nothing" else 1.0)
+    step.branches[1].feature_reuse.all_layers = decides == "nothing"
+    if decides == "input":
+        step.branches[1].feature_reuse.input_change.CopyFrom(input_change(latents))
     stub = await prepared(denoiser)
     await stub.Predict(reusing(latents, 0.5, None))
     seen = await stub.Predict(step)
@@ -76,6 +78,8 @@ async def test_a_replica_that_never_saw_the_reference_gives_the_same_bits(
         unseen = await (await prepared(other)).Predict(step)
     assert unseen.velocities == seen.velocities
     assert unseen.reused == seen.reused == [False, True]
+    assert unseen.sums == seen.sums
+    assert [added > 0.25 for added in seen.sums] == ([False, True] if decides == "input" else [])
 
 
 def changed(**fields: Any) -> pb.PredictRequest:
@@ -88,6 +92,17 @@ def changed(**fields: Any) -> pb.PredictRequest:
             asked.branches[1].feature_reuse.latents.CopyFrom(torch_to_message(value))
         else:
             setattr(asked.branches[1].feature_reuse, name, value)
+    return asked
+
+
+def input_change(before: Tensor, sums: Sequence[float] = (0.25,), **fields: Any) -> pb.InputChange:
+    given: dict[str, Any] = {"sigmas": [0.5], "coefficients": [1, 0], **fields}
+    return pb.InputChange(latents=torch_to_message(before), sums=sums, **given)
+
+
+def by_input(request: pb.PredictRequest | None = None, **fields: Any) -> pb.PredictRequest:
+    asked = request or changed()
+    asked.branches[1].feature_reuse.input_change.CopyFrom(input_change(random_latents(1), **fields))
     return asked
 
 
@@ -116,6 +131,22 @@ BAD_REUSES = {
         changed(guidance_scales=[3.5]),
         f"{REUSE}.guidance_scales: 1 of them; this model does not take any",
     ),
+    "changes of no reuse": (
+        by_input(reusing(random_latents(0), 0.5, None)),
+        f"{REUSE}.input_change: must not be set with all_layers, or without latents",
+    ),
+    "changes with all layers": (
+        by_input(changed(all_layers=True, threshold=0)),
+        f"{REUSE}.input_change: must not be set with all_layers",
+    ),
+    "no sums": (by_input(sums=[]), f"{REUSE}.input_change.sums: 0 of them for 1 samples"),
+    "a sum that is no number": (by_input(sums=[float("nan")]), f"{REUSE}.input_change.sums: has values"),
+    "no coefficients": (by_input(coefficients=[]), f"{REUSE}.input_change.coefficients: 0 of them; allowed"),
+    "an infinite coefficient": (
+        by_input(coefficients=[float("inf")]),
+        f"{REUSE}.input_change.coefficients: has values that are not finite",
+    ),
+    "no sigma before": (by_input(sigmas=[]), f"{REUSE}.input_change.sigmas: 0 of them for 1 samples"),
     "sigmas without latents": (NO_LATENTS, f"{REUSE}: has sigmas or guidance scales of an evaluation"),
 }
 

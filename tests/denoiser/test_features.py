@@ -27,7 +27,7 @@ from triptych_denoiser.conditioning import Conditioning
 from triptych_denoiser.features import FeatureCache, relative_change
 from triptych_denoiser.models.transformer import blocks
 from triptych_denoiser.predictor import Predictor
-from triptych_denoiser.row import FeatureReuse, Row
+from triptych_denoiser.row import FeatureReuse, InputChange, Row
 
 CPU = torch.device("cpu")
 LAYERS = 3
@@ -86,7 +86,7 @@ def first(before: Row, threshold: float = 0.2) -> Row:
 
 def test_the_first_evaluation_is_computed_as_ever(model: Any) -> None:
     predictor = CountingPredictor(model)
-    velocities, reused = predictor.predict([first(row(model, 1))])
+    velocities, reused, _ = predictor.predict([first(row(model, 1))])
     assert torch.equal(velocities[0], predictor.predict([row(model, 1)]).velocities[0])
     assert reused == [False]
 
@@ -94,7 +94,7 @@ def test_the_first_evaluation_is_computed_as_ever(model: Any) -> None:
 def test_the_same_evaluation_again_is_reused_without_loss(model: Any) -> None:
     predictor, before = CountingPredictor(model), row(model, 1)
     expected = predictor.predict([first(before)]).velocities
-    velocities, reused = predictor.predict([replace(first(before), reuse=FeatureReuse(0.01, before))])
+    velocities, reused, _ = predictor.predict([replace(first(before), reuse=FeatureReuse(0.01, before))])
     assert reused == [True]
     torch.testing.assert_close(velocities, expected, rtol=1e-5, atol=1e-5)
 
@@ -103,7 +103,7 @@ def test_little_change_reuses_and_much_computes(model: Any) -> None:
     predictor, before = CountingPredictor(model), row(model, 1)
     predictor.predict([first(before)])
     near, far = later(before, 0.001), later(before, 3.0)
-    velocities, reused = predictor.predict([near, far])
+    velocities, reused, _ = predictor.predict([near, far])
     assert reused == [True, False]
     exact = predictor.predict([replace(near, reuse=None), replace(far, reuse=None)]).velocities
     assert not torch.equal(velocities[0], exact[0])
@@ -115,7 +115,7 @@ def test_the_threshold_is_where_reuse_begins(model: Any) -> None:
     predictor, before = CountingPredictor(model), row(model, 1)
     tokens: list[Tensor] = []
 
-    def noted(before: Tensor, first: Tensor, others: Any) -> Tensor:
+    def noted(before: Tensor, first: Tensor, others: Any, modulated: Any) -> Tensor:
         tokens.append(first - before)
         return others(slice(None))
 
@@ -136,7 +136,7 @@ def test_losing_the_cache_costs_passes_and_changes_no_bit(model: Any) -> None:
     expected = remembering.predict([later(each, 0.001) for each in before])
     assert expected.reused == [True, True]
     for predictor in (forgetful, other_replica):
-        velocities, reused = predictor.predict([later(each, 0.001) for each in before])
+        velocities, reused, _ = predictor.predict([later(each, 0.001) for each in before])
         assert all(map(torch.equal, velocities, expected.velocities))
         assert reused == expected.reused
     assert remembering.passes == [1, 1, 2]
@@ -149,7 +149,7 @@ def test_a_row_s_bits_do_not_depend_on_its_company(model: Any) -> None:
     plain, ahead = row(model, 3), first(row(model, 4))
     near, far = later(row(model, 1), 0.001), later(row(model, 2), 3.0)
     rows = [near, plain, far, ahead, later(row(model, 5), 0.002)]
-    together, reused = CountingPredictor(model).predict(rows)
+    together, reused, _ = CountingPredictor(model).predict(rows)
     assert reused == [True, False, False, False, True]
     for velocity, alone in zip(together, rows, strict=True):
         assert torch.equal(velocity, CountingPredictor(model).predict([alone]).velocities[0])
@@ -164,7 +164,7 @@ def test_all_blocks_are_reused_whatever_has_changed_and_none_is_computed(model: 
     predictor, before = CountingPredictor(model), row(model, 1)
     expected = predictor.predict([replace(before, reuse=FeatureReuse(None, None))])
     assert expected.reused == [False]
-    again, reused = predictor.predict([replace(before, reuse=FeatureReuse(None, before))])
+    again, reused, _ = predictor.predict([replace(before, reuse=FeatureReuse(None, before))])
     torch.testing.assert_close(again, expected.velocities, rtol=1e-5, atol=1e-5)
     assert reused == [True]
 
@@ -172,7 +172,7 @@ def test_all_blocks_are_reused_whatever_has_changed_and_none_is_computed(model: 
     for block in blocks(model):
         block.register_forward_pre_hook(lambda block, _: computed.append(block))
     try:
-        velocities, reused = predictor.predict([all_of(before, 3.0)])
+        velocities, reused, _ = predictor.predict([all_of(before, 3.0)])
     finally:
         for block in blocks(model):
             block._forward_pre_hooks.clear()
@@ -192,6 +192,41 @@ def test_what_all_blocks_added_is_computed_again_where_it_is_forgotten(model: An
     assert remembering.passes == [1, 1, 2]
     assert other_replica.passes == [1, 1]
     assert remembering.group(far) != remembering.group(later(before, 0.5))
+
+
+def by_changes(before: Row, change: float, added: float, threshold: float = 1.0) -> Row:
+    """A row further on, whose blocks' part is reused if what its input has changed by adds up to little."""
+    so_far = InputChange(before, added, (2.0, 0.0))
+    return replace(later(before, change), reuse=FeatureReuse(threshold, before, so_far))
+
+
+def test_changes_of_the_input_add_up_until_all_is_computed(model: Any) -> None:
+    predictor, before = CountingPredictor(model), row(model, 1)
+    predictor.predict([first(before)])
+    near = by_changes(before, 0.01, added=0.25)
+    (reused,), (decision,), (added,) = predictor.predict([near])
+    assert decision
+    assert 0.25 < added < 0.5
+    expected = predictor.predict([replace(near, reuse=FeatureReuse(None, before))])
+    assert torch.equal(reused, expected.velocities[0])
+
+    (computed,), (decision,), (none,) = predictor.predict([by_changes(before, 0.01, 0.25, added)])
+    assert not decision  # it is not below
+    assert none == 0
+    assert torch.equal(computed, predictor.predict([replace(near, reuse=None)]).velocities[0])
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")
+def test_what_the_input_decides_depends_neither_on_the_replica_nor_on_company(model: Any) -> None:
+    rows = [by_changes(row(model, seed), 0.01, added) for seed, added in ((1, 0.1), (2, 2.0), (3, 0.2))]
+    remembering = CountingPredictor(model)
+    remembering.predict([first(row(model, seed)) for seed in (1, 2, 3)])
+    together = remembering.predict(rows)
+    assert together.reused == [True, False, True]
+    for index, each in enumerate(rows):
+        velocities, (reused,), (added,) = CountingPredictor(model, max_rows=1, cache_bytes=1).predict([each])
+        assert torch.equal(velocities[0], together.velocities[index])
+        assert (reused, added) == (together.reused[index], together.sums[index])
 
 
 def test_references_are_computed_in_passes_of_the_usual_size(model: Any) -> None:

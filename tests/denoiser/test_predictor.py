@@ -36,8 +36,8 @@ class CompanyMatters(Predictor):
 
     def predict(self, rows):  # type: ignore[no-untyped-def]
         """The velocities, off by a little."""
-        velocities, reused = super().predict(rows)
-        return Velocities([velocity + 1e-6 * (len(rows) - 1) for velocity in velocities], reused)
+        velocities, reused, _ = super().predict(rows)
+        return Velocities.of([velocity + 1e-6 * (len(rows) - 1) for velocity in velocities], reused)
 
 
 def test_the_probe_sees_a_difference_of_the_last_bits(model: Transformer) -> None:
@@ -60,9 +60,9 @@ class OtherSizesMatter(Predictor):
 
     def predict(self, rows):  # type: ignore[no-untyped-def]
         """The velocities, off by a little."""
-        velocities, reused = super().predict(rows)
+        velocities, reused, _ = super().predict(rows)
         off = 1e-6 * (len({row.shape for row in rows}) - 1)
-        return Velocities([velocity + off for velocity in velocities], reused)
+        return Velocities.of([velocity + off for velocity in velocities], reused)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL to fix")

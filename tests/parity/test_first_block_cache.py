@@ -28,7 +28,7 @@ def test_velocities_are_those_of_diffusers_first_block_cache(threshold: float) -
         with theirs.cache_context("cond"):
             expected = expected_velocity(theirs, given | {"latents": latents, "sigma": sigma[None]})
         row = Row(latents[0], float(sigma), conditioning)
-        velocities, (reused,) = predictor.predict(
+        velocities, (reused,), _ = predictor.predict(
             [Row(*(latents[0], float(sigma), conditioning), reuse=FeatureReuse(threshold, before))]
         )
         before = before if reused else row

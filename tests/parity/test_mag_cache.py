@@ -52,7 +52,9 @@ def test_velocities_of_flux_are_those_of_diffusers_mag_cache(
         before = before if step in choice.skipped(range(steps)) else None
         row = Row(latents[0], float(sigma), conditioning)
         reuse = FeatureReuse(None, before)
-        velocities, (reused,) = predictor.predict([Row(latents[0], float(sigma), conditioning, reuse=reuse)])
+        velocities, (reused,), _ = predictor.predict(
+            [Row(latents[0], float(sigma), conditioning, reuse=reuse)]
+        )
         before = before if reused else row
         decisions.append(reused)
         assert relative_error(velocities[0][None], expected) <= 1e-5
@@ -72,7 +74,9 @@ def test_velocities_of_sd3_are_those_of_diffusers_mag_cache() -> None:
         row = Row(latents[0], float(sigma), conditioning)
         before = before if step in choice.skipped(range(10)) else None
         reuse = FeatureReuse(None, before)
-        velocities, (reused,) = predictor.predict([Row(latents[0], float(sigma), conditioning, reuse=reuse)])
+        velocities, (reused,), _ = predictor.predict(
+            [Row(latents[0], float(sigma), conditioning, reuse=reuse)]
+        )
         before = before if reused else row
         assert relative_error(velocities[0][None], expected) <= 1e-5
         latents = latents - 0.1 * expected

@@ -62,6 +62,7 @@ class Limits:
     references: References | None = None
     fills: bool = False
     mag_ratios: tuple[float, ...] = ()
+    teacache_coefficients: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

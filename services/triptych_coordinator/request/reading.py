@@ -43,6 +43,7 @@ from triptych_coordinator.sampling.guidance.schedules import (
 from triptych_coordinator.sampling.progressive_resolution import ProgressiveResolution
 from triptych_coordinator.sampling.ranges import Range
 from triptych_coordinator.sampling.reuse.features import MagCache
+from triptych_coordinator.sampling.reuse.input_changes import IDENTITY, TeaCache
 from triptych_coordinator.sampling.reuse.step_reuse import NoReuse, StepReuse
 from triptych_coordinator.sampling.sigma_schedules import CheckpointSigmas, LinearSigmas, SigmaSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
@@ -284,6 +285,9 @@ class _Given:
                     " python -m benchmarks.quality.mag_ratios measures them"
                 )
             return replace(reuse, mag_ratios=self.limits.mag_ratios)
+        if isinstance(reuse, TeaCache):
+            known = self.limits.teacache_coefficients or IDENTITY
+            return replace(reuse, coefficients=reuse.coefficients or known)
         return reuse
 
     def progressive_resolution(self) -> ProgressiveResolution | None:

@@ -25,7 +25,7 @@ from triptych_coordinator.fleet.retries import attempt
 from triptych_coordinator.fleet.routing import call_size
 from triptych_coordinator.fleet.uploads import Upload
 from triptych_coordinator.sampling.guidance.layers import Branch
-from triptych_coordinator.sampling.reuse.step_reuse import FeatureReuse
+from triptych_coordinator.sampling.reuse.step_reuse import Earlier, FeatureReuse, Reusing
 from triptych_coordinator.sampling.solvers.solution import Latents, Sigma
 from triptych_coordinator.stages.answers import check_fingerprint, nonsense, read_array
 from triptych_coordinator.stages.concurrent import in_order
@@ -41,10 +41,9 @@ DenoiserFleet: TypeAlias = "Fleet[DenoiserServiceAsyncStub, DenoiserModel]"
 
 @dataclass(frozen=True)
 class _Predicted:
-    """An answer to Predict: velocities [branches, samples, C, h, w] and which of those rows were reused."""
+    """An answer to Predict, and how the time went."""
 
-    velocities: NDArray[np.float32]
-    reused: NDArray[np.bool_]
+    rows: Reusing
     times: StageTimes
 
 
@@ -90,7 +89,7 @@ class RequestDenoiser:
     ) -> NDArray[np.float32]:
         """As loop.Denoiser."""
         nothing = [None] * len(branches)
-        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing, target))[0]
+        return (await self.predict_reusing(latents, sigma, branches, guidance, nothing, target)).velocities
 
     async def predict_reusing(
         self,
@@ -100,25 +99,25 @@ class RequestDenoiser:
         guidance: float | None,
         reuses: Sequence[FeatureReuse | None],
         target: np.float32 | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    ) -> Reusing:
         """As reuse.FeatureReuser. What one denoiser does not take at once goes in several calls."""
         target = target if self.model.takes_target_sigma else None
         sigmas = np.broadcast_to(np.ravel(sigma), len(latents)).tolist()
         velocities = np.empty((len(branches), *latents.shape), np.float32)
         reused = np.zeros(velocities.shape[:2], np.bool_)
+        sums = np.zeros(velocities.shape[:2], np.float32)
 
         async def predict_part(some: slice, part: slice) -> None:
             messages = [
                 _branch_message(branch, reuse, part, target is not None)
                 for branch, reuse in zip(branches[some], reuses[some], strict=True)
             ]
-            velocities[some, part], reused[some, part] = await self._predict_part(
-                latents[part], sigmas[part], messages, guidance, target
-            )
+            predicted = await self._predict_part(latents[part], sigmas[part], messages, guidance, target)
+            velocities[some, part], reused[some, part], sums[some, part] = predicted
 
-        replicas, earlier = self._replicas(reuses), any(reuse and reuse.earlier for reuse in reuses)
+        replicas, named = self._replicas(reuses), max(map(_evaluations, reuses), default=0)
         size = call_size(len(branches), len(latents), replicas)
-        num_branches, num_samples = self._fitting(*size, latents, earlier)
+        num_branches, num_samples = self._fitting(*size, latents, named)
         parts = [
             partial(predict_part, slice(first, first + num_branches), slice(start, start + num_samples))
             for first in range(0, len(branches), num_branches)
@@ -128,7 +127,7 @@ class RequestDenoiser:
             pass
         self.evaluations += len(latents) if branches else 0
         self.rows += int((~reused).sum())
-        return velocities, reused
+        return Reusing(velocities, reused, sums)
 
     def _replicas(self, reuses: Sequence[FeatureReuse | None]) -> int:
         """How many replicas a step's rows are spread over.
@@ -137,16 +136,16 @@ class RequestDenoiser:
         """
         return 1 if any(reuses) else self.fleet.idle(self.model.model.fingerprint)
 
-    def _fitting(self, branches: int, samples: int, latents: Latents, earlier: bool) -> tuple[int, int]:
+    def _fitting(self, branches: int, samples: int, latents: Latents, named: int) -> tuple[int, int]:
         """As many of the branches and samples as one denoiser takes at once, and a message holds.
 
         A message holds max_branches velocities of max_samples of the default size. A request has latents, and
-        for every branch those of an `earlier` evaluation, if there is one.
+        for every branch those of so many `named` evaluations.
         """
         model, pixels = self.model, math.prod(latents.shape[2:])
         room = model.max_samples * model.max_branches * model.default_latent_size**2 // pixels
-        branches = max(1, min(branches, model.max_branches, room - earlier))
-        return branches, max(1, min(samples, model.max_samples, room // (branches + earlier)))
+        branches = max(1, min(branches, model.max_branches, (room - 1) // named if named else room))
+        return branches, max(1, min(samples, model.max_samples, room // max(branches, 1 + named * branches)))
 
     async def _predict_part(
         self,
@@ -155,7 +154,7 @@ class RequestDenoiser:
         branches: Sequence[denoiser_pb2.Branch],
         guidance: float | None,
         target: np.float32 | None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    ) -> Reusing:
         others = denoiser_pb2.PredictRequest(
             sigmas=sigmas,
             branches=branches,
@@ -164,8 +163,7 @@ class RequestDenoiser:
             loras=self.loras,
         )
         request = with_tensor(others, array_view(latents))
-        predicted = await self._predict(request, (len(branches), *latents.shape))
-        return predicted.velocities, predicted.reused
+        return (await self._predict(request, (len(branches), *latents.shape))).rows
 
     async def _predict(self, request: denoiser_pb2.PredictRequest, shape: tuple[int, ...]) -> _Predicted:
         """Calls Predict for velocities of that shape.
@@ -247,14 +245,28 @@ def _predicted(response: denoiser_pb2.PredictResponse, shape: tuple[int, ...]) -
     velocities = read_array(response.velocities, "velocities", ["float32"], shape)
     branches, samples = shape[:2]
     reused = list(response.reused) or [False] * (branches * samples)
-    if len(reused) != branches * samples:
-        raise nonsense(f"reused: is of {len(reused)} rows, not of {branches * samples}")
+    sums = list(response.sums) or [0.0] * (branches * samples)
+    for name, of_rows in (("reused", reused), ("sums", sums)):
+        if len(of_rows) != branches * samples:
+            raise nonsense(f"{name}: is of {len(of_rows)} rows, not of {branches * samples}")
     times = StageTimes(
         response.queue_milliseconds / 1000,
         response.compute_milliseconds / 1000,
         *(response.batch_rows, response.waiting_rows, response.oldest_row_milliseconds / 1000),
     )
-    return _Predicted(velocities, np.array(reused, np.bool_).reshape(branches, samples), times)
+    return _Predicted(
+        Reusing(
+            velocities,
+            np.array(reused, np.bool_).reshape(branches, samples),
+            np.array(sums, np.float32).reshape(branches, samples),
+        ),
+        times,
+    )
+
+
+def _evaluations(reuse: FeatureReuse | None) -> int:
+    """How many others a branch's evaluation names."""
+    return 0 if reuse is None else (reuse.earlier is not None) + (reuse.change is not None)
 
 
 def _branch_message(
@@ -271,8 +283,22 @@ def _branch_message(
         message.feature_reuse.all_layers = reuse.threshold is None
         message.feature_reuse.threshold = reuse.threshold or 0.0
         if earlier := reuse.earlier:
-            message.feature_reuse.latents.CopyFrom(array_to_message(earlier.latents[part]))
-            message.feature_reuse.sigmas.extend(earlier.sigmas[part].tolist())
-            message.feature_reuse.guidance_scales.extend(earlier.guidance_scales[part])
-            message.feature_reuse.target_sigmas.extend(earlier.targets[part] if with_targets else ())
+            _name(message.feature_reuse, earlier, part, with_targets)
+        if change := reuse.change:
+            _name(message.feature_reuse.input_change, change.before, part, with_targets)
+            message.feature_reuse.input_change.sums.extend(change.sums[part].tolist())
+            message.feature_reuse.input_change.coefficients.extend(change.coefficients)
     return message
+
+
+def _name(
+    message: denoiser_pb2.FeatureReuse | denoiser_pb2.InputChange,
+    evaluation: Earlier,
+    part: slice,
+    with_targets: bool,
+) -> None:
+    """Fills in an evaluation of some of the samples."""
+    message.latents.CopyFrom(array_to_message(evaluation.latents[part]))
+    message.sigmas.extend(evaluation.sigmas[part].tolist())
+    message.guidance_scales.extend(evaluation.guidance_scales[part])
+    message.target_sigmas.extend(evaluation.targets[part] if with_targets else ())

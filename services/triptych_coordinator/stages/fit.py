@@ -143,4 +143,5 @@ class Models:
             downscale=downscale,
             previews=previews,
             mag_ratios=sampling.mag_ratios,
+            teacache_coefficients=sampling.teacache_coefficients,
         )

@@ -6,12 +6,14 @@ the layout of diffusers' FluxTransformer2DModel.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -140,6 +142,12 @@ class SingleBlock(nn.Module):
         out = self.out(torch.cat([attended, mlp], dim=-1))
         return within_float16(add_gated(tokens, gate, out, rows.both))
 
+    def modulated(self, image: Tensor, embedding: Tensor, rows: Streams) -> Tensor:
+        """What attention is given of packed image tokens, without a call of the block."""
+        bring(self.modulation.linear.weight)
+        shift, scale, _ = self.modulation(embedding)
+        return modulate(image, shift, scale, rows.image)
+
 
 SINGLE_BLOCK: KeyTable = (
     ("norm.linear", "modulation.linear", None),
@@ -239,7 +247,11 @@ class FluxTransformer(Transformer):
             return image
 
         first_image, first_text = through(range(min(1, doubles)), image, text, embedding)
-        image = reuse(image, first_image, others)
+
+        def modulated_image() -> Tensor:
+            return cast(DoubleBlock | SingleBlock, blocks[0]).modulated(image, embedding, rows)
+
+        image = reuse(image, first_image, others, modulated_image)
         scale, shift = self.final_modulation(embedding)
         modulated = rows.targets(rows.image.groups(modulate(image, shift, scale, rows.image)))
         return [self.velocity(*each) for each in zip(modulated, groups, strict=True)]

@@ -286,7 +286,12 @@ class Flux2Transformer(Transformer):
             return image
 
         first_image, first_text = through(range(min(1, doubles)), image, text, ALL_ROWS)
-        image = reuse(image, first_image, others)
+
+        def modulated_image() -> Tensor:
+            shift, scale, *_ = of_image if doubles else of_both
+            return modulate(image, shift, scale, rows.image)
+
+        image = reuse(image, first_image, others, modulated_image)
         scale, shift = self.final_modulation(embedding)
         modulated = rows.targets(rows.image.groups(modulate(image, shift, scale, rows.image)))
         return [

@@ -264,8 +264,13 @@ class Flux3Transformer(Transformer):
         def image_of(tokens: Tensor) -> Tensor:
             return kinds.cut(tokens, MODES.index(IMAGE))
 
+        def modulated_image() -> Tensor:
+            shift, scale, _ = modulations
+            return image_of(modulate(tokens, shift, scale, kinds))
+
         first_tokens = through(range(1), tokens, ALL_ROWS)
-        image, stream = reuse(image_of(tokens), image_of(first_tokens), others), stream_of(images)
+        image = reuse(image_of(tokens), image_of(first_tokens), others, modulated_image)
+        stream = stream_of(images)
         scale, shift = self.final_modulation(moving)
         return [
             self.final(each).mT.unflatten(-1, group.latents.shape[-2:])

@@ -7,11 +7,13 @@ the same in every step.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych.compute.offload import bring
 from triptych.compute.quantization import Exceptions
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
@@ -201,6 +203,12 @@ class Block(nn.Module):
         modulated = stream.apply(torch.addcmul, mlp_shift, self.mlp_norm(x), 1 + mlp_scale)
         return add_gated(x, mlp_gate, self.mlp(modulated), stream)
 
+    def modulated(self, x: Tensor, modulations: Sequence[Tensor], stream: Stream) -> Tensor:
+        """What attention is given of packed tokens, without a call of the block."""
+        bring(self.table)
+        scale, shift = (shared + row for shared, row in zip(modulations[:2], self.table[:2], strict=True))
+        return stream.apply(torch.addcmul, shift, self.attention_norm(x), 1 + scale)
+
 
 AROUND_BLOCKS: KeyTable = (
     ("img_in", "patch_embed", None),
@@ -324,7 +332,11 @@ class Krea2Transformer(Transformer):
             return through(range(1, len(self.blocks)), first_tokens[some], some)
 
         first_tokens = through(range(1), tokens, slice(None))
-        tokens = reuse(tokens, first_tokens, others)
+
+        def modulated_tokens() -> Tensor:
+            return cast(Block, self.blocks[0]).modulated(tokens, modulations, rows.both)
+
+        tokens = reuse(tokens, first_tokens, others, modulated_tokens)
         image, _ = rows.cut(rows.both.groups(tokens))
         scale, shift = (embedding[:, None] + row for row in self.final_table)
         modulated = rows.image.apply(torch.addcmul, shift, self.final_norm(image), 1 + scale)

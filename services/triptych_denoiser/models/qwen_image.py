@@ -6,6 +6,7 @@ Architecture: Alibaba's, as diffusers' QwenImageTransformer2DModel has it, in wh
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +199,11 @@ class QwenImageTransformer(Transformer):
             return image
 
         first_image, first_text = through(range(1), image, text, slice(None))
-        image = reuse(image, first_image, others)
+
+        def modulated_image() -> Tensor:
+            return cast(Block, self.blocks[0]).modulated(image, image_embedding, rows)
+
+        image = reuse(image, first_image, others, modulated_image)
         targets = rows.targets(rows.image.groups(image))
         stream = stream_of(targets)
         scale, shift = self.final_modulation(embedding)

@@ -315,7 +315,11 @@ class QwenImage21Transformer(Transformer):
             return through(range(1, len(self.blocks)), first_image[some], some)
 
         first_image = through(range(1), image, ALL_ROWS)
-        image = reuse(image, first_image, others)
+
+        def modulated_image() -> Tensor:
+            return scaled(image, modulations[0], stream)
+
+        image = reuse(image, first_image, others, modulated_image)
         (scale,) = self.final_modulation(embedding)
         return [
             self.final(each).mT.unflatten(-1, group.latents.shape[-2:])

@@ -7,12 +7,14 @@ Architecture: Esser et al., "Scaling Rectified Flow Transformers for High-Resolu
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention, Biases
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -249,7 +251,14 @@ class SD3Transformer(Transformer):
             return through(layers, first_image[some], first_text[some], embedding[some])[0]
 
         first_image, first_text = through(range(1), image, text, embedding)
-        image = reuse(image, first_image, others)
+
+        def modulated_image() -> Tensor:
+            modulation = cast(JointBlock, self.blocks[0]).image_modulation
+            bring(modulation.linear.weight)  # this is no call of the block
+            shift, scale, *_ = modulation(embedding)
+            return modulate(image, shift, scale, rows.image)
+
+        image = reuse(image, first_image, others, modulated_image)
         scale, shift = self.final_modulation(embedding)
         modulated = rows.image.groups(modulate(image, shift, scale, rows.image))
         return [self.velocity(*each) for each in zip(modulated, groups, strict=True)]

@@ -20,14 +20,16 @@ Others = Callable[[Rows], Tensor]
 """Computes the blocks behind the first one: the tokens that leave the last one, [n, tokens, width]."""
 
 
-BlockReuse = Callable[[Tensor, Tensor, Others], Tensor]
+Modulated = Callable[[], Tensor]
+"""Computes what the first block's attention is given, of the image at least: [rows, tokens, width]."""
+BlockReuse = Callable[[Tensor, Tensor, Others, Modulated], Tensor]
 """Decides which rows need the blocks behind the first one.
 
 The tokens that leave the last block, of those that enter and leave the first: [rows, tokens, width] each.
 """
 
 
-def no_reuse(before: Tensor, first: Tensor, others: Others) -> Tensor:
+def no_reuse(before: Tensor, first: Tensor, others: Others, modulated: Modulated) -> Tensor:
     """All rows need them."""
     return others(ALL_ROWS)
 

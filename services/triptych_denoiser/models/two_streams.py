@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     AttentionProjections,
@@ -67,3 +68,9 @@ class ModulatedTwoStreams(TwoStreams):
         self.attend = Attention()
         self.image_mlp = FeedForward(width)
         self.text_mlp = FeedForward(width)
+
+    def modulated(self, image: Tensor, embedding: Tensor, rows: Streams) -> Tensor:
+        """What attention is given of packed image tokens, without a call of the block."""
+        bring(self.image_modulation.linear.weight)
+        shift, scale, *_ = self.image_modulation(embedding)
+        return modulate(image, shift, scale, rows.image)

@@ -6,12 +6,14 @@ diffusers' ZImageTransformer2DModel (models/transformers/transformer_z_image.py)
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -151,6 +153,12 @@ class Block(nn.Module):
         scale, gate, mlp_scale, mlp_gate = self.modulation(embedding)
         return 1 + scale, gate.tanh(), 1 + mlp_scale, mlp_gate.tanh()
 
+    def modulated(self, x: Tensor, embedding: Tensor, stream: Stream) -> Tensor:
+        """What attention is given of packed tokens, without a call of the block."""
+        bring(self.attention_norm_in.weight)
+        scale, *_ = self.scales_and_gates(embedding)
+        return stream.apply(torch.mul, self.attention_norm_in(x), scale)
+
 
 OUTSIDE_BLOCKS: KeyTable = (
     (f"all_x_embedder.{PATCH}-1", "patch_embed", None),
@@ -262,7 +270,11 @@ class ZImageTransformer(Transformer):
             return through(range(1, len(self.blocks)), first_tokens[some], embedding[some])
 
         first_tokens = through(range(1), tokens, embedding)
-        tokens = reuse(tokens, first_tokens, others)
+
+        def modulated_tokens() -> Tensor:
+            return cast(Block, self.blocks[0]).modulated(tokens, embedding, rows.both)
+
+        tokens = reuse(tokens, first_tokens, others, modulated_tokens)
         (scale,) = self.final_modulation(F.silu(embedding))
         image, _ = rows.cut(rows.both.groups(tokens))
         scaled = rows.image.apply(torch.mul, F.layer_norm(image, image.shape[-1:], eps=EPS), 1 + scale)

@@ -38,12 +38,14 @@ class Defaults:
     """How a model takes guidance, and what a request gets that says neither steps nor scale.
 
     mag_ratios: those of a request for MagCache that says none; () where none are known.
+    teacache_coefficients: those of a request for TeaCache that says none; () where none are known.
     """
 
     guidance: GuidanceInput
     num_inference_steps: int
     guidance_scale: float
     mag_ratios: tuple[float, ...] = field(default=(), kw_only=True)
+    teacache_coefficients: tuple[float, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

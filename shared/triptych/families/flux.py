@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from triptych.families import mag_ratios
+from triptych.families import mag_ratios, teacache
 from triptych.families.family import Defaults, Family, GuidanceInput, LatentSpace, OriginalFile
 from triptych.families.layouts import Shapes, Table, Target, count, fused, same, swapped
 
@@ -161,7 +161,11 @@ FAMILY = Family(
     grid="even",  # np.linspace(1, 1 / n, n)
     defaults={
         # of FluxPipeline.__call__
-        True: Defaults(GuidanceInput.EMBEDDED, 28, 3.5, mag_ratios=mag_ratios.FLUX_1_DEV),
+        True: Defaults(
+            *(GuidanceInput.EMBEDDED, 28, 3.5),
+            mag_ratios=mag_ratios.FLUX_1_DEV,
+            teacache_coefficients=teacache.FLUX_1_DEV,
+        ),
         False: Defaults(GuidanceInput.NONE, 4, 1.0),  # its example for schnell, and its authors' cli.py
     },
     latents=LATENTS,

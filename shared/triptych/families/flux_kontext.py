@@ -5,7 +5,7 @@ Source: FluxKontextPipeline in diffusers (PREFERRED_KONTEXT_RESOLUTIONS are thos
 
 from dataclasses import replace
 
-from triptych.families import flux, mag_ratios
+from triptych.families import flux, mag_ratios, teacache
 from triptych.families.family import Defaults, GuidanceInput
 from triptych.families.reference_sizes import References, nearest
 
@@ -20,7 +20,13 @@ FAMILY = replace(
     flux.FAMILY,
     pipeline="FluxKontextPipeline",
     # of FluxKontextPipeline.__call__
-    defaults={True: Defaults(GuidanceInput.EMBEDDED, 28, 3.5, mag_ratios=mag_ratios.FLUX_1_KONTEXT_DEV)},
+    defaults={
+        True: Defaults(
+            *(GuidanceInput.EMBEDDED, 28, 3.5),
+            mag_ratios=mag_ratios.FLUX_1_KONTEXT_DEV,
+            teacache_coefficients=teacache.FLUX_1_KONTEXT_DEV,
+        )
+    },
     references=References(1, nearest(SIZES, 16)),
     named=("kontext",),
 )

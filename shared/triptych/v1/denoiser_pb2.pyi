@@ -104,6 +104,7 @@ class FeatureReuse(google.protobuf.message.Message):
     GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
     TARGET_SIGMAS_FIELD_NUMBER: builtins.int
     ALL_LAYERS_FIELD_NUMBER: builtins.int
+    INPUT_CHANGE_FIELD_NUMBER: builtins.int
     threshold: builtins.float
     """The largest relative change of what the first layer adds, as mean absolute values: above 0 to 1. 0 with all_layers."""
     all_layers: builtins.bool
@@ -126,6 +127,12 @@ class FeatureReuse(google.protobuf.message.Message):
     def target_sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Its target levels, where PredictRequest has target_sigmas; none without latents."""
 
+    @property
+    def input_change(self) -> global___InputChange:
+        """Instead of all_layers, and with latents: all layers are taken to add the same as there where the sum of changes of
+        their input is below the threshold. Other rows are computed whole.
+        """
+
     def __init__(
         self,
         *,
@@ -135,11 +142,65 @@ class FeatureReuse(google.protobuf.message.Message):
         guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
         target_sigmas: collections.abc.Iterable[builtins.float] | None = ...,
         all_layers: builtins.bool = ...,
+        input_change: global___InputChange | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["all_layers", b"all_layers", "guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas", "threshold", b"threshold"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["input_change", b"input_change", "latents", b"latents"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["all_layers", b"all_layers", "guidance_scales", b"guidance_scales", "input_change", b"input_change", "latents", b"latents", "sigmas", b"sigmas", "target_sigmas", b"target_sigmas", "threshold", b"threshold"]) -> None: ...
 
 global___FeatureReuse = FeatureReuse
+
+@typing.final
+class InputChange(google.protobuf.message.Message):
+    """The changes of the first layer's modulated input from one evaluation to the next, added up since those of FeatureReuse
+    (TeaCache). Of each, the mean absolute difference relative to the mean absolute value before, a polynomial is taken.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LATENTS_FIELD_NUMBER: builtins.int
+    SIGMAS_FIELD_NUMBER: builtins.int
+    GUIDANCE_SCALES_FIELD_NUMBER: builtins.int
+    TARGET_SIGMAS_FIELD_NUMBER: builtins.int
+    SUMS_FIELD_NUMBER: builtins.int
+    COEFFICIENTS_FIELD_NUMBER: builtins.int
+    @property
+    def latents(self) -> triptych.v1.tensor_pb2.Tensor:
+        """The evaluation before this one, of every sample: float32, the shape of PredictRequest's latents."""
+
+    @property
+    def sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its noise levels, one per sample, in [0, 1]."""
+
+    @property
+    def guidance_scales(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its guidance scales, where PredictRequest has guidance_scales."""
+
+    @property
+    def target_sigmas(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Its target levels, where PredictRequest has target_sigmas."""
+
+    @property
+    def sums(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """What was added up to there, one per sample; 0 if that was the evaluation of FeatureReuse."""
+
+    @property
+    def coefficients(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Of the polynomial: the highest power first, 1 to 8."""
+
+    def __init__(
+        self,
+        *,
+        latents: triptych.v1.tensor_pb2.Tensor | None = ...,
+        sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+        guidance_scales: collections.abc.Iterable[builtins.float] | None = ...,
+        target_sigmas: collections.abc.Iterable[builtins.float] | None = ...,
+        sums: collections.abc.Iterable[builtins.float] | None = ...,
+        coefficients: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["latents", b"latents"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["coefficients", b"coefficients", "guidance_scales", b"guidance_scales", "latents", b"latents", "sigmas", b"sigmas", "sums", b"sums", "target_sigmas", b"target_sigmas"]) -> None: ...
+
+global___InputChange = InputChange
 
 @typing.final
 class PredictRequest(google.protobuf.message.Message):
@@ -212,6 +273,7 @@ class PredictResponse(google.protobuf.message.Message):
     BATCH_ROWS_FIELD_NUMBER: builtins.int
     WAITING_ROWS_FIELD_NUMBER: builtins.int
     OLDEST_ROW_MILLISECONDS_FIELD_NUMBER: builtins.int
+    SUMS_FIELD_NUMBER: builtins.int
     fingerprint: builtins.str
     """Fingerprint of the replica that computed them (see ModelInfo), with the LoRAs of the call."""
     queue_milliseconds: builtins.float
@@ -242,6 +304,12 @@ class PredictResponse(google.protobuf.message.Message):
     def text_encoder_loras(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Names of the LoRAs whose files have something for text encoders too."""
 
+    @property
+    def sums(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """What input_change of a row adds up to with this call, 0 of rows that were computed whole, in the order of the request,
+        branch after branch; empty if no branch has an input_change.
+        """
+
     def __init__(
         self,
         *,
@@ -255,9 +323,10 @@ class PredictResponse(google.protobuf.message.Message):
         batch_rows: builtins.float = ...,
         waiting_rows: builtins.int = ...,
         oldest_row_milliseconds: builtins.float = ...,
+        sums: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["velocities", b"velocities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "oldest_row_milliseconds", b"oldest_row_milliseconds", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "text_encoder_loras", b"text_encoder_loras", "velocities", b"velocities", "waiting_rows", b"waiting_rows", "warnings", b"warnings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_rows", b"batch_rows", "compute_milliseconds", b"compute_milliseconds", "fingerprint", b"fingerprint", "oldest_row_milliseconds", b"oldest_row_milliseconds", "queue_milliseconds", b"queue_milliseconds", "reused", b"reused", "sums", b"sums", "text_encoder_loras", b"text_encoder_loras", "velocities", b"velocities", "waiting_rows", b"waiting_rows", "warnings", b"warnings"]) -> None: ...
 
 global___PredictResponse = PredictResponse
 

@@ -422,6 +422,7 @@ class StepReuse(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     TAYLORSEER_FIELD_NUMBER: builtins.int
     MAGCACHE_FIELD_NUMBER: builtins.int
+    TEACACHE_FIELD_NUMBER: builtins.int
     @property
     def none(self) -> global___NoReuse:
         """Nothing."""
@@ -446,6 +447,10 @@ class StepReuse(google.protobuf.message.Message):
     def magcache(self) -> global___MagCache:
         """What all of the transformer's layers together add."""
 
+    @property
+    def teacache(self) -> global___TeaCache:
+        """What all of the transformer's layers together add, as long as what goes in changes little."""
+
     def __init__(
         self,
         *,
@@ -455,10 +460,11 @@ class StepReuse(google.protobuf.message.Message):
         features: global___LayerReuse | None = ...,
         taylorseer: global___TaylorSeer | None = ...,
         magcache: global___MagCache | None = ...,
+        teacache: global___TeaCache | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features", "taylorseer", "magcache"] | None: ...
+    def HasField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer", "teacache", b"teacache"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["extrapolation", b"extrapolation", "features", b"features", "guidance", b"guidance", "kind", b"kind", "magcache", b"magcache", "none", b"none", "taylorseer", b"taylorseer", "teacache", b"teacache"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["none", "guidance", "extrapolation", "features", "taylorseer", "magcache", "teacache"] | None: ...
 
 global___StepReuse = StepReuse
 
@@ -622,3 +628,36 @@ class MagCache(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 global___MagCache = MagCache
+
+@typing.final
+class TeaCache(google.protobuf.message.Message):
+    """TeaCache (Liu et al., 2024): how much the first layer's input, modulated by the noise level, changes from step to step
+    tells how much the output does. As long as those changes, added up since the last computed step, are below a threshold,
+    the layers are taken to add the same as there, and none is computed. The first and the last step are computed. Each row
+    decides for itself. Not for solvers that evaluate more than once a step.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: builtins.int
+    COEFFICIENTS_FIELD_NUMBER: builtins.int
+    threshold: builtins.float
+    """What the sum stays below, 0.001 to 1; its authors use 0.25 to 0.8 for FLUX.1-dev. Default 0.25."""
+    @property
+    def coefficients(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Of the polynomial that tells a change of the output from the mean absolute change of the input, relative to the input
+        before: the highest power first, at most 8, each -1000000 to 1000000. Default: those of the model; where none are
+        known 1, 0, which takes the change as it is.
+        """
+
+    def __init__(
+        self,
+        *,
+        threshold: builtins.float | None = ...,
+        coefficients: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_threshold", b"_threshold", "coefficients", b"coefficients", "threshold", b"threshold"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
+
+global___TeaCache = TeaCache

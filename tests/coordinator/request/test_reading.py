@@ -26,6 +26,7 @@ from triptych_coordinator.sampling.guidance.methods import (
 from triptych_coordinator.sampling.guidance.schedules import ConstantGuidance, IntervalGuidance
 from triptych_coordinator.sampling.reuse.branches import GuidanceReuse
 from triptych_coordinator.sampling.reuse.features import MagCache
+from triptych_coordinator.sampling.reuse.input_changes import TeaCache
 from triptych_coordinator.sampling.reuse.step_reuse import NoReuse
 from triptych_coordinator.sampling.sigma_schedules import (
     CheckpointSigmas,
@@ -156,6 +157,7 @@ def test_the_request_with_its_defaults_says_the_same_again(schedule: dict[str, A
         {"solver": {"adaptive": {"relative_tolerance": 0.1}}, "sigma_schedule": {"beta": {}}},
         {"solver": {"unipc": {}}, "step_reuse": {"extrapolation": {}}},
         {"solver": {"lcm": {}}, "step_reuse": {"magcache": {"mag_ratios": [1, 1.5]}}},
+        {"solver": {"lcm": {}}, "step_reuse": {"teacache": {"threshold": 0.5, "coefficients": [3, 1, 0]}}},
         {"solver": {"dpmpp_2m": {}}, "step_reuse": {"taylorseer": {"every": 4, "order": 0}}},
         {"solver": {"lcm": {}}, "step_reuse": {"features": {"threshold": 0.3}}},
         {"sigma_schedule": {"explicit": {"sigmas": [1, 0.7, 0.1]}}},
@@ -195,6 +197,17 @@ def test_magcache_has_the_ratios_of_the_model_unless_it_says_its_own() -> None:
     known = replace(LIMITS, mag_ratios=(1.0, 1.1))
     for given, ratios in (({}, (1.0, 1.1)), ({"mag_ratios": [1.0, 1.3]}, (1.0, 1.3))):
         assert parsed(known, step_reuse={"magcache": given}).step_reuse == MagCache(mag_ratios=ratios)
+
+
+def test_coefficients_are_those_given_else_the_model_s_else_take_changes_as_they_are() -> None:
+    known = replace(LIMITS, teacache_coefficients=(2.0, 1.0, 0.0))
+    for limits, given, coefficients in (
+        (known, {"coefficients": [3, 0]}, (3.0, 0.0)),
+        (known, {}, (2.0, 1.0, 0.0)),
+        (LIMITS, {}, (1.0, 0.0)),
+    ):
+        choice = parsed(limits, step_reuse={"teacache": given}).step_reuse
+        assert choice == TeaCache(0.25, coefficients)
 
 
 def test_a_list_of_sigmas_decides_the_number_of_steps() -> None:
@@ -447,6 +460,26 @@ def test_numbers_are_those_the_client_wrote() -> None:
             {"solver": {"adaptive": {}}, "guidance_method": {"adaptive_projected": {}}},
             "guidance_method.adaptive_projected.momentum",
             "must be 0 with the adaptive solver",
+        ),
+        (
+            {"step_reuse": {"teacache": {"threshold": 2}}},
+            "step_reuse.teacache.threshold",
+            "0.001 to 1, not 2",
+        ),
+        (
+            {"step_reuse": {"teacache": {"coefficients": [1] * 9}}},
+            "step_reuse.teacache.coefficients",
+            "at most 8, not 9",
+        ),
+        (
+            {"step_reuse": {"teacache": {"coefficients": [1, float("nan")]}}},
+            "step_reuse.teacache.coefficients[1]",
+            "a number from -1e+06 to 1e+06",
+        ),
+        (
+            {"solver": {"heun": {}}, "step_reuse": {"teacache": {}}},
+            "step_reuse.teacache",
+            "heun evaluates more than once a step",
         ),
         ({"solver": {"adaptive": {}}, "step_reuse": {"guidance": {}}}, "step_reuse", "adaptive"),
         ({"solver": {"lcm": {}}, "step_reuse": {"extrapolation": {}}}, "step_reuse.extrapolation", "lcm"),

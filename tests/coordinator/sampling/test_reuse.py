@@ -18,7 +18,8 @@ from triptych_coordinator.sampling.reuse.extrapolation import (
     WithTaylorSeer,
 )
 from triptych_coordinator.sampling.reuse.features import LayerReuse, MagCache, WithFeatureReuse, WithMagCache
-from triptych_coordinator.sampling.reuse.step_reuse import FeatureReuse, NoReuse, StepReuse
+from triptych_coordinator.sampling.reuse.input_changes import TeaCache, WithTeaCache
+from triptych_coordinator.sampling.reuse.step_reuse import FeatureReuse, NoReuse, Reusing, StepReuse
 from triptych_coordinator.sampling.sigmas import FlowSchedule
 from triptych_coordinator.sampling.solvers import SOLVERS
 from triptych_coordinator.sampling.solvers.solution import Latents
@@ -169,6 +170,7 @@ class FewChanges(ParallelBranches):
 
     def __init__(self) -> None:
         super().__init__(0.5)
+        self.sums = 0.0
         self.reuses: list[list[FeatureReuse]] = []
 
     async def predict_reusing(
@@ -179,7 +181,7 @@ class FewChanges(ParallelBranches):
         guidance: float | None,
         reuses: Sequence[FeatureReuse],
         target: np.float32 | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    ) -> Reusing:
         self.reuses.append(list(reuses))
         velocities = await self.predict(latents, sigma, branches, guidance)
         reused = np.array(
@@ -191,7 +193,7 @@ class FewChanges(ParallelBranches):
             ]
         )
         velocities[reused] *= np.float32(0.9)
-        return velocities, reused
+        return Reusing(velocities, reused, np.where(reused, self.sums, 0).astype(np.float32))
 
 
 async def test_a_row_is_compared_with_its_own_last_whole_evaluation() -> None:
@@ -269,3 +271,40 @@ async def test_latents_of_another_size_are_computed_whole() -> None:
     await velocities.predict(noise(1), np.float32(1), branches, None)
     await velocities.predict(np.ones((1, 4, 4, 4), np.float32), np.float32(0.5), branches, None)
     assert [reuse.earlier for reuses in denoiser.reuses for reuse in reuses] == [None, None]
+
+
+async def test_teacache_names_the_step_before_the_last_computed_one_and_the_sum() -> None:
+    denoiser, latents = FewChanges(), noise(1, 2)
+    velocities = WithTeaCache(denoiser, TeaCache(0.5, (2.0, 0.0)), steps=5)
+    moves = np.array([[0, 0], [0.3, 0.6], [0.4, 0.7], [0.4, 0.7], [0.4, 0.7]], np.float32)
+    for step, (sigma, move) in enumerate(zip((1.0, 0.8, 0.6, 0.4, 0.2), moves, strict=True)):
+        denoiser.sums = 0.25 * step
+        moved = latents + move[:, None, None, None]
+        await velocities.predict(moved, np.float32(sigma), [Branch([PROMPT] * 2)], None)
+    first, second, third, _, last = (reuses[0] for reuses in denoiser.reuses)
+    assert first == last == FeatureReuse(None, None)
+    assert second.earlier is not None
+    assert second.change is not None
+    assert second.threshold == 0.5
+    assert second.change.coefficients == (2.0, 0.0)
+    assert second.change.sums.tolist() == [0, 0]
+    assert second.earlier.sigmas.tolist() == second.change.before.sigmas.tolist() == [1, 1]
+    assert third.earlier is not None
+    assert third.change is not None
+    assert third.change.sums.tolist() == [0.25, 0]
+    assert third.earlier.sigmas.tolist() == [1, np.float32(0.8)]
+    assert third.change.before.sigmas.tolist() == [np.float32(0.8)] * 2
+    assert velocities.reused_rows == 1 + 2 + 2
+
+
+async def test_teacache_computes_a_branch_that_is_new_or_of_another_size() -> None:
+    denoiser, both = FewChanges(), [Branch([NEGATIVE]), Branch([PROMPT])]
+    velocities = WithTeaCache(denoiser, TeaCache(), steps=9)
+    await velocities.predict(noise(1), np.float32(1), both[1:], None)
+    await velocities.predict(noise(1), np.float32(0.9), both, None)
+    await velocities.predict(np.ones((1, 4, 4, 4), np.float32), np.float32(0.8), both, None)
+    assert [[reuse.earlier is None for reuse in reuses] for reuses in denoiser.reuses] == [
+        [True],
+        [True, False],
+        [True, True],
+    ]

@@ -56,7 +56,7 @@ class WithFeatureReuse:
         """As loop.Denoiser."""
         earlier = [last_of(branch, latents.shape, self._earlier) for branch in branches]
         reuses = [FeatureReuse(self._threshold, last) for last in earlier]
-        velocities, reused = await self._denoiser.predict_reusing(
+        velocities, reused, _ = await self._denoiser.predict_reusing(
             latents, sigma, branches, guidance, reuses, target
         )
         self.reused_rows += int(reused.sum())

@@ -30,14 +30,36 @@ class Earlier(NamedTuple):
     targets: Sequence[float] = ()
 
 
+class InputChange(NamedTuple):
+    """What changes of the first layer's input add up to, [B], at the evaluation before, and what is added of
+    each: a polynomial's value, the coefficient of the highest power first.
+    """
+
+    before: Earlier
+    sums: NDArray[np.float32]
+    coefficients: Sequence[float]
+
+
 class FeatureReuse(NamedTuple):
     """Up to which change of the first layer's part a branch reuses the others', and of which evaluation.
 
-    Without a threshold it reuses all layers' part, the first's too. There is no evaluation before the first.
+    Without a threshold it reuses all layers' part, the first's too; with `change` it does so below the
+    threshold. There is no evaluation before the first.
     """
 
     threshold: float | None
     earlier: Earlier | None
+    change: InputChange | None = None
+
+
+class Reusing(NamedTuple):
+    """Velocities [branches, B, C, h, w], whether a row's features were reused, [branches, B], and what the
+    changes add up to where they decided that, [branches, B].
+    """
+
+    velocities: NDArray[np.float32]
+    reused: NDArray[np.bool_]
+    sums: NDArray[np.float32]
 
 
 class FeatureReuser(Denoiser, Protocol):
@@ -51,10 +73,8 @@ class FeatureReuser(Denoiser, Protocol):
         guidance: float | None,
         reuses: Sequence[FeatureReuse | None],
         target: np.float32 | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """As predict, and whether a row's features were reused: [branches, B]. A branch without FeatureReuse
-        is computed whole.
-        """
+    ) -> Reusing:
+        """As predict, and what was reused. A branch without FeatureReuse is computed whole."""
         ...
 
 
