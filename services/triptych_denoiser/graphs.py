@@ -109,7 +109,8 @@ class _CudaCapture:
         cuda: Any = torch.cuda
         self._pool = self._pool or cuda.graph_pool_handle()
         graph = cuda.CUDAGraph()
-        with cuda.graph(graph, pool=self._pool):
+        # What other threads do meanwhile, who are sent conditioning and load LoRAs, is nothing of the graph.
+        with cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = work()
         return graph.replay, outputs
 
