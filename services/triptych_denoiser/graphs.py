@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych_denoiser.models.rotary import turns_read
 from triptych_denoiser.models.transformer import RowGroup, Transformer
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class GraphedPasses:
 
 
 class _Graph:
-    """A captured pass and the memory of its inputs."""
+    """A captured pass and the memory of what it reads: its inputs, and the turns of its positions."""
 
     def __init__(
         self,
@@ -89,7 +90,8 @@ class _Graph:
         ]
         sigma = next(held)
         others = {name: next(held) if isinstance(value, Tensor) else value for name, value in others.items()}
-        self._replay, self._outputs = capture(lambda: model.mixed(groups, sigma, **others))
+        with turns_read() as self._turns:
+            self._replay, self._outputs = capture(lambda: model.mixed(groups, sigma, **others))
 
     def repeat(self, groups: Sequence[RowGroup], sigma: Tensor, others: Mapping[str, Any]) -> Outputs:
         """The pass for other numbers of the same shapes."""

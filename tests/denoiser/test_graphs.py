@@ -3,6 +3,7 @@
 CUDA's own capture needs a GPU; here what is captured is computed again from the same memory.
 """
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.denoiser.small_families import Config, random_transformer
 from triptych_denoiser import graphs
 from triptych_denoiser.graphs import GraphedPasses
 from triptych_denoiser.models import ARCHITECTURES
+from triptych_denoiser.models.rotary import turns_on, turns_read
 from triptych_denoiser.models.transformer import RowGroup, no_reuse
 from triptych_denoiser.predictor import Predictor, random_row
 from triptych_denoiser.row import Row
@@ -64,6 +66,24 @@ def test_passes_of_shapes_that_come_again_are_captured_once(config: Config) -> N
             found, expected = captured.predict(rows).velocities, plain.predict(rows).velocities
             assert all(map(torch.equal, found, expected))
         assert capture.captured == (0 if seed == 0 else 3)
+
+
+def test_turns_that_a_graph_reads_are_there_as_long_as_it_is() -> None:
+    captured, plain, capture = predictors(small_families.FLUX)
+    rows = rows_of(plain, 1, 8, 0)
+    for _ in range(2):
+        captured.predict(rows)
+    assert capture.captured == 1
+    with turns_read() as read:
+        plain.predict(rows)
+    turns = [weakref.ref(each) for each in read]
+    del read[:]
+    for number in range(100):  # of other sizes: the first ones are forgotten
+        turns_on(CPU, torch.zeros, 1, number)
+    assert len(turns) == 1
+    assert turns[0]() is not None
+    captured.graphs = None
+    assert turns[0]() is None
 
 
 def test_the_least_used_graphs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -62,10 +63,31 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
     return torch.cat([axis[at] for axis, at in zip(axes, positions.unbind(-1), strict=True)], dim=1)
 
 
-@lru_cache(maxsize=64)
 def turns_on(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
     """What `turns` makes of the sizes, on a device: computed and copied once, for a GPU waits for that."""
+    found = _remembered_turns(device, turns, *sizes)
+    if _read is not None:
+        _read.append(found)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _remembered_turns(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
     return turns(*sizes).to(device)
+
+
+_read: list[Tensor] | None = None
+
+
+@contextmanager
+def turns_read() -> Iterator[list[Tensor]]:
+    """What turns_on gives within it, for who reads that again: when it forgets, the memory has other uses."""
+    global _read
+    _read = []
+    try:
+        yield _read
+    finally:
+        _read = None
 
 
 def turns_of(positions: Tensor, dims: Sequence[int], theta: float) -> Tensor:
