@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -57,7 +58,8 @@ class ProtoJson:
 
         What is refused before the first of them is an answer with a status.
         """
-        asked = read_request(await read_fields(request, self._settings.body_seconds))
+        fields = await read_fields(request, self._settings.body_seconds)
+        asked = await asyncio.to_thread(read_request, fields)  # a long one takes a while
         seconds, metadata = self._settings.request_seconds, self._credentials.of(request)
         events = self._client.events(asked, timeout=seconds, metadata=metadata)
         first = await while_connected(request, anext(events))

@@ -1,7 +1,9 @@
 """Whatever a body says, it is read or refused by the field's name: never a fault of the gateway."""
 
+import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +11,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from tests.gateway.conftest import ask, gateway_to
+from tests.shared.scripted_coordinator import ScriptedCoordinator
 from triptych.errors import TriptychError
 from triptych.v1.image_generation_pb2 import ImageGenerationServiceGetModelResponse
 from triptych_gateway.automatic1111.sdapi_request import CANNOT, NUMBERS, read_sd_request
@@ -74,6 +78,35 @@ def test_any_request_of_the_images_api(fields: dict[str, Any]) -> None:
 @hypothesis.given(st.dictionaries(st.sampled_from([*NUMBERS, *CANNOT, *SD, "odd"]), JSON), st.booleans())
 def test_any_request_of_sdapi(fields: dict[str, Any], has_image: bool) -> None:
     refused_by_name(read_sd_request, fields, has_image)
+
+
+MANY = 400_000
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/images/generations", {"prompt": "a", "seeds": [1] * MANY, "width": "wide"}),
+        ("/sdapi/v1/txt2img", {"prompt": "<lora:ink>" * (MANY // 8), "width": "wide"}),
+        ("/triptych/v1/generate", {"parameters": {"seeds": [1] * MANY, "width": "wide"}}),
+    ],
+)
+async def test_others_are_answered_while_a_long_request_is_read(
+    path: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    async with gateway_to(ScriptedCoordinator(), tmp_path) as url:
+        body = json.dumps(fields).encode()
+        asked = asyncio.create_task(
+            asyncio.to_thread(ask, f"{url}{path}", body, content_type="application/json")
+        )
+        began, longest, before = time.process_time(), 0.0, time.thread_time()
+        while not asked.done():
+            await asyncio.sleep(0.001)
+            now = time.thread_time()
+            longest, before = max(longest, now - before), now
+        assert (await asked).status == 400
+        whole = time.process_time() - began
+        assert longest < whole / 3, "of the thread that answers, in which it did nothing else"
 
 
 @pytest.mark.parametrize("name", ["solver", "compositions", "prompt", "n"])

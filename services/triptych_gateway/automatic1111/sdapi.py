@@ -154,7 +154,7 @@ class SdApi:
 
     async def _answer(self, request: Request, has_image: bool) -> Response:
         fields = await read_fields(request, self._settings.body_seconds)
-        asked = read_sd_request(fields, has_image)
+        asked = await asyncio.to_thread(read_sd_request, fields, has_image)  # a long one takes a while
         if self._is_alias(asked.parameters.model):
             asked.parameters.ClearField("model")
         if asked.mask is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -111,7 +112,8 @@ class Images:
 
         said: what the client calls fields that it did not give by this name.
         """
-        asked = read_image_request(fields, self._settings.model_alias)
+        # A million seeds would hold up the event loop.
+        asked = await asyncio.to_thread(read_image_request, fields, self._settings.model_alias)
         asked.said |= said or {}
         try:
             return await while_connected(request, self._made(request, asked, kind))
