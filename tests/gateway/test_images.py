@@ -129,6 +129,19 @@ def test_a_stream_brings_partial_images_and_then_the_picture(fleet: Fleet) -> No
     assert len({event.b64_json for event in events}) == 4  # type: ignore[union-attr]
 
 
+def test_steps_of_a_list_of_sigmas_have_partial_images_too(fleet: Fleet) -> None:
+    schedule = {"explicit": {"sigmas": [1, 0.75, 0.5, 0.25]}}
+    stream = fleet.openai().images.generate(
+        prompt=PROMPT,
+        stream=True,
+        partial_images=1,
+        size="64x48",
+        quality="high",
+        extra_body={"sigma_schedule": schedule},
+    )
+    assert [event.type.rpartition(".")[2] for event in stream] == ["partial_image", "completed"]
+
+
 def test_what_a_mask_has_transparent_is_edited_and_the_rest_stays_to_the_bit(
     fleet: Fleet, picture: bytes
 ) -> None:

@@ -76,8 +76,12 @@ class ImageRequest:
         return self._needs_steps() or self.background != "auto"
 
     def _needs_steps(self) -> bool:
-        own = self.parameters.HasField("num_inference_steps")
+        own = self.parameters.HasField("num_inference_steps") or self._listed_steps() > 0
         return not own and (QUALITIES[self.quality] != 1 or self.partial_images > 0)
+
+    def _listed_steps(self) -> int:
+        """Those that a list of sigmas makes, which may leave out the last 0."""
+        return sum(sigma != 0 for sigma in self.parameters.sigma_schedule.explicit.sigmas)
 
     def suit(self, model: ImageGenerationServiceGetModelResponse | None) -> None:
         """Makes steps of the quality, and previews after as many steps as give the partial images.
@@ -87,7 +91,7 @@ class ImageRequest:
         Raises:
             TriptychError: INVALID_ARGUMENT for a background that the model's pictures do not have.
         """
-        steps = self.parameters.num_inference_steps
+        steps = self.parameters.num_inference_steps or self._listed_steps()
         if model is not None:
             self._check_background(model.has_alpha)
         if model is not None and self._needs_steps():
