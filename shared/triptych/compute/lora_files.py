@@ -224,30 +224,11 @@ def _change(
     """One module's change. Raises ValueError."""
     rows, columns = sum(places[module].rows for module, _ in targets), places[targets[0][0]].columns
     form, factors, rank = _factors(name, tensors, rows, columns)
-    if rank == 0:
-        raise ValueError(f"{name} has rank 0")
-    if form is None:
-        scale = 1.0
-    elif "alpha" in tensors:
-        if tensors["alpha"].numel() != 1:
-            raise ValueError(f"{name} has {tensors['alpha'].numel()} alphas")
-        scale = tensors["alpha"].item() / rank if rank else 1.0
-    else:
-        scale = config.scale([name, targets[0][0]], rank) if form is not difference else 1.0
-    if not math.isfinite(scale):
-        raise ValueError(f"{name} has an alpha that is not finite")
-    if factors:
-        shapes = " and ".join(str(list(factor.shape)) for factor in factors)
-        try:
-            shape = tuple(form(*(factor.to("meta") for factor in factors)).shape) if form else ()
-        except (RuntimeError, IndexError):
-            shape = ()
-        if form is difference and factors[0].numel() == rows * columns:
-            factors, shape = (factors[0].reshape(rows, columns),), (rows, columns)
-        if shape != (rows, columns):
-            raise ValueError(f"{name} has shapes {shapes}, which do not make {[rows, columns]}")
+    scale = _scale(name, tensors, form, rank, config, targets[0][0])
+    if form is not None:
+        factors = _checked(name, form, factors, rows, columns)
         factors = (*factors[:-1], factors[-1] * scale)
-    elif "alpha" in tensors and len(tensors) == 1:
+    elif tensors.keys() == {"alpha"}:
         raise ValueError(f"{name} has nothing but an alpha")
     magnitude = _magnitude(name, tensors, rows, columns, bool(factors))
     if config.use_dora and form is low_rank and magnitude is None:
@@ -256,6 +237,46 @@ def _change(
     if not all(tensor.isfinite().all() for tensor in (*factors, magnitude, bias) if tensor is not None):
         raise ValueError(f"{name} has values that are not finite")
     return Change(name, targets, form or difference, factors, magnitude, bias)
+
+
+def _scale(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    form: Form | None,
+    rank: int | None,
+    config: Config,
+    target: str,
+) -> float:
+    """alpha / rank, by a tensor of the module or else the configuration; 1 where there is no rank."""
+    if rank == 0:
+        raise ValueError(f"{name} has rank 0")
+    if form is None:
+        return 1.0
+    if "alpha" in tensors:
+        if tensors["alpha"].numel() != 1:
+            raise ValueError(f"{name} has {tensors['alpha'].numel()} alphas")
+        scale = tensors["alpha"].item() / rank if rank else 1.0
+    else:
+        scale = 1.0 if form is difference else config.scale([name, target], rank)
+    if not math.isfinite(scale):
+        raise ValueError(f"{name} has an alpha that is not finite")
+    return scale
+
+
+def _checked(
+    name: str, form: Form, factors: tuple[Tensor, ...], rows: int, columns: int
+) -> tuple[Tensor, ...]:
+    """The factors, if they make [rows, columns]: a difference of as many numbers is brought to that."""
+    if form is difference and factors[0].numel() == rows * columns:
+        return (factors[0].reshape(rows, columns),)
+    try:
+        shape = tuple(form(*(factor.to("meta") for factor in factors)).shape)
+    except (RuntimeError, IndexError):
+        shape = ()
+    if shape != (rows, columns):
+        shapes = " and ".join(str(list(factor.shape)) for factor in factors)
+        raise ValueError(f"{name} has shapes {shapes}, which do not make {[rows, columns]}")
+    return factors
 
 
 def _factors(
