@@ -14,6 +14,8 @@ from triptych.errors import CheckpointError, StartError
 from triptych_text_encoder.vision import VisionTower
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from triptych.checkpoints.checkpoint import Checkpoint
@@ -87,25 +89,26 @@ def load_text_model(
             tensors = checkpoint.tensors(component)
             targets, missing = _targets(model, set(tensors))
             unknown = [name for name in _unknown(model, set(tensors)) if not _is_behind(name, layers)]
-            if not missing and not unknown:
-                exceptions = _EXCEPTIONS.get(class_name, Exceptions())
-                finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
-                (fill_offloaded if offload else fill)(model, targets, tensors, device, finish)
-        except (
-            Exception
-        ) as error:  # a config can be wrong in many ways, and transformers has as many exceptions
+            _check_fit(checkpoint.folder(component), missing, unknown)
+            exceptions = _EXCEPTIONS.get(class_name, Exceptions())
+            finish = None if quantizer is None else partial(quantizer.finish, exceptions=exceptions)
+            (fill_offloaded if offload else fill)(model, targets, tensors, device, finish)
+        except Exception as error:  # a config can be wrong in many ways, with an exception of its own each
             raise _broken(checkpoint, component, error) from error
+    return model.requires_grad_(False).eval()
+
+
+def _check_fit(folder: Path, missing: list[str], unknown: list[str]) -> None:
+    """Raises CheckpointError where weights are missing or unknown to the config."""
     if missing:
         raise CheckpointError(
-            f"{checkpoint.folder(component)} lacks {len(missing)} weights that its config.json asks for; "
-            f"the first is {missing[0]}"
+            f"{folder} lacks {len(missing)} weights that its config.json asks for; the first is {missing[0]}"
         )
     if unknown:
         raise CheckpointError(
-            f"{checkpoint.folder(component)} has {len(unknown)} weights that its config.json does not "
-            f"ask for: {', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
+            f"{folder} has {len(unknown)} weights that its config.json does not ask for: "
+            f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
         )
-    return model.requires_grad_(False).eval()
 
 
 def _without_memory(
