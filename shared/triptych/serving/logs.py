@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import sys
@@ -20,7 +19,7 @@ from triptych.errors import TriptychError
 from triptych.serving.callers.authorization import CLIENT, RPCS
 from triptych.serving.callers.caller import Caller
 from triptych.serving.log_lines import lines_of
-from triptych.serving.measuring import status_of_cancelled
+from triptych.serving.measuring import status_of
 from triptych.serving.settings import LogOptions
 
 log = logging.getLogger(__name__)
@@ -121,19 +120,10 @@ def logged(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator
     _call.set(call)  # each call has a task of its own
     try:
         yield
-    except (asyncio.CancelledError, GeneratorExit):
-        status = status_of_cancelled(context, allowed)
-        raise
-    except TriptychError as error:
-        status = error.code.name
-        if error.code in _REFUSED:
+    except BaseException as error:
+        status = status_of(error, context, allowed)
+        if isinstance(error, TriptychError) and error.code in _REFUSED:
             _refusals.say(method, context.peer(), error)
-        raise
-    except grpc.aio.AbortError:  # of gRPC's own health service, which does not say with what
-        status = "refused"
-        raise
-    except Exception:
-        status = "INTERNAL"
         raise
     finally:
         call.end(status)

@@ -38,19 +38,10 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
     span = tracing.received(name, context.invocation_metadata()) if traced else INVALID_SPAN
     try:
         yield
-    except TriptychError as error:
-        status = error.code.name
-        if error.code in _REFUSED:
+    except BaseException as error:
+        status = status_of(error, context, allowed)
+        if isinstance(error, TriptychError) and error.code in _REFUSED:
             instruments.refusals.add(1, {RPC_METHOD: name, REASON: _reason(error)})
-        raise
-    except (asyncio.CancelledError, GeneratorExit):
-        status = status_of_cancelled(context, allowed)
-        raise
-    except grpc.aio.AbortError:  # of gRPC's own health service, which says only then with what
-        status = _code(context)
-        raise
-    except Exception:
-        status = "INTERNAL"
         raise
     finally:
         attributes = {RPC_SYSTEM: "grpc", RPC_METHOD: name, RPC_STATUS: status}
@@ -59,6 +50,22 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
         if status not in ("OK", "CANCELLED"):
             span.set_status(StatusCode.ERROR, status)
         span.end()
+
+
+def status_of(
+    error: BaseException, context: grpc.aio.ServicerContext[Any, Any], allowed: float | None
+) -> str:
+    """The name of the status that a call ends with because of an error; `allowed` as status_of_cancelled."""
+    match error:
+        case TriptychError():
+            return error.code.name
+        case asyncio.CancelledError() | GeneratorExit():
+            return status_of_cancelled(context, allowed)
+        case grpc.aio.AbortError():  # of gRPC's own health service
+            code = context.code()
+            return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+        case _:
+            return "INTERNAL"
 
 
 def status_of_cancelled(context: grpc.aio.ServicerContext[Any, Any], allowed: float | None) -> str:
@@ -78,8 +85,3 @@ def _reason(error: TriptychError) -> str:
     if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return error.code.name.lower()
     return "too_large" if retry_after_seconds(error) is None else "busy"
-
-
-def _code(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    code = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
