@@ -191,36 +191,52 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         deadline: Deadline,
         timings: Timings,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        message = request.parameters
-        check_permitted(caller, self.name, [lora.name for lora in message.loras])
+        check_permitted(caller, self.name, [lora.name for lora in request.parameters.loras])
         with self.admission.arriving(client):
-            models = await self._models(deadline)
-            if not known_loras(message, models):
-                models = await self._models(deadline, fresh=True)  # it may be new in the folder
-            sampling = self._sampling_of(models, [lora.name for lora in message.loras if weight_of(lora) > 0])
-            limits = self._limits(models, sampling)
-            # Files and brackets of strangers would hold up the event loop.
-            parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+            models, sampling, limits, parameters = await self._read(request.parameters, deadline)
+        self._note(parameters)
+        rows, load = rows_of(parameters, limits), load_of(parameters, models, limits)
+        steps = parameters.num_inference_steps
+        pictures = load * steps / self._sampling_of(models).num_inference_steps
+        admission = self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
+        admitted = AdmittedRequest(
+            self.stages,
+            models,
+            sampling,
+            self._latent_rgb,
+            self._vocabulary,
+            parameters,
+            deadline,
+            timings,
+            scope=b"" if self._settings.share_conditioning else cache_scope(caller),
+        )
+        with self.stages.request_comes():
+            async with (
+                self._quotas.charged(caller, pictures, self._turn(rows, admission)),
+                aclosing(admitted.events()) as events,
+            ):
+                async for event in events:
+                    yield event
+
+    async def _read(
+        self, message: GenerationParameters, deadline: Deadline
+    ) -> tuple[Models, Sampling, Limits, Parameters]:
+        """A request's parameters, checked by what the stages serve now."""
+        models = await self._models(deadline)
+        if not known_loras(message, models):
+            models = await self._models(deadline, fresh=True)  # it may be new in the folder
+        sampling = self._sampling_of(models, [lora.name for lora in message.loras if weight_of(lora) > 0])
+        limits = self._limits(models, sampling)
+        # Files and brackets of strangers would hold up the event loop.
+        parameters = await asyncio.to_thread(parameters_from_message, message, limits)
+        return models, sampling, limits, parameters
+
+    def _note(self, parameters: Parameters) -> None:
+        """Tells the log what is asked for, and the request's span too if prompts may be seen there."""
         note_figures(figures_of(parameters, self.name))
         if self._settings.trace_prompts:
             prompts = {PROMPTS: parameters.prompts, NEGATIVE_PROMPTS: parameters.negative_prompts}
             tracing.note({name: list(texts) for name, texts in prompts.items()})
-        rows, steps = rows_of(parameters, limits), parameters.num_inference_steps
-        load = load_of(parameters, models, limits)
-        usual_steps = self._sampling_of(models).num_inference_steps
-        pictures = load * steps / usual_steps
-        scope = b"" if self._settings.share_conditioning else cache_scope(caller)
-        turn = self._turn(
-            rows, self.admission.admit(client, load, steps, request.priority, deadline.on_queued)
-        )
-        admitted = AdmittedRequest(
-            *(self.stages, models, sampling, self._latent_rgb, self._vocabulary),
-            *(parameters, deadline, timings, scope),
-        )
-        with self.stages.request_comes():
-            async with self._quotas.charged(caller, pictures, turn), aclosing(admitted.events()) as events:
-                async for event in events:
-                    yield event
 
     @asynccontextmanager
     async def _turn(self, rows: int, turn: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
