@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from triptych.checkpoints.fingerprints import fingerprint
 from triptych.compute import thread
+from triptych.compute.user_cache import cache_folder, processor
 
 Verdict: TypeAlias = Literal["one at a time", "of one size and text length", "of any sizes"]
 """Which rows may share a pass without a change of their bits."""
@@ -20,16 +19,11 @@ Verdict: TypeAlias = Literal["one at a time", "of one size and text length", "of
 def verdict_file(stage: str, max_batch_rows: int, mixes: bool) -> Path | None:
     """Where the verdict on a denoiser is, for its fingerprint, its code and this machine's processor.
 
-    In $XDG_CACHE_HOME, else in ~/.cache; None where there is no home.
+    In the user's cache; None where there is none.
     """
+    folder = cache_folder("shared-passes")
     parts = {"stage": stage, "rows": str(max_batch_rows), "mixes": str(mixes)}
-    try:
-        given = os.environ.get("XDG_CACHE_HOME", "")
-        folder = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-        parts |= {"code": _code(), "processor": _processor()}
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        return None
-    return folder / "triptych" / "shared-passes" / fingerprint(parts)
+    return folder and folder / fingerprint(parts | {"code": _code(), "processor": processor()})
 
 
 def remembered(file: Path | None) -> Verdict | None:
@@ -64,11 +58,3 @@ def _code() -> str:
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _processor() -> str:
-    """The processor's name, as far as the system tells."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith("model name")), platform.machine())
-    return platform.machine()

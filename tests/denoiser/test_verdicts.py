@@ -99,7 +99,7 @@ remember(Path({str(tmp_path / "verdict")!r}), "of any sizes")
 def test_another_stage_machine_or_code_has_another_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [verdict_file("a", 16, True), verdict_file("b", 16, True), verdict_file("a", 8, True)]
     files.append(verdict_file("a", 16, False))
-    monkeypatch.setattr(verdicts, "_processor", lambda: "another one")
+    monkeypatch.setattr(verdicts, "processor", lambda: "another one")
     files.append(verdict_file("a", 16, True))
     monkeypatch.setattr(verdicts, "_code", lambda: "newer")
     files.append(verdict_file("a", 16, True))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import platform
+import stat
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from triptych.checkpoints.fingerprints import fingerprint
+from triptych.compute.user_cache import cache_folder, processor
 from triptych.errors import StartError
 
 if TYPE_CHECKING:
@@ -28,7 +32,40 @@ def try_compiler(device: torch.device) -> None:
     import torch
 
     with compiling(device), torch.inference_mode():
+        keep_compiled_code(device)
         torch.compile(_add_one, dynamic=True)(torch.zeros(8, device=device))
+
+
+def keep_compiled_code(device: torch.device) -> None:
+    """Has torch keep what it compiles in the user's cache, unless TORCHINDUCTOR_CACHE_DIR says where.
+
+    torch's own place, in /tmp, is lost with a container; and what lies there is executed, whoever made it.
+    Each processor, compiler and torch has a folder of its own, for code of the one may not run on the other,
+    or give other bits. Replicas that start at once may share it: torch locks what it writes.
+
+    Raises:
+        StartError: others may write to the folder.
+    """
+    import torch
+
+    folder = cache_folder("compiled")
+    if folder is None or "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    kind = {"device": device.type, "compiler": compiler_identity(device, compile=True)}
+    folder /= fingerprint(versions | kind | {"processor": processor()})
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("what is compiled is not kept for later starts: %s", error)
+        return
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & stat.S_IWOTH:
+        raise StartError(
+            f"{folder} must belong to this user, and others must not write there: what it holds is executed. "
+            "Remove it"
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def compile_modules(modules: Iterable[nn.Module]) -> None:
