@@ -31,13 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _surroundings_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests neither read nor write what this user's services remember between starts.
 
-    They read the lines of services as people do. What they compile lies where torch keeps it by itself.
+    They read the lines of services as people do. What they compile stays from one run to the next.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("TRIPTYCH_LOG_FORMAT", "text")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-            compiled = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+            compiled = Path(tempfile.gettempdir()) / f"triptych-tests-{getpass.getuser()}"
             monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
         yield
 

@@ -47,9 +47,12 @@ def keep_compiled_code(device: torch.device) -> None:
         StartError: others may write to the folder.
     """
     import torch
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     folder = cache_folder("compiled")
-    if folder is None or "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+    # What imports torch's compiler has it name its own place in the environment.
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    if folder is None or named != default_cache_dir():
         return
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     kind = {"device": device.type, "compiler": compiler_identity(device, compile=True)}

@@ -16,9 +16,9 @@ from triptych.errors import StartError
 CPU = torch.device("cpu")
 START = """
 import json, torch
+from torch._dynamo.utils import counters  # has torch choose a folder of its own
 from triptych.compute.compilation import try_compiler
 try_compiler(torch.device("cpu"))
-from torch._dynamo.utils import counters  # importing it earlier would choose the folder
 print(json.dumps(dict(counters["inductor"])))
 """
 
