@@ -78,7 +78,7 @@ test: $(INSTALLED_DEV) $(PROTOS_TOOLS) ## Run all tests, fast ones first
 check: $(INSTALLED_DEV) protos-check ## Lint, formatting, types, import rules, fresh stubs, the contract
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
-	$(BIN)/mypy shared services benchmarks
+	$(BIN)/mypy shared services benchmarks training
 	$(BIN)/lint-imports
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory buf page-check; else echo 'npm is not here: skipped buf lint, buf breaking and the page'; fi
 

@@ -1,231 +1,166 @@
-"""How well a model's pictures show what their prompts ask for, in the manner of GenEval (Ghosh et al. 2023).
+"""How well the model's pictures show what their prompts ask for, by category.
 
-python -m benchmarks.adherence --model triptych-small --data node_modules --out runs/adherence
+python -m benchmarks.adherence --data training/node_modules --out runs/adherence
 
-Every prompt names a combination that training never saw (a bare "a zebra" can only be new by its seed).
-A detector that knows the sprites judges the pictures; its own error on rendered scenes is measured with it.
+Writes results.json and sheet.png with each category's first pictures, none left out. --size measures another
+size or shape; the detector's own error, on the same scenes rendered, is measured and printed with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import io
 import json
-import sys
 import textwrap
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from benchmarks.ground_truth import DEGRADATIONS, detector_error, strangers_accepted, through_vae
-from benchmarks.scoring import Verdict, judge_image, sprite_detector, wilson_interval
-from training.captions import article, canonical_caption
-from training.scenes import (
-    BACKGROUNDS,
-    CANVAS,
-    PAIRS,
-    RELATIONS,
-    SINGLES,
-    Scene,
-    Sprites,
-    load_sprites,
-    place_pair,
-    place_single,
-)
+from benchmarks.fidelity import features, frechet_distance
+from training.judge.categories import CATEGORIES, Case, draw_cases
+from training.judge.detector import Detector
+from training.judge.drawing import Prompt, draw
+from training.judge.intervals import wilson_interval
+from training.judge.judging import judge
+from training.pictures import Painter
+from training.plans import plan_of
+from training.rendering import render
+from training.scenes import Canvas
 
-Pixels = NDArray[np.uint8]
-BATCH = 8  # pictures in one request
-COLUMNS = 10  # of the contact sheet
-LABEL_HEIGHT = 44
-GROUND_TRUTH_SCENES = 50  # of one object, and as many of two
+COLUMNS, LABEL_HEIGHT = 10, 44  # of the sheet
 
 
-@dataclass(frozen=True)
-class Category:
-    """A kind of prompt: how its scenes are drawn, how it asks for them, what must be right."""
-
-    scene: Callable[[np.random.Generator], Scene]
-    prompt: Callable[[Scene], str]
-    right: Callable[[Verdict], bool]
+def drawn(model: str, cases: list[Case], canvas: Canvas, seed: int, options: dict[str, Any]) -> Tensor:
+    """The model's pictures of the cases: uint8 [cases, height, width, 3]."""
+    return draw(model, [Prompt(c.prompt, c.negative_prompt) for c in cases], canvas, seed, options)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One prompt, its scene and category, and the seed of its picture."""
-
-    category: str
-    scene: Scene
-    prompt: str
-    seed: int
+def rendered(cases: list[Case], painter: Painter, seed: int) -> Tensor:
+    """The cases' scenes as training renders them: uint8 [cases, height, width, 3]."""
+    plan = plan_of([case.scene for case in cases], np.random.default_rng(seed))
+    return render(plan, painter.bank).to(torch.uint8)
 
 
-def single_scene(rng: np.random.Generator) -> Scene:
-    """One object on a background, held out of training together."""
-    name, background = SINGLES["heldout"][rng.integers(len(SINGLES["heldout"]))]
-    return place_single(name, background, rng)
-
-
-def pair_scene(rng: np.random.Generator) -> Scene:
-    """Two objects held out of training together."""
-    first, second = PAIRS["heldout"][rng.integers(len(PAIRS["heldout"]))]
-    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    return place_pair(first, second, RELATIONS[rng.integers(len(RELATIONS))], background, rng)
-
-
-def objects_prompt(scene: Scene) -> str:
-    """The objects alone: "a zebra and a fire truck"."""
-    return " and ".join(article(placed.name) + placed.name for placed in scene.objects)
-
-
-def position_prompt(scene: Scene) -> str:
-    """Objects and their relation, without the background."""
-    return canonical_caption(scene).rpartition(" on ")[0]
-
-
-CATEGORIES = {
-    "single object": Category(single_scene, objects_prompt, lambda verdict: verdict.objects),
-    "single, background": Category(single_scene, canonical_caption, lambda verdict: verdict.everything),
-    "pair": Category(pair_scene, objects_prompt, lambda verdict: verdict.objects),
-    "pair, position": Category(pair_scene, position_prompt, lambda verdict: verdict.position),
-    "pair, position, background": Category(pair_scene, canonical_caption, lambda verdict: verdict.everything),
-}
-
-
-def draw_samples(prompts_per_category: int, seed: int) -> list[Sample]:
-    """The prompts of a run, the same for the same seed; picture k has the seed `seed` + k."""
-    rng = np.random.default_rng(seed)
-    samples: list[Sample] = []
-    for name, category in CATEGORIES.items():
-        for _ in range(prompts_per_category):
-            scene = category.scene(rng)
-            samples.append(Sample(name, scene, category.prompt(scene), seed + len(samples)))
-    return samples
-
-
-async def generate(model: str, samples: Sequence[Sample], options: dict[str, Any]) -> list[Pixels]:
-    """The samples' pictures (uint8 [128, 128, 3]) from the services in this process."""
-    from triptych_local.running.fused import fused_client
-    from triptych_local.running.settings import ModelChoice
-
-    pictures: list[Pixels] = []
-    started = time.monotonic()
-    async with fused_client(ModelChoice(model=model)) as client:
-        for start in range(0, len(samples), BATCH):
-            batch = samples[start : start + BATCH]
-            prompts, seeds = [s.prompt for s in batch], [s.seed for s in batch]
-            generation = await client.generate(prompts, seeds=seeds, height=CANVAS, width=CANVAS, **options)
-            for image in sorted(generation.images, key=lambda image: image.index):
-                pictures.append(np.asarray(Image.open(io.BytesIO(image.png)).convert("RGB")))
-            seconds = time.monotonic() - started
-            print(
-                f"\r{len(pictures)} of {len(samples)} pictures, {seconds:.0f} s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-    print(file=sys.stderr)
-    return pictures
-
-
-def outcomes(pictures: Sequence[Pixels], samples: Sequence[Sample], sprites: Sprites) -> list[bool]:
+def judged(cases: list[Case], pictures: Tensor, detector: Detector) -> list[bool]:
     """Whether each picture has all that its category asks for."""
-    detector = sprite_detector(sprites)
-    return [
-        CATEGORIES[sample.category].right(judge_image(picture, sample.scene, detector))
-        for picture, sample in zip(pictures, samples, strict=True)
-    ]
+    return [judge(case, detector.see(picture)) for case, picture in zip(cases, pictures, strict=True)]
 
 
-def scores(samples: Sequence[Sample], right: Sequence[bool]) -> dict[str, dict[str, Any]]:
-    """Per category: right, total, score and the 95 % Wilson interval."""
+def scores(cases: list[Case], right: list[bool]) -> dict[str, dict[str, Any]]:
+    """Per category, and over all: right, total, score and the 95 % Wilson interval."""
     table = {}
-    for name in dict.fromkeys(sample.category for sample in samples):
-        results = [ok for sample, ok in zip(samples, right, strict=True) if sample.category == name]
-        low, high = wilson_interval(sum(results), len(results))
+    for name in (*dict.fromkeys(case.category for case in cases), "overall"):
+        results = [ok for case, ok in zip(cases, right, strict=True) if name in (case.category, "overall")]
+        interval = wilson_interval(sum(results), len(results))
         table[name] = {
             "right": sum(results),
             "total": len(results),
             "score": sum(results) / len(results),
-            "interval": [low, high],
+            "interval": list(interval),
         }
     return table
 
 
-def contact_sheet(
-    pictures: Sequence[Pixels], samples: Sequence[Sample], right: Sequence[bool]
-) -> Image.Image:
-    """Every picture with its prompt below it, framed green where right and red where wrong."""
-    rows = -(-len(pictures) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (CANVAS + 8), rows * (CANVAS + 8 + LABEL_HEIGHT)), "white")
+def detector_error(cases: list[Case], painter: Painter, detector: Detector, seed: int) -> dict[str, float]:
+    """Share of the cases whose rendered scenes are judged wrong, by category.
+
+    A rendered scene has the ground that a negative prompt excludes, so that only its objects are judged.
+    """
+    plain = [Case(c.category, c.scene, c.prompt, tuple(p for p in c.parts if "not" not in p)) for c in cases]
+    right = judged(plain, rendered(plain, painter, seed), detector)
+    return {name: 1 - row["score"] for name, row in scores(plain, right).items()}
+
+
+def contact_sheet(cases: list[Case], pictures: Tensor, right: list[bool]) -> Image.Image:
+    """A row of each category's first pictures with their prompts, framed green where right, else red."""
+    rows: dict[str, list[int]] = {}
+    for index, case in enumerate(cases):
+        rows.setdefault(case.category, []).append(index)
+    height, width = pictures.shape[1:3]
+    sheet = Image.new("RGB", (COLUMNS * (width + 8), len(rows) * (height + 8 + LABEL_HEIGHT)), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, sample, ok) in enumerate(zip(pictures, samples, right, strict=True)):
-        left, top = index % COLUMNS * (CANVAS + 8), index // COLUMNS * (CANVAS + 8 + LABEL_HEIGHT)
-        draw.rectangle(
-            (left + 1, top + 1, left + CANVAS + 6, top + CANVAS + 6), fill="green" if ok else "red"
-        )
-        sheet.paste(Image.fromarray(picture), (left + 4, top + 4))
-        label = ("+ " if ok else "- ") + sample.prompt
-        draw.multiline_text((left + 4, top + CANVAS + 8), textwrap.fill(label, 22), fill="black", spacing=0)
+    for row, indices in enumerate(rows.values()):
+        for column, index in enumerate(indices[:COLUMNS]):
+            left, top = column * (width + 8), row * (height + 8 + LABEL_HEIGHT)
+            frame = (left + 1, top + 1, left + width + 6, top + height + 6)
+            draw.rectangle(frame, fill="green" if right[index] else "red")
+            sheet.paste(Image.fromarray(pictures[index].numpy()), (left + 4, top + 4))
+            negative = cases[index].negative_prompt
+            label = cases[index].prompt + (f" (not: {negative})" if negative else "")
+            text = textwrap.fill(label, max(width // 6, 12))
+            draw.multiline_text((left + 4, top + height + 8), text, fill="black", spacing=0)
     return sheet
 
 
 def print_table(table: dict[str, dict[str, Any]], errors: dict[str, float]) -> None:
     """The scores and the detector's error, for people."""
-    print(f"{'category':28} {'score':>7}   95 % interval    right")
+    print(f"{'category':18} {'score':>7}   95 % interval    right     detector's error")
     for name, row in table.items():
         low, high = row["interval"]
-        print(f"{name:28} {row['score']:7.1%}   {low:6.1%} to {high:6.1%}  {row['right']}/{row['total']}")
-    print("\nthe detector's own error on rendered scenes")
-    for name, error in errors.items():
-        print(f"{name:28} {error:7.1%}")
+        share = f"{row['right']}/{row['total']}"
+        print(f"{name:18} {row['score']:7.1%}   {low:6.1%} to {high:6.1%}  {share:8}  {errors[name]:7.1%}")
 
 
-def parsed() -> argparse.Namespace:
-    """The command line's arguments."""
+def parsed_size(text: str) -> Canvas:
+    """ "256x192" (width x height) to (192, 256)."""
+    width, height = (int(part) for part in text.split("x"))
+    if width % 16 or height % 16 or not min(width, height) >= 96:
+        raise ValueError(f"a size is width x height in multiples of 16 from 96 on, not {text}")
+    return height, width
+
+
+def samples_seen(run: Path) -> dict[str, int]:
+    """How far a transformer's run has come, by the last line of its log."""
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    return {"training_steps": last["step"], "samples": last["samples"]}
+
+
+def main() -> None:
+    """Generates, judges, prints and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="triptych-small", help="name or folder (default triptych-small)")
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with the sprites")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.json and sheet.png")
     parser.add_argument("--prompts-per-category", type=int, default=50)
+    parser.add_argument("--categories", nargs="+", choices=list(CATEGORIES), default=list(CATEGORIES))
+    parser.add_argument("--size", type=parsed_size, default="128x128", help="width x height")
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    parser.add_argument("--run", type=Path, help="the transformer's run: notes how many samples it has seen")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for results.json and samples.png")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Generates, judges, prints and writes."""
-    arguments = parsed()
+    arguments = parser.parse_args()
     chosen = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
     options = {name: value for name, value in chosen.items() if value is not None}
-    sprites = load_sprites(arguments.data)
-    samples = draw_samples(arguments.prompts_per_category, arguments.seed)
-    pictures = asyncio.run(generate(arguments.model, samples, options))
-    right = outcomes(pictures, samples, sprites)
-    table = scores(samples, right)
-    rng = np.random.default_rng(arguments.seed)
-    truth = [draw(rng) for draw in (single_scene, pair_scene) for _ in range(GROUND_TRUTH_SCENES)]
-    errors = detector_error(truth, sprites, {**DEGRADATIONS, "the model's VAE": through_vae(arguments.model)})
-    errors["unknown emoji accepted"] = strangers_accepted(arguments.data, sprites, len(truth), rng)
+    seen = samples_seen(arguments.run) if arguments.run else {}
+    painter = Painter(arguments.data, torch.device("cpu"))
+    detector = Detector(painter.bank)
+    count, canvas, seed = arguments.prompts_per_category, arguments.size, arguments.seed
+    cases = draw_cases(arguments.categories, count, canvas, seed)
+    errors = detector_error(cases, painter, detector, seed)
+    pictures = drawn(arguments.model, cases, canvas, seed, options)
+    right = judged(cases, pictures, detector)
+    table = scores(cases, right)
+    distance = frechet_distance(features(pictures), features(rendered(cases, painter, seed)))
     print_table(table, errors)
+    print(f"Fréchet distance from rendered scenes: {distance:.2f}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = {"model": arguments.model, "seed": arguments.seed, **options}
-    judged = [
-        {"category": s.category, "prompt": s.prompt, "seed": s.seed, "right": ok}
-        for s, ok in zip(samples, right, strict=True)
-    ]
-    results = {"settings": settings, "scores": table, "detector_error": errors, "samples": judged}
+    results = {
+        "settings": {"model": arguments.model, "size": list(canvas), "seed": seed, **options, **seen},
+        "scores": table,
+        "detector_error": errors,
+        "frechet_distance": distance,
+        "samples": [
+            {"category": c.category, "prompt": c.prompt, "negative_prompt": c.negative_prompt, "right": ok}
+            for c, ok in zip(cases, right, strict=True)
+        ],
+    }
     (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    contact_sheet(pictures, samples, right).save(arguments.out / "samples.png")
+    contact_sheet(cases, pictures, right).save(arguments.out / "sheet.png")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+
+def encoder_of(folder: Path, device: torch.device) -> nn.Module:
+    """A frozen text encoder, in float32."""
+    encoder: nn.Module = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+    return encoder.to(device).eval().requires_grad_(False)
 
 
 class TextConditioning:
@@ -17,13 +23,7 @@ class TextConditioning:
         self.tokenizers = [
             CLIPTokenizer.from_pretrained(model / name) for name in ("tokenizer", "tokenizer_2")
         ]
-        self.encoders = [
-            CLIPTextModelWithProjection.from_pretrained(model / name, dtype=torch.float32)
-            .to(device)
-            .eval()
-            .requires_grad_(False)
-            for name in ("text_encoder", "text_encoder_2")
-        ]
+        self.encoders = [encoder_of(model / name, device) for name in ("text_encoder", "text_encoder_2")]
 
     def tokenized(self, captions: list[str]) -> list[Tensor]:
         """int64 [captions, tokens] for each encoder."""

@@ -1,6 +1,6 @@
 """Fits the linear map from latents to colours that previews use, and writes it into triptych.json.
 
-python -m training.latent_rgb --data training/node_modules --out shared/triptych/models/triptych-small
+python -m training.latent_rgb --data training/node_modules --model shared/triptych/models/triptych-small
 
 Held-out scenes are encoded and decoded; a latent pixel's colour is the mean of the pixels that come of it.
 """
@@ -8,11 +8,14 @@ Held-out scenes are encoded and decoded; a latent pixel's colour is the mean of 
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from training.canvases import CANVASES
 from training.folder import write_latent_rgb
-from training.linear_codec import rendered_scenes
+from training.pictures import painted
+from training.sprites import SpriteBank
 from triptych.checkpoints.opening import open_checkpoint
 from triptych_vae_codec.codec import VaeCodec
 from triptych_vae_codec.models.autoencoder_kl import build
@@ -50,15 +53,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="node_modules with @lobehub/fluent-emoji-3d")
-    parser.add_argument("--out", type=Path, required=True, help="the model's folder")
+    parser.add_argument("--model", type=Path, required=True, help="the model's folder")
     arguments = parser.parse_args()
-    checkpoint = open_checkpoint(str(arguments.out))
+    checkpoint = open_checkpoint(str(arguments.model))
     model = build(checkpoint.config("vae"), checkpoint.tensors("vae"), "cpu", torch.float32)
     codec = VaeCodec(model)
-    latents, _ = codec.encode(rendered_scenes(arguments.data, 2 * SCENES, "heldout", seed=2))
+    bank = SpriteBank(arguments.data, torch.device("cpu"))
+    rng = np.random.default_rng(2)
+    latents, _ = codec.encode(painted(bank, 2 * SCENES, CANVASES[128][0], "heldout", rng))
     pixels = codec.decode(latents)
     factors, bias = fit(latents[:SCENES], pixels[:SCENES])
-    write_latent_rgb(arguments.out, factors.tolist(), bias.tolist(), DIGITS)
+    write_latent_rgb(arguments.model, factors.tolist(), bias.tolist(), DIGITS)
     shown = latents[SCENES:].permute(0, 2, 3, 1).double() @ factors + bias
     error = (shown - colours(pixels[SCENES:], latents.shape[2])).square().mean().sqrt().item()
     print(f"colours of other scenes: off by {127.5 * error:.1f} of 255 (root mean square)")

@@ -2,11 +2,9 @@
 
 The numbers are the first principal components of 8x8x3 patches. An autoencoder trained from nothing takes
 long to find a latent space, and the transformer can only be trained once it stands; this one stands within
-a minute, and the VAE learns it meanwhile. `python -m training.linear_codec --data node_modules` fits and
-saves it.
+a minute, and the VAE learns it meanwhile. `python -m training.fit_codec` fits and saves it.
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from training.scenes import Split, load_sprites, render, sample_scene
-
 PATCH = 8
 LATENT_CHANNELS = 16
 # Component k is divided by std_k ** WHITENING: at 1 all are equally loud, at 0 one drowns the rest.
 WHITENING = 0.6
-FIT_SCENES = 1500
 DEFAULT_PATH = Path(__file__).parent / "results" / "linear_codec.safetensors"
 
 
@@ -41,9 +36,10 @@ def to_patches(pixels: Pixels) -> Tensor:
 
 def from_patches(patches: Tensor) -> Tensor:
     """The inverse of `to_patches`, rounded and clamped to uint8."""
-    grid = patches.unflatten(3, (3, PATCH, PATCH)).permute(0, 1, 4, 2, 5, 3)
+    grid = torch.unflatten(patches, 3, (3, PATCH, PATCH)).permute(0, 1, 4, 2, 5, 3)
     pixels = grid.reshape(grid.shape[0], grid.shape[1] * PATCH, grid.shape[3] * PATCH, 3)
-    return (pixels * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    scaled: Tensor = (pixels * 0.5 + 0.5).clamp(0, 1).mul(255).round()
+    return scaled.to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -102,38 +98,6 @@ class LinearCodec:
     def load(cls, path: Path = DEFAULT_PATH) -> "LinearCodec":
         """Reads what `save` wrote."""
         with cast(Any, safe_open(path, framework="pt")) as file:
-            factors = {name: float(value) for name, value in file.metadata().items()}
-            tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
-            return cls(**tensors, **factors)
-
-
-def psnr(pixels: Tensor, reference: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 tensors."""
-    error = (pixels.float() - reference.float()).square().mean().item()
-    return 10 * torch.log10(torch.tensor(255.0**2 / error)).item()
-
-
-def rendered_scenes(data: Path, count: int, split: Split, seed: int) -> Tensor:
-    """uint8 [count, 128, 128, 3]: scenes drawn by lot from a split."""
-    rng, sprites = np.random.default_rng(seed), load_sprites(data)
-    return torch.from_numpy(np.stack([render(sample_scene(rng, split), sprites) for _ in range(count)]))
-
-
-def main() -> None:
-    """Fits the codec on training scenes, saves it and prints what it loses on held-out ones."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="node_modules with @lobehub/fluent-emoji-3d")
-    parser.add_argument("--out", type=Path, default=DEFAULT_PATH)
-    arguments = parser.parse_args()
-    codec = LinearCodec.fit(rendered_scenes(arguments.data, FIT_SCENES, "train", seed=0))
-    codec.save(arguments.out)
-    heldout = rendered_scenes(arguments.data, 200, "heldout", seed=1)
-    latents = codec.encode(heldout)
-    print(f"held-out scenes: {psnr(codec.decode(latents), heldout):.2f} dB")
-    print(f"latents: mean {latents.mean():.4f}, standard deviation {latents.std():.4f}")
-    print(f"by channel: {[round(s, 2) for s in latents.std((0, 2, 3)).tolist()]}")
-    print(f"scaling_factor {codec.scaling_factor}, shift_factor {codec.shift_factor}")
-
-
-if __name__ == "__main__":
-    main()
+            scaling, shift = (float(file.metadata()[name]) for name in ("scaling_factor", "shift_factor"))
+            mean, analysis, synthesis = (file.get_tensor(n) for n in ("mean", "analysis", "synthesis"))
+            return cls(mean, analysis, synthesis, scaling, shift)

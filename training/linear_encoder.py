@@ -7,6 +7,7 @@ codec's latents.
 """
 
 import itertools
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,17 @@ def write_linear_encoder(encoder: Encoder, codec: LinearCodec, patch_covariance:
     """
     for parameter in encoder.parameters():
         parameter.zero_()
-    for block in encoder.down_blocks[1:3]:
-        write_identity(block.resnets[0].conv_shortcut)
-    down = [block.downsamplers[0].conv for block in encoder.down_blocks[:3]]
+    shortcuts = [cast(Any, block).resnets[0].conv_shortcut for block in encoder.down_blocks]
+    for shortcut in shortcuts[1:3]:
+        write_identity(shortcut)
+    down = [cast(Any, block).downsamplers[0].conv for block in encoder.down_blocks[:3]]
     write_identity(encoder.conv_in)
     write_gathering(down[0], torch.eye(12).view(3, 2, 2, 12))
     features, latents = factors(codec, patch_covariance, kept=min(48, down[1].out_channels))
     write_gathering(down[1], features)
     write_gathering(down[2], latents)
     down[2].bias[:LATENT_CHANNELS] = -codec.mean @ codec.analysis
-    write_output(encoder.down_blocks[3].resnets[0].conv_shortcut, encoder.conv_norm_out, encoder.conv_out)
+    write_output(shortcuts[3], encoder.conv_norm_out, encoder.conv_out)
 
 
 def factors(codec: LinearCodec, patch_covariance: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,8 @@ def write_output(shortcut: nn.Conv2d, norm: nn.GroupNorm, conv_out: nn.Conv2d) -
 
     A group holds some latents, twice each, and constants in its other channels: +ANCHOR and -ANCHOR in turn.
     """
+    assert shortcut.bias is not None
+    assert conv_out.bias is not None
     size = norm.num_channels // norm.num_groups
     per_group = -(-LATENT_CHANNELS // norm.num_groups)
     anchors = size - 2 * per_group

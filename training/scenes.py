@@ -1,141 +1,188 @@
-"""Scenes of one or two objects on a plain background: how they are drawn by lot, described and rendered.
-
-Objects stand on a 16-pixel grid, which is the transformer's token grid.
-"""
+"""Scenes: one to three things in some arrangement on a ground, and which of them training never sees."""
 
 import hashlib
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from training.objects import OBJECTS
+from training.grounds import SCENERY, SOLID, Ground
+from training.layouts import Box, Chance, Crowded, boxes_of
+from training.nouns import is_counted
+from training.vocabulary import COLOURS, OBJECTS, RECOLOURABLE
 
-CANVAS = 128
-SINGLE_SIZE = 96
-PAIR_SIZE = 64
-SPRITE_SIZES = {SINGLE_SIZE: 96, PAIR_SIZE: 60}  # box to drawn size
 HELDOUT_PERCENT = 10
-
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (255, 255, 255),
-    "black": (24, 24, 24),
-    "gray": (150, 150, 150),
-    "red": (200, 40, 40),
-    "orange": (250, 150, 50),
-    "yellow": (250, 225, 100),
-    "green": (60, 160, 80),
-    "light blue": (165, 215, 245),
-    "blue": (40, 90, 200),
-    "purple": (130, 70, 170),
-    "pink": (250, 180, 205),
-    "brown": (125, 85, 55),
-}
-RELATIONS = ("left of", "right of", "above", "below")
+MOST = 4  # of one thing
+PLACES = (
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "top left corner",
+    "top right corner",
+    "bottom left corner",
+    "bottom right corner",
+)
+RELATIONS = ("left of", "right of", "above", "below", "beside")
+# How many things each arrangement has.
+ARRANGEMENTS = (
+    dict.fromkeys(("empty",), 0)
+    | dict.fromkeys(("alone", *PLACES), 1)
+    | dict.fromkeys((*RELATIONS, "two"), 2)
+    | dict.fromkeys(("between", "row", "three"), 3)
+)
+T = TypeVar("T")
 Split = Literal["train", "heldout"]
-Pixels = NDArray[np.uint8]
+Canvas = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(frozen=True)
-class PlacedObject:
-    """An object in a square box of `size` pixels, whose upper left corner is at (left, top)."""
+class Item:
+    """`count` objects of one name, in their own colour (None) or another, small, normal or big."""
 
     name: str
-    size: int
-    left: int
-    top: int
+    colour: str | None = None
+    count: int = 1
+    size: str = "normal"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One object (relation None), or two of which the first is `relation` the second."""
+    """What a picture shows. `boxes` says where: the k-th list is the k-th item's.
 
-    objects: tuple[PlacedObject, ...]
-    relation: str | None
-    background: str
-
-
-class Sprites:
-    """Every object at every drawn size: float32 [size, size, 4], sRGB 0 to 255 times alpha, and alpha 0
-    to 1.
+    Arrangements: "alone" in the middle or at one of PLACES; two of which the first is left of, right of,
+    above, below or beside the second, or "two" without a relation; the first "between" the others, three in
+    a "row" from left to right, or "three" anywhere; "empty".
     """
 
-    def __init__(self, pictures: Mapping[tuple[str, int], NDArray[np.float32]]) -> None:
-        self.pictures = pictures
+    items: tuple[Item, ...]
+    arrangement: str
+    ground: Ground
+    canvas: Canvas
+    boxes: tuple[tuple[Box, ...], ...]
 
 
-def load_sprites(data: Path) -> Sprites:
-    """Reads the sprites from a node_modules folder that holds @lobehub/fluent-emoji-3d."""
-    pictures = {}
-    for name, thing in OBJECTS.items():
-        path = data / "@lobehub" / "fluent-emoji-3d" / "assets" / f"{thing.hexcode}.webp"
-        with Image.open(path, formats=["WEBP"]) as file:
-            full = file.convert("RGBa")
-        for size in SPRITE_SIZES.values():
-            picture = np.asarray(full.resize((size, size), Image.Resampling.LANCZOS), dtype=np.float32)
-            pictures[name, size] = picture / np.float32([1, 1, 1, 255])
-    return Sprites(pictures)
-
-
-def render(scene: Scene, sprites: Sprites) -> Pixels:
-    """uint8 [128, 128, 3]: the objects over the background, in order."""
-    canvas = np.broadcast_to(np.float32(BACKGROUNDS[scene.background]), (CANVAS, CANVAS, 3)).copy()
-    for placed in scene.objects:
-        picture = sprites.pictures[placed.name, SPRITE_SIZES[placed.size]]
-        margin = (placed.size - picture.shape[0]) // 2
-        top, left = placed.top + margin, placed.left + margin
-        under = canvas[top : top + picture.shape[0], left : left + picture.shape[1]]
-        under *= 1 - picture[..., 3:]
-        under += picture[..., :3]
-    return canvas.clip(0, 255).round().astype(np.uint8)
-
-
+@cache
 def is_heldout(*names: str) -> bool:
-    """Whether training never sees this combination (in any order): a fixed tenth of them, by a hash of
-    the names.
-    """
+    """Whether training never sees this combination (in any order): a fixed tenth of them, by a hash."""
     digest = hashlib.sha256("/".join(sorted(names)).encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HELDOUT_PERCENT
 
 
-PAIRS: dict[Split, list[tuple[str, str]]] = {
-    "train": [pair for pair in itertools.permutations(OBJECTS, 2) if not is_heldout(*pair)],
-    "heldout": [pair for pair in itertools.permutations(OBJECTS, 2) if is_heldout(*pair)],
-}
-SINGLES: dict[Split, list[tuple[str, str]]] = {
-    "train": [(o, b) for o in OBJECTS for b in BACKGROUNDS if not is_heldout(o, b)],
-    "heldout": [(o, b) for o in OBJECTS for b in BACKGROUNDS if is_heldout(o, b)],
-}
+def combinations_of(items: tuple[Item, ...], arrangement: str, ground: Ground) -> Iterator[tuple[str, ...]]:
+    """Every combination of words that could be held out: of two objects, and of an object and a part."""
+    for one, other in combinations(items, 2):
+        yield one.name, other.name
+    for item in items:
+        yield item.name, f"on {ground.kind}"
+        if item.count > 1:
+            yield item.name, f"times {item.count}"
+        if item.size != "normal":
+            yield item.name, item.size
+        if item.colour is not None:
+            yield item.name, f"in {item.colour}"
+        if arrangement in PLACES:
+            yield item.name, f"at {arrangement}"
 
 
-def place_single(name: str, background: str, rng: np.random.Generator) -> Scene:
-    """One large object, mostly in the middle."""
-    left, top = (int(rng.choice([0, 16, 32], p=[0.15, 0.7, 0.15])) for _ in range(2))
-    return Scene((PlacedObject(name, SINGLE_SIZE, left, top),), None, background)
+def in_training(items: tuple[Item, ...], arrangement: str, ground: Ground) -> bool:
+    """Whether none of the combinations is held out."""
+    return not any(is_heldout(*names) for names in combinations_of(items, arrangement, ground))
 
 
-def place_pair(first: str, second: str, relation: str, background: str, rng: np.random.Generator) -> Scene:
-    """Two objects, the first `relation` the second, mostly on the middle line."""
-    across = int(rng.choice([16, 32, 48], p=[0.15, 0.7, 0.15]))
-    near, far = (0, CANVAS - PAIR_SIZE) if relation in ("left of", "above") else (CANVAS - PAIR_SIZE, 0)
-    horizontal = relation in ("left of", "right of")
-    placed = [
-        PlacedObject(name, PAIR_SIZE, along if horizontal else across, across if horizontal else along)
-        for name, along in ((first, near), (second, far))
-    ]
-    return Scene(tuple(placed), relation, background)
+def choose(choices: Sequence[T], rng: np.random.Generator) -> T:
+    """One of the choices, all equally likely."""
+    return choices[int(rng.integers(len(choices)))]
 
 
-def sample_scene(rng: np.random.Generator, split: Split = "train") -> Scene:
-    """A scene of the split: one object or two, as often."""
-    if rng.random() < 0.5:
-        name, background = SINGLES[split][rng.integers(len(SINGLES[split]))]
-        return place_single(name, background, rng)
-    first, second = PAIRS[split][rng.integers(len(PAIRS[split]))]
-    background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-    return place_pair(first, second, RELATIONS[rng.integers(len(RELATIONS))], background, rng)
+NAMES = tuple(OBJECTS)
+COUNTED = tuple(name for name in NAMES if is_counted(name))
+RECOLOURED = tuple(RECOLOURABLE)
+_WEIGHTS: dict[str, float] = (
+    {"empty": 0.04, "alone": 0.5, "two": 0.12, "beside": 0.03, "between": 0.02, "row": 0.02, "three": 0.08}
+    | dict.fromkeys(PLACES, 0.06 / len(PLACES))
+    | dict.fromkeys(RELATIONS[:4], 0.035)
+)
+_ARRANGED = tuple(_WEIGHTS)
+_CUMULATIVE = np.cumsum(list(_WEIGHTS.values())) / sum(_WEIGHTS.values())
+
+
+def sample_arrangement(rng: np.random.Generator) -> str:
+    """An arrangement by lot, the simple ones more often."""
+    return _ARRANGED[int(np.searchsorted(_CUMULATIVE, rng.random()))]
+
+
+def sample_ground(rng: np.random.Generator) -> Ground:
+    """Two thirds plain, a third of them white; the rest places."""
+    draw = rng.random()
+    if draw < 0.2:
+        return SOLID[0]
+    return choose(SOLID, rng) if draw < 0.65 else choose(SCENERY, rng)
+
+
+# Shares of things that are recoloured, several, or small or big, by how many things the scene has.
+_RECOLOURED = {1: 0.14, 2: 0.07, 3: 0.04}
+_SEVERAL = {1: 0.18, 2: 0.1, 3: 0.0}
+_SIZED = {1: 0.2, 2: 0.12, 3: 0.05}
+_COUNTS = {1: tuple(range(2, MOST + 1)), 2: (2, 2, 3), 3: (1,)}
+
+
+def sample_item(rng: np.random.Generator, things: int = 1) -> Item:
+    """An object by lot for a scene of so many; now and then recoloured, several, small or big."""
+    recoloured = _RECOLOURED[things]
+    several = recoloured + _SEVERAL[things]
+    draw = rng.random()
+    if draw < recoloured:
+        name = choose(RECOLOURED, rng)
+        others = tuple(c for c in COLOURS if c != RECOLOURABLE[name])
+        return Item(name, colour=choose(others, rng))
+    if draw < several:
+        return Item(choose(COUNTED, rng), count=choose(_COUNTS[things], rng))
+    if draw < several + _SIZED[things]:
+        return Item(choose(NAMES, rng), size="small" if rng.random() < 0.5 else "big")
+    return Item(choose(NAMES, rng))
+
+
+def fitted(items: tuple[Item, ...], arrangement: str) -> tuple[Item, ...]:
+    """Leaves out what an arrangement has no room for: big things with others, many of several things."""
+    if len(items) == 1 and arrangement == "alone":
+        return items
+    if len(items) == 2 and arrangement not in ("two", "beside") and items[0].size == "big":
+        return items[0], replace(items[1], size="small", count=1)
+    most = 1 if len(items) == 3 or arrangement in PLACES else 3
+    return tuple(
+        replace(i, size="normal" if i.size == "big" else i.size, count=min(i.count, most)) for i in items
+    )
+
+
+def compose(items: tuple[Item, ...], arrangement: str, ground: Ground, canvas: Canvas, rng: Chance) -> Scene:
+    """A scene with its boxes, by lot or where things mostly are; raises Crowded if they do not fit."""
+    boxes = boxes_of([(i.count, i.size) for i in items], arrangement, canvas, rng)
+    return Scene(items, arrangement, ground, canvas, boxes)
+
+
+def sample_scene(
+    rng: np.random.Generator, canvas: Canvas, split: Split = "train", usual: float = 0.0
+) -> Scene:
+    """A scene of the split by lot; a held-out one has at least one combination that training never sees.
+
+    `usual` is the probability that its things are where they mostly are.
+    """
+    while True:
+        arrangement = sample_arrangement(rng)
+        things = ARRANGEMENTS[arrangement]
+        items = tuple(sample_item(rng, things) for _ in range(things))
+        if len({item.name for item in items}) < len(items):
+            continue
+        items, ground = fitted(items, arrangement), sample_ground(rng)
+        if in_training(items, arrangement, ground) != (split == "train"):
+            continue
+        try:
+            return compose(
+                items, arrangement, ground, canvas, None if usual and rng.random() < usual else rng
+            )
+        except Crowded:
+            continue

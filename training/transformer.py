@@ -1,148 +1,66 @@
-"""Trains the default model's transformer on composed scenes.
+"""Trains the model's transformer, at many sizes and shapes, on scenes composed on the device.
 
-python -m training.transformer --data training/node_modules
+python -m training.transformer --data training/node_modules --model runs/model
 
-Nothing that stays the same is computed twice: the latents of every sprite on every background are made
-once, and a scene is pasted together from them (placements are on the token grid, so this equals encoding
-the rendered scene). A run can be cut off at any moment; the same command goes on from the last
-checkpoint.
+Needs that model's tokenizers and text encoders (training.text_encoders). A run can be cut off at any
+moment; the same command goes on from the last checkpoint, also on another device and with other --levels.
 """
 
 import argparse
-import json
 import math
+import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
 
+from training.canvases import parse_levels
 from training.conditioning import TextConditioning
-from training.latent_scenes import LatentScenes
+from training.optimizers import Masters
+from training.pictures import Painter, PictureBatch, PictureBatches
+from training.plans import LABELS
 from training.run_folder import RunFolder
+from training.sd3 import CONFIG, export, initialise, loss_of
 from training.token_naming import AFTER_BLOCK, TokenNaming
+from training.whitening import whitening
 from triptych_denoiser.models.loading import load_weights
-from triptych_denoiser.models.sd3 import SD3Config, SD3Transformer, position_table
+from triptych_denoiser.models.sd3 import SD3Transformer
 
-CONFIG = SD3Config(
-    sample_size=16,
-    patch_size=2,
-    in_channels=16,
-    out_channels=16,
-    num_layers=6,
-    attention_head_dim=64,
-    num_attention_heads=4,
-    joint_attention_dim=256,
-    caption_projection_dim=256,
-    pooled_projection_dim=256,
-    pos_embed_max_size=48,
-    qk_norm="rms_norm",
-)
+LOG_EVERY = 50  # steps
 WARMUP_STEPS = 200
-T5_TOKENS = 256  # SD3 without a T5 attends to this many zero tokens
+FEW_TOKENS = 160  # up to here plain products are the quickest attention on a CPU
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one run needs to know beside the data."""
+    """What one run needs to know beside the data.
 
-    batch: int
+    `sigma_mean` and `sigma_std` are those of the noise levels' logits at 128 x 128 pixels; larger pictures
+    take log(sqrt(tokens / 64)) more, which is the shift by resolution of Esser et al. 2024, equation 23.
+    Mean and width are larger than that paper's: above σ = 0.7 an object can hardly be told from its noisy
+    picture, so that is where the words decide, and 0.3 and 1 leave it a quarter of the samples.
+    """
+
     learning_rate: float
-    unconditional: float = 0.1
+    sigma_mean: float = 0.8
+    sigma_std: float = 1.2
     ema_decay: float = 0.999
-    sigma_mean: float = 0.3
-    sigma_std: float = 1.0
     naming: float = 0.1
 
 
-def initialise(model: SD3Transformer) -> None:
-    """Gates, shifts, scales and the last layer start at zero (adaLN-Zero, Peebles & Xie 2022); positions
-    a token apart.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
-            if "modulation" in name or name == "final":
-                nn.init.zeros_(module.weight)
-    model.positions.copy_(position_table(CONFIG.width, CONFIG.pos_embed_max_size))
-
-
-def sample_sigmas(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Logit-normal noise levels (Esser et al. 2024, section 3.1): float32 [count] in (0, 1)."""
-    return torch.sigmoid(recipe.sigma_mean + recipe.sigma_std * torch.randn(count, generator=generator))
-
-
-class Optimizer:
-    """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else, on float32
-    masters.
-
-    The model itself holds bfloat16 copies, which is what its products run in. A matrix W that has one of the
-    `bases` B, symmetric, is learned as V = W B⁻¹: where B whitens W's inputs, faint ones are learned as soon
-    as loud ones.
-    """
-
-    def __init__(
-        self, model: SD3Transformer, learning_rate: float, bases: Mapping[str, Tensor] | None = None
-    ) -> None:
-        self.model, self.bases = model, bases or {}
-        self.masters = {n: p.detach().float().clone() for n, p in model.named_parameters()}
-        for name, basis in self.bases.items():
-            self.masters[name] = torch.linalg.solve(basis, self.masters[name], left=False)
-        inside = [
-            p
-            for n, p in self.masters.items()
-            if n.startswith("blocks.") and p.ndim == 2 and "modulation" not in n
-        ]
-        chosen = {id(p) for p in inside}
-        rest = [p for p in self.masters.values() if id(p) not in chosen]
-        self.muon = torch.optim.Muon(
-            inside, lr=learning_rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adam = torch.optim.AdamW(rest, lr=learning_rate / 3, betas=(0.9, 0.98), weight_decay=0.0)
-        self.rates = ((self.muon, learning_rate), (self.adam, learning_rate / 3))
-
-    def step(self, scale: float) -> Tensor:
-        """One update at `scale` times the learning rate; returns the gradient's norm, a scalar."""
-        parameters = dict(self.model.named_parameters())
-        for name, master in self.masters.items():
-            gradient = parameters[name].grad
-            master.grad = None if gradient is None else self.whole(name, gradient.float())
-        norm = nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
-        for optimizer, rate in self.rates:
-            optimizer.param_groups[0]["lr"] = rate * scale
-            optimizer.step()
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                parameters[name].copy_(self.whole(name, master))
-                parameters[name].grad = None
-        return norm
-
-    def whole(self, name: str, learned: Tensor) -> Tensor:
-        """The matrix of what is learned of it (and, transposed, the same for gradients)."""
-        return learned @ self.bases[name] if name in self.bases else learned
-
-    def state_dict(self) -> dict[str, Any]:
-        """The masters and both optimizers' state."""
-        return {"masters": self.masters, "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state."""
-        for name, master in self.masters.items():
-            master.copy_(state["masters"][name])
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(self.whole(name, self.masters[name]))
+def sample_sigmas(rows: int, image_tokens: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Logit-normal noise levels, shifted by resolution: float32 [rows] in (0, 1)."""
+    mean = recipe.sigma_mean + 0.5 * math.log(image_tokens / 64)
+    normal = torch.randn(rows, generator=generator, device=generator.device)
+    return torch.sigmoid(mean + recipe.sigma_std * normal)
 
 
 def schedule(step: int, decay_from: int | None, total: int) -> float:
@@ -155,131 +73,155 @@ def schedule(step: int, decay_from: int | None, total: int) -> float:
     return factor
 
 
-def loss_of(
-    model: SD3Transformer, latents: Tensor, noise: Tensor, sigmas: Tensor, sequence: Tensor, pooled: Tensor
-) -> Tensor:
-    """Mean squared error of the velocity noise - latents at x = (1 - σ) latents + σ noise: [rows]."""
-    at = sigmas[:, None, None, None]
-    x = (1 - at) * latents + at * noise
-    dtype = model.final.weight.dtype
-    velocity = model(x.to(dtype), sigmas, sequence.to(dtype), pooled.to(dtype), T5_TOKENS)
-    return F.mse_loss(velocity.float(), noise - latents, reduction="none").mean(dim=(1, 2, 3))
-
-
-def export(masters: dict[str, Tensor], folder: Path) -> None:
-    """Writes `transformer/` in diffusers' layout, in bfloat16."""
-    model = SD3Transformer(CONFIG)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(masters[name])
-    model.positions.copy_(position_table(CONFIG.width, CONFIG.pos_embed_max_size))
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.bfloat16().contiguous() for key, value in model.checkpoint_keys().items()}
-    save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
-    config = {"_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.36.0"} | CONFIG.__dict__
-    (folder / "config.json").write_text(json.dumps(config | {"dual_attention_layers": []}, indent=2) + "\n")
-
-
-def batches(
-    scenes: LatentScenes, text: TextConditioning, recipe: Recipe, seed: int
-) -> Iterator[tuple[Tensor, ...]]:
-    """Endless (latents, labels, sequence, pooled); captions are dropped for the unconditional branch now and
-    then.
-    """
-    rng = np.random.default_rng(seed)
-    while True:
-        latents, labels, captions = scenes.sample(recipe.batch, rng)
-        dropped = rng.random(recipe.batch) < recipe.unconditional
-        kept = ["" if drop else c for c, drop in zip(captions, dropped, strict=True)]
-        yield latents, labels, *text.encode(kept)
+def quickest_attention(device: torch.device, image_tokens: int) -> AbstractContextManager[Any]:
+    """On a CPU plain products for few tokens; elsewhere PyTorch chooses."""
+    few = device.type == "cpu" and image_tokens <= FEW_TOKENS
+    return sdpa_kernel(SDPBackend.MATH) if few else nullcontext()
 
 
 class Training:
     """A transformer in training: its weights' moving average is what the run is for."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, device: torch.device, seed: int, weights: Path | None = None
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        device: torch.device,
+        seed: int,
+        whitening: Tensor,
+        weights: Path | None = None,
     ) -> None:
         torch.manual_seed(seed)
-        self.recipe, self.folder = recipe, folder
+        self.recipe, self.folder, self.device = recipe, folder, device
         self.model = SD3Transformer(CONFIG)
         initialise(self.model)
-        if weights:
-            tensors = load_file(weights / "diffusion_pytorch_model.safetensors")
-            load_weights(self.model.checkpoint_keys(), tensors)
+        if weights is not None:
+            load_weights(
+                self.model.checkpoint_keys(), load_file(weights / "diffusion_pytorch_model.safetensors")
+            )
         self.model = self.model.to(device, torch.bfloat16)
-        self.naming = TokenNaming(CONFIG.width).to(device)
+        self.naming = TokenNaming(CONFIG.width, tuple(LABELS.values())).to(device)
         self.naming_optimizer = torch.optim.AdamW(self.naming.parameters(), lr=recipe.learning_rate / 3)
         self.tokens: list[Tensor] = []  # the image tokens of the last pass, after AFTER_BLOCK blocks
         self.model.blocks[AFTER_BLOCK - 1].register_forward_hook(
             lambda block, given, streams: self.tokens.append(streams[0])
         )
-        self.optimizer = Optimizer(self.model, recipe.learning_rate)
-        self.ema = {name: master.clone() for name, master in self.optimizer.masters.items()}
+        state = folder.load()
+        self.whitening = (state["whitening"] if state else whitening).to(device)
+        bases = {"text_embed.weight": self.whitening}
+        self.masters = Masters(self.model, recipe.learning_rate, bases)
+        self.ema = {name: master.clone() for name, master in self.masters.weights.items()}
         self.step, self.samples, self.seconds = 0, 0, 0.0
-        if state := folder.load():
-            self.optimizer.load_state_dict(state["optimizer"])
+        if state:
+            self.masters.load_state_dict(state["optimizer"])
             self.naming.load_state_dict(state["naming"])
-            self.ema = state["ema"]
+            self.naming_optimizer.load_state_dict(state["naming_optimizer"])
+            self.ema = {name: tensor.to(device) for name, tensor in state["ema"].items()}
             self.step, self.samples, self.seconds = state["step"], state["samples"], state["seconds"]
             print(f"going on from step {self.step}", flush=True)
-        self.generator = torch.Generator().manual_seed(seed + self.step)
+        self.generator = torch.Generator(device).manual_seed(seed + self.step)
 
     def update(
         self, latents: Tensor, labels: Tensor, sequence: Tensor, pooled: Tensor, factor: float
-    ) -> dict[str, float]:
-        """One step at `factor` times the learning rate; returns the losses and the gradient's norm."""
-        sigmas = sample_sigmas(len(latents), self.recipe, self.generator).to(latents.device)
-        noise = torch.randn(latents.shape, generator=self.generator).to(latents.device)
-        loss = loss_of(self.model, latents, noise, sigmas, sequence, pooled).mean()
-        naming = self.naming(self.tokens.pop(), labels)
-        (loss + self.recipe.naming * naming).backward()
-        norm = self.optimizer.step(factor)
+    ) -> Tensor:
+        """One step at `factor` times the learning rate; returns loss, naming loss and gradient norm: [3]."""
+        image_tokens = labels.shape[-1]
+        sigmas = sample_sigmas(len(latents), image_tokens, self.recipe, self.generator)
+        noise = torch.randn(latents.shape, generator=self.generator, device=self.device)
+        with quickest_attention(self.device, image_tokens):
+            loss = loss_of(self.model, latents, noise, sigmas, sequence, pooled).mean()
+            naming = self.naming(self.tokens.pop(), labels.long())
+            (loss + self.recipe.naming * naming).backward()
+        norm = self.masters.step(factor)
         self.naming_optimizer.step()
         self.naming_optimizer.zero_grad()
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
-        for name, master in self.optimizer.masters.items():
-            self.ema[name].lerp_(master, 1 - decay)
+        torch._foreach_lerp_(list(self.ema.values()), list(self.masters.weights.values()), 1 - decay)
         self.step += 1
         self.samples += len(latents)
-        return {"loss": float(loss.detach()), "naming": float(naming.detach()), "norm": float(norm)}
+        return torch.stack([loss.detach(), naming.detach(), norm])
 
     def save(self, out: Path) -> None:
         """Replaces the checkpoint and writes the moving average as `transformer/`."""
         state = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.masters.state_dict(),
             "ema": self.ema,
+            "whitening": self.whitening,
             "naming": self.naming.state_dict(),
+            "naming_optimizer": self.naming_optimizer.state_dict(),
         }
         self.folder.save(state | {"step": self.step, "samples": self.samples, "seconds": self.seconds})
-        export(self.ema, out / "transformer")
+        export(self.averaged(), out / "transformer")
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average of the model's weights."""
+        return {name: self.masters.whole(name, tensor) for name, tensor in self.ema.items()}
 
 
-def train(training: Training, data: Iterator[tuple[Tensor, ...]], arguments: argparse.Namespace) -> None:
+class Clock:
+    """Says when to save and when to stop."""
+
+    def __init__(self, minutes: float, save_minutes: float) -> None:
+        now = time.monotonic()
+        self.end = now + 60 * minutes
+        self.between_saves = 60 * save_minutes
+        self.next_save = now + self.between_saves
+        self.stopped = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up or the process was asked to end."""
+        return self.stopped or time.monotonic() >= self.end
+
+    def save_is_due(self) -> bool:
+        """Whether it is time to save again."""
+        if time.monotonic() < self.next_save:
+            return False
+        self.next_save = time.monotonic() + self.between_saves
+        return True
+
+
+def train(
+    training: Training,
+    data: Iterator[PictureBatch],
+    painter: Painter,
+    text: TextConditioning,
+    clock: Clock,
+    arguments: argparse.Namespace,
+) -> None:
     """Runs until --steps, or until it is stopped."""
-    device = torch.device(arguments.device)
-    measured: list[dict[str, float]] = []
+    measured: list[Tensor] = []
     began = time.monotonic()
-    while training.step < arguments.steps:
-        latents, labels, sequence, pooled = (tensor.to(device) for tensor in next(data))
+    while training.step < arguments.steps and not clock.over:
+        batch = next(data)
+        plan = batch.plan.to(training.device)
+        with torch.autocast(training.device.type, torch.bfloat16):
+            sequence, pooled = text.encode_tokens(batch.ids)
         factor = schedule(training.step, arguments.decay_from, arguments.steps)
-        measured.append(training.update(latents, labels, sequence, pooled, factor))
-        if not math.isfinite(measured[-1]["loss"]):
-            raise RuntimeError(f"the loss at step {training.step} is not finite: lower --learning-rate")
-        if training.step % 50 == 0:
+        measured.append(training.update(painter.latents(plan), plan.labels, sequence, pooled, factor))
+        if training.step % LOG_EVERY == 0:
             now = time.monotonic()
             training.seconds, began = training.seconds + now - began, now
-            means = {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}
+            loss, naming, norm = torch.stack(measured).mean(0).tolist()
+            if not math.isfinite(loss):
+                raise RuntimeError(f"the loss at step {training.step} is not finite: lower --learning-rate")
             training.folder.log(
                 step=training.step,
                 samples=training.samples,
-                **means,
+                loss=loss,
+                naming=naming,
+                norm=norm,
                 rate=factor,
                 seconds=training.seconds,
             )
             measured.clear()
-        if training.step % arguments.save_every == 0 or training.step == arguments.steps:
+        if clock.save_is_due():
             training.save(arguments.out)
+    training.save(arguments.out)
 
 
 def main() -> None:
@@ -288,31 +230,54 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="the node_modules folder with the sprites")
-    parser.add_argument(
-        "--out", type=Path, default=Path("shared/triptych/models/triptych-small"), help="the model's folder"
-    )
-    parser.add_argument("--codec", type=Path, default=Path("training/results/linear_codec.safetensors"))
+    parser.add_argument("--model", type=Path, required=True, help="folder with tokenizers and text encoders")
+    parser.add_argument("--out", type=Path, help="where transformer/ is written (default: --model)")
     parser.add_argument("--run", type=Path, default=Path("runs/transformer"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--rows", type=int, default=64, help="of a batch at 128 x 128 pixels")
+    parser.add_argument("--levels", type=parse_levels, default="128:1", help="shares: 128:0.8,256:0.2")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--sigma-mean", type=float, default=0.3)
+    parser.add_argument(
+        "--usual", type=float, default=0.9, help="share of scenes whose things are where they mostly are"
+    )
+    parser.add_argument("--unconditional", type=float, default=0.1, help="share of captions left out")
     parser.add_argument(
         "--decay-from", type=int, default=None, help="step from which the learning rate falls to zero"
     )
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop, saved, after so many")
+    parser.add_argument("--save-minutes", type=float, default=10)
     parser.add_argument("--weights", type=Path, help="a transformer folder for a new run to start from")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    arguments.out = arguments.out or arguments.model
     device = torch.device(arguments.device)
-    recipe = Recipe(arguments.batch, arguments.learning_rate, sigma_mean=arguments.sigma_mean)
-    training = Training(recipe, RunFolder(arguments.run), device, arguments.seed, arguments.weights)
-    scenes = LatentScenes(arguments.data, arguments.codec)
-    data = batches(scenes, TextConditioning(arguments.out, device), recipe, arguments.seed + training.step)
-    # The quickest attention at 97 tokens on a CPU.
-    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-        train(training, data, arguments)
+    clock = Clock(arguments.minutes, arguments.save_minutes)
+    text = TextConditioning(arguments.model, device)
+    training = Training(
+        Recipe(arguments.learning_rate),
+        RunFolder(arguments.run),
+        device,
+        arguments.seed,
+        whitening(text),
+        arguments.weights,
+    )
+    batches = PictureBatches(
+        arguments.model,
+        arguments.levels,
+        arguments.rows,
+        arguments.unconditional,
+        arguments.seed + training.step,
+        arguments.usual,
+    )
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=arguments.workers,
+        prefetch_factor=4 if arguments.workers else None,
+    )
+    train(training, iter(loader), Painter(arguments.data, device), text, clock, arguments)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from benchmarks import command_line
-from benchmarks.sample_sheet import draw_prompts
+from benchmarks.sample_sheet import PROMPTS
+from training.folder import write_settings
 from triptych.client import AsyncClient
 from triptych.compute.kernels import configure_math_libraries
 from triptych.serving.settings import with_environment
@@ -70,19 +72,22 @@ async def measure(choice: ModelChoice, prompts: Sequence[str], steps: int) -> li
 def main() -> None:
     """Measures and prints."""
     parser = command_line.parser(__doc__)
-    parser.add_argument("prompts", nargs="*", help="default: eight that triptych-small was not trained on")
+    parser.add_argument("prompts", nargs="*", help="default: those of the README's pictures")
     parser.add_argument("--steps", type=int, default=0, help="default: the model's")
+    parser.add_argument("--write", action="store_true", help="into the triptych.json of --model, a folder")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument(
         "--dtype", default="float32", help="default: float32", choices=("float32", "bfloat16", "float16")
     )
     arguments = parser.parse_args()
     configure_math_libraries()
-    prompts = arguments.prompts or [sample.prompt for sample in draw_prompts()]
+    prompts = arguments.prompts or list(PROMPTS)
     choice = ModelChoice(model=arguments.model, device=arguments.device, dtype=arguments.dtype)
     ratios = asyncio.run(measure(choice, prompts, arguments.steps))
     print(json.dumps({"mag_ratios": ratios}))
     command_line.write_json(arguments.out, ratios)
+    if arguments.write:
+        write_settings(Path(arguments.model), {"mag_ratios": ratios})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks import command_line
 from benchmarks.memory.loading import stored_bytes
-from benchmarks.quality.pictures import Pixels, pixels_of, psnr
+from benchmarks.quality.pictures import Pixels, pixels_of
+from training.psnr import psnr
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.checkpoints.opening import open_checkpoint
 from triptych.compute.kernels import configure_math_libraries

@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality.saved_work
 
-Draws the held-out prompts of benchmarks.sample_sheet one by one, each with every choice before the next;
+Draws the prompts of benchmarks.sample_sheet one by one, each with every choice before the next;
 seconds are of the processor, which other work on the machine hardly changes, each in relation to the same
 picture with everything computed. PSNR is of the 8-bit pixels against that picture: it says how much a
 choice changes a picture, not which one is better. Rows are counted by the coordinator: a sample under one
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import command_line
-from benchmarks.quality.pictures import Pixels, pixels_of, psnr
-from benchmarks.sample_sheet import draw_prompts
+from benchmarks.quality.pictures import Pixels, pixels_of
+from benchmarks.sample_sheet import PROMPTS
+from training.psnr import psnr
 from triptych.client import AsyncClient
 from triptych.compute.kernels import configure_math_libraries
 from triptych_local.request import read_parameter
@@ -64,11 +65,11 @@ async def measure(model: str, repetitions: int) -> dict[str, Measured]:
 
     measured = {name: Measured() for name in CHOICES}
     async with fused_client(ModelChoice(model=model, dtype="float32")) as client:
-        for sample in draw_prompts() * repetitions:
-            await _draw(client, sample.prompt, sample.seed, CHOICES["features:0.1"])  # warm-up
+        for seed, prompt in enumerate(PROMPTS * repetitions):
+            await _draw(client, prompt, seed, CHOICES["features:0.1"])  # warm-up
             whole: tuple[Pixels, float] | None = None
             for name, options in CHOICES.items():
-                pixels, rows, seconds = await _draw(client, sample.prompt, sample.seed, options)
+                pixels, rows, seconds = await _draw(client, prompt, seed, options)
                 whole = whole or (pixels, seconds)
                 measured[name].rows.append(rows)
                 measured[name].seconds.append(seconds)

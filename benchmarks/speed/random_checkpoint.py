@@ -13,18 +13,18 @@ def write_random_checkpoint(model: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    from training import transformer, vae
+    from training import decoder, sd3
 
     library: Any = diffusers  # most of it has no types
     torch.manual_seed(0)
-    channels = vae.CONFIG.block_out_channels
+    channels = decoder.CONFIG.block_out_channels
     autoencoder = library.AutoencoderKL(
-        **asdict(vae.CONFIG),
+        **asdict(decoder.CONFIG),
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
     )
     pipeline = library.StableDiffusion3Pipeline(
-        transformer=library.SD3Transformer2DModel(**asdict(transformer.CONFIG)),
+        transformer=library.SD3Transformer2DModel(**asdict(sd3.CONFIG)),
         scheduler=library.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder,
         text_encoder=transformers.CLIPTextModelWithProjection.from_pretrained(model / "text_encoder"),

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.quality.pictures import psnr
 from benchmarks.quality.saved_work import Measured, report
+from training.psnr import psnr
 
 
 def test_psnr_is_of_the_largest_value_and_the_mean_squared_error() -> None:

@@ -51,11 +51,11 @@ def velocity(model: Any, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize(
     ("mode", "dtype", "most", "share"),
     [
-        ("int8-weight-only", torch.float32, 0.02, 0.33),
-        ("int8-dynamic", torch.float32, 0.05, 0.33),
-        ("int8-weight-only", torch.bfloat16, 0.02, 0.56),
-        ("int8-dynamic", torch.bfloat16, 0.05, 0.56),
-        ("int4-weight-only", torch.bfloat16, 0.2, 0.35),
+        ("int8-weight-only", torch.float32, 0.04, 0.33),
+        ("int8-dynamic", torch.float32, 0.07, 0.33),
+        ("int8-weight-only", torch.bfloat16, 0.05, 0.56),
+        ("int8-dynamic", torch.bfloat16, 0.07, 0.56),
+        ("int4-weight-only", torch.bfloat16, 0.4, 0.35),
     ],
 )
 def test_velocities_are_near_and_weights_small(

@@ -52,7 +52,8 @@ def test_the_model_inside_has_the_same_bits(tmp_path: Path) -> None:
     token_ids = torch.arange(32)[None] + 100
     token_ids[0, 9:] = checkpoint.config("text_encoder")["eos_token_id"]
     for component in ("text_encoder", "text_encoder_2"):
-        theirs = CLIPTextModelWithProjection.from_pretrained(checkpoint.folder(component))
+        folder = checkpoint.folder(component)
+        theirs = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32)
         ours = load_text_model(checkpoint, component, torch.float32, torch.device("cpu"))
         with torch.inference_mode():
             expected, found = theirs(token_ids, output_hidden_states=True), ours(token_ids)

@@ -2,9 +2,10 @@
 
 import torch
 
-from training.linear_codec import LinearCodec, psnr, to_patches
+from training.decoder import CONFIG, as_input
+from training.linear_codec import LinearCodec, to_patches
 from training.linear_encoder import write_linear_encoder
-from training.vae import CONFIG, as_input
+from training.psnr import psnr
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
 
 

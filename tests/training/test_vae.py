@@ -6,9 +6,9 @@ from typing import Any
 import diffusers
 import torch
 
+from training.decoder import CONFIG, Run, export, loss_of
 from training.linear_codec import LinearCodec
 from training.run_folder import RunFolder
-from training.vae import CONFIG, Run, export, factor_at, loss_of
 from triptych_vae_codec.models.autoencoder_kl import AutoencoderKL
 
 CODEC = LinearCodec.load()
@@ -23,14 +23,6 @@ def update(run: Run) -> float:
     loss = loss_of(run.decoder, CODEC.encode_unscaled(pixels), pixels)
     run.update(loss, steps=100)
     return float(loss.detach())
-
-
-def test_the_learning_rate_rises_then_falls_to_zero() -> None:
-    factors = [factor_at(step, 1000) for step in range(1001)]
-
-    assert factors[0] == 0.01
-    assert max(factors) == factors[99] > 0.97
-    assert abs(factors[1000]) < 1e-9
 
 
 def test_a_run_that_was_cut_off_goes_on_with_the_same_steps(tmp_path: Path) -> None:

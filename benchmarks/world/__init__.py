@@ -1,1 +1,0 @@
-"""Measures the wide model: adherence by category, and the distance of its pictures from rendered ones."""
