@@ -150,8 +150,8 @@ does not know on a ground that it does: right is the ground alone.
 
 It knows the words above and little else. A noun that it does not know is left out of the picture, or the
 nearest thing that it knows is drawn. Objects stand where the prompt says or beside each other; they do not
-hold, wear or do anything. At 256x256 what fills much of the picture is coarse: few of its training pictures were
-so large.
+hold, wear or do anything. At 256x256 what fills much of the picture is coarse: few of its training pictures
+were so large.
 """
 
 
