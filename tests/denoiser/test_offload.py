@@ -72,7 +72,7 @@ def test_skipped_layers_and_a_pass_that_ends_early_leave_the_right_weights() -> 
         "pooled": torch.randn(1, 24),
     }
 
-    def first_alone(before: Tensor, first: Tensor, others: object) -> Tensor:
+    def first_alone(before: Tensor, first: Tensor, others: object, modulated: object) -> Tensor:
         return first
 
     choices: list[dict[str, Any]] = [
