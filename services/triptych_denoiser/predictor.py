@@ -84,8 +84,7 @@ class Predictor:
 
     def group(self, row: Row) -> tuple[object, ...]:
         """What rows of one forward pass must have in common. Features are reused among equal rows alone."""
-        mixes = self.mixes and row.reuse is None
-        if mixes:
+        if self.mixes and row.reuse is None:
             return row.variant
         return *row.variant, row.shape, row.reuses_all_blocks, row.adds_up_changes
 

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
-from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -23,6 +22,7 @@ from triptych_denoiser.models.layers import (
     Modulation,
     TwoLayers,
     add_gated,
+    attention_input,
     modulate,
     pack_latents,
     rounded_guidance,
@@ -144,9 +144,7 @@ class SingleBlock(nn.Module):
 
     def modulated(self, image: Tensor, embedding: Tensor, rows: Streams) -> Tensor:
         """What attention is given of packed image tokens, without a call of the block."""
-        bring(self.modulation.linear.weight)
-        shift, scale, _ = self.modulation(embedding)
-        return modulate(image, shift, scale, rows.image)
+        return attention_input(self.modulation, image, embedding, rows.image)
 
 
 SINGLE_BLOCK: KeyTable = (

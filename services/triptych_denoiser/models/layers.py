@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.lora_changes import ChangedModule
+from triptych.compute.offload import bring
 from triptych_denoiser.models.products import like_the_first, row_products, tiled_products
 from triptych_denoiser.models.streams import Stream
 
@@ -148,6 +149,13 @@ class Modulation(nn.Module):
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, stream: Stream) -> Tensor:
     """LayerNorm(x) * (1 + scale) + shift, without affine weights of its own."""
     return stream.apply(torch.addcmul, shift, F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale)
+
+
+def attention_input(modulation: Modulation, x: Tensor, embedding: Tensor, stream: Stream) -> Tensor:
+    """What a block's attention is given of packed tokens, without a call of the block."""
+    bring(modulation.linear.weight)
+    shift, scale, *_ = modulation(embedding)
+    return modulate(x, shift, scale, stream)
 
 
 def add_gated(x: Tensor, gate: Tensor, change: Tensor, stream: Stream) -> Tensor:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
-from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention, Biases
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -25,6 +24,7 @@ from triptych_denoiser.models.layers import (
     Modulation,
     TwoLayers,
     add_gated,
+    attention_input,
     modulate,
     patchify,
     timestep_features,
@@ -254,9 +254,7 @@ class SD3Transformer(Transformer):
 
         def modulated_image() -> Tensor:
             modulation = cast(JointBlock, self.blocks[0]).image_modulation
-            bring(modulation.linear.weight)  # this is no call of the block
-            shift, scale, *_ = modulation(embedding)
-            return modulate(image, shift, scale, rows.image)
+            return attention_input(modulation, image, embedding, rows.image)
 
         image = reuse(image, first_image, others, modulated_image)
         scale, shift = self.final_modulation(embedding)

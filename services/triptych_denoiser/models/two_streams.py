@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from triptych.compute.offload import bring
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.layers import (
     AttentionProjections,
     FeedForward,
     Modulation,
     add_gated,
+    attention_input,
     modulate,
     within_float16,
 )
@@ -71,6 +71,4 @@ class ModulatedTwoStreams(TwoStreams):
 
     def modulated(self, image: Tensor, embedding: Tensor, rows: Streams) -> Tensor:
         """What attention is given of packed image tokens, without a call of the block."""
-        bring(self.image_modulation.linear.weight)
-        shift, scale, *_ = self.image_modulation(embedding)
-        return modulate(image, shift, scale, rows.image)
+        return attention_input(self.image_modulation, image, embedding, rows.image)
