@@ -51,7 +51,7 @@ class Plan:
         return Mix(PROMPTS, [(128, 128), (128, 64), (64, 64)], [self.steps // 2, self.steps])
 
 
-FULL = Plan((1, 2, 4, 8, 16), 28, Period(5, 30), Period(5, 60), 50)
+FULL = Plan((1, 2, 4, 8, 16), 28, Period(5, 30), Period(5, 150), 50)
 QUICK = Plan((1, 4), 8, Period(1, 6), Period(1, 10), 10)
 
 
