@@ -186,11 +186,12 @@ def row_of(inputs: Inputs, size: int, tokens: int, sigma: float = 0.5) -> Row:
 def test_no_product_is_made_of_fewer_than_four_rows_or_of_strided_ones(
     family: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such products round differently, and those to few features also with fewer rows than features."""
-    products = []
+    """Such products round differently, and those to few features also with few rows: see row_products."""
+    products, threads = [], torch.get_num_threads()
 
     def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        enough = len(rows) >= (max(4, len(weight)) if len(weight) < 24 else 4)
+        narrow = len(weight) < 12 * threads
+        enough = len(rows) >= (max(4 * threads, len(weight)) if narrow else 4)
         products.append((rows.dim(), enough, rows.is_contiguous()))
         return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych_denoiser.models.activations import gelu_tanh, silu
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -138,7 +138,7 @@ class SingleBlock(nn.Module):
         q, k, v = (rows.both.groups(each) for each in self.attention(modulated))
         biases = perturbed_biases(q, rows.target_parts) if perturbed else None
         attended = rows.both.pack(self.attend(rotate_each(q, turns), rotate_each(k, turns), v, biases))
-        mlp = F.gelu(self.mlp_in(modulated), approximate="tanh")
+        mlp = gelu_tanh(self.mlp_in(modulated))
         out = self.out(torch.cat([attended, mlp], dim=-1))
         return within_float16(add_gated(tokens, gate, out, rows.both))
 
@@ -216,7 +216,7 @@ class FluxTransformer(Transformer):
         guidance: Tensor | None = None,
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
-        embedding = F.silu(self.embed(sigma, pooled, guidance))
+        embedding = silu(self.embed(sigma, pooled, guidance))
         pictures = [self.pictures(group) for group in groups]
         packed = [[pack_latents(picture, PACKING) for picture in each] for each in pictures]
         images = [self.patch_embed(torch.cat(each, dim=1)) for each in packed]

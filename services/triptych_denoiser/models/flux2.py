@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
 from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.activations import silu
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -254,7 +255,7 @@ class Flux2Transformer(Transformer):
         guidance: Tensor | None = None,
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
-        embedding = F.silu(self.embed(sigma, guidance, groups[0].latents.dtype))
+        embedding = silu(self.embed(sigma, guidance, groups[0].latents.dtype))
         pictures = [[group.latents, *group.references] for group in groups]
         tokens = [torch.cat([picture.flatten(2).mT for picture in each], dim=1) for each in pictures]
         images = [self.patch_embed(each) for each in tokens]

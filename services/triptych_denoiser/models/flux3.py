@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
 from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.activations import silu
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -310,7 +311,7 @@ class Flux3Transformer(Transformer):
             if target_sigma is None:
                 raise ValueError("this model takes the noise level that the step goes to for every row")
             embedding = embedding + self.target_embed(features(target_sigma, dtype))
-        return F.silu(embedding)
+        return silu(embedding)
 
     def turns_of(self, group: RowGroup) -> list[Tensor]:
         """`turns` of a row's text and pictures."""

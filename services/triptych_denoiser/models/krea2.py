@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from triptych.compute.config import ModelConfig
 from triptych.compute.offload import bring
 from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.activations import gelu_tanh, sigmoid
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -25,7 +26,6 @@ from triptych_denoiser.models.layers import (
     TwoLayers,
     ZeroCentredRMSNorm,
     add_gated,
-    gelu_tanh,
     pack_latents,
     timestep_features,
     unpack_latents,
@@ -136,7 +136,7 @@ class GatedAttention(nn.Module):
             q, k = rotate_each(q, turns), rotate_each(k, turns)
         biases = None if perturbed is None else perturbed_biases(q, perturbed)
         attended = stream.pack(self.attend(q, k, v, biases))
-        return self.out(attended * torch.sigmoid(self.gate(x)))  # type: ignore[no-any-return]
+        return self.out(attended * sigmoid(self.gate(x)))  # type: ignore[no-any-return]
 
     def _by_heads(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)

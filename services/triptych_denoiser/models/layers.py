@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych.compute.lora_changes import ChangedModule
 from triptych.compute.offload import bring
+from triptych_denoiser.models.activations import gelu_tanh, silu
 from triptych_denoiser.models.products import like_the_first, row_products, tiled_products
 from triptych_denoiser.models.streams import Stream
 
@@ -106,11 +107,6 @@ def tile_products(modules: Collection[nn.Module], token_tiles: Sequence[int]) ->
             module.tiles = found[kind]
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form."""
-    return F.gelu(x, approximate="tanh")
-
-
 class TwoLayers(nn.Module):
     """Linear, SiLU or another activation, linear: the embedders of time, guidance and pooled text."""
 
@@ -121,7 +117,7 @@ class TwoLayers(nn.Module):
         dim_out: int,
         *,
         bias: bool = True,
-        activation: Callable[[Tensor], Tensor] = F.silu,
+        activation: Callable[[Tensor], Tensor] = silu,
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -187,7 +183,7 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, tokens, width] to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+        return self.down(silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
 
 
 class FusedGatedFeedForward(nn.Module):
@@ -206,7 +202,7 @@ class FusedGatedFeedForward(nn.Module):
 def gated(x: Tensor) -> Tensor:
     """SiLU of the first half of the channels times the second."""
     gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
+    return silu(gate) * value
 
 
 class AttentionProjections(nn.Module):

@@ -10,21 +10,29 @@ from torch import Tensor
 from triptych.compute.offload import bring
 
 MIN_ROWS = 4
-NARROW = 24
+"""Of a product, and of each thread's part of one that is narrow."""
+NARROW = 12
+"""Features for each thread, below which MKL divides a product otherwise."""
 
 
 def row_products(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[rows, in_features] to [rows, out_features], each row's bits the same however many there are.
 
-    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently,
-    and those to fewer than 24 features also if they have fewer rows than features (seen on an AVX-512 CPU,
-    with 2 to 130 features; to one feature and without a bias, odd numbers of rows round differently). A row's
-    bits must not depend on its company.
+    MKL computes products with fewer than four rows, or with strided ones, by kernels that round differently.
+    Those to fewer than 12 features for each of its threads also if they have fewer rows than features, or
+    than four for each thread (seen on AVX-512 CPUs, with 1 to 96 threads and 2 to 3072 features; to one
+    feature and without a bias, odd numbers of rows round differently). A row's bits must not depend on its
+    company.
     """
-    features = len(weight)
-    least = max(MIN_ROWS, features) if features < NARROW else MIN_ROWS
+    features, threads = len(weight), _threads()
+    least = max(MIN_ROWS * threads, features) if features < NARROW * threads else MIN_ROWS
     lacking = max(least - len(rows), 0)
     return F.linear(F.pad(rows, (0, 0, 0, lacking)) if lacking else rows, weight, bias)[: len(rows)]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 def tiled_products(rows: Tensor, weight: Tensor, bias: Tensor | None, tiles: Sequence[int]) -> Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych_denoiser.models.activations import silu
 from triptych_denoiser.models.keys import JOINT_ATTENTION, KeyTable
 from triptych_denoiser.models.layers import (
     TIMESTEP_CHANNELS,
@@ -216,7 +216,7 @@ class QwenImageTransformer(Transformer):
     def embed(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """What modulates, [rows, width]."""
         features = timestep_features(rounded_levels(sigma, dtype))
-        return F.silu(self.time_embed(features.to(dtype)))
+        return silu(self.time_embed(features.to(dtype)))
 
     def with_references(self, embedding: Tensor) -> Tensor:
         """What modulates image tokens: the same, or [rows, 2, width] with what modulates references."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from triptych.compute.config import ModelConfig
 from triptych.compute.offload import bring
 from triptych.compute.quantization import Exceptions
+from triptych_denoiser.models.activations import gelu_tanh, silu
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -31,7 +32,6 @@ from triptych_denoiser.models.layers import (
     TwoLayers,
     ZeroCentredRMSNorm,
     add_gated,
-    gelu_tanh,
     rounded_levels,
     timestep_features,
     within_float16,
@@ -329,7 +329,7 @@ class QwenImage21Transformer(Transformer):
     def embed(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """What modulates, [rows, width]."""
         features = timestep_features(rounded_levels(sigma, dtype))
-        return F.silu(self.time_embed(features.to(dtype)))
+        return silu(self.time_embed(features.to(dtype)))
 
     def turns(self, positions: Tensor) -> Tensor:
         """Cosines and sines of tokens at positions [tokens, 3]: float32 [tokens, head_dim / 2, 2]."""

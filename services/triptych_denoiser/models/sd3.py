@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
+from triptych_denoiser.models.activations import silu
 from triptych_denoiser.models.attention import Attention, Biases
 from triptych_denoiser.models.keys import AROUND_JOINT_BLOCKS, JOINT_BLOCK, KeyTable
 from triptych_denoiser.models.layers import (
@@ -231,7 +231,7 @@ class SD3Transformer(Transformer):
     ) -> list[Tensor]:
         """The velocities of rows of several sizes and text lengths, by group: see Transformer.mixed."""
         timesteps = timestep_features(1000 * sigma).to(pooled.dtype)
-        embedding = F.silu(self.time_embed(timesteps) + self.pooled_embed(pooled))
+        embedding = silu(self.time_embed(timesteps) + self.pooled_embed(pooled))
         images = [self.embed(group.latents) for group in groups]
         texts = [self.text_embed(group.sequence) for group in groups]
         rows = streams(images, texts, image_first=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from triptych.compute.config import ModelConfig
 from triptych.compute.offload import bring
+from triptych_denoiser.models.activations import silu
 from triptych_denoiser.models.attention import Attention
 from triptych_denoiser.models.keys import KeyTable
 from triptych_denoiser.models.layers import (
@@ -275,7 +276,7 @@ class ZImageTransformer(Transformer):
             return cast(Block, self.blocks[0]).modulated(tokens, embedding, rows.both)
 
         tokens = reuse(tokens, first_tokens, others, modulated_tokens)
-        (scale,) = self.final_modulation(F.silu(embedding))
+        (scale,) = self.final_modulation(silu(embedding))
         image, _ = rows.cut(rows.both.groups(tokens))
         scaled = rows.image.apply(torch.mul, F.layer_norm(image, image.shape[-1:], eps=EPS), 1 + scale)
         return [self.velocity(*group) for group in zip(rows.image.groups(scaled), groups, strict=True)]
