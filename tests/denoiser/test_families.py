@@ -62,7 +62,7 @@ def with_guidance(asked: PredictRequest, *scales: float) -> PredictRequest:
         ("Krea 2", 0, False, (2, 512, 128)),
         ("Qwen-Image", 0, False, (2, 512, 128)),
         ("Qwen-Image 2.1", 0, False, (2, 256, 64)),
-        ("Z-Image", 0, False, (2, 64, 128)),
+        ("Z-Image", 0, False, (2, 64, 64)),
     ],
 )
 async def test_get_model_says_what_the_family_takes(

@@ -221,12 +221,13 @@ class ZImageTransformer(Transformer):
     @property
     def inputs(self) -> Inputs:
         """What the model takes: sizes and text as far as its axes go."""
+        max_size = min(MAX_SIZE, PATCH * min(self.config.axes_lens[1:]))
         return Inputs(
             channels=self.config.in_channels,
             size_multiple=PATCH,
             token_size=PATCH,
-            max_size=min(MAX_SIZE, PATCH * min(self.config.axes_lens[1:])),
-            default_size=DEFAULT_SIZE,
+            max_size=max_size,
+            default_size=min(DEFAULT_SIZE, max_size),
             joint_attention_dim=self.config.cap_feat_dim,
             pooled_projection_dim=0,
             max_tokens=self.config.max_tokens,

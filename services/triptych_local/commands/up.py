@@ -37,7 +37,7 @@ GATEWAY = "127.0.0.1:8000"
 
 async def up(asked: UpSettings) -> None:
     """Runs the services on Unix sockets or on ports until it is cancelled. Raises StartError."""
-    http = _gateway_address(asked.http)
+    _gateway_address(asked.http)  # whose error should come before a model is loaded
     services = asked.services.pinned()
     services.log_format = form = chosen_format(with_environment(LogOptions, services).log_format)
     written = partial(as_line, lines_of("up", form), logging.INFO) if form == "json" else str
@@ -65,7 +65,7 @@ async def up(asked: UpSettings) -> None:
             async with AsyncExitStack() as runs:
                 await runs.enter_async_context(running(programs, note, written))
                 _tell(addresses, asked, certificates)
-                if http is not None:
+                if http := _gateway_address(asked.http):  # another may have taken it meanwhile
                     fronts = [gateway_program(http, addresses.coordinator, services, certificates)]
                     if asked.metrics_port is not None:
                         fronts = with_metrics(fronts, asked.metrics_port + len(programs))
@@ -77,7 +77,7 @@ async def up(asked: UpSettings) -> None:
 
 
 def _gateway_address(asked: str | None) -> str | None:
-    """None for no gateway. Raises StartError for a port that is taken, before a model is loaded."""
+    """None for no gateway. Raises StartError for a port that was asked for and is taken."""
     if asked == NO_GATEWAY:
         return None
     try:
