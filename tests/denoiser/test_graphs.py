@@ -3,6 +3,7 @@
 CUDA's own capture needs a GPU; here what is captured is computed again from the same memory.
 """
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -84,6 +85,15 @@ def test_turns_that_a_graph_reads_are_there_as_long_as_it_is() -> None:
     assert turns[0]() is not None
     captured.graphs = None
     assert turns[0]() is None
+
+
+def test_turns_that_are_remembered_do_not_keep_their_model() -> None:
+    _, plain, _ = predictors(small_families.FLUX)
+    plain.predict(rows_of(plain, 1, 8, 0))
+    model = weakref.ref(plain.model)
+    del plain
+    gc.collect()
+    assert model() is None
 
 
 def test_the_least_used_graphs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,10 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
 
 
 def turns_on(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
-    """What `turns` makes of the sizes, on a device: computed and copied once, for a GPU waits for that."""
+    """What `turns` makes of the sizes, on a device: computed and copied once, for a GPU waits for that.
+
+    `turns` is remembered with them: a function, for a model's method would keep the model.
+    """
     found = _remembered_turns(device, turns, *sizes)
     if _read is not None:
         _read.append(found)
