@@ -312,7 +312,8 @@ def told(run: Run, part: str, **values: object) -> Iterator[None]:
 
 
 def free(run: Run) -> None:
-    """Gives memory back that nobody holds."""
+    """Gives memory back that nobody holds, once the compiler has forgotten what it compiled."""
+    torch._dynamo.reset()
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
