@@ -118,6 +118,18 @@ def test_what_has_a_bias_is_computed_by_torchs_kernels(varlen: tuple[Attention, 
     assert not calls
 
 
+def test_a_bias_changes_nothing_of_what_computes_the_groups_beside_it(
+    varlen: tuple[Attention, list[Any]],
+) -> None:
+    attend, calls = varlen
+    q, k, v = ([x, x[:1, :, :7], x[:1]] for x in projections())
+    biases = [torch.randn(1, 1, 1, 20), None, None]
+
+    for attended, alone in zip(attend(q, k, v, biases), Attention()(q, k, v, biases), strict=True):
+        torch.testing.assert_close(attended, alone)
+    assert calls == [([0, 7, 27], torch.int32, (20, 20))]
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "reason"),
     [

@@ -59,9 +59,16 @@ class Attention(nn.Module):
     def forward(self, q: Groups, k: Groups, v: Groups, biases: Biases | None = None) -> list[Tensor]:
         """[rows, heads, tokens, head_dim] to [rows, tokens, width] for each group of equal rows."""
         biases = [None] * len(q) if biases is None else biases
-        if self.backend in ("flash-attn", "varlen") and all(bias is None for bias in biases):
-            return varlen_attention(q, k, v, self.backend)
-        return [self._attend(*group) for group in zip(q, k, v, biases, strict=True)]
+        if self.backend not in ("flash-attn", "varlen"):
+            return [self._attend(*group) for group in zip(q, k, v, biases, strict=True)]
+        # What a group is computed by does not depend on its company's biases, for others round otherwise.
+        plain = [index for index, bias in enumerate(biases) if bias is None]
+        plain_q, plain_k, plain_v = ([each[index] for index in plain] for each in (q, k, v))
+        attended = iter(varlen_attention(plain_q, plain_k, plain_v, self.backend) if plain else [])
+        return [
+            next(attended) if group[-1] is None else self._attend(*group)
+            for group in zip(q, k, v, biases, strict=True)
+        ]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         # torch's kernels that know of fewer heads are not those that are fast with a bias
