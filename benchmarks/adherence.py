@@ -129,12 +129,17 @@ def main() -> None:
     parser.add_argument("--prompts-per-category", type=int, default=50)
     parser.add_argument("--categories", nargs="+", choices=list(CATEGORIES), default=list(CATEGORIES))
     parser.add_argument("--size", type=parsed_size, default="128x128", help="width x height")
-    parser.add_argument("--steps", type=int, help="default: the model's own")
+    parser.add_argument("--lora", help="name of a LoRA that comes with the model")
+    parser.add_argument("--steps", type=int, help="default: the model's own, or the LoRA's")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument("--run", type=Path, help="the transformer's run: notes how many samples it has seen")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    chosen = {"num_inference_steps": arguments.steps, "guidance_scale": arguments.guidance}
+    chosen = {
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+        "loras": {arguments.lora: 1.0} if arguments.lora else None,
+    }
     options = {name: value for name, value in chosen.items() if value is not None}
     seen = samples_seen(arguments.run) if arguments.run else {}
     painter = Painter(arguments.data, torch.device("cpu"))

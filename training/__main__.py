@@ -6,7 +6,8 @@ Stages, each a command of its own with further settings, printed as it is starte
     vae            the VAE: as long
     transformer    the transformer: ten hours, larger pictures after small ones
     index          what the folder says of itself: the words, the colours of previews, MagCache's ratios
-    measure        scores by category at four sizes: an hour
+    few-steps      a LoRA that draws in four steps: an hour and a half
+    measure        scores by category at four sizes, and with the LoRA: an hour
     card           the model's card
 
 A training that was cut off goes on where it was, by the same command; `--only` runs some stages.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from training.folder import write_index
 
-STAGES = ("text-encoders", "vae", "transformer", "index", "measure", "card")
+STAGES = ("text-encoders", "vae", "transformer", "index", "few-steps", "measure", "card")
 # Small pictures first, large ones later; at the end the learning rate falls to zero.
 TRANSFORMER = (
     "--levels 128:0.85,192:0.1,256:0.05 --steps 1300",
@@ -60,9 +61,12 @@ def commands(stage: str, data: Path, model: Path, runs: Path, device: str) -> It
     if stage == "index":
         yield ["training.latent_rgb", *sprites, "--model", str(model)]
         yield ["benchmarks.quality.mag_ratios", "--model", str(model), "--write"]
+    if stage == "few-steps":
+        yield ["training.few_steps", *sprites, *on, "--model", str(model), "--run", str(runs / "few_steps")]
     if stage == "measure":
         run = ["benchmarks.adherence", *sprites, "--model", str(model), "--run", str(runs / "transformer")]
         yield from ([*run, "--size", size, "--out", str(runs / "adherence" / size)] for size in SIZES)
+        yield [*run, "--lora", "four-steps", "--out", str(runs / "few_steps" / "adherence")]
     if stage == "card":
         yield ["training.model_card", "--model", str(model), "--runs", str(runs)]
 

@@ -34,7 +34,7 @@ from triptych_denoiser.models.sd3 import SD3Transformer, position_table
 
 STEPS = 4
 SUBSTEPS = 6
-GUIDANCE = 3.0
+GUIDANCE = 2.5
 WARMUP_STEPS = 50
 
 
@@ -236,7 +236,7 @@ def main() -> None:
         "--out", type=Path, help="the LoRA (default: loras/four-steps.safetensors in --model)"
     )
     parser.add_argument("--run", type=Path, default=Path("runs/few_steps"), help="checkpoint and log")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--rows", type=int, default=32, help="of a batch at 128 x 128 pixels")
     parser.add_argument("--levels", type=parse_levels, default="128:0.6,192:0.2,256:0.2")
     parser.add_argument("--rank", type=int, default=24)

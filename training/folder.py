@@ -51,6 +51,7 @@ def known_words() -> list[str]:
 DEFAULTS = {
     "default_num_inference_steps": DEFAULT_STEPS,
     "default_guidance_scale": DEFAULT_GUIDANCE,
+    "distilling_loras": {"four-steps": 4},
     "example_prompts": list(EXAMPLE_PROMPTS),
     "vocabulary": known_words(),
 }

@@ -1,15 +1,15 @@
 """How a checkpoint is sampled: what its configs say, and what is known of its family besides."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypeVar
 
 from triptych.checkpoints.checkpoint import Checkpoint
 from triptych.errors import StartError
 from triptych.families import FAMILIES, family_of
-from triptych.families.family import Defaults, Family, GuidanceInput
+from triptych.families.family import Defaults, Family, GuidanceInput, steps_by_name
 from triptych.families.reference_sizes import References
 from triptych_coordinator.request.parameters import MAX_GUIDANCE_SCALE, MAX_NUM_INFERENCE_STEPS
 from triptych_coordinator.sampling.guidance.methods import (
@@ -35,14 +35,33 @@ class Sampling(Defaults):
     references: References | None = None
     fills: bool = False
     family: Family | None = None
+    distilling_loras: Mapping[str, int] = field(default_factory=dict)
+    """The checkpoint's own: steps without guidance, by what a LoRA's name has in it."""
+
+    def steps_with_loras(self, names: Iterable[str]) -> int | None:
+        """The steps of what LoRAs of these names make of the model, if one of them distils it."""
+        names = list(names)
+        own = steps_by_name(self.distilling_loras, names)
+        return own or (self.family.steps_with_loras(names) if self.family else None)
 
     def with_loras(self, names: Iterable[str]) -> "Sampling":
-        """The sampling of what LoRAs of these names make of the model: of few steps if one distils it."""
-        steps = self.family.steps_with_loras(names) if self.family else None
-        if self.family is None or self.family.distilled_mu is None or steps is None:
+        """The sampling of what LoRAs of these names make of the model: of few steps if one distils it.
+
+        The checkpoint's own LoRAs were distilled at its levels, those that are known of its family at theirs.
+        """
+        names = list(names)
+        steps = self.steps_with_loras(names)
+        if steps is None:
             return self
+        few = _of_few_steps(self, steps)
+        if (
+            self.family is None
+            or self.family.distilled_mu is None
+            or steps_by_name(self.distilling_loras, names)
+        ):
+            return few
         schedule = replace(self.schedule, shift=FixedMu(self.family.distilled_mu), terminal=None)
-        return replace(_of_few_steps(self, steps), schedule=schedule)
+        return replace(few, schedule=schedule)
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:
@@ -79,6 +98,7 @@ def sampling_of(checkpoint: Checkpoint) -> Sampling:
         references=family.references,
         fills=family.fills,
         family=family,
+        distilling_loras=_distilling_loras(checkpoint),
     )
 
 
@@ -121,7 +141,7 @@ def _with_own_defaults(defaults: Defaults, checkpoint: Checkpoint) -> Defaults:
     file, settings = checkpoint.own_defaults, checkpoint.own_settings()
     steps = settings.get("default_num_inference_steps", defaults.num_inference_steps)
     scale = settings.get("default_guidance_scale", defaults.guidance_scale)
-    if type(steps) is not int or not 1 <= steps <= MAX_NUM_INFERENCE_STEPS:
+    if not _is_number_of_steps(steps):
         raise StartError(
             f"{file}: default_num_inference_steps must be a whole number from 1 to "
             f"{MAX_NUM_INFERENCE_STEPS}, not {json.dumps(steps)}"
@@ -149,6 +169,21 @@ def _with_own_defaults(defaults: Defaults, checkpoint: Checkpoint) -> Defaults:
         guidance_scale=float(scale),
         mag_ratios=tuple(map(float, ratios)),
     )
+
+
+def _distilling_loras(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """What a triptych.json says of LoRAs that distil the model to few steps. Raises StartError."""
+    named = checkpoint.own_settings().get("distilling_loras", {})
+    if not (isinstance(named, dict) and all(map(_is_number_of_steps, named.values()))):
+        raise StartError(
+            f"{checkpoint.own_defaults}: distilling_loras must give names of LoRAs their numbers of steps, "
+            f"from 1 to {MAX_NUM_INFERENCE_STEPS}, not {json.dumps(named)}"
+        )
+    return named
+
+
+def _is_number_of_steps(number: object) -> bool:
+    return type(number) is int and 1 <= number <= MAX_NUM_INFERENCE_STEPS
 
 
 def _is_ratio(number: object) -> bool:

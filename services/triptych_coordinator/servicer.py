@@ -120,7 +120,9 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
         caller = current_caller()
         check_permitted(caller, self.name)
         models = await self._models(Deadline(context.time_remaining()))
-        limits = self._limits(models, self._sampling_of(models))
+        sampling = self._sampling_of(models)
+        limits = self._limits(models, sampling)
+        loras = [name for name in limits.loras if caller is None or caller.may_use_lora(name)]
         return pb.ImageGenerationServiceGetModelResponse(
             name=limits.model,
             stages=[models.text_encoder.model, models.denoiser.model, models.vae_codec.model],
@@ -138,7 +140,8 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             has_alpha=models.pixel_channels == 4,
             max_references=limits.references.most if limits.references else 0,
             min_references=limits.references.least if limits.references else 0,
-            loras=[name for name in limits.loras if caller is None or caller.may_use_lora(name)],
+            loras=loras,
+            distilling_loras={name: steps for name in loras if (steps := sampling.steps_with_loras([name]))},
             vocabulary=self._vocabulary.phrases,
             example_prompts=self._vocabulary.example_prompts,
         )

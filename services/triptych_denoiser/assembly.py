@@ -61,7 +61,7 @@ def create_servicer(
         _check_compilable(options, quantization)
         try_compiler(device)
     quantizer = create_quantizer(quantization, device, dtype)
-    modules, folder = modules_of(checkpoint), LoraFolder(options.lora_folder)
+    modules, folder = modules_of(checkpoint), LoraFolder(options.lora_folder, checkpoint.own_loras)
     fused = read_fused(options.lora, folder, modules)
     transformer = load_transformer(checkpoint, str(device), dtype, quantizer, fused, options.offload)
     use_backend(transformer, attention)

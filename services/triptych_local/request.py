@@ -130,7 +130,12 @@ TABLE = {
     "latents": Said("", "Start from latents, a .npy file of --save-latents.", "<path>", _clean),
     "noise": Said("", "A .npy file instead of the seed's first noise.", "<path>", _noise),
     "references": Said("--reference", "A picture that the prompt may speak of, as a PNG, JPEG or WebP file."),
-    "loras": Said("--lora", "A LoRA of the denoiser's --lora-folder.", "NAME=WEIGHT", read_loras),
+    "loras": Said(
+        "--lora",
+        "A LoRA of the denoiser's --lora-folder, or of the checkpoint's folder loras.",
+        "NAME=WEIGHT",
+        read_loras,
+    ),
     "output_format": Said(
         "", "Without loss unless it has a quality; jpeg's is 95. Default: by --output's name."
     ),

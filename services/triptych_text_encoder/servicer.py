@@ -105,7 +105,8 @@ def create_servicer(
 ) -> TextEncoderServicer:
     """Load the text encoders that the settings name. Takes seconds. Raises StartError."""
     options = options or TextEncoderOptions()
-    folder, checkpoint = LoraFolder(options.lora_folder), settings.open_checkpoint()
+    checkpoint = settings.open_checkpoint()
+    folder = LoraFolder(options.lora_folder, checkpoint.own_loras)
 
     import torch
 

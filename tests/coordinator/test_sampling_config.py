@@ -120,6 +120,21 @@ def test_a_lora_of_lightning_makes_a_model_of_few_steps(names: list[str], steps:
     assert sampling.with_loras(["ink", "lightning"]) == sampling
 
 
+@pytest.mark.parametrize("pipeline", ["StableDiffusion3Pipeline", "QwenImagePipeline"])
+def test_a_checkpoint_may_name_loras_that_distil_it_at_its_own_levels(pipeline: str, tmp_path: Path) -> None:
+    sampling = sampling_of(settings(tmp_path, '{"distilling_loras": {"four-steps": 4}}', pipeline))
+    distilled = sampling.with_loras(["ink", "fast/mine_four_steps"])
+    assert (distilled.num_inference_steps, distilled.guidance_scale) == (4, 1.0)
+    assert distilled.schedule == sampling.schedule
+    assert sampling.with_loras(["ink", "four", "twenty-four-stepsons"]) == sampling
+
+
+@pytest.mark.parametrize("named", [["four-steps"], {"a": 0}, {"a": "4"}, {"a": True}, {"a": 4.0}, {"a": 201}])
+def test_loras_that_distil_to_no_number_of_steps_are_refused(named: object, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="distilling_loras must give names of LoRAs"):
+        sampling_of(settings(tmp_path, json.dumps({"distilling_loras": named})))
+
+
 def test_other_families_have_no_such_loras(tmp_path: Path) -> None:
     sampling = sampling_of(write_checkpoint(tmp_path, "ZImagePipeline"))
     assert sampling.with_loras(["z-image-turbo-ink", "qwen-image-lightning-4steps"]) == sampling

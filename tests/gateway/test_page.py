@@ -446,6 +446,26 @@ def test_loras_are_asked_for_with_their_weights(browser: Any, tmp_path: Path, ti
     assert made.tobytes() == pixels(expected.png) != pixels(without.png)
 
 
+def test_a_lora_that_distils_the_model_brings_its_steps_and_no_guidance(
+    browser: Any, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    from tests.denoiser.loras import random_lora, written
+
+    shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    (tmp_path / "tiny/loras").mkdir()
+    written(tmp_path / "tiny/loras/four-steps.safetensors", random_lora(1))
+    (tmp_path / "tiny/triptych.json").write_text('{"distilling_loras": {"four-steps": 4}}')
+    with serving(tmp_path) as fleet, opened(browser, fleet) as page:
+        steps, guidance = (page.get_by_label(name, exact=True) for name in ("Steps", "Guidance"))
+        usual = steps.input_value(), guidance.input_value()
+        page.get_by_label("Add a LoRA").select_option("four-steps")
+        expect(steps).to_have_value("4")
+        expect(guidance).to_have_value("1")
+        page.get_by_role("button", name="Without four-steps").click()
+        expect(steps).to_have_value(usual[0])
+        expect(guidance).to_have_value(usual[1])
+
+
 def test_a_size_is_chosen_by_its_shape(page: Any) -> None:
     shapes = page.get_by_role("group", name="Shape")
     expect(shapes.get_by_role("button", name="Square")).to_have_attribute("aria-pressed", "true")

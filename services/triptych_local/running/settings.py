@@ -30,8 +30,8 @@ class ModelChoice(DeviceOptions, ModelOptions):
     )
     lora_folder: Path | None = Field(
         default=None,
-        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name. "
-        "Default: none.",
+        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name, "
+        "beside those in the checkpoint's own folder loras. Default: none.",
     )
 
     def pinned(self) -> Self:

@@ -106,6 +106,12 @@ class Checkpoint:
         file = self.own_defaults
         return read_object(file) if file.exists() else {}
 
+    @property
+    def own_loras(self) -> Path | None:
+        """The folder of LoRAs that come with the checkpoint, if there is one."""
+        folder = self.path / "loras"
+        return folder if folder.is_dir() else None
+
     def has(self, component: str) -> bool:
         """Whether the index names the component: a missing or null entry is an optional part left out."""
         entry = self.index.get(component)

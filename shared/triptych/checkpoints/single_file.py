@@ -60,6 +60,11 @@ class SingleFile(Checkpoint):
         own = beside(self.path, "triptych.json")
         return self._base.own_defaults if self._base and not own.exists() else own
 
+    @property
+    def own_loras(self) -> Path | None:
+        """None: what lies beside a file may be for another one."""
+        return None
+
     def class_name(self, component: str) -> str:
         """The component's class in diffusers or transformers."""
         if not self.has(component):
@@ -121,6 +126,12 @@ class WithFile(SingleFile):
         """The checkpoint's."""
         assert self._base is not None
         return self._base.own_defaults
+
+    @property
+    def own_loras(self) -> Path | None:
+        """The checkpoint's."""
+        assert self._base is not None
+        return self._base.own_loras
 
 
 def _takes(of_base: Family, parts: Mapping[str, Part], family: Family) -> bool:

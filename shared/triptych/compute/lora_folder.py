@@ -31,14 +31,15 @@ MAX_FOLDERS = 1000
 class LoraFolder:
     """The .safetensors files of a folder and of the folders in it, by their paths without the ending.
 
-    What PEFT saved, a folder with adapter_model.safetensors, has the folder's name.
+    What PEFT saved, a folder with adapter_model.safetensors, has the folder's name. Those that come with the
+    checkpoint are there too, under names that the folder does not have.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Without a path, there are no LoRAs. Raises CheckpointError if it is no folder."""
+    def __init__(self, path: Path | None, own: Path | None = None) -> None:
+        """`own`: the checkpoint's. Without both, there are no LoRAs. Raises CheckpointError for no folder."""
         if path is not None and not path.is_dir():
             raise CheckpointError(f"--lora-folder: there is no folder {path}")
-        self._path = path
+        self._paths = [each for each in (own, path) if each is not None]
 
     def files(self) -> dict[str, Path]:
         """The files there are now, by name and in order. A request's word is only looked up here.
@@ -46,21 +47,9 @@ class LoraFolder:
         It never becomes a path. Hidden files and folders are left out, and links to folders not followed.
         """
         found: dict[str, Path] = {}
-        peft: dict[str, Path] = {}
-        for number, (folder, folders, names) in enumerate(os.walk(self._path) if self._path else ()):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(names):
-                path = Path(folder, name)
-                if name.endswith(SUFFIX) and not name.startswith(".") and path.is_file():
-                    called = path.relative_to(self._path or "").as_posix().removesuffix(SUFFIX)
-                    is_peft = name == PEFT_FILE and path.parent != self._path
-                    (peft if is_peft else found)[called] = path
-            if len(found) + len(peft) >= MAX_NAMES or number >= MAX_FOLDERS:
-                break
-        for called, path in peft.items():
-            short = called.rpartition("/")[0]
-            found[called if short in found else short] = path
-        return {name: found[name] for name in sorted(filter(_is_text, found))[:MAX_NAMES]}
+        for path in self._paths:
+            found |= _loras_in(path)
+        return {name: found[name] for name in sorted(found)[:MAX_NAMES]}
 
     def path_of(self, name: str) -> Path:
         """The file of a --lora option: one of the folder, or any with its ending. Raises CheckpointError."""
@@ -134,6 +123,26 @@ class LoraCache:
             except (CheckpointError, OSError) as error:
                 raise _unusable(name, error) from error
             return found
+
+
+def _loras_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder and of those in it, by name."""
+    found: dict[str, Path] = {}
+    peft: dict[str, Path] = {}
+    for number, (parent, folders, names) in enumerate(os.walk(folder)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.endswith(SUFFIX) and not name.startswith(".") and path.is_file():
+                called = path.relative_to(folder).as_posix().removesuffix(SUFFIX)
+                is_peft = name == PEFT_FILE and path.parent != folder
+                (peft if is_peft else found)[called] = path
+        if len(found) + len(peft) >= MAX_NAMES or number >= MAX_FOLDERS:
+            break
+    for called, path in peft.items():
+        short = called.rpartition("/")[0]
+        found[called if short in found else short] = path
+    return {name: path for name, path in found.items() if _is_text(name)}
 
 
 def read_fused(options: Sequence[str], folder: LoraFolder, modules: Modules) -> list[tuple[LoraFile, float]]:

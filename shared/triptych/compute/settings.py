@@ -59,7 +59,8 @@ class LoraOptions(Options):
     )
     lora_folder: Path | None = Field(
         default=None,
-        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name.",
+        description="Folder of .safetensors files, and of folders of them: the LoRAs that requests may name, "
+        "beside those in the checkpoint's own folder loras.",
     )
     lora_cache_mb: int = Field(
         default=1024, gt=0, description="Memory for the LoRAs of requests, in MB (2^20 bytes)."

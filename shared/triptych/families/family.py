@@ -166,11 +166,11 @@ class Family:
 
     def steps_if_distilled(self, names: Iterable[str]) -> int | None:
         """The steps of a model that goes by these names, of which one has a distilled model's in it."""
-        return _steps_by_name(self.distilled_steps, names)
+        return steps_by_name(self.distilled_steps, names)
 
     def steps_with_loras(self, names: Iterable[str]) -> int | None:
         """The steps of the model that LoRAs of these names make, if one of them distils it."""
-        return _steps_by_name(self.distilling_loras, names)
+        return steps_by_name(self.distilling_loras, names)
 
     def has(self, config: Mapping[str, Any]) -> bool:
         """Whether a transformer of its class with such a config may be one of its."""
@@ -183,7 +183,8 @@ class Family:
         return any(_in_names(known, names) for known in self.named)
 
 
-def _steps_by_name(steps: Mapping[str, int], names: Iterable[str]) -> int | None:
+def steps_by_name(steps: Mapping[str, int], names: Iterable[str]) -> int | None:
+    """The steps of the first that is in one of the names, word by word."""
     names = list(names)
     return next((number for known, number in steps.items() if _in_names(known, names)), None)
 

@@ -530,6 +530,22 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class DistillingLorasEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     STAGES_FIELD_NUMBER: builtins.int
     DEFAULT_HEIGHT_FIELD_NUMBER: builtins.int
@@ -549,6 +565,7 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     LORAS_FIELD_NUMBER: builtins.int
     VOCABULARY_FIELD_NUMBER: builtins.int
     EXAMPLE_PROMPTS_FIELD_NUMBER: builtins.int
+    DISTILLING_LORAS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, e.g. "triptych-small"."""
     default_height: builtins.int
@@ -597,6 +614,10 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
     def example_prompts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Prompts that show what it draws."""
 
+    @property
+    def distilling_loras(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """Of `loras` those that distil the model to few steps: how many, and no guidance, when the request names neither."""
+
     def __init__(
         self,
         *,
@@ -619,7 +640,8 @@ class ImageGenerationServiceGetModelResponse(google.protobuf.message.Message):
         loras: collections.abc.Iterable[builtins.str] | None = ...,
         vocabulary: collections.abc.Iterable[builtins.str] | None = ...,
         example_prompts: collections.abc.Iterable[builtins.str] | None = ...,
+        distilling_loras: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "has_alpha", b"has_alpha", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "min_references", b"min_references", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["default_guidance_scale", b"default_guidance_scale", "default_height", b"default_height", "default_num_inference_steps", b"default_num_inference_steps", "default_width", b"default_width", "distilling_loras", b"distilling_loras", "example_prompts", b"example_prompts", "fills", b"fills", "guidance", b"guidance", "has_alpha", b"has_alpha", "loras", b"loras", "max_images", b"max_images", "max_num_inference_steps", b"max_num_inference_steps", "max_prompt_bytes", b"max_prompt_bytes", "max_references", b"max_references", "max_size", b"max_size", "min_references", b"min_references", "name", b"name", "size_multiple", b"size_multiple", "stages", b"stages", "vocabulary", b"vocabulary"]) -> None: ...
 
 global___ImageGenerationServiceGetModelResponse = ImageGenerationServiceGetModelResponse

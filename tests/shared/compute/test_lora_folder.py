@@ -36,6 +36,16 @@ def test_what_peft_saved_has_its_folders_name(tmp_path: Path) -> None:
     assert files["tea"] == tmp_path / "tea.safetensors"
 
 
+def test_those_of_the_checkpoint_are_there_too_unless_the_folder_has_the_name(tmp_path: Path) -> None:
+    touched(tmp_path, "own/ink.safetensors", "own/four-steps.safetensors", "mine/ink.safetensors")
+
+    files = LoraFolder(tmp_path / "mine", tmp_path / "own").files()
+
+    assert list(files) == ["four-steps", "ink"]
+    assert files["ink"] == tmp_path / "mine/ink.safetensors"
+    assert list(LoraFolder(None, tmp_path / "own").files()) == ["four-steps", "ink"]
+
+
 def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     """They could lead anywhere, or round in circles."""
     touched(tmp_path, "elsewhere/secret.safetensors", "loras/ink.safetensors")

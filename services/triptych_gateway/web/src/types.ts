@@ -17,6 +17,8 @@ export interface Model {
   /** Whether it fills what a mask or margins leave of a picture, and does nothing else. */
   fills: boolean;
   loras: string[];
+  /** Of the LoRAs those that distil the model, with their steps; guidance is 1. */
+  distilling_loras: { [name: string]: number };
 }
 
 export type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
