@@ -5,21 +5,22 @@ CUDA's own capture needs a GPU; here what is captured is computed again from the
 
 import gc
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from tests.denoiser import small_families
 from tests.denoiser.small_families import Config, random_transformer
 from triptych_denoiser import graphs
 from triptych_denoiser.graphs import GraphedPasses
-from triptych_denoiser.models import ARCHITECTURES
 from triptych_denoiser.models.rotary import turns_on, turns_read
-from triptych_denoiser.models.transformer import RowGroup, no_reuse
+from triptych_denoiser.models.transformer import RowGroup
 from triptych_denoiser.predictor import Predictor, random_row
 from triptych_denoiser.row import Row
 
@@ -80,7 +81,7 @@ def test_turns_that_a_graph_reads_are_there_as_long_as_it_is() -> None:
     turns = [weakref.ref(each) for each in read]
     del read[:]
     for number in range(100):  # of other sizes: the first ones are forgotten
-        turns_on(CPU, torch.zeros, 1, number)
+        turns_on(CPU, plain.model.turns, number, ((4, 4),))
     assert len(turns) == 1
     assert turns[0]() is not None
     captured.graphs = None
@@ -138,17 +139,45 @@ class OnlyOn(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("config", [small_families.SD3, small_families.FLUX])
-@torch.inference_mode()
+@pytest.mark.parametrize(
+    "config",
+    [
+        small_families.SD3,
+        small_families.FLUX,
+        small_families.FILL,
+        small_families.FLUX2,
+        small_families.FLUX3,
+        small_families.FLUX3_FLOW_MAP,
+        small_families.Z_IMAGE,
+        small_families.QWEN_IMAGE,
+        small_families.QWEN_IMAGE21,
+        small_families.KREA2,
+    ],
+)
 def test_a_pass_whose_shapes_were_met_copies_nothing_to_the_device(config: Config) -> None:
-    with torch.device("meta"):
-        model = ARCHITECTURES[config["_class_name"]].from_config(config).eval()
-        group = RowGroup(torch.zeros(2, model.inputs.channels, 8, 8), torch.zeros(2, 5, 32), 1)
-        given: dict[str, Any] = {"sigma": torch.zeros(2), "pooled": torch.zeros(2, 24)}
-        given |= {"guidance": torch.zeros(2)} if model.inputs.guidance else {}
-    given |= {"skipped_layers": (), "perturbed_layers": (), "reuse": no_reuse}
-    model.mixed([group], **given)
+    model = random_transformer(config)
+    asked: list[tuple[Any, ...]] = []
 
-    with OnlyOn() as seen:
-        model.mixed([group], **given)
+    def noted(groups: Sequence[RowGroup], sigma: Tensor, **others: Any) -> list[Tensor]:
+        asked.append((groups, sigma, others))
+        return model.mixed(groups, sigma, **others)
+
+    predictor = Predictor(model, CPU, torch.float32, 4, graphs=cast(GraphedPasses, noted))
+    predictor.predict(rows_of(predictor, 2, 8, 0))
+    groups, sigma, others = asked[0]
+    groups = [
+        replace(
+            group,
+            latents=group.latents.to(META),
+            sequence=group.sequence.to(META),
+            references=[each.to(META) for each in group.references],
+        )
+        for group in groups
+    ]
+    others = tree_map_only(Tensor, lambda each: each.to(META), others)
+    model, sigma = model.to(META), sigma.to(META)
+    with torch.inference_mode():
+        model.mixed(groups, sigma, **others)
+        with OnlyOn() as seen:
+            model.mixed(groups, sigma, **others)
     assert not seen.of_the_cpu

@@ -224,9 +224,8 @@ class FluxTransformer(Transformer):
         references = [sum(picture.shape[1] for picture in each[1:]) for each in packed]
         rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
-        axes = tuple(self.config.axes_dims_rope)
         turns = [
-            turns_on(image.device, _turns, axes, tokens, tuple(map(_grid, each)))
+            turns_on(image.device, self.turns, tokens, tuple(map(_grid, each)))
             for tokens, each in zip(rows.text.tokens, pictures, strict=True)
         ]
         blocks, doubles = [*self.double_blocks, *self.single_blocks], len(self.double_blocks)
@@ -275,17 +274,16 @@ class FluxTransformer(Transformer):
             embedding = embedding + self.guidance_embed(features)
         return embedding + self.pooled_embed(pooled)  # type: ignore[no-any-return]
 
-
-def _turns(axes_dims: Sequence[int], tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
-    """Cosines and sines of every token, float32: text at (0, 0, 0), the latents' at (0, y, x), the
-    reference's at (1, y, x). `grids`: rows and columns of both.
-    """
-    count = max(len(grids), *(size for grid in grids for size in grid))
-    angles = [axis_angles(count, dim, THETA) for dim in axes_dims]
-    axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
-    text = torch.zeros(tokens, 3, dtype=torch.int64)
-    pictures = [grid_positions(first, *grid) for first, grid in enumerate(grids)]
-    return turns_at(torch.cat([text, *pictures]), axes)
+    def turns(self, tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
+        """Cosines and sines of every token, float32: text at (0, 0, 0), the latents' at (0, y, x), the
+        reference's at (1, y, x). `grids`: rows and columns of both.
+        """
+        count = max(len(grids), *(size for grid in grids for size in grid))
+        angles = [axis_angles(count, dim, THETA) for dim in self.config.axes_dims_rope]
+        axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
+        text = torch.zeros(tokens, 3, dtype=torch.int64)
+        pictures = [grid_positions(first, *grid) for first, grid in enumerate(grids)]
+        return turns_at(torch.cat([text, *pictures]), axes)
 
 
 def _grid(picture: Tensor) -> tuple[int, int]:

@@ -34,7 +34,14 @@ from triptych_denoiser.models.layers import (
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import axis_angles, check_axes, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import (
+    axis_angles,
+    check_axes,
+    grid_positions,
+    rotate_each,
+    turns_at,
+    turns_on,
+)
 from triptych_denoiser.models.streams import Streams, streams
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -264,7 +271,7 @@ class Flux2Transformer(Transformer):
         rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
         turns = [
-            self.turns(count, [picture.shape[-2:] for picture in each]).to(image.device)
+            turns_on(image.device, self.turns, count, tuple(picture.shape[-2:] for picture in each))
             for count, each in zip(rows.text.tokens, pictures, strict=True)
         ]
         of_image, of_text = self.image_modulation(embedding), self.text_modulation(embedding)

@@ -32,7 +32,14 @@ from triptych_denoiser.models.layers import (
     timestep_features,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import angles_at, check_axes, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import (
+    angles_at,
+    check_axes,
+    grid_positions,
+    rotate_each,
+    turns_at,
+    turns_on,
+)
 from triptych_denoiser.models.streams import Groups, Stream, kinds_of, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -218,7 +225,7 @@ class Flux3Transformer(Transformer):
         They are none of the layers.
         """
         embedding = self.embed(sequence.new_zeros(1, dtype=torch.float32), None, sequence.dtype)
-        turns = self.turns(len(sequence))[0].to(sequence.device)
+        turns = self.turns(len(sequence)).to(sequence.device)
         (text,) = self.own(TEXT, [self.text_embed(sequence[None])], embedding, [turns])
         return text[0]
 
@@ -235,7 +242,8 @@ class Flux3Transformer(Transformer):
         dtype, device = groups[0].latents.dtype, groups[0].latents.device
         moving = self.embed(sigma, target_sigma, dtype)
         still = self.embed(torch.zeros_like(sigma), target_sigma, dtype)
-        turns = [[each.to(device) for each in self.turns_of(group)] for group in groups]
+        joined = [turns_on(device, self.turns, *sizes_of(group)) for group in groups]
+        turns = [torch.split(each, tokens_in(group)) for each, group in zip(joined, groups, strict=True)]
 
         texts: Groups = [group.sequence for group in groups]
         if not self.has_static_text:
@@ -248,7 +256,6 @@ class Flux3Transformer(Transformer):
         rows = [[text, image, *own] for text, image, own in zip(texts, images, references, strict=True)]
         kinds = kinds_of(rows)
         tokens = kinds.pack([torch.cat(row, dim=1) for row in rows])
-        joined = [torch.cat(one) for one in turns]
         of_modes = [self.modulation[mode](moving if mode == IMAGE else still) for mode in MODES]
         modulations = [torch.stack(parts, dim=2) for parts in zip(*of_modes, strict=True)]
 
@@ -313,13 +320,8 @@ class Flux3Transformer(Transformer):
             embedding = embedding + self.target_embed(features(target_sigma, dtype))
         return silu(embedding)
 
-    def turns_of(self, group: RowGroup) -> list[Tensor]:
-        """`turns` of a row's text and pictures."""
-        pictures = [group.latents, *group.references]
-        return self.turns(group.sequence.shape[1], [picture.shape[-2:] for picture in pictures])
-
-    def turns(self, tokens: int, grids: Sequence[Sequence[int]] = ()) -> list[Tensor]:
-        """Cosines and sines, float32 [tokens, head_dim / 2, 2], of a text's tokens and of each picture's.
+    def turns(self, tokens: int, grids: Sequence[Sequence[int]] = ()) -> Tensor:
+        """Cosines and sines, float32 [tokens, head_dim / 2, 2], of a text's tokens and of the pictures'.
 
         A text's are at (0, 0, 0, l), those of picture i at (0, y / 2, x / 2, -i): the latents, then the
         references. `grids`: rows and columns of the pictures.
@@ -338,7 +340,19 @@ class Flux3Transformer(Transformer):
         axes = [torch.stack([axis.cos(), axis.sin()], dim=-1).float() for axis in angles]
         text = F.pad(torch.arange(tokens)[:, None] + most, (3, 0))
         pictures = [F.pad(grid_positions(0, *grid), (0, 1), value=most - i) for i, grid in enumerate(grids)]
-        return [turns_at(each, axes) for each in (text, *pictures)]
+        return turns_at(torch.cat([text, *pictures]), axes)
+
+
+def sizes_of(group: RowGroup) -> tuple[int, tuple[torch.Size, ...]]:
+    """Tokens of a row's text, and rows and columns of its pictures: the latents, then the references."""
+    pictures = (group.latents, *group.references)
+    return group.sequence.shape[1], tuple(picture.shape[-2:] for picture in pictures)
+
+
+def tokens_in(group: RowGroup) -> list[int]:
+    """Tokens of a row's text and of each of its pictures."""
+    text, grids = sizes_of(group)
+    return [text, *(grid.numel() for grid in grids)]
 
 
 def features(sigma: Tensor, dtype: torch.dtype) -> Tensor:

@@ -38,6 +38,7 @@ from triptych_denoiser.models.rotary import (
     grid_positions,
     rotate_each,
     turns_at,
+    turns_on,
 )
 from triptych_denoiser.models.streams import EqualRows, Stream, streams
 from triptych_denoiser.models.transformer import (
@@ -317,7 +318,7 @@ class Krea2Transformer(Transformer):
         rows = streams(images, texts, image_first=False)
         tokens = rows.both.pack(rows.join(rows.image.pack(images), rows.text.pack(texts)))
         turns = [
-            self.turns(count, *group.latents.shape[-2:]).to(tokens.device)
+            turns_on(tokens.device, self.turns, count, *group.latents.shape[-2:])
             for count, group in zip(rows.text.tokens, groups, strict=True)
         ]
 

@@ -27,7 +27,7 @@ from triptych_denoiser.models.layers import (
     unpack_latents,
     within_float16,
 )
-from triptych_denoiser.models.rotary import MAX_SIZE, centred_positions, check_axes, turns_of
+from triptych_denoiser.models.rotary import MAX_SIZE, centred_positions, check_axes, turns_of, turns_on
 from triptych_denoiser.models.streams import Streams, stream_of, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 from triptych_denoiser.models.two_streams import ModulatedTwoStreams
@@ -186,7 +186,9 @@ class QwenImageTransformer(Transformer):
         image, text = rows.image.pack(images), rows.text.pack(texts)
         if self.config.zero_cond_t:
             rows = rows.apart()
-        turns = [self.turns(group).to(image.device) for group in groups]
+        turns = [
+            turns_on(image.device, self.turns, group.sequence.shape[1], grids_of(group)) for group in groups
+        ]
 
         def through(layers: range, image: Tensor, text: Tensor, some: Rows) -> tuple[Tensor, Tensor]:
             levels = image_embedding[some], embedding[some]
@@ -225,14 +227,19 @@ class QwenImageTransformer(Transformer):
         clean = self.embed(embedding.new_zeros(1, dtype=torch.float32), embedding.dtype)
         return torch.stack([embedding, clean.expand_as(embedding)], dim=1)
 
-    def turns(self, group: RowGroup) -> Tensor:
+    def turns(self, tokens: int, grids: Sequence[tuple[int, int]]) -> Tensor:
         """Cosines and sines of every token of a row, text first: float32 [tokens, head_dim / 2, 2].
 
-        Picture i is at (i, y, x), centred; text is behind the largest of all on every axis.
+        Picture i is at (i, y, x), centred; text is behind the largest of all on every axis. `grids`: rows and
+        columns of all pictures.
         """
-        pictures = (group.latents, *group.references)
-        grids = [tuple(side // PATCH for side in picture.shape[-2:]) for picture in pictures]
         first = max(side // 2 for grid in grids for side in grid)
-        text = torch.arange(first, first + group.sequence.shape[1])[:, None].expand(-1, 3)
+        text = torch.arange(first, first + tokens)[:, None].expand(-1, 3)
         positions = [centred_positions(index, *grid) for index, grid in enumerate(grids)]
         return turns_of(torch.cat([text, *positions]), self.config.axes_dims_rope, THETA)
+
+
+def grids_of(group: RowGroup) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of tokens of a group's pictures: the latents, then the references."""
+    pictures = (group.latents, *group.references)
+    return tuple((picture.shape[-2] // PATCH, picture.shape[-1] // PATCH) for picture in pictures)

@@ -37,7 +37,14 @@ from triptych_denoiser.models.layers import (
     within_float16,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_behind
-from triptych_denoiser.models.rotary import centred_positions, check_axes, rotate, rotate_each, turns_of
+from triptych_denoiser.models.rotary import (
+    centred_positions,
+    check_axes,
+    rotate,
+    rotate_each,
+    turns_of,
+    turns_on,
+)
 from triptych_denoiser.models.streams import Groups, Stream, stream_of
 from triptych_denoiser.models.transformer import (
     ALL_ROWS,
@@ -297,7 +304,7 @@ class QwenImage21Transformer(Transformer):
         stream = stream_of(images)
         image = stream.pack(images)
         turns = [
-            self.turns(centred_positions(first_behind(group), *group.latents.shape[-2:])).to(image.device)
+            turns_on(image.device, self.picture_turns, first_behind(group), *group.latents.shape[-2:])
             for group in groups
         ]
 
@@ -334,6 +341,10 @@ class QwenImage21Transformer(Transformer):
     def turns(self, positions: Tensor) -> Tensor:
         """Cosines and sines of tokens at positions [tokens, 3]: float32 [tokens, head_dim / 2, 2]."""
         return turns_of(positions, self.config.axes_dims_rope, ROPE_THETA)
+
+    def picture_turns(self, first: int, rows: int, columns: int) -> Tensor:
+        """The same of a picture's tokens, behind a text that ends before `first`."""
+        return self.turns(centred_positions(first, rows, columns))
 
 
 def in_text(texts: Sequence[T], pictures: Sequence[T]) -> list[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -64,19 +65,23 @@ def turns_at(positions: Tensor, axes: Sequence[Tensor]) -> Tensor:
 
 
 def turns_on(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
-    """What `turns` makes of the sizes, on a device: computed and copied once, for a GPU waits for that.
+    """What a model's method makes of the sizes, on a device: computed and copied once, for a GPU waits.
 
-    `turns` is remembered with them: a function, for a model's method would keep the model.
+    And no copy from the host can be captured in a graph. The model is not kept by what is remembered.
     """
-    found = _remembered_turns(device, turns, *sizes)
+    found = _remembered_turns(device, WeakMethod(turns), *sizes)
     if _read is not None:
         _read.append(found)
     return found
 
 
 @lru_cache(maxsize=64)
-def _remembered_turns(device: torch.device, turns: Callable[..., Tensor], *sizes: Hashable) -> Tensor:
-    return turns(*sizes).to(device)
+def _remembered_turns(
+    device: torch.device, turns: WeakMethod[Callable[..., Tensor]], *sizes: Hashable
+) -> Tensor:
+    method = turns()
+    assert method is not None  # whoever asks for its turns has the model
+    return method(*sizes).to(device)
 
 
 _read: list[Tensor] | None = None

@@ -31,7 +31,14 @@ from triptych_denoiser.models.layers import (
     unpatchify,
 )
 from triptych_denoiser.models.perturbed_attention import perturbed_biases
-from triptych_denoiser.models.rotary import MAX_SIZE, axis_angles, grid_positions, rotate_each, turns_at
+from triptych_denoiser.models.rotary import (
+    MAX_SIZE,
+    axis_angles,
+    grid_positions,
+    rotate_each,
+    turns_at,
+    turns_on,
+)
 from triptych_denoiser.models.streams import Stream, streams
 from triptych_denoiser.models.transformer import BlockReuse, Inputs, RowGroup, Rows, Transformer, running
 
@@ -250,7 +257,7 @@ class ZImageTransformer(Transformer):
         images, texts = zip(*map(self.embed, groups), strict=True)
         rows = streams(images, texts, image_first=True)
         turns = [
-            self.turns(image.shape[1], text.shape[1], *grid_of(group.latents)).to(image.device)
+            turns_on(image.device, self.turns, image.shape[1], text.shape[1], *grid_of(group.latents))
             for image, text, group in zip(images, texts, groups, strict=True)
         ]
         image_turns = [each[part] for each, part in zip(turns, rows.image_parts, strict=True)]
