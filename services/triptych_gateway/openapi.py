@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -12,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from triptych.version import installed_version
 from triptych_gateway.automatic1111.sdapi_request import NUMBERS, SAMPLERS, SCHEDULERS
 from triptych_gateway.errors import json_response
 from triptych_gateway.openai.image_request import (
@@ -88,7 +88,7 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
             paths.setdefault(path, {})[method.lower()] = _operation(route, method, path)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Triptych", "version": version("triptych"), "license": {"name": "Apache-2.0"}},
+        "info": {"title": "Triptych", "version": installed_version(), "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "components": {
             "schemas": schemas,

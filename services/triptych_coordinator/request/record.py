@@ -4,11 +4,11 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
+from triptych.version import installed_version
 from triptych_coordinator.request.choices import plain
 from triptych_coordinator.request.parameters import Parameters
 from triptych_coordinator.request.writing import parameters_to_message
@@ -58,7 +58,7 @@ def record_text(
         **picture_record(alone),
         **_starting_record(alone, image),
         "request": MessageToDict(parameters_to_message(alone), preserving_proto_field_name=True),
-        "version": version("triptych"),
+        "version": installed_version(),
         "fingerprints": {stage: sorted(replicas) for stage, replicas in fingerprints.items()},
     }
     return {"parameters": a1111_text(alone, record), "triptych": json.dumps(record, ensure_ascii=False)}
