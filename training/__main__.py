@@ -7,7 +7,7 @@ Stages, each a command of its own with further settings, printed as it is starte
     transformer    the transformer: ten hours, larger pictures after small ones
     index          what the folder says of itself: the words, the colours of previews, MagCache's ratios
     few-steps      a LoRA that draws in four steps: an hour and a half
-    measure        scores by category at four sizes, and with the LoRA: an hour
+    measure        scores by category at four sizes, without and with the LoRA: two hours
     card           the model's card
 
 A training that was cut off goes on where it was, by the same command; `--only` runs some stages.
@@ -66,7 +66,8 @@ def commands(stage: str, data: Path, model: Path, runs: Path, device: str) -> It
     if stage == "measure":
         run = ["benchmarks.adherence", *sprites, "--model", str(model), "--run", str(runs / "transformer")]
         yield from ([*run, "--size", size, "--out", str(runs / "adherence" / size)] for size in SIZES)
-        yield [*run, "--lora", "four-steps", "--out", str(runs / "few_steps" / "adherence")]
+        scores, lora = runs / "few_steps" / "adherence", ["--lora", "four-steps"]
+        yield from ([*run, *lora, "--size", size, "--out", str(scores / size)] for size in SIZES)
     if stage == "card":
         yield ["training.model_card", "--model", str(model), "--runs", str(runs)]
 

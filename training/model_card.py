@@ -68,6 +68,18 @@ def area(size: str) -> int:
     return width * height
 
 
+def scores_by_size(run: Path) -> dict[str, Any]:
+    """What was measured at each size, the smallest first."""
+    found = {path.parent.name: read(path) for path in run.glob("adherence/*/results.json")}
+    return {size: found[size] for size in sorted(found, key=area)}
+
+
+def overall(measured: dict[str, Any]) -> str:
+    """The scores of all prompts at each size, in a sentence."""
+    rows = ((size, one["scores"]["overall"]) for size, one in measured.items())
+    return ", ".join(f"{row['score']:.0%} of {row['total']} at {size}" for size, row in rows)
+
+
 def parts_table(sizes: dict[str, tuple[int, int]]) -> str:
     """A Markdown table of the components."""
     rows = ["| part | parameters | file |", "|---|---|---|"]
@@ -82,14 +94,13 @@ def card(model: Path, runs: Path) -> str:
     sizes = {name: parameters(model / name) for name in COMPONENTS}
     total = sum(count for count, _ in sizes.values())
     lora, few = model / "loras" / "four-steps.safetensors", last_line(runs / "few_steps" / "log.jsonl")
-    in_few = read(runs / "few_steps" / "adherence" / "results.json")
     text, vae, last = (
         last_line(runs / name / "log.jsonl") for name in ("text_encoders", "vae", "transformer")
     )
-    measured = {path.parent.name: read(path) for path in runs.glob("adherence/*/results.json")}
+    measured, in_few = scores_by_size(runs), scores_by_size(runs / "few_steps")
     scores = "\n\n".join(
         f"{size}, {measured[size]['scores']['overall']['score']:.0%} of all:\n\n{score_table(measured[size])}"
-        for size in sorted(measured, key=area)
+        for size in measured
     )
     return f"""# {model.name}
 
@@ -154,9 +165,9 @@ does not know on a ground that it does: right is the ground alone.
 `loras/four-steps.safetensors` ({lora.stat().st_size / 1e6:.1f} MB) makes of it a model of four steps without
 guidance, 4 evaluations in place of {2 * DEFAULT_STEPS}: `triptych generate "two penguins" --lora four-steps`
 needs no other option. It was distilled from the guided model (`training/few_steps.py`): {few["step"]} steps,
-{few["seconds"] / 3600:.1f} hours. Right at 128x128, {in_few["scores"]["overall"]["score"]:.0%} of all:
+{few["seconds"] / 3600:.1f} hours. Right are {overall(in_few)}; at 128x128:
 
-{score_table(in_few)}
+{score_table(in_few["128x128"])}
 
 A negative prompt works by guidance, of which there is none here.
 
