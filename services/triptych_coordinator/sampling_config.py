@@ -38,30 +38,19 @@ class Sampling(Defaults):
     distilling_loras: Mapping[str, int] = field(default_factory=dict)
     """The checkpoint's own: steps without guidance, by what a LoRA's name has in it."""
 
-    def steps_with_loras(self, names: Iterable[str]) -> int | None:
-        """The steps of what LoRAs of these names make of the model, if one of them distils it."""
-        names = list(names)
-        own = steps_by_name(self.distilling_loras, names)
-        return own or (self.family.steps_with_loras(names) if self.family else None)
-
     def with_loras(self, names: Iterable[str]) -> "Sampling":
-        """The sampling of what LoRAs of these names make of the model: of few steps if one distils it.
+        """The sampling of what LoRAs of these names make of the model: of few steps, or itself.
 
         The checkpoint's own LoRAs were distilled at its levels, those that are known of its family at theirs.
         """
         names = list(names)
-        steps = self.steps_with_loras(names)
-        if steps is None:
+        if (own := steps_by_name(self.distilling_loras, names)) is not None:
+            return _of_few_steps(self, own)
+        steps = self.family.steps_with_loras(names) if self.family else None
+        if self.family is None or self.family.distilled_mu is None or steps is None:
             return self
-        few = _of_few_steps(self, steps)
-        if (
-            self.family is None
-            or self.family.distilled_mu is None
-            or steps_by_name(self.distilling_loras, names)
-        ):
-            return few
         schedule = replace(self.schedule, shift=FixedMu(self.family.distilled_mu), terminal=None)
-        return replace(few, schedule=schedule)
+        return replace(_of_few_steps(self, steps), schedule=schedule)
 
 
 def sampling_of(checkpoint: Checkpoint) -> Sampling:

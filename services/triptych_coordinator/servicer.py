@@ -141,7 +141,11 @@ class ImageGenerationServicer(ImageGenerationServiceServicer):
             max_references=limits.references.most if limits.references else 0,
             min_references=limits.references.least if limits.references else 0,
             loras=loras,
-            distilling_loras={name: steps for name in loras if (steps := sampling.steps_with_loras([name]))},
+            distilling_loras={
+                name: distilled.num_inference_steps
+                for name in loras
+                if (distilled := sampling.with_loras([name])) is not sampling
+            },
             vocabulary=self._vocabulary.phrases,
             example_prompts=self._vocabulary.example_prompts,
         )

@@ -6,7 +6,7 @@ CUDA's own capture needs a GPU; here what is captured is computed again from the
 import gc
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -165,17 +165,9 @@ def test_a_pass_whose_shapes_were_met_copies_nothing_to_the_device(config: Confi
     predictor = Predictor(model, CPU, torch.float32, 4, graphs=cast(GraphedPasses, noted))
     predictor.predict(rows_of(predictor, 2, 8, 0))
     groups, sigma, others = asked[0]
-    groups = [
-        replace(
-            group,
-            latents=group.latents.to(META),
-            sequence=group.sequence.to(META),
-            references=[each.to(META) for each in group.references],
-        )
-        for group in groups
-    ]
-    others = tree_map_only(Tensor, lambda each: each.to(META), others)
-    model, sigma = model.to(META), sigma.to(META)
+    on_meta = partial(tree_map_only, Tensor, lambda each: each.to(META))
+    groups = [RowGroup(**on_meta(vars(group))) for group in groups]
+    model, sigma, others = model.to(META), sigma.to(META), on_meta(others)
     with torch.inference_mode():
         model.mixed(groups, sigma, **others)
         with OnlyOn() as seen:

@@ -62,7 +62,7 @@ async def test_diffusers_makes_the_same_picture(
 async def test_its_lora_needs_four_steps_and_no_guidance_as_in_diffusers(
     pipeline: StableDiffusion3Pipeline,
 ) -> None:
-    """And without being told so. The last test: the LoRA stays in diffusers' pipeline."""
+    """And without being told so."""
     async with fused_client(ModelChoice(model="triptych-small")) as client:
         model = await client.model()
         ours = await client.generate(PROMPT, seed=7, loras={LORA: 1.0})
@@ -82,4 +82,5 @@ async def test_its_lora_needs_four_steps_and_no_guidance_as_in_diffusers(
         generator=torch.Generator("cpu").manual_seed(7),
         output_type="np",
     ).images[0]
+    pipeline.unload_lora_weights()
     assert np.abs(np.asarray(picture).astype(int) - (theirs * 255).round().astype(int)).max() <= 1

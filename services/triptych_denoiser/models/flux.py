@@ -23,6 +23,7 @@ from triptych_denoiser.models.layers import (
     TwoLayers,
     add_gated,
     attention_input,
+    grid_of,
     modulate,
     pack_latents,
     rounded_guidance,
@@ -225,7 +226,7 @@ class FluxTransformer(Transformer):
         rows = streams(images, texts, image_first=False, references=references)
         image, text = rows.image.pack(images), rows.text.pack(texts)
         turns = [
-            turns_on(image.device, self.turns, tokens, tuple(map(_grid, each)))
+            turns_on(image.device, self.turns, tokens, tuple(grid_of(picture, PACKING) for picture in each))
             for tokens, each in zip(rows.text.tokens, pictures, strict=True)
         ]
         blocks, doubles = [*self.double_blocks, *self.single_blocks], len(self.double_blocks)
@@ -284,7 +285,3 @@ class FluxTransformer(Transformer):
         text = torch.zeros(tokens, 3, dtype=torch.int64)
         pictures = [grid_positions(first, *grid) for first, grid in enumerate(grids)]
         return turns_at(torch.cat([text, *pictures]), axes)
-
-
-def _grid(picture: Tensor) -> tuple[int, int]:
-    return picture.shape[-2] // PACKING, picture.shape[-1] // PACKING

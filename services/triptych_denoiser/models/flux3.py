@@ -242,8 +242,12 @@ class Flux3Transformer(Transformer):
         dtype, device = groups[0].latents.dtype, groups[0].latents.device
         moving = self.embed(sigma, target_sigma, dtype)
         still = self.embed(torch.zeros_like(sigma), target_sigma, dtype)
-        joined = [turns_on(device, self.turns, *sizes_of(group)) for group in groups]
-        turns = [torch.split(each, tokens_in(group)) for each, group in zip(joined, groups, strict=True)]
+        sizes = [sizes_of(group) for group in groups]
+        joined = [turns_on(device, self.turns, *each) for each in sizes]
+        turns = [
+            torch.split(each, [tokens, *(grid.numel() for grid in grids)])
+            for each, (tokens, grids) in zip(joined, sizes, strict=True)
+        ]
 
         texts: Groups = [group.sequence for group in groups]
         if not self.has_static_text:
@@ -347,12 +351,6 @@ def sizes_of(group: RowGroup) -> tuple[int, tuple[torch.Size, ...]]:
     """Tokens of a row's text, and rows and columns of its pictures: the latents, then the references."""
     pictures = (group.latents, *group.references)
     return group.sequence.shape[1], tuple(picture.shape[-2:] for picture in pictures)
-
-
-def tokens_in(group: RowGroup) -> list[int]:
-    """Tokens of a row's text and of each of its pictures."""
-    text, grids = sizes_of(group)
-    return [text, *(grid.numel() for grid in grids)]
 
 
 def features(sigma: Tensor, dtype: torch.dtype) -> Tensor:

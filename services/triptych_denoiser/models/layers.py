@@ -292,6 +292,12 @@ def pack_latents(latents: Tensor, patch: int) -> Tensor:
     return patchify(latents, patch).movedim(-1, 2).flatten(2)
 
 
+def grid_of(latents: Tensor, patch: int) -> tuple[int, int]:
+    """Rows and columns of the tokens that pack_latents makes of latents [..., height, width]."""
+    height, width = latents.shape[-2:]
+    return height // patch, width // patch
+
+
 def unpack_latents(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
     """The inverse of pack_latents."""
     by_patch = torch.unflatten(tokens, -1, (-1, patch, patch)).movedim(2, -1)

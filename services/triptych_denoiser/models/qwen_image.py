@@ -20,6 +20,7 @@ from triptych_denoiser.models.layers import (
     Modulation,
     RMSNorm,
     TwoLayers,
+    grid_of,
     modulate,
     pack_latents,
     rounded_levels,
@@ -175,10 +176,8 @@ class QwenImageTransformer(Transformer):
         dtype = groups[0].latents.dtype
         embedding = self.embed(sigma, dtype)
         image_embedding = self.with_references(embedding)
-        packed = [
-            [pack_latents(picture, PATCH) for picture in (group.latents, *group.references)]
-            for group in groups
-        ]
+        pictures = [(group.latents, *group.references) for group in groups]
+        packed = [[pack_latents(picture, PATCH) for picture in each] for each in pictures]
         images = [self.patch_embed(torch.cat(each, dim=1)) for each in packed]
         texts = [self.text_embed(self.text_norm(group.sequence)) for group in groups]
         references = [sum(picture.shape[1] for picture in each[1:]) for each in packed]
@@ -187,7 +186,8 @@ class QwenImageTransformer(Transformer):
         if self.config.zero_cond_t:
             rows = rows.apart()
         turns = [
-            turns_on(image.device, self.turns, group.sequence.shape[1], grids_of(group)) for group in groups
+            turns_on(image.device, self.turns, tokens, tuple(grid_of(picture, PATCH) for picture in each))
+            for tokens, each in zip(rows.text.tokens, pictures, strict=True)
         ]
 
         def through(layers: range, image: Tensor, text: Tensor, some: Rows) -> tuple[Tensor, Tensor]:
@@ -237,9 +237,3 @@ class QwenImageTransformer(Transformer):
         text = torch.arange(first, first + tokens)[:, None].expand(-1, 3)
         positions = [centred_positions(index, *grid) for index, grid in enumerate(grids)]
         return turns_of(torch.cat([text, *positions]), self.config.axes_dims_rope, THETA)
-
-
-def grids_of(group: RowGroup) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of tokens of a group's pictures: the latents, then the references."""
-    pictures = (group.latents, *group.references)
-    return tuple((picture.shape[-2] // PATCH, picture.shape[-1] // PATCH) for picture in pictures)

@@ -26,6 +26,7 @@ from triptych_denoiser.models.layers import (
     Modulation,
     RMSNorm,
     TwoLayers,
+    grid_of,
     patchify,
     timestep_features,
     unpatchify,
@@ -257,7 +258,7 @@ class ZImageTransformer(Transformer):
         images, texts = zip(*map(self.embed, groups), strict=True)
         rows = streams(images, texts, image_first=True)
         turns = [
-            turns_on(image.device, self.turns, image.shape[1], text.shape[1], *grid_of(group.latents))
+            turns_on(image.device, self.turns, image.shape[1], text.shape[1], *grid_of(group.latents, PATCH))
             for image, text, group in zip(images, texts, groups, strict=True)
         ]
         image_turns = [each[part] for each, part in zip(turns, rows.image_parts, strict=True)]
@@ -297,7 +298,7 @@ class ZImageTransformer(Transformer):
 
     def velocity(self, image: Tensor, group: RowGroup) -> Tensor:
         """Like the latents, of what leaves the blocks; the model tells the way to the picture."""
-        rows, columns = grid_of(group.latents)
+        rows, columns = grid_of(group.latents, PATCH)
         clean = self.final(image[:, : rows * columns]).unflatten(-1, (PATCH, PATCH, -1))
         return -unpatchify(clean, PATCH * rows, PATCH * columns)
 
@@ -316,12 +317,6 @@ class ZImageTransformer(Transformer):
         image = F.pad(grid, (0, 0, 0, image_tokens - len(grid)))
         text = F.pad(torch.arange(1, text_tokens + 1)[:, None], (0, 2))
         return turns_at(torch.cat([image, text]), [torch.stack([a.cos(), a.sin()], dim=-1) for a in axes])
-
-
-def grid_of(latents: Tensor) -> tuple[int, int]:
-    """Rows and columns of a picture's tokens."""
-    height, width = latents.shape[-2:]
-    return height // PATCH, width // PATCH
 
 
 def padded(tokens: Tensor, pad: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from triptych.checkpoints.checkpoint import Checkpoint
+from triptych.version import version_of
 
 FULL_HASH_BYTES = 1 << 30
 _SAMPLES = 64
@@ -39,7 +39,7 @@ def stage_fingerprint(
     parts = _runtime(device) | {"dtype": dtype, "determinism": determinism, "quantization": quantization}
     parts |= others or {}
     if quantization != "none":
-        parts["torchao"] = _version("torchao")
+        parts["torchao"] = version_of("torchao")  # the VAE codec quantizes without it
     for component in components:
         parts[f"config of {component}"] = json.dumps(checkpoint.config(component), sort_keys=True)
         parts[f"weights of {component}"] = weights_identity(checkpoint.files(component))
@@ -74,14 +74,6 @@ def _runtime(device: str) -> dict[str, str]:
     if kind == "cuda":
         parts["processor"] = torch.cuda.get_device_name(device)
     return parts
-
-
-def _version(library: str) -> str:
-    """The library's version, "" if it is not here: the VAE codec quantizes without torchao."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _hash_of_all(file: Path) -> str:
